@@ -1,0 +1,31 @@
+//! The protobuf messages and gRPC services that Hadron speaks: generated code, no logic.
+//!
+//! [`etcdserverpb`], [`mvccpb`] and [`authpb`] have etcd's package, service and field names and numbers, so that any
+//! etcd client can talk to us. [`hadron`] holds what Hadron offers beyond etcd. The sources are in `proto/`, with the
+//! meaning of each field in comments of our own.
+#![allow(missing_docs, clippy::all, rustdoc::all, unreachable_pub)]
+
+/// etcd's key-value, watch, lease, cluster, maintenance and authentication services.
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
+
+/// Stored keys and the events that change them.
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+
+/// Users, roles and permissions.
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+
+/// The standard gRPC health check.
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
+
+/// What Hadron offers beyond etcd's services.
+pub mod hadron {
+    tonic::include_proto!("hadron.v1");
+}

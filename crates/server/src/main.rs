@@ -1,0 +1,2 @@
+//! The binary `hadron`.
+fn main() {}

@@ -1,0 +1,3 @@
+//! Files: the disk seam, the write-ahead log, the engine and snapshots. The one place that knows files.
+
+pub mod engine;

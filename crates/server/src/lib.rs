@@ -1,1 +1,8 @@
-//! To be written.
+//! Sockets, threads and the command line around a [`hadron_node`]: everything that touches the outside world.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod driver;
+pub mod metrics;
+pub mod transport;

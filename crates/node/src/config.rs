@@ -1,0 +1,83 @@
+//! What a node is told when it is built.
+
+use hadron_consensus::{GroupId, NodeId, ReplicaId};
+
+use crate::membership::Member;
+
+/// Everything a node needs to know before its first step.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Counts the starts of this node's process; durable before the node sends its first message.
+    pub incarnation: u64,
+    /// The nodes of the pool as bootstrapped, this one included.
+    pub members: Vec<Member>,
+    /// The groups with a replica here.
+    pub groups: Vec<GroupConfig>,
+    /// Microseconds between two heartbeats of a pair of nodes.
+    pub heartbeat_us: u64,
+    /// Microseconds without contact after which a node is suspected.
+    pub election_timeout_us: u64,
+    /// Where all randomness comes from.
+    pub seed: u64,
+    /// Bounds and rhythms.
+    pub limits: Limits,
+}
+
+/// One group and its voters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// The group.
+    pub group: GroupId,
+    /// Its voters and the nodes they are on.
+    pub voters: Vec<(ReplicaId, NodeId)>,
+}
+
+/// Bounds and rhythms. The defaults suit a machine with a local disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Commands are gathered into entries of about this many bytes (one larger command makes a larger entry).
+    pub entry_bytes: usize,
+    /// Bytes of appends on their way to one follower before the leader waits for acknowledgements.
+    pub inflight_bytes: usize,
+    /// Bytes of proposals that wait for a quorum before new ones are refused.
+    pub uncommitted_bytes: usize,
+    /// Applied bytes that the engine does not have yet, per group, before a leader refuses and a follower pauses.
+    pub unflushed_bytes: usize,
+    /// Requests of one group that may wait for a leader before new ones are refused.
+    pub waiting_requests: usize,
+    /// Bytes in one flush.
+    pub flush_bytes: usize,
+    /// Microseconds that an applied entry may wait for its flush.
+    pub flush_interval_us: u64,
+    /// Microseconds between two fsyncs of the engine while there is something to make durable.
+    pub persist_interval_us: u64,
+    /// Bytes of log kept in memory and in the write-ahead log for followers that are behind.
+    pub log_tail_bytes: usize,
+    /// Bytes of log kept for a follower that is receiving a snapshot.
+    pub snapshot_log_bytes: usize,
+    /// Microseconds between two comparisons of the replicas' digests.
+    pub digest_interval_us: u64,
+    /// Leases revoked by expiry in one entry.
+    pub expiries_per_entry: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            entry_bytes: 1 << 20,
+            inflight_bytes: 16 << 20,
+            uncommitted_bytes: 64 << 20,
+            unflushed_bytes: 64 << 20,
+            waiting_requests: 10_000,
+            flush_bytes: 4 << 20,
+            flush_interval_us: 200_000,
+            persist_interval_us: 2_000_000,
+            log_tail_bytes: 16 << 20,
+            snapshot_log_bytes: 256 << 20,
+            digest_interval_us: 5_000_000,
+            expiries_per_entry: 500,
+        }
+    }
+}

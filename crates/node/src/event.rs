@@ -1,0 +1,218 @@
+//! The two sides of a node: [`Event`]s go in, [`Effects`] come out. The driver (threads and sockets) and the simulator
+//! (neither) both live on this page.
+
+use bytes::Bytes;
+use hadron_consensus::{GroupId, LogPosition, NodeId, ReplicaId};
+use hadron_keyspace::{Applied, Error, Flush, Response};
+use hadron_storage::engine::Batch;
+use hadron_storage::wal::Record;
+
+use crate::peer::PeerMessage;
+
+/// Something that happened to a node.
+#[derive(Debug)]
+pub enum Event {
+    /// The time of [`crate::Node::deadline`] has come (or passed).
+    Timer,
+    /// A message of another node arrived.
+    Peer {
+        /// The sender, as its handshake proved.
+        from: NodeId,
+        /// What it says.
+        message: PeerMessage,
+    },
+    /// A connection with `node` was made; `incarnation` counts the starts of its process.
+    PeerUp {
+        /// The other node.
+        node: NodeId,
+        /// Its process.
+        incarnation: u64,
+    },
+    /// No connection with `node` is left: whatever was on its way is lost.
+    PeerDown {
+        /// The other node.
+        node: NodeId,
+    },
+    /// A client's write. Answered by exactly one [`Reply`] with the same token, unless cancelled.
+    Write {
+        /// Unique among all requests of this process; chosen by the driver.
+        token: u64,
+        /// The group of the client's keyspace.
+        group: GroupId,
+        /// An encoded [`hadron_keyspace::Command`].
+        command: Bytes,
+    },
+    /// A client's linearizable read wants to begin. Answered by [`Reply::ReadReady`] when this node's replica may serve it.
+    Read {
+        /// As in [`Event::Write`].
+        token: u64,
+        /// The group of the client's keyspace.
+        group: GroupId,
+    },
+    /// Hand the leadership of `group` to the replica on `to`. Answered by [`Reply::Transferred`].
+    TransferLeader {
+        /// As in [`Event::Write`].
+        token: u64,
+        /// The group.
+        group: GroupId,
+        /// The node that shall lead.
+        to: NodeId,
+    },
+    /// Nobody waits for this request any more. A write that is on its way may still happen.
+    Cancel {
+        /// The request's token.
+        token: u64,
+        /// The request's group.
+        group: GroupId,
+    },
+    /// Every log batch up to and including `sequence` is durable.
+    LogDurable {
+        /// See [`Effects::log_sequence`].
+        sequence: u64,
+    },
+    /// The log keeps old segments only for these groups: move or rewrite their entries.
+    LogPinned {
+        /// The groups, as [`hadron_storage::wal::Wal::pinning`] names them.
+        groups: Vec<GroupId>,
+    },
+    /// The engine has written a [`FlushJob`]; readers of the engine see it.
+    Flushed {
+        /// The job's group.
+        group: GroupId,
+        /// The job's flush, handed back.
+        flush: Flush,
+    },
+    /// The sweep of `group` that was asked for has been written.
+    Swept {
+        /// The group.
+        group: GroupId,
+    },
+    /// The engine has made durable all that was flushed when `ticket` was issued.
+    EnginePersisted {
+        /// See [`Effects::persist_engine`].
+        ticket: u64,
+    },
+    /// A [`SnapshotJob`] ended.
+    SnapshotSent {
+        /// The group.
+        group: GroupId,
+        /// The receiving replica.
+        to: ReplicaId,
+        /// The position that the receiver installed; `None` when the transfer failed.
+        position: Option<LogPosition>,
+    },
+    /// A snapshot was received whole, checked and written to the engine, but the switch to it (`Importer::finish`) has
+    /// not been made. Answered by an entry of [`Effects::installs`] with the same ticket, in this step or a later one.
+    SnapshotOffered {
+        /// The group.
+        group: GroupId,
+        /// Chosen by the driver.
+        ticket: u64,
+        /// What the snapshot contains.
+        applied: Applied,
+    },
+    /// The switch that [`Effects::installs`] allowed is made and durable: the engine holds the snapshot's state.
+    SnapshotInstalled {
+        /// The group.
+        group: GroupId,
+        /// What it contains.
+        applied: Applied,
+    },
+}
+
+/// What a step wants done. The driver may do these in any order and in parallel.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Records for the log, in order: append, sync, then [`Event::LogDurable`] with `log_sequence`.
+    pub log: Vec<Record>,
+    /// The number of the newest batch in `log`; it only grows. Valid while `log` is not empty.
+    pub log_sequence: u64,
+    /// Messages for other nodes. Each may be sent at once; lost ones are never sent again by the driver.
+    pub sends: Vec<(NodeId, PeerMessage)>,
+    /// Answers to clients.
+    pub replies: Vec<(u64, Reply)>,
+    /// Batches for the engine, each to be answered by [`Event::Flushed`].
+    pub flushes: Vec<FlushJob>,
+    /// Physical deletions for the engine, each to be answered by [`Event::Swept`]. Not urgent.
+    pub sweeps: Vec<(GroupId, Batch)>,
+    /// Make durable all flushes answered so far, then send [`Event::EnginePersisted`] with this ticket.
+    pub persist_engine: Option<u64>,
+    /// Snapshots to stream to other nodes, each to be answered by [`Event::SnapshotSent`].
+    pub snapshots: Vec<SnapshotJob>,
+    /// Answers to [`Event::SnapshotOffered`]: ticket, and whether to switch to the snapshot (`Importer::finish`, then
+    /// `Engine::persist`, then [`Event::SnapshotInstalled`]) or to drop it. Between a yes and the installation the
+    /// node neither applies nor flushes that group.
+    pub installs: Vec<(u64, bool)>,
+    /// The node must stop now, and must not be restarted without a look: what was found, and what to do.
+    pub fatal: Option<String>,
+}
+
+impl Effects {
+    /// True when there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.log.is_empty()
+            && self.sends.is_empty()
+            && self.replies.is_empty()
+            && self.flushes.is_empty()
+            && self.sweeps.is_empty()
+            && self.persist_engine.is_none()
+            && self.snapshots.is_empty()
+            && self.installs.is_empty()
+            && self.fatal.is_none()
+    }
+}
+
+/// A batch for the engine.
+#[derive(Debug)]
+pub struct FlushJob {
+    /// Whose state it is.
+    pub group: GroupId,
+    /// Write `flush.batch`, then hand the flush back in [`Event::Flushed`].
+    pub flush: Flush,
+}
+
+/// A snapshot to stream: open an exporter on a view of the engine that is taken *after* this job was issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotJob {
+    /// Whose state.
+    pub group: GroupId,
+    /// The node that needs it.
+    pub node: NodeId,
+    /// The replica that needs it.
+    pub to: ReplicaId,
+}
+
+/// The answer to a request.
+#[derive(Debug, PartialEq)]
+pub enum Reply {
+    /// The write was applied by this node's replica, with this result.
+    Written {
+        /// The state machine's answer, the same on every replica.
+        response: Result<Response, Error>,
+        /// The term of the entry that carried it.
+        term: u64,
+    },
+    /// This node's replica has applied all that was committed when the read began.
+    ReadReady,
+    /// The new leader leads.
+    Transferred,
+    /// The request failed.
+    Failed(Failure),
+}
+
+/// Why a request failed. Only [`Failure::Unknown`] may have happened all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// This node has no replica of the group.
+    NoSuchGroup,
+    /// This replica does not lead (asked of a request that only the leader can carry out).
+    NotLeader,
+    /// The target of a transfer is not a voter of the group.
+    BadTransferTarget,
+    /// Too much is waiting already. It certainly did not happen.
+    Busy,
+    /// This replica differs from the others and serves nothing until it is rebuilt. It certainly did not happen.
+    Quarantined,
+    /// It was sent on, and whether it was carried out cannot be known here.
+    Unknown,
+}

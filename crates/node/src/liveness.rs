@@ -1,0 +1,152 @@
+//! Failure detection between nodes: one detector per pair, whatever the number of groups.
+//!
+//! Y is alive to X only while X hears Y *and* Y says that it hears X *and* Y vouches for its own disk and loop. So a
+//! link that works in one direction only counts as broken for both, and a node whose disk hangs is replaced as leader
+//! although its network is fine. No read is ever answered from liveness; it only starts elections.
+
+use std::collections::BTreeMap;
+
+use hadron_consensus::{Contacts, NodeId, ReplicaId, Time};
+
+/// What this node knows about the liveness of one other node.
+#[derive(Clone, Debug, Default)]
+struct Peer {
+    /// Its process; a new one has forgotten what the old one led.
+    incarnation: u64,
+    /// When it was received last, whatever it said.
+    received_at: Option<Time>,
+    /// When it last said that it hears us and vouched for itself.
+    heard_at: Option<Time>,
+    /// Whether the groups it leads have been told of a suspicion.
+    suspected: bool,
+}
+
+/// The detectors of one node.
+#[derive(Debug)]
+pub(crate) struct Liveness {
+    peers: BTreeMap<NodeId, Peer>,
+    me: NodeId,
+    timeout_us: u64,
+}
+
+impl Liveness {
+    /// Detectors for `others`, each suspected `timeout_us` after the last contact.
+    pub(crate) fn new(me: NodeId, others: impl Iterator<Item = NodeId>, timeout_us: u64) -> Liveness {
+        Liveness { peers: others.map(|node| (node, Peer::default())).collect(), me, timeout_us }
+    }
+
+    /// The other nodes.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.peers.keys().copied()
+    }
+
+    /// A heartbeat arrived. Returns true when it comes from a new process, which leads nothing that the old one led.
+    pub(crate) fn on_heartbeat(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        incarnation: u64,
+        hears: bool,
+        vouches: bool,
+    ) -> bool {
+        let Some(peer) = self.peers.get_mut(&from) else { return false };
+        if incarnation < peer.incarnation {
+            return false;
+        }
+        let restarted = peer.incarnation != 0 && incarnation > peer.incarnation;
+        peer.incarnation = incarnation;
+        peer.received_at = Some(now);
+        if hears && vouches {
+            peer.heard_at = Some(now);
+            peer.suspected = false;
+        }
+        restarted
+    }
+
+    /// Whether this node receives `node`: what the next heartbeat to it says.
+    pub(crate) fn hears(&self, now: Time, node: NodeId) -> bool {
+        let received_at = self.peers.get(&node).and_then(|peer| peer.received_at);
+        received_at.is_some_and(|at| now.micros_since(at) < self.timeout_us)
+    }
+
+    /// Nodes that have just become suspect, each named once per suspicion.
+    pub(crate) fn new_suspects(&mut self, now: Time) -> Vec<NodeId> {
+        let timeout_us = self.timeout_us;
+        let late = |peer: &Peer| peer.heard_at.is_some_and(|at| now.micros_since(at) >= timeout_us);
+        let mut suspects = Vec::new();
+        for (node, peer) in &mut self.peers {
+            if !peer.suspected && late(peer) {
+                peer.suspected = true;
+                suspects.push(*node);
+            }
+        }
+        suspects
+    }
+
+    /// When `node` was last known to be alive; `Time(0)` for never.
+    pub(crate) fn last_heard(&self, now: Time, node: NodeId) -> Time {
+        if node == self.me {
+            return now;
+        }
+        self.peers.get(&node).and_then(|peer| peer.heard_at).unwrap_or_default()
+    }
+}
+
+/// One group's view of the detectors: replicas instead of nodes.
+pub(crate) struct GroupContacts<'a> {
+    /// The present.
+    pub(crate) now: Time,
+    /// The detectors.
+    pub(crate) liveness: &'a Liveness,
+    /// Where the group's replicas are.
+    pub(crate) nodes: &'a BTreeMap<ReplicaId, NodeId>,
+}
+
+impl Contacts for GroupContacts<'_> {
+    fn last_heard(&self, replica: ReplicaId) -> Time {
+        self.nodes.get(&replica).map_or(Time(0), |node| self.liveness.last_heard(self.now, *node))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: NodeId = NodeId(1);
+    const OTHER: NodeId = NodeId(2);
+
+    fn liveness() -> Liveness {
+        Liveness::new(ME, [OTHER].into_iter(), 1_000)
+    }
+
+    #[test]
+    fn a_node_that_does_not_hear_us_is_not_alive_to_us() {
+        let mut liveness = liveness();
+        liveness.on_heartbeat(Time(10), OTHER, 1, false, true);
+        assert!(liveness.hears(Time(20), OTHER), "we tell it that we hear it");
+        assert_eq!(liveness.last_heard(Time(20), OTHER), Time(0));
+        liveness.on_heartbeat(Time(30), OTHER, 1, true, true);
+        assert_eq!(liveness.last_heard(Time(40), OTHER), Time(30));
+    }
+
+    #[test]
+    fn a_node_with_a_hung_disk_is_suspected_once() {
+        let mut liveness = liveness();
+        liveness.on_heartbeat(Time(10), OTHER, 1, true, true);
+        liveness.on_heartbeat(Time(900), OTHER, 1, true, false);
+        assert!(liveness.new_suspects(Time(1_000)).is_empty());
+        assert_eq!(liveness.new_suspects(Time(1_010)), [OTHER]);
+        assert!(liveness.new_suspects(Time(1_020)).is_empty());
+        liveness.on_heartbeat(Time(1_030), OTHER, 1, true, true);
+        assert_eq!(liveness.new_suspects(Time(2_030)), [OTHER]);
+    }
+
+    #[test]
+    fn a_new_process_is_noticed_and_an_old_one_is_ignored() {
+        let mut liveness = liveness();
+        assert!(!liveness.on_heartbeat(Time(10), OTHER, 1, true, true));
+        assert!(liveness.on_heartbeat(Time(20), OTHER, 2, true, true));
+        assert!(!liveness.on_heartbeat(Time(30), OTHER, 1, true, true));
+        assert_eq!(liveness.last_heard(Time(40), OTHER), Time(20));
+    }
+}

@@ -1,0 +1,247 @@
+//! What nodes say to each other, and its bytes.
+//!
+//! Messages of all groups for one node travel together in one frame. The encoding of a frame's outside (length,
+//! checksum, handshake) belongs to the transport; here is one message: a kind byte, then its fields, little-endian.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hadron_consensus::{GroupId, Message, NodeId, ReplicaId, Term};
+
+/// A message from one node to another.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PeerMessage {
+    /// A message between two replicas of one group.
+    Group {
+        /// The group.
+        group: GroupId,
+        /// The sending replica.
+        from: ReplicaId,
+        /// The receiving replica. A message for a replica that is not here is dropped.
+        to: ReplicaId,
+        /// What it says.
+        message: Message,
+    },
+    /// I am alive, and so are my log and my loop.
+    Heartbeat {
+        /// The sender's process.
+        incarnation: u64,
+        /// Whether the sender hears the receiver. A node counts as heard only if it hears us too.
+        hears: bool,
+        /// Whether the sender's disk completed its writes lately. A node with a hung disk must not keep leading.
+        vouches: bool,
+    },
+    /// Proposals of the sender's clients, for the leader of `term`. In any other term they are refused.
+    Forward {
+        /// The group.
+        group: GroupId,
+        /// The term whose leader the sender believes in.
+        term: Term,
+        /// The sender's process: together with a command's token it names the proposal.
+        incarnation: u64,
+        /// Grows with each forward of one sender; a leader takes each number once.
+        number: u64,
+        /// Token and encoded command.
+        commands: Vec<(u64, Bytes)>,
+    },
+    /// These forwarded commands were certainly not proposed, and may be sent elsewhere.
+    NotProposed {
+        /// The group.
+        group: GroupId,
+        /// The sender's incarnation, as it stood in the forward.
+        incarnation: u64,
+        /// True when the leader had no room: tell the client, do not try again at once.
+        busy: bool,
+        /// The commands' tokens.
+        tokens: Vec<u64>,
+    },
+    /// The outcome of an election, as its candidate counted it.
+    Elected {
+        /// The group.
+        group: GroupId,
+        /// The term.
+        term: Term,
+        /// The candidate.
+        candidate: NodeId,
+        /// False for a split vote.
+        won: bool,
+        /// Votes by candidate.
+        votes: Vec<(NodeId, u64)>,
+    },
+    /// The digest of the sender's replica at an agreed index; the receiver answers with its own.
+    Digest {
+        /// The group.
+        group: GroupId,
+        /// The index of the mark.
+        index: u64,
+        /// The live digest there.
+        live: u64,
+        /// True in the answer.
+        answer: bool,
+    },
+}
+
+/// A message that is not one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerDecodeError {
+    /// It ends too early, or claims more than it holds.
+    #[error("peer message is truncated")]
+    Truncated,
+    /// A kind this version does not know.
+    #[error("unknown kind of peer message: {0}")]
+    UnknownKind(u8),
+    /// The group message inside is malformed.
+    #[error("malformed group message")]
+    Group,
+}
+
+const GROUP: u8 = 1;
+const HEARTBEAT: u8 = 2;
+const FORWARD: u8 = 3;
+const NOT_PROPOSED: u8 = 4;
+const ELECTED: u8 = 5;
+const DIGEST: u8 = 6;
+
+impl PeerMessage {
+    /// Appends the message's bytes to `out`.
+    pub fn encode(&self, out: &mut BytesMut) {
+        match self {
+            PeerMessage::Group { group, from, to, message } => {
+                out.put_u8(GROUP);
+                out.put_u64_le(group.0);
+                out.put_u64_le(from.0);
+                out.put_u64_le(to.0);
+                message.encode(out);
+            }
+            PeerMessage::Heartbeat { incarnation, hears, vouches } => {
+                out.put_u8(HEARTBEAT);
+                out.put_u64_le(*incarnation);
+                out.put_u8(u8::from(*hears) | u8::from(*vouches) << 1);
+            }
+            PeerMessage::Forward { group, term, incarnation, number, commands } => {
+                out.put_u8(FORWARD);
+                out.put_u64_le(group.0);
+                out.put_u64_le(term.0);
+                out.put_u64_le(*incarnation);
+                out.put_u64_le(*number);
+                out.put_u32_le(commands.len() as u32);
+                for (token, command) in commands {
+                    out.put_u64_le(*token);
+                    out.put_u32_le(command.len() as u32);
+                    out.put_slice(command);
+                }
+            }
+            PeerMessage::NotProposed { group, incarnation, busy, tokens } => {
+                out.put_u8(NOT_PROPOSED);
+                out.put_u64_le(group.0);
+                out.put_u64_le(*incarnation);
+                out.put_u8(u8::from(*busy));
+                out.put_u32_le(tokens.len() as u32);
+                tokens.iter().for_each(|token| out.put_u64_le(*token));
+            }
+            PeerMessage::Elected { group, term, candidate, won, votes } => {
+                out.put_u8(ELECTED);
+                out.put_u64_le(group.0);
+                out.put_u64_le(term.0);
+                out.put_u64_le(candidate.0);
+                out.put_u8(u8::from(*won));
+                out.put_u32_le(votes.len() as u32);
+                for (node, count) in votes {
+                    out.put_u64_le(node.0);
+                    out.put_u64_le(*count);
+                }
+            }
+            PeerMessage::Digest { group, index, live, answer } => {
+                out.put_u8(DIGEST);
+                out.put_u64_le(group.0);
+                out.put_u64_le(*index);
+                out.put_u64_le(*live);
+                out.put_u8(u8::from(*answer));
+            }
+        }
+    }
+
+    /// Reads one message that fills `bytes` entirely. Commands and entries are slices of `bytes`.
+    pub fn decode(mut bytes: Bytes) -> Result<PeerMessage, PeerDecodeError> {
+        let kind = read_u8(&mut bytes)?;
+        let message = match kind {
+            GROUP => {
+                let group = GroupId(read_u64(&mut bytes)?);
+                let from = ReplicaId(read_u64(&mut bytes)?);
+                let to = ReplicaId(read_u64(&mut bytes)?);
+                let message = Message::decode(bytes).map_err(|_| PeerDecodeError::Group)?;
+                return Ok(PeerMessage::Group { group, from, to, message });
+            }
+            HEARTBEAT => {
+                let incarnation = read_u64(&mut bytes)?;
+                let flags = read_u8(&mut bytes)?;
+                PeerMessage::Heartbeat { incarnation, hears: flags & 1 != 0, vouches: flags & 2 != 0 }
+            }
+            FORWARD => decode_forward(&mut bytes)?,
+            NOT_PROPOSED => PeerMessage::NotProposed {
+                group: GroupId(read_u64(&mut bytes)?),
+                incarnation: read_u64(&mut bytes)?,
+                busy: read_u8(&mut bytes)? != 0,
+                tokens: read_list(&mut bytes, 8, read_u64)?,
+            },
+            ELECTED => PeerMessage::Elected {
+                group: GroupId(read_u64(&mut bytes)?),
+                term: Term(read_u64(&mut bytes)?),
+                candidate: NodeId(read_u64(&mut bytes)?),
+                won: read_u8(&mut bytes)? != 0,
+                votes: read_list(&mut bytes, 16, |bytes| {
+                    Ok((NodeId(read_u64(bytes)?), read_u64(bytes)?))
+                })?,
+            },
+            DIGEST => PeerMessage::Digest {
+                group: GroupId(read_u64(&mut bytes)?),
+                index: read_u64(&mut bytes)?,
+                live: read_u64(&mut bytes)?,
+                answer: read_u8(&mut bytes)? != 0,
+            },
+            unknown => return Err(PeerDecodeError::UnknownKind(unknown)),
+        };
+        if bytes.is_empty() { Ok(message) } else { Err(PeerDecodeError::Truncated) }
+    }
+}
+
+fn decode_forward(bytes: &mut Bytes) -> Result<PeerMessage, PeerDecodeError> {
+    Ok(PeerMessage::Forward {
+        group: GroupId(read_u64(bytes)?),
+        term: Term(read_u64(bytes)?),
+        incarnation: read_u64(bytes)?,
+        number: read_u64(bytes)?,
+        commands: read_list(bytes, 12, |bytes| {
+            let token = read_u64(bytes)?;
+            let length = read_u32(bytes)? as usize;
+            Ok((token, read_bytes(bytes, length)?))
+        })?,
+    })
+}
+
+/// A list whose items take at least `item_bytes_min` bytes each, so that a lying count allocates nothing.
+fn read_list<T>(
+    bytes: &mut Bytes,
+    item_bytes_min: usize,
+    mut read: impl FnMut(&mut Bytes) -> Result<T, PeerDecodeError>,
+) -> Result<Vec<T>, PeerDecodeError> {
+    let count = read_u32(bytes)? as usize;
+    if count.saturating_mul(item_bytes_min) > bytes.len() {
+        return Err(PeerDecodeError::Truncated);
+    }
+    (0..count).map(|_| read(bytes)).collect()
+}
+
+pub(crate) fn read_u8(bytes: &mut Bytes) -> Result<u8, PeerDecodeError> {
+    bytes.try_get_u8().map_err(|_| PeerDecodeError::Truncated)
+}
+
+pub(crate) fn read_u32(bytes: &mut Bytes) -> Result<u32, PeerDecodeError> {
+    bytes.try_get_u32_le().map_err(|_| PeerDecodeError::Truncated)
+}
+
+pub(crate) fn read_u64(bytes: &mut Bytes) -> Result<u64, PeerDecodeError> {
+    bytes.try_get_u64_le().map_err(|_| PeerDecodeError::Truncated)
+}
+
+pub(crate) fn read_bytes(bytes: &mut Bytes, length: usize) -> Result<Bytes, PeerDecodeError> {
+    if bytes.len() < length { Err(PeerDecodeError::Truncated) } else { Ok(bytes.split_to(length)) }
+}

@@ -3,9 +3,15 @@
 //! The engine is never on the path of an acknowledged write: a flusher writes batches behind it, each with the applied
 //! index it contains, and the write-ahead log is only cut below what [`Engine::persist`] made durable.
 
+#[cfg(test)]
+mod conformance;
+mod model;
+
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
+
+pub use model::ModelEngine;
 
 /// Few engine keyspaces, shared by all groups of a node; keys inside begin with (group, generation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,6 +24,11 @@ pub enum Space {
     Values,
     /// Leases and other small tables.
     Tables,
+}
+
+impl Space {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Space; 4] = [Space::State, Space::Versions, Space::Values, Space::Tables];
 }
 
 /// One change of a batch.

@@ -1,0 +1,216 @@
+//! The simulator's engine: ordered maps in memory that remember how to forget what was not persisted.
+//!
+//! It is deterministic, and honest about the one thing that matters: after [`ModelEngine::crash`] some prefix of the
+//! written batches is left, never less than what the last [`Engine::persist`] covered. It stores nothing on disk.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{Batch, Change, Engine, EngineError, Read, Space, Visit};
+
+type Map = BTreeMap<Bytes, Bytes>;
+
+/// An [`Engine`] in memory. A clone is an independent copy of the whole engine, unpersisted batches included.
+///
+/// Copies are made on write: a snapshot costs nothing, the first write while it lives copies the touched space.
+#[derive(Default)]
+pub struct ModelEngine {
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    spaces: Spaces,
+    /// What undoes each batch written since the last persist, oldest first.
+    undo: Vec<Batch>,
+    /// While true, `write` and `persist` fail and change nothing.
+    failing: bool,
+}
+
+#[derive(Clone, Default)]
+struct Spaces([Arc<Map>; Space::ALL.len()]);
+
+impl ModelEngine {
+    /// An empty engine.
+    pub fn new() -> ModelEngine {
+        ModelEngine::default()
+    }
+
+    /// How many batches a crash could lose at most.
+    pub fn unpersisted(&self) -> usize {
+        self.state.lock().undo.len()
+    }
+
+    /// Loses the batches written since the last persist, except for the oldest `keep` of them (all are kept when
+    /// there are no more than that). What is left is durable.
+    pub fn crash(&self, keep: usize) {
+        let mut state = self.state.lock();
+        while state.undo.len() > keep {
+            let Some(undo) = state.undo.pop() else { break };
+            state.spaces.apply(undo);
+        }
+        state.undo.clear();
+    }
+
+    /// Makes every later write and persist fail, or work again.
+    pub fn set_failing(&self, failing: bool) {
+        self.state.lock().failing = failing;
+    }
+}
+
+impl Clone for ModelEngine {
+    fn clone(&self) -> ModelEngine {
+        ModelEngine { state: Mutex::new(self.state.lock().clone()) }
+    }
+}
+
+impl State {
+    fn usable(&self) -> Result<(), EngineError> {
+        if self.failing { Err(EngineError::Io("made to fail".into())) } else { Ok(()) }
+    }
+}
+
+impl Spaces {
+    /// Applies `batch` and returns the batch that undoes it.
+    fn apply(&mut self, batch: Batch) -> Batch {
+        let mut undo: Batch = batch.into_iter().map(|change| self.apply_change(change)).collect();
+        undo.reverse();
+        undo
+    }
+
+    fn apply_change(&mut self, change: Change) -> Change {
+        let (space, key, value) = match change {
+            Change::Put(space, key, value) => (space, key, Some(value)),
+            Change::Delete(space, key) => (space, key, None),
+        };
+        let map = Arc::make_mut(&mut self.0[space as usize]);
+        let previous = match value {
+            Some(value) => map.insert(key.clone(), value),
+            None => map.remove(&key),
+        };
+        match previous {
+            Some(value) => Change::Put(space, key, value),
+            None => Change::Delete(space, key),
+        }
+    }
+}
+
+impl Read for Spaces {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.0[space as usize].get(key).cloned())
+    }
+
+    fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), EngineError> {
+        if from >= to {
+            return Ok(());
+        }
+        let bounds = (Bound::Included(from), Bound::Excluded(to));
+        for (key, value) in self.0[space as usize].range::<[u8], _>(bounds) {
+            if let ControlFlow::Break(()) = visit(key, value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for ModelEngine {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.state.lock().spaces.get(space, key)
+    }
+
+    fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), EngineError> {
+        // Scans a view, so that `visit` may use the engine.
+        let view = self.state.lock().spaces.clone();
+        view.scan(space, from, to, visit)
+    }
+}
+
+impl Engine for ModelEngine {
+    fn write(&self, batch: Batch) -> Result<(), EngineError> {
+        let mut state = self.state.lock();
+        state.usable()?;
+        let undo = state.spaces.apply(batch);
+        state.undo.push(undo);
+        Ok(())
+    }
+
+    fn persist(&self) -> Result<(), EngineError> {
+        let mut state = self.state.lock();
+        state.usable()?;
+        state.undo.clear();
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Box<dyn Read> {
+        Box::new(self.state.lock().spaces.clone())
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        let spaces = self.state.lock().spaces.clone();
+        spaces.0.iter().flat_map(|map| map.iter()).map(|(key, value)| (key.len() + value.len()) as u64).sum()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::conformance;
+
+    fn put(key: &'static str, value: &'static str) -> Change {
+        Change::Put(Space::Values, key.into(), value.into())
+    }
+
+    fn get(engine: &ModelEngine, key: &str) -> Option<Bytes> {
+        engine.get(Space::Values, key.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn conforms() {
+        conformance::check(&mut || Arc::new(ModelEngine::new()));
+    }
+
+    #[test]
+    fn crash_keeps_a_prefix_no_shorter_than_the_last_persist() {
+        for keep in 0..4 {
+            let engine = ModelEngine::new();
+            engine.write(vec![put("a", "1")]).unwrap();
+            engine.persist().unwrap();
+            engine.write(vec![put("a", "2"), put("b", "2")]).unwrap();
+            engine.write(vec![Change::Delete(Space::Values, "a".into()), put("a", "3"), put("b", "3")]).unwrap();
+            engine.write(vec![Change::Delete(Space::Values, "b".into())]).unwrap();
+            assert_eq!(engine.unpersisted(), 3);
+            engine.crash(keep);
+            let expected = [("1", None), ("2", Some("2")), ("3", Some("3")), ("3", None)][keep];
+            assert_eq!(get(&engine, "a").as_deref(), Some(expected.0.as_bytes()));
+            assert_eq!(get(&engine, "b").as_deref(), expected.1.map(str::as_bytes));
+            engine.crash(0);
+            assert_eq!(get(&engine, "a").as_deref(), Some(expected.0.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn a_clone_is_independent() {
+        let engine = ModelEngine::new();
+        engine.write(vec![put("a", "1")]).unwrap();
+        let copy = engine.clone();
+        engine.crash(0);
+        assert_eq!(get(&engine, "a"), None);
+        assert_eq!(get(&copy, "a").as_deref(), Some(&b"1"[..]));
+    }
+
+    #[test]
+    fn a_failing_engine_changes_nothing() {
+        let engine = ModelEngine::new();
+        engine.set_failing(true);
+        assert!(engine.write(vec![put("a", "1")]).is_err());
+        assert!(engine.persist().is_err());
+        engine.set_failing(false);
+        assert_eq!(get(&engine, "a"), None);
+    }
+}

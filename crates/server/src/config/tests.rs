@@ -1,0 +1,145 @@
+//! Tests of [`super`]: what a command line means, and how a wrong one is refused.
+#![allow(clippy::unwrap_used)]
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn config(flags: &[&str]) -> Result<Config, ConfigError> {
+    let line = Line::try_parse_from(std::iter::once(&"hadron").chain(flags)).unwrap();
+    Config::from_options(line.options)
+}
+
+fn refusal(flags: &[&str]) -> String {
+    config(flags).unwrap_err().to_string()
+}
+
+const THREE: &str = "a=http://127.0.0.1:2380,b=http://127.0.0.1:2382,c=http://127.0.0.1:2384";
+
+#[test]
+fn nothing_given_is_a_single_node_on_loopback() {
+    let config = config(&[]).unwrap();
+    assert_eq!(config.name, "default");
+    assert_eq!(config.data_dir, PathBuf::from("default.hadron"));
+    assert_eq!(config.wal_dir, PathBuf::from("default.hadron/wal"));
+    assert_eq!(config.listen_client, vec!["127.0.0.1:2379".parse().unwrap()]);
+    assert_eq!(config.listen_peer, vec!["127.0.0.1:2380".parse().unwrap()]);
+    assert_eq!(config.initial_cluster.len(), 1);
+    assert_eq!(config.initial_cluster[0].peer_url.to_string(), "http://127.0.0.1:2380");
+    assert_eq!(config.election_timeout, Duration::from_millis(1000));
+    assert_eq!(config.max_request_bytes, 1536 * 1024);
+    assert_eq!(config.log_format, LogFormat::Json);
+}
+
+#[test]
+fn a_member_of_three() {
+    let config = config(&[
+        "--name=b",
+        "--data-dir=/data/b",
+        "--wal-dir=/fast/b",
+        "--listen-client-urls=http://0.0.0.0:2379,http://[::1]:2379",
+        "--advertise-client-urls=http://b.example:2379",
+        "--listen-peer-urls=http://localhost:2382",
+        "--initial-advertise-peer-urls=http://127.0.0.1:2382/",
+        "--initial-cluster",
+        THREE,
+    ])
+    .unwrap();
+    assert_eq!(
+        config.listen_client,
+        vec!["0.0.0.0:2379".parse().unwrap(), "[::1]:2379".parse::<SocketAddr>().unwrap()]
+    );
+    assert_eq!(config.listen_peer, vec!["127.0.0.1:2382".parse().unwrap()]);
+    assert_eq!(config.advertise_client_urls[0].authority(), "b.example:2379");
+    assert_eq!(config.wal_dir, PathBuf::from("/fast/b"));
+    let names: Vec<_> = config.initial_cluster.iter().map(|member| member.name.as_str()).collect();
+    assert_eq!(names, ["a", "b", "c"]);
+}
+
+#[test]
+fn urls_are_http_with_host_and_port_only() {
+    for (url, error) in [
+        ("127.0.0.1:2379", UrlError::Scheme),
+        ("ftp://127.0.0.1:2379", UrlError::Scheme),
+        ("https://127.0.0.1:2379", UrlError::Tls),
+        ("unix://x.sock", UrlError::UnixSocket),
+        ("http://127.0.0.1", UrlError::Authority),
+        ("http://:2379", UrlError::Authority),
+        ("http://h:99999", UrlError::Authority),
+        ("http://::1:2379", UrlError::Authority),
+        ("http://127.0.0.1:2379/path", UrlError::Path),
+    ] {
+        assert_eq!(url.parse::<Url>(), Err(error), "{url}");
+    }
+    assert_eq!("http://[::1]:2379".parse::<Url>().unwrap().host(), "::1");
+}
+
+#[test]
+fn refusals_name_the_flag_and_the_way_out() {
+    let peer_b = "--initial-advertise-peer-urls=http://127.0.0.1:2382";
+    for (flags, text) in [
+        (
+            vec!["--listen-peer-urls=nonsense"],
+            "--listen-peer-urls: bad URL \"nonsense\": a URL must begin with http://",
+        ),
+        (
+            vec![
+                "--listen-client-urls=http://example.org:2379",
+                "--advertise-client-urls=http://example.org:2379",
+            ],
+            "--listen-client-urls: expected an IP address to listen on, got http://example.org:2379",
+        ),
+        (
+            vec!["--listen-client-urls=http://127.0.0.1:1"],
+            "--advertise-client-urls is required when --listen-client-urls is given",
+        ),
+        (
+            vec!["--name=z", "--initial-cluster", THREE],
+            "--initial-cluster does not contain this node's name \"z\", only a, b, c",
+        ),
+        (
+            vec!["--name=a", peer_b, "--initial-cluster", THREE],
+            "--initial-cluster says a=http://127.0.0.1:2380, but --initial-advertise-peer-urls is http://127.0.0.1:2382: they must be equal",
+        ),
+        (
+            vec!["--name=a", "--initial-cluster=a=http://h:1,a=http://h:2"],
+            "--initial-cluster: the name \"a\" is given twice (http://h:1 and http://h:2): names must be unique",
+        ),
+        (
+            vec!["--name=a", "--initial-cluster=a=http://h:1,b=http://h:1"],
+            "--initial-cluster: \"a\" and \"b\" have the same peer URL http://h:1",
+        ),
+        (vec!["--name=a", "--initial-cluster=a"], "--initial-cluster: expected name=url, got \"a\""),
+        (
+            vec!["--initial-cluster-state=existing"],
+            "--initial-cluster-state=existing is not supported yet: a node can only start with a new cluster (or with its own data directory)",
+        ),
+        (vec!["--initial-cluster-state=old"], "--initial-cluster-state must be new, got \"old\""),
+        (
+            vec!["--heartbeat-interval=300"],
+            "--election-timeout (1000 ms) must be at least 5 times --heartbeat-interval (300 ms)",
+        ),
+        (vec!["--heartbeat-interval=0"], "--heartbeat-interval must be more than 0 ms"),
+        (vec!["--election-timeout=60000"], "--election-timeout (60000 ms) must be at most 50000 ms"),
+        (vec!["--max-txn-ops=0"], "--max-txn-ops must be more than 0"),
+        (
+            vec!["--log-level=loud"],
+            "--log-level must be debug, info, warn, error, panic or fatal, got \"loud\"",
+        ),
+        (vec!["--name="], "--name must not be empty or contain ',' or '=', got \"\""),
+    ] {
+        assert_eq!(refusal(&flags), text, "{flags:?}");
+    }
+}
+
+#[test]
+fn an_unknown_flag_is_a_usage_error() {
+    let error = Line::try_parse_from(["hadron", "--no-such-flag"]).map(|_| ()).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+}

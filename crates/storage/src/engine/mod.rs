@@ -5,12 +5,14 @@
 
 #[cfg(test)]
 mod conformance;
+mod fjall;
 mod model;
 
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
+pub use fjall::{FjallEngine, FjallOptions};
 pub use model::ModelEngine;
 
 /// Few engine keyspaces, shared by all groups of a node; keys inside begin with (group, generation).

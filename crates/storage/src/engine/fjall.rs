@@ -1,0 +1,312 @@
+//! The production engine: fjall, an LSM tree, with one fjall keyspace per [`Space`].
+//!
+//! What the rest relies on, and where it comes from:
+//! - *A crash keeps a prefix of the batches.* All spaces share one journal, a batch is one journal record with a
+//!   checksum, and fjall fsyncs the journal before it turns any memtable into a table.
+//! - *Nothing is durable before [`Engine::persist`]*, or at least nothing may be assumed to be: the journal is written
+//!   through a buffer and fsynced only there (and before tables are written).
+//! - *A failed write or fsync poisons* the engine: fjall refuses everything after it.
+//!
+//! Left out: compression (it costs CPU on every flush and compaction, and entries that compress well are the client's to
+//! compress) and key-value separation.
+//! fjall opens successfully with its journal cut short, so whoever opens an engine must compare the applied
+//! index in it with the floor that the write-ahead log recorded.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use fjall::config::{BlockSizePolicy, CompressionPolicy};
+use fjall::{
+    CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable,
+};
+
+use super::{Batch, Change, Engine, EngineError, Read, Space, Visit};
+
+/// How much memory, disk and how many threads an engine may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FjallOptions {
+    /// Bytes of blocks cached in memory, for all spaces together.
+    pub cache_bytes: u64,
+    /// Size in bytes at which the memtable of a space is written to a table. Up to five per space can exist at once.
+    pub memtable_bytes: u64,
+    /// Bytes of journals beyond which memtables are flushed early; bounds the time that a restart takes. At least
+    /// 64 MiB.
+    pub journal_bytes: u64,
+    /// Background threads for flushes and compactions; with one, a long compaction holds up flushes.
+    pub threads: usize,
+}
+
+impl Default for FjallOptions {
+    fn default() -> FjallOptions {
+        FjallOptions {
+            cache_bytes: 64 << 20,
+            memtable_bytes: 16 << 20,
+            journal_bytes: 256 << 20,
+            threads: 2,
+        }
+    }
+}
+
+/// An [`Engine`] in a directory, which it locks.
+pub struct FjallEngine {
+    database: Database,
+    spaces: Spaces,
+}
+
+#[derive(Clone)]
+struct Spaces([Keyspace; Space::ALL.len()]);
+
+impl FjallEngine {
+    /// Opens the engine in `directory`, which is created when it does not exist.
+    pub fn open(directory: &Path, options: &FjallOptions) -> Result<FjallEngine, EngineError> {
+        let database = Database::builder(directory)
+            .cache_size(options.cache_bytes)
+            .worker_threads(options.threads.max(1))
+            .max_journaling_size(options.journal_bytes.max(64 << 20))
+            .journal_compression(CompressionType::None)
+            .manual_journal_persist(true)
+            .open()
+            .map_err(engine_error)?;
+        let spaces = Spaces::open(&database, options)?;
+        Ok(FjallEngine { database, spaces })
+    }
+}
+
+impl Spaces {
+    fn open(database: &Database, options: &FjallOptions) -> Result<Spaces, EngineError> {
+        let open = |space: Space| {
+            database.keyspace(file_name(space), || create_options(space, options)).map_err(engine_error)
+        };
+        Ok(Spaces([
+            open(Space::State)?,
+            open(Space::Versions)?,
+            open(Space::Values)?,
+            open(Space::Tables)?,
+        ]))
+    }
+
+    fn of(&self, space: Space) -> &Keyspace {
+        &self.0[space as usize]
+    }
+
+    fn get(&self, view: &fjall::Snapshot, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let value = view.get(self.of(space), key).map_err(engine_error)?;
+        // Copied, so that a small value does not keep a whole block in memory.
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(
+        &self,
+        view: &fjall::Snapshot,
+        space: Space,
+        from: &[u8],
+        to: &[u8],
+        visit: Visit<'_>,
+    ) -> Result<(), EngineError> {
+        if from >= to {
+            return Ok(());
+        }
+        for pair in view.range(self.of(space), from..to) {
+            let (key, value) = pair.into_inner().map_err(engine_error)?;
+            if visit(&key, &value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of a space's fjall keyspace. Part of the format: never change one.
+fn file_name(space: Space) -> &'static str {
+    match space {
+        Space::State => "state",
+        Space::Versions => "versions",
+        Space::Values => "values",
+        Space::Tables => "tables",
+    }
+}
+
+fn create_options(space: Space, options: &FjallOptions) -> KeyspaceCreateOptions {
+    let block_bytes = match space {
+        Space::Values => 8 << 10,
+        // Read by scans only, at restarts.
+        Space::Versions => 16 << 10,
+        Space::State | Space::Tables => 4 << 10,
+    };
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(options.memtable_bytes)
+        .manual_journal_persist(true)
+        .data_block_size_policy(BlockSizePolicy::all(block_bytes))
+        .data_block_compression_policy(CompressionPolicy::disabled())
+        // Every lookup is for a record that the index in memory knows to exist.
+        .expect_point_read_hits(true)
+}
+
+impl Read for FjallEngine {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let value = self.spaces.of(space).get(key).map_err(engine_error)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), EngineError> {
+        self.spaces.scan(&self.database.snapshot(), space, from, to, visit)
+    }
+}
+
+impl Engine for FjallEngine {
+    fn write(&self, batch: Batch) -> Result<(), EngineError> {
+        let batch = without_repeats(batch);
+        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), batch.len());
+        for change in batch {
+            match change {
+                Change::Put(space, key, value) => writes.insert(self.spaces.of(space), &*key, &*value),
+                Change::Delete(space, key) => writes.remove(self.spaces.of(space), &*key),
+            }
+        }
+        writes.commit().map_err(engine_error)
+    }
+
+    fn persist(&self) -> Result<(), EngineError> {
+        self.database.persist(PersistMode::SyncData).map_err(engine_error)
+    }
+
+    fn snapshot(&self) -> Box<dyn Read> {
+        Box::new(FjallView { view: self.database.snapshot(), spaces: self.spaces.clone() })
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.database.disk_space().unwrap_or(0)
+    }
+}
+
+/// A fixed view; fjall keeps what it needs for it.
+struct FjallView {
+    view: fjall::Snapshot,
+    spaces: Spaces,
+}
+
+impl Read for FjallView {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.spaces.get(&self.view, space, key)
+    }
+
+    fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), EngineError> {
+        self.spaces.scan(&self.view, space, from, to, visit)
+    }
+}
+
+/// All changes of a fjall batch get one sequence number, so two changes of one key would be unordered: only the last
+/// is kept. Batches rarely repeat a key; most of the cost is one hash per change.
+fn without_repeats(mut batch: Batch) -> Batch {
+    let ascending = batch.windows(2).all(|pair| place(&pair[0]) < place(&pair[1]));
+    if ascending {
+        return batch;
+    }
+    let mut seen = std::collections::HashSet::with_capacity(batch.len());
+    let keep: Vec<bool> = batch.iter().rev().map(|change| seen.insert(place(change))).collect();
+    drop(seen);
+    let mut keep = keep.into_iter().rev();
+    batch.retain(|_| keep.next().unwrap_or(true));
+    batch
+}
+
+fn place(change: &Change) -> (Space, &[u8]) {
+    match change {
+        Change::Put(space, key, _) | Change::Delete(space, key) => (*space, key),
+    }
+}
+
+fn engine_error(error: fjall::Error) -> EngineError {
+    use fjall::{Error, LsmError};
+    match error {
+        Error::Io(error) | Error::Storage(LsmError::Io(error)) => EngineError::Io(error.to_string()),
+        Error::Locked => EngineError::Io("the engine is in use by another process".into()),
+        Error::Poisoned => EngineError::Io("an earlier write or fsync failed; nothing is accepted".into()),
+        Error::InvalidVersion(version) => {
+            EngineError::Io(format!("the engine's files have an unsupported format ({version:?})"))
+        }
+        damaged => EngineError::Damaged(damaged.to_string()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::conformance;
+
+    fn small() -> FjallOptions {
+        FjallOptions { cache_bytes: 1 << 20, memtable_bytes: 1 << 20, ..FjallOptions::default() }
+    }
+
+    fn put(key: &'static str, value: &'static str) -> Change {
+        Change::Put(Space::Values, key.into(), value.into())
+    }
+
+    #[test]
+    fn conforms() {
+        let mut directories = Vec::new();
+        conformance::check(&mut || {
+            let directory = tempfile::tempdir().unwrap();
+            let engine = FjallEngine::open(directory.path(), &small()).unwrap();
+            directories.push(directory);
+            Arc::new(engine)
+        });
+    }
+
+    #[test]
+    fn reopens_with_everything_that_was_persisted() {
+        let directory = tempfile::tempdir().unwrap();
+        for round in 0..3u8 {
+            let engine = FjallEngine::open(directory.path(), &small()).unwrap();
+            for earlier in 0..round {
+                assert_eq!(engine.get(Space::State, &[earlier]).unwrap().as_deref(), Some(&[earlier][..]));
+            }
+            let pair = Bytes::copy_from_slice(&[round]);
+            engine.write(vec![Change::Put(Space::State, pair.clone(), pair)]).unwrap();
+            engine.persist().unwrap();
+        }
+    }
+
+    #[test]
+    fn writes_more_than_its_memtables_hold() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = FjallEngine::open(directory.path(), &small()).unwrap();
+        let value = Bytes::from(vec![1; 1000]);
+        for batch in 0..40u32 {
+            let changes = (batch * 100..batch * 100 + 100)
+                .map(|n| Change::Put(Space::Values, Bytes::copy_from_slice(&n.to_be_bytes()), value.clone()));
+            engine.write(changes.collect()).unwrap();
+        }
+        engine.persist().unwrap();
+        assert!(engine.disk_bytes() > 1 << 20);
+        let mut count = 0u32;
+        engine
+            .scan(Space::Values, &[], &[0xff], &mut |key, _| {
+                assert_eq!(key, count.to_be_bytes());
+                count += 1;
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(count, 4000);
+    }
+
+    #[test]
+    fn a_second_opening_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let _engine = FjallEngine::open(directory.path(), &small()).unwrap();
+        let error = FjallEngine::open(directory.path(), &small()).err().unwrap();
+        assert!(error.to_string().contains("in use"), "{error}");
+    }
+
+    #[test]
+    fn repeats_keep_the_last_change() {
+        let delete = Change::Delete(Space::Values, "a".into());
+        let batch = vec![put("b", "1"), put("a", "1"), delete.clone(), put("c", "1"), put("b", "2")];
+        assert_eq!(without_repeats(batch), vec![delete, put("c", "1"), put("b", "2")]);
+        let ascending = vec![put("a", "1"), put("b", "1")];
+        assert_eq!(without_repeats(ascending.clone()), ascending);
+    }
+}

@@ -1,1 +1,4 @@
-//! To be written.
+//! A world from one seed: whole nodes on a simulated clock, network and disk, and the checkers of what they promise.
+
+pub mod checkers;
+pub mod history;

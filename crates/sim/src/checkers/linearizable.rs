@@ -1,0 +1,346 @@
+//! `linearizable`: some order of the operations, which respects real time, explains every response.
+//!
+//! This is the search of Wing and Gong with Lowe's memory of visited states, over the whole keyspace and not per key,
+//! since transactions and revisions tie the keys together. Every response carries a revision, and the specification
+//! must agree with it like with the rest of the response. That leaves so little choice that the search is nearly linear:
+//!
+//! - An operation that changes nothing is put into the order as soon as its response fits: it takes no choice away.
+//! - The revision of an acknowledged write belongs to it alone, so at each revision either one known operation comes
+//!   next, or one of those whose outcome is unknown.
+//! - An operation whose response names a revision that has passed makes the branch hopeless at once.
+//! - What the complete history says about a revision (see [`check`]) must be what the operation there writes.
+//!
+//! None of it assumes that the revisions are right: a wrong one leaves no order, and that is the violation reported.
+
+use std::collections::{BTreeMap, HashSet};
+
+use bytes::Bytes;
+
+use super::model::{Changes, Model};
+use crate::history::{Action, Event, Operation, Outcome, StepResult, Violation};
+
+const GUARANTEE: &str = "linearizable";
+/// Steps after which the search gives up; thousands of times what a history of a test takes.
+const STEPS_MAX: u64 = 20_000_000;
+
+/// Checks `operations`, whose keyspace was empty before the first of them. `events` may hold the complete history of
+/// the keyspace, read at the end: it is used where the outcome of operations is unknown, and must be explained too.
+pub fn check(operations: &[Operation], events: &[Event]) -> Result<(), Violation> {
+    let claims = claims(operations)?;
+    Search::new(operations, claims, facts(operations, events)?).run()
+}
+
+/// The key and value (none when removed) that a revision is known to have written.
+type Facts = BTreeMap<i64, BTreeMap<Bytes, Option<Bytes>>>;
+
+/// Which acknowledged write claims which revision.
+fn claims(operations: &[Operation]) -> Result<BTreeMap<i64, usize>, Violation> {
+    let mut claims = BTreeMap::new();
+    for (number, operation) in operations.iter().enumerate() {
+        let Some(response) = operation.response().filter(|response| response.wrote()) else { continue };
+        if let Some(other) = claims.insert(response.revision, number) {
+            let found = format!("two writes got one revision:\n  {}\n  {operation}", operations[other]);
+            return Err(Violation::new(GUARANTEE, found));
+        }
+    }
+    Ok(claims)
+}
+
+fn facts(operations: &[Operation], events: &[Event]) -> Result<Facts, Violation> {
+    let mut facts = Facts::new();
+    let mut learn = |revision: i64, key: &Bytes, value: Option<&Bytes>| {
+        let known = facts.entry(revision).or_default().entry(key.clone()).or_insert_with(|| value.cloned());
+        if known.as_ref() == value {
+            return Ok(());
+        }
+        let found = format!("revision {revision} wrote {key:?} as {known:?} and as {value:?}");
+        Err(Violation::new(GUARANTEE, found))
+    };
+    for event in events {
+        learn(event.revision, &event.key, event.after.as_ref().map(|after| &after.value))?;
+    }
+    let responses = operations.iter().filter_map(Operation::response);
+    for result in responses.flat_map(|response| &response.results) {
+        if let StepResult::Got(Some(found)) = result {
+            learn(found.mod_revision, &found.key, Some(&found.value))?;
+        }
+    }
+    Ok(facts)
+}
+
+/// The operations that are not in the order yet, by one of their times: a list from which items can be taken out, and
+/// put back in the opposite order, in constant time.
+struct Remaining {
+    next: Vec<usize>,
+    previous: Vec<usize>,
+}
+
+impl Remaining {
+    /// A list of `numbers` of `count` items in the given order. `count` itself is both ends.
+    fn new(count: usize, numbers: &[usize]) -> Remaining {
+        let mut list = Remaining { next: vec![count; count + 1], previous: vec![count; count + 1] };
+        let mut last = count;
+        for &number in numbers {
+            list.next[last] = number;
+            list.previous[number] = last;
+            last = number;
+        }
+        list.next[last] = count;
+        list.previous[count] = last;
+        list
+    }
+
+    fn end(&self) -> usize {
+        self.next.len() - 1
+    }
+
+    fn first(&self) -> usize {
+        self.next[self.end()]
+    }
+
+    fn take(&mut self, number: usize) {
+        let (previous, next) = (self.previous[number], self.next[number]);
+        self.next[previous] = next;
+        self.previous[next] = previous;
+    }
+
+    fn put_back(&mut self, number: usize) {
+        let (previous, next) = (self.previous[number], self.next[number]);
+        self.next[previous] = number;
+        self.previous[next] = number;
+    }
+}
+
+/// A point where the search chose, and what it may still choose there.
+struct Branch {
+    choices: Vec<(usize, Changes)>,
+    /// Length of the order before the choice.
+    order_length: usize,
+}
+
+/// Whether the search can go on from where it is.
+enum Way {
+    Explained,
+    Hopeless,
+    Open(Vec<(usize, Changes)>),
+}
+
+struct Search<'a> {
+    operations: &'a [Operation],
+    claims: BTreeMap<i64, usize>,
+    facts: Facts,
+    model: Model,
+    /// By invocation. Failed operations are in neither list.
+    invoked: Remaining,
+    /// By return; operations with an unknown outcome never return.
+    returned: Remaining,
+    /// The order so far, with the changes of each (empty for one that changed nothing).
+    order: Vec<(usize, Changes)>,
+    /// Combines a number per operation in the order.
+    order_hash: u64,
+    seen: HashSet<(u64, u64)>,
+    branches: Vec<Branch>,
+    steps: u64,
+    /// How far the best branch came, and what it could not explain.
+    best: (usize, String),
+}
+
+impl<'a> Search<'a> {
+    fn new(operations: &'a [Operation], claims: BTreeMap<i64, usize>, facts: Facts) -> Search<'a> {
+        let count = operations.len();
+        let mut by_invocation: Vec<usize> =
+            (0..count).filter(|&number| operations[number].outcome != Outcome::Failed).collect();
+        let mut by_return: Vec<usize> =
+            (0..count).filter(|&number| operations[number].response().is_some()).collect();
+        by_invocation.sort_by_key(|&number| operations[number].invoked);
+        by_return.sort_by_key(|&number| operations[number].returned);
+        Search {
+            operations,
+            claims,
+            facts,
+            model: Model::new(),
+            invoked: Remaining::new(count, &by_invocation),
+            returned: Remaining::new(count, &by_return),
+            order: Vec::new(),
+            order_hash: 0,
+            seen: HashSet::new(),
+            branches: Vec::new(),
+            steps: 0,
+            best: (0, String::new()),
+        }
+    }
+
+    fn run(mut self) -> Result<(), Violation> {
+        loop {
+            match self.look() {
+                Way::Explained => return Ok(()),
+                Way::Hopeless => {}
+                Way::Open(choices) => {
+                    self.branches.push(Branch { choices, order_length: self.order.len() });
+                }
+            }
+            if !self.choose() {
+                return Err(Violation::new(GUARANTEE, self.best.1));
+            }
+            self.steps += 1;
+            if self.steps > STEPS_MAX {
+                let found = format!("undecided after {STEPS_MAX} steps; so far: {}", self.best.1);
+                return Err(Violation::new(GUARANTEE, found));
+            }
+        }
+    }
+
+    /// Takes the next choice of the newest branch that has one; false when there is none at all.
+    fn choose(&mut self) -> bool {
+        while let Some(branch) = self.branches.last_mut() {
+            let length = branch.order_length;
+            let choice = branch.choices.pop();
+            self.take_back_to(length);
+            match choice {
+                Some((number, changes)) => {
+                    self.append(number, changes);
+                    return true;
+                }
+                None => {
+                    self.branches.pop();
+                }
+            }
+        }
+        false
+    }
+
+    /// Puts everything into the order that leaves no choice, and finds what may come next.
+    fn look(&mut self) -> Way {
+        loop {
+            let earliest_return = match self.returned.first() {
+                end if end == self.returned.end() => return Way::Explained,
+                first => self.operations[first].returned,
+            };
+            let mut progress = false;
+            let mut choices = Vec::new();
+            let mut number = self.invoked.first();
+            while number != self.invoked.end() && self.operations[number].invoked <= earliest_return {
+                let next = self.invoked.next[number];
+                match self.judge(number) {
+                    Fit::Now => {
+                        self.append(number, Changes::new());
+                        progress = true;
+                    }
+                    Fit::Choice(changes) => choices.push((number, changes)),
+                    Fit::NotNow => {}
+                    Fit::Never => {
+                        self.note_failure(number);
+                        return Way::Hopeless;
+                    }
+                }
+                number = next;
+            }
+            if progress {
+                continue;
+            }
+            if choices.is_empty() {
+                self.note_failure(self.returned.first());
+                return Way::Hopeless;
+            }
+            if !self.seen.insert((self.order_hash, self.model.hash())) {
+                return Way::Hopeless;
+            }
+            return Way::Open(choices);
+        }
+    }
+
+    /// How operation `number`, which may come next as far as real time is concerned, fits the state.
+    fn judge(&self, number: usize) -> Fit {
+        let operation = &self.operations[number];
+        let response = operation.response();
+        if let Action::StaleGet(key) = &operation.action {
+            let fits = response.is_some_and(|response| self.model.explains_stale_get(key, response));
+            return if fits { Fit::Now } else { Fit::NotNow };
+        }
+        let Some((expected, changes)) = self.model.evaluate(&operation.action) else { return Fit::NotNow };
+        match response {
+            Some(response) if response.revision < self.model.revision() => Fit::Never,
+            Some(response) if *response != expected => Fit::NotNow,
+            Some(_) if changes.is_empty() => Fit::Now,
+            // An unknown outcome without an effect here explains nothing; it may have one later.
+            None if changes.is_empty() => Fit::NotNow,
+            _ if self.may_write(number, &changes) => Fit::Choice(changes),
+            _ => Fit::NotNow,
+        }
+    }
+
+    /// Whether what is known of the next revision allows `number` to write `changes` there.
+    fn may_write(&self, number: usize, changes: &Changes) -> bool {
+        let revision = self.model.revision() + 1;
+        let claimed_by_other = self.claims.get(&revision).is_some_and(|&claimant| claimant != number);
+        let fact_fits = |(key, value): (&Bytes, &Option<Bytes>)| {
+            changes.get(key).map(|after| after.as_ref().map(|after| &after.value)) == Some(value.as_ref())
+        };
+        !claimed_by_other && self.facts.get(&revision).is_none_or(|facts| facts.iter().all(fact_fits))
+    }
+
+    fn append(&mut self, number: usize, changes: Changes) {
+        self.invoked.take(number);
+        if self.operations[number].response().is_some() {
+            self.returned.take(number);
+        }
+        if !changes.is_empty() {
+            self.model.commit(&changes);
+        }
+        self.order_hash ^= number_hash(number);
+        self.order.push((number, changes));
+    }
+
+    fn take_back_to(&mut self, length: usize) {
+        while self.order.len() > length {
+            let Some((number, changes)) = self.order.pop() else { return };
+            self.order_hash ^= number_hash(number);
+            if !changes.is_empty() {
+                self.model.take_back(&changes);
+            }
+            if self.operations[number].response().is_some() {
+                self.returned.put_back(number);
+            }
+            self.invoked.put_back(number);
+        }
+    }
+
+    fn note_failure(&mut self, number: usize) {
+        if self.order.len() < self.best.0 || (self.order.len() == self.best.0 && !self.best.1.is_empty()) {
+            return;
+        }
+        let expected = self.model.evaluate(&self.operations[number].action).map(|(expected, _)| expected);
+        let mut found = format!(
+            "no order explains\n  {}\nat revision {}, where the answer would be {expected:?}; the order before it ends",
+            self.operations[number],
+            self.model.revision(),
+        );
+        for (before, _) in self.order.iter().rev().take(8).rev() {
+            found.push_str(&format!("\n  {}", self.operations[*before]));
+        }
+        self.best = (self.order.len(), found);
+    }
+}
+
+/// How an operation fits the state of the search.
+enum Fit {
+    /// It changes nothing and its response is right: it may as well come now.
+    Now,
+    /// It would change the state.
+    Choice(Changes),
+    /// Not in this state.
+    NotNow,
+    /// Nor in any that can follow.
+    Never,
+}
+
+/// A well-spread number for each operation (the finaliser of SplitMix64).
+fn number_hash(number: usize) -> u64 {
+    let mut mixed = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,18 @@
+//! What must never happen, one file per guarantee: each reads what was recorded and says what it found.
+//!
+//! A checker never asks the system under test for its opinion of itself, and each has tests that it catches a lie and
+//! accepts an honest history. A write whose answer never came is *unknown*, never *failed*.
+//!
+//! The checkers of histories ([`durable_ack`], [`linearizable`], [`revision_order`], [`watch_order`],
+//! [`lease_promise`]) are functions over a finished run. Those of replicas ([`election_safety`],
+//! [`state_machine_safety`], [`digest_agreement`]) observe while it runs, so that a run stops where it went wrong.
+
+pub mod digest_agreement;
+pub mod durable_ack;
+pub mod election_safety;
+pub mod lease_promise;
+pub mod linearizable;
+mod model;
+pub mod revision_order;
+pub mod state_machine_safety;
+pub mod watch_order;

@@ -1,3 +1,4 @@
 //! Files: the disk seam, the write-ahead log, the engine and snapshots. The one place that knows files.
 
+pub mod disk;
 pub mod engine;

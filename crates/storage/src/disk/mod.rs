@@ -1,0 +1,124 @@
+//! The seam to the file system: everything Hadron itself stores goes through [`Disk`], so that a simulation can stand
+//! in for it. (The engine brings its own files and has a seam of its own, [`crate::engine::Engine`].)
+//!
+//! The rules are those of a POSIX file system at its least helpful:
+//! - what was written is durable only after [`DiskFile::sync`], and until then may be kept, lost or torn in any order;
+//! - that a file exists, or has its new name, is durable only after [`Disk::sync_dir`] of its directory;
+//! - after a failed sync nothing is known about what was written since the last good one. Never retry.
+
+mod memory;
+mod real;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use memory::{Fault, MemoryDisk, Operation};
+pub use real::RealDisk;
+
+/// A file system.
+pub trait Disk: Send + Sync {
+    /// Creates an empty file for reading and writing; an error if something has that name.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Opens an existing file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Whether a file or directory has that name.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// Gives a file another name, atomically replacing the file that may have that name.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// The names of the files and directories in a directory, sorted.
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>>;
+
+    /// Creates a directory and those above it, as far as they do not exist.
+    fn create_dir(&self, directory: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, directory: &Path) -> io::Result<()>;
+
+    /// Locks a directory against every other process, until the lock is dropped. [`io::ErrorKind::WouldBlock`] when
+    /// it is locked already. Leaves a file [`LOCK_FILE`] behind.
+    fn lock(&self, directory: &Path) -> io::Result<Box<dyn DirectoryLock>>;
+
+    /// Bytes that may still be written to the file system that holds `path`.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+}
+
+/// An open file.
+pub trait DiskFile: Send + Sync {
+    /// Writes all of `bytes` at `offset`, extending the file as needed.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Bytes in the file.
+    fn size(&self) -> io::Result<u64>;
+
+    /// Cuts the file or extends it with zeros.
+    fn set_size(&self, size: u64) -> io::Result<()>;
+
+    /// Makes the contents (and size) durable: one fdatasync.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// Holds a directory; see [`Disk::lock`].
+pub trait DirectoryLock: Send + Sync {}
+
+/// The name of the file that locks a directory.
+pub const LOCK_FILE: &str = "LOCK";
+
+/// Reads a whole file into memory.
+pub fn read_all(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
+    let size = usize::try_from(file.size()?).map_err(io::Error::other)?;
+    let mut bytes = vec![0; size];
+    let read = file.read_at(0, &mut bytes)?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+/// Writes a small file so that after a crash either the old contents or the new are there, in full.
+/// Durable when it returns.
+pub fn write_atomically(disk: &dyn Disk, directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = directory.join(format!("{name}.tmp"));
+    if disk.exists(&temporary)? {
+        disk.remove(&temporary)?;
+    }
+    let file = disk.create(&temporary)?;
+    file.write_at(0, bytes)?;
+    file.sync()?;
+    disk.rename(&temporary, &directory.join(name))?;
+    disk.sync_dir(directory)
+}
+
+/// Creates or extends the file at `path` to `bytes` bytes of zeros that really take up space, durably: room that can be
+/// had back by removing the file when the disk is full.
+pub fn write_ballast(disk: &dyn Disk, path: &Path, bytes: u64) -> io::Result<()> {
+    let file = if disk.exists(path)? { disk.open(path)? } else { disk.create(path)? };
+    zero_fill(&*file, file.size()?, bytes)?;
+    file.sync()?;
+    match path.parent() {
+        Some(directory) => disk.sync_dir(directory),
+        None => Ok(()),
+    }
+}
+
+/// Writes zeros over `[from, to)`. Writing them, unlike extending a file or reserving space, leaves nothing for a later
+/// fdatasync to do to the file's extents.
+pub(crate) fn zero_fill(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
+    const CHUNK: u64 = 1 << 20;
+    let zeros = vec![0; CHUNK.min(to.saturating_sub(from)) as usize];
+    let mut offset = from;
+    while offset < to {
+        let length = CHUNK.min(to - offset) as usize;
+        file.write_at(offset, &zeros[..length])?;
+        offset += length as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,298 @@
+//! The first frames of a connection: who is calling, whom, in which version; and the answer. `docs/formats/peer.md` has
+//! the bytes.
+//!
+//! Both sides check. The acceptor refuses with a reason in words, which the dialer logs, because whoever has to act
+//! on it reads the log of the node that does not come up.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hadron_consensus::NodeId;
+
+use super::frame::FrameError;
+
+/// First bytes of every hello.
+const MAGIC: &[u8; 8] = b"HADRPEER";
+/// The newest version of the protocol that this build speaks.
+const VERSION_NEWEST: u16 = 1;
+/// The oldest version of the protocol that this build speaks.
+const VERSION_OLDEST: u16 = 1;
+/// Longer names are cut: they only serve people.
+const NAME_BYTES_MAX: usize = 256;
+/// Longer reasons are cut.
+const REASON_BYTES_MAX: usize = 1024;
+
+/// Who a node is to other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The pool's id.
+    pub cluster_id: u64,
+    /// The node's id.
+    pub node: NodeId,
+    /// Counts the starts of the node's process.
+    pub incarnation: u64,
+    /// The random identity of the node's data directory.
+    pub data_dir_id: u64,
+    /// For people.
+    pub name: String,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Peer messages.
+    Urgent = 0,
+    /// One snapshot.
+    Bulk = 1,
+}
+
+/// The dialer's first frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hello {
+    /// Versions that the dialer speaks: oldest and newest.
+    pub(super) versions: (u16, u16),
+    /// What the connection is for.
+    pub(super) class: Class,
+    /// Who calls.
+    pub(super) from: Identity,
+    /// Whom the dialer believes to have reached.
+    pub(super) to: NodeId,
+}
+
+impl Hello {
+    /// A hello in the versions of this build.
+    pub(super) fn new(from: Identity, to: NodeId, class: Class) -> Hello {
+        Hello { versions: (VERSION_OLDEST, VERSION_NEWEST), class, from, to }
+    }
+
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_slice(MAGIC);
+        out.put_u16_le(self.versions.0);
+        out.put_u16_le(self.versions.1);
+        out.put_u8(self.class as u8);
+        out.put_u64_le(self.to.0);
+        put_identity(&mut out, &self.from);
+        out.freeze()
+    }
+
+    /// Bytes after the known fields are ignored, so that later versions can add some.
+    pub(super) fn decode(mut bytes: Bytes) -> Result<Hello, FrameError> {
+        if bytes.len() < MAGIC.len() || bytes.split_to(MAGIC.len()) != MAGIC[..] {
+            return Err(FrameError::Malformed("a hello without its magic"));
+        }
+        let versions = (take_u16(&mut bytes)?, take_u16(&mut bytes)?);
+        let class = match bytes.try_get_u8() {
+            Ok(0) => Class::Urgent,
+            Ok(1) => Class::Bulk,
+            _ => return Err(FrameError::Malformed("an unknown class of connection")),
+        };
+        let to = NodeId(take_u64(&mut bytes)?);
+        Ok(Hello { versions, class, from: take_identity(&mut bytes)?, to })
+    }
+}
+
+/// The acceptor's answer to a hello that it likes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Welcome {
+    /// The version that both will use.
+    pub(super) version: u16,
+    /// Who answered.
+    pub(super) from: Identity,
+}
+
+impl Welcome {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u16_le(self.version);
+        put_identity(&mut out, &self.from);
+        out.freeze()
+    }
+
+    pub(super) fn decode(mut bytes: Bytes) -> Result<Welcome, FrameError> {
+        Ok(Welcome { version: take_u16(&mut bytes)?, from: take_identity(&mut bytes)? })
+    }
+}
+
+/// The bytes of a refusal.
+pub(super) fn encode_refusal(reason: &str) -> Bytes {
+    let mut out = BytesMut::new();
+    put_text(&mut out, reason, REASON_BYTES_MAX);
+    out.freeze()
+}
+
+/// The reason in a refusal.
+pub(super) fn decode_refusal(mut bytes: Bytes) -> Result<String, FrameError> {
+    take_text(&mut bytes)
+}
+
+/// What the acceptor checks before it asks whether the caller may come in: the version that both speak, or why not.
+pub(super) fn check_hello(hello: &Hello, own: &Identity) -> Result<u16, String> {
+    let version = common_version(hello.versions)?;
+    check_cluster(&hello.from, own)?;
+    if hello.to != own.node {
+        return Err(format!(
+            "this is node {:x} ({}), not node {:x}: check the peer URLs",
+            own.node.0, own.name, hello.to.0
+        ));
+    }
+    if hello.from.node == own.node {
+        return Err(format!(
+            "node {:x} ({}) is this node itself: two nodes use one identity",
+            own.node.0, own.name
+        ));
+    }
+    Ok(version)
+}
+
+/// What the dialer checks in a welcome before it asks whether the acceptor may be talked to.
+pub(super) fn check_welcome(welcome: &Welcome, own: &Identity, expected: NodeId) -> Result<(), String> {
+    common_version((welcome.version, welcome.version))?;
+    check_cluster(&welcome.from, own)?;
+    if welcome.from.node != expected {
+        return Err(format!(
+            "reached node {:x} ({}) instead of node {:x}: check the peer URLs",
+            welcome.from.node.0, welcome.from.name, expected.0
+        ));
+    }
+    Ok(())
+}
+
+fn common_version((oldest, newest): (u16, u16)) -> Result<u16, String> {
+    let version = newest.min(VERSION_NEWEST);
+    if version < oldest || version < VERSION_OLDEST {
+        return Err(format!(
+            "speaks versions {oldest} to {newest} of the peer protocol, this node {VERSION_OLDEST} to \
+             {VERSION_NEWEST}: upgrade the older one"
+        ));
+    }
+    Ok(version)
+}
+
+fn check_cluster(other: &Identity, own: &Identity) -> Result<(), String> {
+    if other.cluster_id == own.cluster_id {
+        return Ok(());
+    }
+    Err(format!(
+        "node {:x} ({}) belongs to cluster {:x}, node {:x} ({}) to cluster {:x}: check --initial-cluster and \
+         --initial-cluster-token of both",
+        other.node.0, other.name, other.cluster_id, own.node.0, own.name, own.cluster_id
+    ))
+}
+
+fn put_identity(out: &mut BytesMut, identity: &Identity) {
+    out.put_u64_le(identity.cluster_id);
+    out.put_u64_le(identity.node.0);
+    out.put_u64_le(identity.incarnation);
+    out.put_u64_le(identity.data_dir_id);
+    put_text(out, &identity.name, NAME_BYTES_MAX);
+}
+
+fn take_identity(bytes: &mut Bytes) -> Result<Identity, FrameError> {
+    Ok(Identity {
+        cluster_id: take_u64(bytes)?,
+        node: NodeId(take_u64(bytes)?),
+        incarnation: take_u64(bytes)?,
+        data_dir_id: take_u64(bytes)?,
+        name: take_text(bytes)?,
+    })
+}
+
+fn put_text(out: &mut BytesMut, text: &str, bytes_max: usize) {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    let text = &text[..end.unwrap_or(0)];
+    out.put_u16_le(text.len() as u16);
+    out.put_slice(text.as_bytes());
+}
+
+/// Control characters become spaces: the text goes into a log.
+fn take_text(bytes: &mut Bytes) -> Result<String, FrameError> {
+    let length = take_u16(bytes)? as usize;
+    if length > bytes.len() {
+        return Err(FrameError::Malformed("a text that ends too early"));
+    }
+    let text = String::from_utf8_lossy(&bytes.split_to(length)).into_owned();
+    Ok(text.replace(char::is_control, " "))
+}
+
+fn take_u16(bytes: &mut Bytes) -> Result<u16, FrameError> {
+    bytes.try_get_u16_le().map_err(|_| FrameError::Malformed("a handshake that ends too early"))
+}
+
+fn take_u64(bytes: &mut Bytes) -> Result<u64, FrameError> {
+    bytes.try_get_u64_le().map_err(|_| FrameError::Malformed("a handshake that ends too early"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn identity(node: u64) -> Identity {
+        Identity {
+            cluster_id: 7,
+            node: NodeId(node),
+            incarnation: 3,
+            data_dir_id: node * 100,
+            name: format!("node-{node}"),
+        }
+    }
+
+    fn hello() -> Hello {
+        Hello::new(identity(1), NodeId(2), Class::Urgent)
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        assert_eq!(Hello::decode(hello().encode()).unwrap(), hello());
+        let welcome = Welcome { version: 1, from: identity(2) };
+        assert_eq!(Welcome::decode(welcome.encode()).unwrap(), welcome);
+        assert_eq!(decode_refusal(encode_refusal("no\nway")).unwrap(), "no way");
+    }
+
+    #[test]
+    fn every_truncation_is_noticed_and_additions_are_not() {
+        let bytes = hello().encode();
+        for end in 0..bytes.len() {
+            assert!(Hello::decode(bytes.slice(..end)).is_err(), "{end}");
+        }
+        let longer = [&bytes[..], b"later"].concat();
+        assert_eq!(Hello::decode(longer.into()).unwrap(), hello());
+    }
+
+    #[test]
+    fn long_names_are_cut_at_a_character() {
+        let named = Identity { name: "é".repeat(200), ..identity(1) };
+        let decoded = Hello::decode(Hello::new(named, NodeId(2), Class::Bulk).encode()).unwrap();
+        assert_eq!(decoded.from.name, "é".repeat(128));
+    }
+
+    #[test]
+    fn strangers_are_told_what_is_wrong() {
+        let own = identity(2);
+        assert_eq!(check_hello(&hello(), &own), Ok(1));
+        let refusal = |change: fn(&mut Hello)| {
+            let mut hello = hello();
+            change(&mut hello);
+            check_hello(&hello, &own).unwrap_err()
+        };
+        assert!(refusal(|hello| hello.from.cluster_id = 8).contains("belongs to cluster 8"));
+        assert!(refusal(|hello| hello.to = NodeId(3)).contains("this is node 2 (node-2), not node 3"));
+        assert!(refusal(|hello| hello.from.node = NodeId(2)).contains("two nodes use one identity"));
+        assert!(refusal(|hello| hello.versions = (2, 5)).contains("upgrade the older one"));
+    }
+
+    #[test]
+    fn a_newer_node_that_still_speaks_our_version_is_welcome() {
+        let mut hello = hello();
+        hello.versions = (1, 9);
+        assert_eq!(check_hello(&hello, &identity(2)), Ok(1));
+    }
+
+    #[test]
+    fn a_wrong_address_is_noticed_by_the_dialer() {
+        let welcome = Welcome { version: 1, from: identity(2) };
+        assert_eq!(check_welcome(&welcome, &identity(1), NodeId(2)), Ok(()));
+        let error = check_welcome(&welcome, &identity(1), NodeId(3)).unwrap_err();
+        assert!(error.contains("instead of node 3"), "{error}");
+    }
+}

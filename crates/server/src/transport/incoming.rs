@@ -1,0 +1,178 @@
+//! The receiving side: accept, check who calls, read frames and pass them on.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hadron_consensus::NodeId;
+use parking_lot::Mutex;
+use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::frame::{self, BODY_BYTES_MAX, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind, Messages};
+use super::handshake::{Class, Hello, Identity, Welcome, check_hello, encode_refusal};
+use super::{Inbound, IncomingSnapshot, Shared};
+
+/// Connections that have not said who they are.
+const STRANGERS_MAX: usize = 64;
+/// Many small frames come with one system call.
+const READ_BUFFER_BYTES: usize = 128 << 10;
+/// Wait after a failed accept: usually the process has no file descriptors left.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// All incoming connections.
+pub(super) struct Incoming {
+    shared: Arc<Shared>,
+    strangers: Arc<Semaphore>,
+    /// The urgent connection of each node: its incarnation, and how to end it.
+    current: Mutex<HashMap<NodeId, (u64, Arc<Notify>)>>,
+}
+
+impl Incoming {
+    pub(super) fn new(shared: Arc<Shared>) -> Incoming {
+        Incoming { shared, strangers: Arc::new(Semaphore::new(STRANGERS_MAX)), current: Mutex::default() }
+    }
+
+    /// Accepts connections, for ever.
+    pub(super) async fn accept(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let (stream, address) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, "cannot accept a peer connection");
+                    sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            match self.strangers.clone().try_acquire_owned() {
+                Ok(permit) => drop(tokio::spawn(self.clone().serve(stream, address, permit))),
+                Err(_) => warn!(%address, "too many peer connections without a handshake, closing one"),
+            }
+        }
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        mut stream: TcpStream,
+        address: SocketAddr,
+        stranger: OwnedSemaphorePermit,
+    ) {
+        let handshake = timeout(self.shared.options.connect_timeout, self.shake_hands(&mut stream)).await;
+        drop(stranger);
+        let hello = match handshake.unwrap_or(Err(FrameError::TimedOut)) {
+            Ok(Ok(hello)) => hello,
+            Ok(Err(reason)) => return warn!(%address, %reason, "refused a peer connection"),
+            Err(FrameError::Closed) => return debug!(%address, "peer connection closed before its handshake"),
+            Err(error) => return warn!(%address, %error, "peer connection without a valid handshake"),
+        };
+        let error = match hello.class {
+            Class::Urgent => self.serve_urgent(stream, &hello.from).await,
+            Class::Bulk => self.serve_bulk(stream, &hello.from).await,
+        };
+        let Err(error) = error else { return };
+        let peer = format!("{:x}", hello.from.node.0);
+        match error {
+            FrameError::Closed => {
+                info!(%peer, name = %hello.from.name, %address, "peer closed its connection")
+            }
+            error => warn!(%peer, name = %hello.from.name, %address, %error, "connection from peer ended"),
+        }
+    }
+
+    /// Reads the hello and answers it. The inner error is the reason of a refusal.
+    async fn shake_hands(&self, stream: &mut TcpStream) -> Result<Result<Hello, String>, FrameError> {
+        stream.set_nodelay(true)?;
+        let (kind, body) = frame::read(stream, HANDSHAKE_BODY_BYTES_MAX).await?;
+        if kind != Kind::Hello {
+            return Err(FrameError::Unexpected("a connection begins with a hello"));
+        }
+        let hello = Hello::decode(body)?;
+        match self.check(&hello) {
+            Ok(version) => {
+                let welcome = Welcome { version, from: self.shared.identity.clone() };
+                stream.write_all(&frame::encode(Kind::Welcome, &welcome.encode())).await?;
+                Ok(Ok(hello))
+            }
+            Err(reason) => {
+                stream.write_all(&frame::encode(Kind::Refused, &encode_refusal(&reason))).await?;
+                Ok(Err(reason))
+            }
+        }
+    }
+
+    fn check(&self, hello: &Hello) -> Result<u16, String> {
+        let version = check_hello(hello, &self.shared.identity)?;
+        (self.shared.admit)(&hello.from)?;
+        let current = self.current.lock().get(&hello.from.node).map(|(incarnation, _)| *incarnation);
+        match current {
+            Some(incarnation) if incarnation > hello.from.incarnation => Err(format!(
+                "node {:x} ({}) was here with a later start ({incarnation}) than this one ({}): its data directory \
+                 was restored from a copy, or runs twice",
+                hello.from.node.0, hello.from.name, hello.from.incarnation
+            )),
+            _ => Ok(version),
+        }
+    }
+
+    async fn serve_urgent(&self, stream: TcpStream, from: &Identity) -> Result<(), FrameError> {
+        let replaced = Arc::new(Notify::new());
+        let previous = self.current.lock().insert(from.node, (from.incarnation, replaced.clone()));
+        if let Some((_, previous)) = previous {
+            previous.notify_one();
+        }
+        let (reader, writer) = stream.into_split();
+        // The entry stays when the connection ends: an older start must not come back later either.
+        tokio::select! {
+            error = self.read_messages(reader, writer, from.node) => Err(error),
+            () = replaced.notified() => Ok(()),
+        }
+    }
+
+    async fn read_messages(
+        &self,
+        reader: OwnedReadHalf,
+        mut writer: OwnedWriteHalf,
+        from: NodeId,
+    ) -> FrameError {
+        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
+        let received_bytes = self.shared.metrics.peer_received_bytes.with(&[&format!("{:x}", from.0)]);
+        let budget = Arc::new(Semaphore::new(self.shared.options.inbound_bytes_max));
+        let silence = self.shared.options.silence_timeout + self.shared.options.ping_interval;
+        let pong = frame::encode(Kind::Pong, &[]);
+        loop {
+            let (kind, body) = match timeout(silence, frame::read(&mut reader, BODY_BYTES_MAX)).await {
+                Ok(Ok(frame)) => frame,
+                Ok(Err(error)) => return error,
+                Err(_) => return FrameError::TimedOut,
+            };
+            received_bytes.add((frame::HEADER_BYTES + body.len()) as u64);
+            match kind {
+                Kind::Messages => {
+                    let bytes = body.len().min(self.shared.options.inbound_bytes_max) as u32;
+                    let Ok(permit) = budget.clone().acquire_many_owned(bytes).await else {
+                        return FrameError::Closed;
+                    };
+                    let messages = Messages::new(body);
+                    (self.shared.receive)(from, Inbound::Messages { messages, permit });
+                }
+                Kind::Ping => {
+                    if let Err(error) = writer.write_all(&pong).await {
+                        return FrameError::Io(error);
+                    }
+                }
+                _ => return FrameError::Unexpected("neither messages nor a ping on an urgent connection"),
+            }
+        }
+    }
+
+    async fn serve_bulk(&self, stream: TcpStream, from: &Identity) -> Result<(), FrameError> {
+        let snapshot = IncomingSnapshot::open(stream, self.shared.options.bulk_timeout).await?;
+        (self.shared.receive)(from.node, Inbound::Snapshot(snapshot));
+        Ok(())
+    }
+}

@@ -1,0 +1,359 @@
+//! The sending side: dial a node, say hello, send what is queued, and start again when the connection ends.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use hadron_consensus::NodeId;
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+use super::frame::{self, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind};
+use super::handshake::{Class, Hello, Identity, Welcome, check_welcome, decode_refusal};
+use super::{Inbound, Options, Peer, Shared};
+use crate::metrics::{Counter, Gauge};
+
+/// Frames handed to the kernel in one call.
+const SLICES_MAX: usize = 64;
+/// A connection that lived so long was a good one: its end is retried quickly.
+const GOOD_CONNECTION: Duration = Duration::from_secs(1);
+
+/// One other node, as this one sends to it.
+pub(super) struct Outgoing {
+    shared: Arc<Shared>,
+    peer: Peer,
+    queue: Mutex<Queue>,
+    /// Something was queued.
+    wake: Notify,
+    /// The queue became empty, or the connection ended.
+    idle: Notify,
+    dropped: AtomicU64,
+    sent_bytes: Arc<Counter>,
+    active: Arc<Gauge>,
+}
+
+/// What waits for the connection.
+#[derive(Default)]
+struct Queue {
+    /// There is a connection. Otherwise nothing is queued.
+    is_open: bool,
+    frames: VecDeque<Bytes>,
+    /// Bytes in `frames`, and those taken from it that the kernel does not have yet.
+    bytes: usize,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    /// The node cannot be reached.
+    #[error("cannot connect: {0}")]
+    Connect(io::Error),
+    /// It did not answer in time.
+    #[error("cannot connect: no answer in time")]
+    TimedOut,
+    /// What it said makes no sense.
+    #[error("handshake failed: {0}")]
+    Handshake(#[from] FrameError),
+    /// It does not want us.
+    #[error("refused by the other node: {0}")]
+    Refused(String),
+    /// We do not want it.
+    #[error("not the expected node: {0}")]
+    Unwanted(String),
+}
+
+impl Outgoing {
+    pub(super) fn new(shared: Arc<Shared>, peer: Peer) -> Outgoing {
+        let label = format!("{:x}", peer.node.0);
+        let own = format!("{:x}", shared.identity.node.0);
+        let sent_bytes = shared.metrics.peer_sent_bytes.with(&[&label]);
+        let active = shared.metrics.active_peers.with(&[&own, &label]);
+        Outgoing {
+            shared,
+            peer,
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            idle: Notify::new(),
+            dropped: AtomicU64::new(0),
+            sent_bytes,
+            active,
+        }
+    }
+
+    /// Queues frames, or drops them when there is no connection or too much waits for it already.
+    pub(super) fn send(&self, frames: Bytes) {
+        let mut queue = self.queue.lock();
+        if !queue.is_open {
+            return;
+        }
+        if queue.bytes + frames.len() > self.shared.options.queue_bytes_max {
+            drop(queue);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        queue.bytes += frames.len();
+        queue.frames.push_back(frames);
+        let was_empty = queue.frames.len() == 1;
+        drop(queue);
+        // Otherwise whoever queued the first one has woken the task, and it has not come to look yet.
+        if was_empty {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Returns when nothing waits to be sent.
+    pub(super) async fn drained(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.queue.lock().bytes == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    /// Keeps a connection, for ever.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut backoff = Backoff::new(&self.shared.options, self.peer.node);
+        let mut last_error = String::new();
+        loop {
+            match self.dial(Class::Urgent).await {
+                Ok((stream, other)) => {
+                    let began = Instant::now();
+                    last_error.clear();
+                    self.hold(stream, &other).await;
+                    if began.elapsed() >= GOOD_CONNECTION {
+                        backoff.reset();
+                    }
+                    sleep(backoff.next()).await;
+                }
+                Err(error) => {
+                    // Said once, not with every attempt.
+                    let text = error.to_string();
+                    if text != last_error {
+                        warn!(peer = %format_args!("{:x}", self.peer.node.0), urls = %self.urls(), "{text}");
+                        last_error = text;
+                    }
+                    match error {
+                        DialError::Refused(_) | DialError::Unwanted(_) => {
+                            sleep(self.shared.options.refused_retry).await;
+                        }
+                        _ => sleep(backoff.next()).await,
+                    }
+                }
+            }
+        }
+    }
+
+    fn urls(&self) -> String {
+        self.peer.urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
+    /// Connects to one of the node's addresses and shakes hands.
+    pub(super) async fn dial(&self, class: Class) -> Result<(TcpStream, Identity), DialError> {
+        let mut stream = self.connect().await?;
+        stream.set_nodelay(true).map_err(DialError::Connect)?;
+        let handshake = shake_hands(&mut stream, &self.shared.identity, self.peer.node, class);
+        let other = timeout(self.shared.options.connect_timeout, handshake)
+            .await
+            .map_err(|_| DialError::TimedOut)??;
+        (self.shared.admit)(&other).map_err(DialError::Unwanted)?;
+        Ok((stream, other))
+    }
+
+    async fn connect(&self) -> Result<TcpStream, DialError> {
+        let mut last_error = DialError::Connect(io::ErrorKind::AddrNotAvailable.into());
+        for url in &self.peer.urls {
+            match timeout(self.shared.options.connect_timeout, TcpStream::connect(url.authority())).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last_error = DialError::Connect(error),
+                Err(_) => last_error = DialError::TimedOut,
+            }
+        }
+        Err(last_error)
+    }
+
+    /// Sends on a connection until it ends.
+    async fn hold(&self, stream: TcpStream, other: &Identity) {
+        let (peer, name) = (format!("{:x}", other.node.0), &other.name);
+        info!(%peer, %name, incarnation = other.incarnation, "connected to peer");
+        self.queue.lock().is_open = true;
+        self.active.set(1.0);
+        let up = Inbound::Up { incarnation: other.incarnation, data_dir_id: other.data_dir_id };
+        (self.shared.receive)(other.node, up);
+
+        let error = self.session(stream).await;
+
+        *self.queue.lock() = Queue::default();
+        self.idle.notify_waiters();
+        self.active.set(0.0);
+        warn!(%peer, %name, %error, "connection to peer ended");
+        (self.shared.receive)(other.node, Inbound::Down);
+    }
+
+    async fn session(&self, stream: TcpStream) -> FrameError {
+        let (mut reader, mut writer) = stream.into_split();
+        let heard_at = Mutex::new(Instant::now());
+        tokio::select! {
+            error = self.write_queued(&mut writer) => FrameError::Io(error),
+            error = read_pongs(&mut reader, &heard_at) => error,
+            error = self.watch(&heard_at) => error,
+        }
+    }
+
+    async fn write_queued(&self, writer: &mut OwnedWriteHalf) -> io::Error {
+        let mut frames = VecDeque::new();
+        loop {
+            self.wake.notified().await;
+            loop {
+                std::mem::swap(&mut self.queue.lock().frames, &mut frames);
+                if frames.is_empty() {
+                    break;
+                }
+                let bytes: usize = frames.iter().map(Bytes::len).sum();
+                if let Err(error) = write_all(writer, &mut frames).await {
+                    return error;
+                }
+                self.sent_bytes.add(bytes as u64);
+                self.on_written(bytes);
+            }
+        }
+    }
+
+    fn on_written(&self, bytes: usize) {
+        let mut queue = self.queue.lock();
+        queue.bytes -= bytes;
+        if queue.bytes == 0 {
+            drop(queue);
+            self.idle.notify_waiters();
+        }
+    }
+
+    /// Pings now and then, and ends when no pong comes back.
+    async fn watch(&self, heard_at: &Mutex<Instant>) -> FrameError {
+        let ping = frame::encode(Kind::Ping, &[]);
+        loop {
+            self.send(ping.clone());
+            sleep(self.shared.options.ping_interval).await;
+            if heard_at.lock().elapsed() >= self.shared.options.silence_timeout {
+                return FrameError::TimedOut;
+            }
+        }
+    }
+}
+
+async fn read_pongs(reader: &mut OwnedReadHalf, heard_at: &Mutex<Instant>) -> FrameError {
+    loop {
+        match frame::read(reader, 0).await {
+            Ok((Kind::Pong, _)) => *heard_at.lock() = Instant::now(),
+            Ok(_) => return FrameError::Unexpected("only pongs come back on an urgent connection"),
+            Err(error) => return error,
+        }
+    }
+}
+
+async fn shake_hands(
+    stream: &mut TcpStream,
+    own: &Identity,
+    to: NodeId,
+    class: Class,
+) -> Result<Identity, DialError> {
+    let hello = Hello::new(own.clone(), to, class).encode();
+    stream.write_all(&frame::encode(Kind::Hello, &hello)).await.map_err(FrameError::Io)?;
+    let (kind, body) = frame::read(stream, HANDSHAKE_BODY_BYTES_MAX).await?;
+    match kind {
+        Kind::Welcome => {
+            let welcome = Welcome::decode(body)?;
+            check_welcome(&welcome, own, to).map_err(DialError::Unwanted)?;
+            Ok(welcome.from)
+        }
+        Kind::Refused => Err(DialError::Refused(decode_refusal(body)?)),
+        _ => Err(DialError::Handshake(FrameError::Unexpected("neither a welcome nor a refusal"))),
+    }
+}
+
+/// Hands everything to the kernel with as few calls as possible. `frames` is empty afterwards.
+pub(super) async fn write_all<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    frames: &mut VecDeque<Bytes>,
+) -> io::Result<()> {
+    // An empty slice would look like a closed connection.
+    frames.retain(|frame| !frame.is_empty());
+    while !frames.is_empty() {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let count = frames.len().min(SLICES_MAX);
+        for (slice, frame) in slices.iter_mut().zip(frames.iter()) {
+            *slice = IoSlice::new(frame);
+        }
+        let mut written = writer.write_vectored(&slices[..count]).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        while written > 0 {
+            let Some(front) = frames.front_mut() else { break };
+            let step = written.min(front.len());
+            front.advance(step);
+            written -= step;
+            if front.is_empty() {
+                frames.pop_front();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits that double, with jitter, so that nodes that lost each other do not come back in step.
+struct Backoff {
+    min: Duration,
+    max: Duration,
+    next: Duration,
+    random: SmallRng,
+}
+
+impl Backoff {
+    fn new(options: &Options, node: NodeId) -> Backoff {
+        let random = SmallRng::seed_from_u64(options.seed ^ node.0);
+        Backoff { min: options.retry_min, max: options.retry_max, next: options.retry_min, random }
+    }
+
+    fn reset(&mut self) {
+        self.next = self.min;
+    }
+
+    /// Between half of the wait and all of it.
+    fn next(&mut self) -> Duration {
+        let wait = self.next;
+        self.next = (wait * 2).min(self.max);
+        wait.mul_f64(self.random.random_range(0.5..=1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_their_bound_and_start_again() {
+        let options = Options::default();
+        let mut backoff = Backoff::new(&options, NodeId(1));
+        let waits: Vec<Duration> = (0..8).map(|_| backoff.next()).collect();
+        assert!(waits[0] <= options.retry_min && waits[0] >= options.retry_min / 2, "{waits:?}");
+        assert!(waits[7] <= options.retry_max && waits[7] >= options.retry_max / 2, "{waits:?}");
+        backoff.reset();
+        assert!(backoff.next() <= options.retry_min);
+    }
+}

@@ -1,1 +1,354 @@
-//! To be written.
+//! What `/metrics` shows: one struct of counters, gauges and histograms, shared by every thread of the process.
+//!
+//! Whoever does a thing counts it here; the page is written out on request in the Prometheus text format. A metric that
+//! means the same as one of etcd's has etcd's name, so that dashboards go on working; the rest begin with `hadron_`.
+//!
+//! Invariants: plain metrics are atomics and may be used on the hottest path; a labelled family takes a lock to find
+//! its member, so a hot path keeps the `Arc` that [`Family::with`] returned. Order on the page is the order below, and
+//! members of a family are sorted, so that two pages can be compared.
+//!
+//! Left out: a general registry. The set of metrics is known when the program is built.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Adds `amount`.
+    pub fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Replaces the number.
+    pub fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Replaces the number by an integer; exact up to 2^53.
+    pub fn set_integer(&self, value: u64) {
+        self.set(value as f64);
+    }
+
+    /// Replaces the number by 1 or 0.
+    pub fn set_bool(&self, value: bool) {
+        self.set(f64::from(u8::from(value)));
+    }
+
+    /// Adds `amount`, which may be negative.
+    pub fn add(&self, amount: f64) {
+        let add = |bits| Some((f64::from_bits(bits) + amount).to_bits());
+        // Never fails: the closure always returns a value.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    /// The number now.
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Upper bounds of a duration histogram's buckets, in seconds: 16 µs, doubling, up to 8.6 s. The finer low end shows
+/// disks and loops that take less than etcd's first bucket of 1 ms.
+const BOUNDS: usize = 20;
+const FIRST_BOUND_MICROS: u64 = 16;
+
+/// How durations are distributed.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// How many fell into each bucket; the last one has no upper bound.
+    buckets: [AtomicU64; BOUNDS + 1],
+    sum_nanos: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts one duration.
+    pub fn observe(&self, duration: Duration) {
+        let micros = u64::try_from(duration.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX);
+        let bucket = match micros.div_ceil(FIRST_BOUND_MICROS) {
+            0 | 1 => 0,
+            ratio => (64 - (ratio - 1).leading_zeros() as usize).min(BOUNDS),
+        };
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// How many durations were counted.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// Metrics of one name that differ in their labels.
+#[derive(Debug)]
+pub struct Family<M> {
+    label_names: &'static [&'static str],
+    members: RwLock<BTreeMap<Vec<String>, Arc<M>>>,
+}
+
+impl<M: Default> Family<M> {
+    fn new(label_names: &'static [&'static str]) -> Family<M> {
+        Family { label_names, members: RwLock::default() }
+    }
+
+    /// The member with these label values, in the order of the family's label names. Made when it is asked for first.
+    pub fn with(&self, values: &[&str]) -> Arc<M> {
+        assert_eq!(values.len(), self.label_names.len(), "one value for each of {:?}", self.label_names);
+        let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
+        if let Some(member) = self.members.read().get(&values) {
+            return Arc::clone(member);
+        }
+        Arc::clone(self.members.write().entry(values).or_default())
+    }
+
+    /// Forgets all members, for instance before a list of nodes is written anew.
+    pub fn clear(&self) {
+        self.members.write().clear();
+    }
+}
+
+/// How a metric is written on the page.
+trait Render {
+    const KIND: &'static str;
+    fn render(&self, out: &mut String, name: &str, labels: &str);
+}
+
+impl Render for Counter {
+    const KIND: &'static str = "counter";
+
+    fn render(&self, out: &mut String, name: &str, labels: &str) {
+        write_sample(out, name, "", labels, self.get());
+    }
+}
+
+impl Render for Gauge {
+    const KIND: &'static str = "gauge";
+
+    fn render(&self, out: &mut String, name: &str, labels: &str) {
+        write_sample(out, name, "", labels, self.get());
+    }
+}
+
+impl Render for Histogram {
+    const KIND: &'static str = "histogram";
+
+    fn render(&self, out: &mut String, name: &str, labels: &str) {
+        let mut count = 0;
+        let separator = if labels.is_empty() { "" } else { "," };
+        for (position, bucket) in self.buckets.iter().enumerate() {
+            count += bucket.load(Ordering::Relaxed);
+            let bound = match position {
+                BOUNDS => "+Inf".to_owned(),
+                _ => ((FIRST_BOUND_MICROS << position) as f64 / 1e6).to_string(),
+            };
+            let labels = format!("{labels}{separator}le=\"{bound}\"");
+            write_sample(out, name, "_bucket", &labels, count);
+        }
+        let sum = Duration::from_nanos(self.sum_nanos.load(Ordering::Relaxed)).as_secs_f64();
+        write_sample(out, name, "_sum", labels, sum);
+        write_sample(out, name, "_count", labels, count);
+    }
+}
+
+impl<M: Render> Render for Family<M> {
+    const KIND: &'static str = M::KIND;
+
+    fn render(&self, out: &mut String, name: &str, _labels: &str) {
+        for (values, member) in self.members.read().iter() {
+            let pairs: Vec<String> = std::iter::zip(self.label_names, values)
+                .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
+                .collect();
+            member.render(out, name, &pairs.join(","));
+        }
+    }
+}
+
+fn write_sample(out: &mut String, name: &str, suffix: &str, labels: &str, value: impl std::fmt::Display) {
+    // Writing to a String cannot fail.
+    let _ = match labels {
+        "" => writeln!(out, "{name}{suffix} {value}"),
+        _ => writeln!(out, "{name}{suffix}{{{labels}}} {value}"),
+    };
+}
+
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// Declares [`Metrics`]: each line is a field, its kind (a family with its label names), its name and its help text,
+/// which is the field's documentation too.
+macro_rules! metrics {
+    ($($field:ident: $kind:ty $([$($label:literal),+])? = $name:literal, $help:literal;)*) => {
+        /// All metrics of the process. Shared as an `Arc`.
+        #[derive(Debug)]
+        pub struct Metrics {
+            $(#[doc = $help] #[doc = concat!(" On the page: `", $name, "`.")] pub $field: $kind,)*
+        }
+
+        impl Default for Metrics {
+            fn default() -> Metrics {
+                Metrics { $($field: metrics!(@new $($($label),+)?),)* }
+            }
+        }
+
+        impl Metrics {
+            /// The page in the Prometheus text format, version 0.0.4.
+            pub fn render(&self) -> String {
+                let mut out = String::with_capacity(32 * 1024);
+                $(render_metric(&mut out, $name, $help, &self.$field);)*
+                out
+            }
+        }
+    };
+    (@new) => { Default::default() };
+    (@new $($label:literal),+) => { Family::new(&[$($label),+]) };
+}
+
+fn render_metric<M: Render>(out: &mut String, name: &str, help: &str, metric: &M) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {}", M::KIND);
+    metric.render(out, name, "");
+}
+
+metrics! {
+    server_id: Family<Gauge>["server_id"] = "etcd_server_id", "This node's id, as the label of a 1.";
+    server_version: Family<Gauge>["server_version"] = "etcd_server_version", "The etcd version offered, as the label of a 1.";
+    cluster_version: Family<Gauge>["cluster_version"] = "etcd_cluster_version", "The etcd version that all nodes offer, as the label of a 1.";
+    hadron_version: Family<Gauge>["version"] = "hadron_version", "Hadron's version, as the label of a 1.";
+
+    has_leader: Gauge = "etcd_server_has_leader", "Whether the keyspace `default` has a leader: 1 or 0.";
+    is_leader: Gauge = "etcd_server_is_leader", "Whether this node leads the keyspace `default`: 1 or 0.";
+    is_learner: Gauge = "etcd_server_is_learner", "Whether this node has no vote yet: 1 or 0.";
+    leader_changes_seen: Counter = "etcd_server_leader_changes_seen_total", "Changes of leader that this node saw.";
+    heartbeat_send_failures: Counter = "etcd_server_heartbeat_send_failures_total", "Heartbeats that could not be sent in time.";
+    proposals_committed: Gauge = "etcd_server_proposals_committed_total", "The commit index of the keyspace `default`.";
+    proposals_applied: Gauge = "etcd_server_proposals_applied_total", "The applied index of the keyspace `default`.";
+    proposals_pending: Gauge = "etcd_server_proposals_pending", "Writes of this node's clients that wait for their outcome.";
+    proposals_failed: Counter = "etcd_server_proposals_failed_total", "Writes of this node's clients that failed without an answer of the state machine.";
+    read_indexes_failed: Counter = "etcd_server_read_indexes_failed_total", "Linearizable reads that could not be confirmed.";
+    slow_read_indexes: Counter = "etcd_server_slow_read_indexes_total", "Linearizable reads that took too long to confirm.";
+    slow_apply: Counter = "etcd_server_slow_apply_total", "Entries that took too long to apply.";
+    apply_duration: Histogram = "etcd_server_apply_duration_seconds", "Time to apply one entry.";
+    lease_expired: Counter = "etcd_debugging_server_lease_expired_total", "Leases that expired.";
+    quota_backend_bytes: Gauge = "etcd_server_quota_backend_bytes", "Limit of the stored bytes; 0 for none.";
+    health_success: Counter = "etcd_server_health_success", "Health checks over HTTP that succeeded.";
+    health_failures: Counter = "etcd_server_health_failures", "Health checks over HTTP that failed.";
+    client_requests: Family<Counter>["type", "client_api_version"] = "etcd_server_client_requests_total", "Client connections' first requests, by the client's version.";
+
+    wal_fsync_duration: Histogram = "etcd_disk_wal_fsync_duration_seconds", "Time of one fdatasync of the log.";
+    wal_write_duration: Histogram = "etcd_disk_wal_write_duration_seconds", "Time of one write to the log.";
+    wal_write_bytes: Counter = "etcd_disk_wal_write_bytes_total", "Bytes written to the log.";
+    backend_commit_duration: Histogram = "etcd_disk_backend_commit_duration_seconds", "Time to write one flush to the engine.";
+    db_total_bytes: Gauge = "etcd_mvcc_db_total_size_in_bytes", "Bytes that the keyspace `default` takes in the engine.";
+    db_in_use_bytes: Gauge = "etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes thereof that are in use.";
+
+    range_total: Counter = "etcd_mvcc_range_total", "Ranges asked of this node.";
+    put_total: Counter = "etcd_mvcc_put_total", "Puts asked of this node.";
+    delete_total: Counter = "etcd_mvcc_delete_total", "Deletions asked of this node.";
+    txn_total: Counter = "etcd_mvcc_txn_total", "Transactions asked of this node.";
+    current_revision: Gauge = "etcd_debugging_mvcc_current_revision", "The revision of the keyspace `default`.";
+    compact_revision: Gauge = "etcd_debugging_mvcc_compact_revision", "The revision up to which history was compacted.";
+    keys_total: Gauge = "etcd_debugging_mvcc_keys_total", "Keys that exist now.";
+    watch_streams: Gauge = "etcd_debugging_mvcc_watch_stream_total", "Watch streams that are open.";
+    watchers: Gauge = "etcd_debugging_mvcc_watcher_total", "Watchers that exist.";
+    slow_watchers: Gauge = "etcd_debugging_mvcc_slow_watcher_total", "Watchers that read history because they are behind.";
+    watch_events: Counter = "etcd_debugging_mvcc_events_total", "Events sent to watchers.";
+    leases_granted: Counter = "etcd_debugging_lease_granted_total", "Leases granted through this node.";
+    leases_revoked: Counter = "etcd_debugging_lease_revoked_total", "Leases revoked through this node.";
+    leases_renewed: Counter = "etcd_debugging_lease_renewed_total", "Leases kept alive through this node.";
+
+    peer_sent_bytes: Family<Counter>["To"] = "etcd_network_peer_sent_bytes_total", "Bytes sent to a node.";
+    peer_received_bytes: Family<Counter>["From"] = "etcd_network_peer_received_bytes_total", "Bytes received from a node.";
+    active_peers: Family<Gauge>["Local", "Remote"] = "etcd_network_active_peers", "Whether a node is connected: 1 or 0.";
+    grpc_started: Family<Counter>["grpc_method", "grpc_service", "grpc_type"] = "grpc_server_started_total", "Calls that began.";
+    grpc_handled: Family<Counter>["grpc_code", "grpc_method", "grpc_service", "grpc_type"] = "grpc_server_handled_total", "Unary calls that were answered, and streams that were opened or refused.";
+    client_connections: Gauge = "hadron_client_connections", "Client connections that are open.";
+
+    election_vote_share: Family<Gauge>["group", "candidate"] = "hadron_election_vote_share", "P(x): the part of the counted votes that a candidate got in the group's last election.";
+    elections: Family<Counter>["group", "outcome"] = "hadron_elections_total", "Elections by outcome: won or split.";
+    log_share: Family<Gauge>["group", "node"] = "hadron_log_share", "C(x): a node's part of the log entries that the group's replicas acknowledged lately.";
+    replication_lag_entries: Family<Gauge>["group", "node"] = "hadron_replication_lag_entries", "Entries that a node's replica is behind the leader.";
+    digest_checks: Family<Counter>["group", "result"] = "hadron_digest_checks_total", "Comparisons of replicas' digests by result: same or different.";
+    corrupt_replicas: Family<Gauge>["group", "node"] = "hadron_corrupt_replica", "1 for a node whose replica differs from the majority.";
+    unflushed_bytes: Gauge = "hadron_unflushed_bytes", "Bytes applied that the engine does not have yet.";
+    wal_segments: Gauge = "hadron_wal_segments", "Segments of the log on disk.";
+    wal_batch_records: Counter = "hadron_wal_batch_records_total", "Records written to the log; divided by the fsyncs, the batch size.";
+    snapshots_sent: Counter = "hadron_snapshots_sent_total", "Snapshots streamed to other nodes.";
+    snapshots_received: Counter = "hadron_snapshots_received_total", "Snapshots received from other nodes.";
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn the_page_has_help_type_and_samples() {
+        let metrics = Metrics::default();
+        metrics.put_total.add(3);
+        metrics.has_leader.set_bool(true);
+        metrics.election_vote_share.with(&["1", "2"]).set(0.75);
+        metrics.server_id.with(&["a\"b\\c\nd"]).set(1.0);
+        let page = metrics.render();
+        assert!(page.contains("# TYPE etcd_mvcc_put_total counter\netcd_mvcc_put_total 3\n"));
+        assert!(page.contains("# TYPE etcd_server_has_leader gauge\netcd_server_has_leader 1\n"));
+        assert!(page.contains("hadron_election_vote_share{group=\"1\",candidate=\"2\"} 0.75\n"));
+        assert!(page.contains("etcd_server_id{server_id=\"a\\\"b\\\\c\\nd\"} 1\n"));
+    }
+
+    #[test]
+    fn a_duration_counts_in_its_bucket_and_all_larger_ones() {
+        let histogram = Histogram::default();
+        for micros in [0, 16, 17, 32, 33, 10_000_000] {
+            histogram.observe(Duration::from_micros(micros));
+        }
+        let mut page = String::new();
+        histogram.render(&mut page, "x", "a=\"b\"");
+        let expected = [
+            "x_bucket{a=\"b\",le=\"0.000016\"} 2\n",
+            "x_bucket{a=\"b\",le=\"0.000032\"} 4\n",
+            "x_bucket{a=\"b\",le=\"0.000064\"} 5\n",
+            "x_bucket{a=\"b\",le=\"8.388608\"} 5\n",
+            "x_bucket{a=\"b\",le=\"+Inf\"} 6\n",
+            "x_sum{a=\"b\"} 10.000098\n",
+            "x_count{a=\"b\"} 6\n",
+        ];
+        for line in expected {
+            assert!(page.contains(line), "{line} is not in\n{page}");
+        }
+    }
+
+    #[test]
+    fn gauges_add_and_families_share_members() {
+        let family: Family<Gauge> = Family::new(&["x"]);
+        family.with(&["1"]).add(2.0);
+        family.with(&["1"]).add(-0.5);
+        assert_eq!(family.with(&["1"]).get(), 1.5);
+        family.clear();
+        assert_eq!(family.with(&["1"]).get(), 0.0);
+    }
+}

@@ -1,0 +1,139 @@
+//! What every service holds: the node behind it, the group whose keyspace it serves, limits and metrics.
+
+use std::sync::Arc;
+
+use hadron_consensus::{GroupId, Term};
+use hadron_keyspace::{Command, Keyspace, Response};
+use hadron_proto::etcdserverpb::ResponseHeader;
+use prost::Message;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use super::backend::{Backend, GroupStatus, Written};
+use super::error::{EtcdError, IntoStatus};
+use super::leader;
+use crate::metrics::Metrics;
+
+/// What one request may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one encoded write, keys and values together.
+    pub request_bytes: usize,
+    /// Comparisons, and operations of either branch, in one transaction with all that is nested in it.
+    pub txn_operations: usize,
+    /// The shortest time to live a lease gets, in seconds: shorter ones are raised to it, as in etcd, because a lease
+    /// must outlive an election.
+    pub lease_ttl_min: i64,
+}
+
+impl Default for Limits {
+    /// etcd's defaults, with an election timeout of one second.
+    fn default() -> Limits {
+        Limits { request_bytes: 1536 * 1024, txn_operations: 128, lease_ttl_min: 2 }
+    }
+}
+
+/// Who may be served by a replica that has no vote yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Learners {
+    /// The call reads local state and is answered by learners too.
+    Answer,
+    /// The call needs a voter.
+    Refuse,
+}
+
+/// Shared by the services of one port.
+pub(super) struct Context<B> {
+    pub(super) backend: B,
+    pub(super) group: GroupId,
+    pub(super) limits: Limits,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl<B: Backend> Context<B> {
+    pub(super) fn new(backend: B, metrics: Arc<Metrics>, group: GroupId, limits: Limits) -> Context<B> {
+        Context { backend, group, limits, metrics }
+    }
+
+    /// Where the group stands; all zero for a group that is not here.
+    pub(super) fn status(&self) -> GroupStatus {
+        self.backend.status(self.group).unwrap_or_default()
+    }
+
+    /// Refuses what this node cannot serve at all, before the request is looked at.
+    pub(super) fn admit(&self, metadata: &MetadataMap, learners: Learners) -> Result<(), Status> {
+        let status = self.status();
+        if status.is_learner && learners == Learners::Refuse {
+            return Err(EtcdError::NotSupportedForLearner.into());
+        }
+        if status.leader.is_none() && leader::is_demanded(metadata) {
+            return Err(EtcdError::NoLeader.into());
+        }
+        Ok(())
+    }
+
+    /// This node's replica of the state.
+    pub(super) fn keyspace(&self) -> Result<Arc<Keyspace>, Status> {
+        // Another node may well serve: the code tells clients to turn to it.
+        self.backend.keyspace(self.group).ok_or_else(|| EtcdError::Unhealthy.into())
+    }
+
+    /// The replica, once it has applied all that was committed when the call began.
+    pub(super) async fn keyspace_after_barrier(&self) -> Result<Arc<Keyspace>, Status> {
+        match self.backend.read_barrier(self.group).await {
+            Ok(()) => self.keyspace(),
+            Err(error) => {
+                self.metrics.read_indexes_failed.inc();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Proposes a command and returns the state machine's answer with the term of its entry.
+    pub(super) async fn write(&self, command: Command) -> Result<(Response, Term), Status> {
+        match self.backend.write(self.group, command).await {
+            Ok(Written { response: Ok(response), term }) => Ok((response, term)),
+            Ok(Written { response: Err(error), .. }) => Err(error.into_status()),
+            Err(error) => {
+                self.metrics.proposals_failed.inc();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Refuses a write whose encoding is too large for one command.
+    pub(super) fn check_size(&self, request: &impl Message) -> Result<(), Status> {
+        match request.encoded_len() > self.limits.request_bytes {
+            true => Err(EtcdError::RequestTooLarge.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// A header at the keyspace's revision now.
+    pub(super) fn header_now(&self) -> ResponseHeader {
+        let revision = self.backend.keyspace(self.group).map_or(0, |keyspace| keyspace.revision());
+        self.header(revision, self.status().term)
+    }
+
+    /// A header at `revision`.
+    pub(super) fn header(&self, revision: i64, term: Term) -> ResponseHeader {
+        let identity = self.backend.identity();
+        ResponseHeader {
+            cluster_id: identity.cluster_id,
+            member_id: identity.member_id.0,
+            revision,
+            raft_term: term.0,
+        }
+    }
+
+    /// Completes a header that came from the state machine, which knows the revision only.
+    pub(super) fn complete(&self, header: &mut Option<ResponseHeader>, term: Term) {
+        let revision = header.as_ref().map_or(0, |header| header.revision);
+        *header = Some(self.header(revision, term));
+    }
+}
+
+/// An answer of another kind than the command. Cannot happen unless this build has a bug.
+pub(super) fn mismatch() -> Status {
+    Status::internal("hadron: the state machine answered another kind of command")
+}

@@ -1,0 +1,292 @@
+//! The door: decides for each request which service or page answers it, and counts it.
+//!
+//! Requests go straight from hyper to the generated service, by one look-up of the path. A general router would box
+//! and clone once more per call, which is a tenth of what a Put may cost.
+//!
+//! A request is a gRPC call if its content type says so, as etcd decides too; everything else is a page.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, ready};
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tonic::codegen::Service as _;
+use tonic::{Code, Status};
+
+use hadron_proto::etcdserverpb::auth_server::AuthServer;
+use hadron_proto::etcdserverpb::cluster_server::ClusterServer;
+use hadron_proto::etcdserverpb::kv_server::KvServer;
+use hadron_proto::etcdserverpb::lease_server::LeaseServer;
+use hadron_proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use hadron_proto::etcdserverpb::watch_server::WatchServer;
+use hadron_proto::hadron::pool_server::PoolServer;
+use hadron_proto::health::health_server::HealthServer;
+
+use super::auth::Auth;
+use super::backend::Backend;
+use super::cluster::Cluster;
+use super::context::Context;
+use super::health::Health;
+use super::http::Pages;
+use super::kv::Kv;
+use super::lease::Lease;
+use super::maintenance::Maintenance;
+use super::pool::Pool;
+use super::watch::Watch;
+use crate::metrics::{Counter, Metrics};
+
+/// A message may exceed the largest request by this much, as in etcd: then the client hears etcd's own error.
+const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+
+/// A future that the generated services return.
+type Call = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+#[derive(Clone, Copy, Debug)]
+enum Service {
+    Kv,
+    Watch,
+    Lease,
+    Cluster,
+    Maintenance,
+    Auth,
+    Health,
+    Pool,
+}
+
+/// Every call: its service, the service's name, its name, and its kind as grpc's metrics spell it.
+const CALLS: &[(Service, &str, &[&str], &str)] = &[
+    (Service::Kv, "etcdserverpb.KV", &["Range", "Put", "DeleteRange", "Txn", "Compact"], "unary"),
+    (Service::Kv, "etcdserverpb.KV", &["RangeStream"], "server_stream"),
+    (Service::Watch, "etcdserverpb.Watch", &["Watch"], "bidi_stream"),
+    (
+        Service::Lease,
+        "etcdserverpb.Lease",
+        &["LeaseGrant", "LeaseRevoke", "LeaseTimeToLive", "LeaseLeases"],
+        "unary",
+    ),
+    (Service::Lease, "etcdserverpb.Lease", &["LeaseKeepAlive"], "bidi_stream"),
+    (
+        Service::Cluster,
+        "etcdserverpb.Cluster",
+        &["MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"],
+        "unary",
+    ),
+    (
+        Service::Maintenance,
+        "etcdserverpb.Maintenance",
+        &["Alarm", "Status", "Defragment", "Hash", "HashKV", "MoveLeader", "Downgrade"],
+        "unary",
+    ),
+    (Service::Maintenance, "etcdserverpb.Maintenance", &["Snapshot"], "server_stream"),
+    (
+        Service::Auth,
+        "etcdserverpb.Auth",
+        &[
+            "AuthEnable",
+            "AuthDisable",
+            "AuthStatus",
+            "Authenticate",
+            "UserAdd",
+            "UserGet",
+            "UserList",
+            "UserDelete",
+            "UserChangePassword",
+            "UserGrantRole",
+            "UserRevokeRole",
+            "RoleAdd",
+            "RoleGet",
+            "RoleList",
+            "RoleDelete",
+            "RoleGrantPermission",
+            "RoleRevokePermission",
+        ],
+        "unary",
+    ),
+    (Service::Health, "grpc.health.v1.Health", &["Check"], "unary"),
+    (Service::Health, "grpc.health.v1.Health", &["Watch"], "server_stream"),
+    (Service::Pool, "hadron.v1.Pool", &["ElectionHistory"], "unary"),
+];
+
+/// Where a path leads, and its counters.
+struct Route {
+    service: Service,
+    service_name: &'static str,
+    method: &'static str,
+    kind: &'static str,
+    started: Arc<Counter>,
+    answered: Arc<Counter>,
+    metrics: Arc<Metrics>,
+}
+
+impl Route {
+    fn count_error(&self, code: Code) {
+        let labels = [code_name(code), self.method, self.service_name, self.kind];
+        self.metrics.grpc_handled.with(&labels).inc();
+    }
+}
+
+/// All services and pages of one node. Shared by all connections as an `Arc`.
+pub(super) struct Front<B: Backend> {
+    routes: HashMap<String, Arc<Route>>,
+    kv: KvServer<Kv<B>>,
+    watch: WatchServer<Watch<B>>,
+    lease: LeaseServer<Lease<B>>,
+    cluster: ClusterServer<Cluster<B>>,
+    maintenance: MaintenanceServer<Maintenance<B>>,
+    auth: AuthServer<Auth<B>>,
+    health: HealthServer<Health<B>>,
+    pool: PoolServer<Pool<B>>,
+    pages: Pages<B>,
+}
+
+impl<B: Backend> Front<B> {
+    pub(super) fn new(context: Arc<Context<B>>) -> Front<B> {
+        let limit = context.limits.request_bytes + MESSAGE_OVERHEAD_BYTES;
+        let shared = || Arc::clone(&context);
+        Front {
+            routes: routes(&context.metrics),
+            kv: KvServer::new(Kv::new(shared())).max_decoding_message_size(limit),
+            watch: WatchServer::new(Watch::new(shared())).max_decoding_message_size(limit),
+            lease: LeaseServer::new(Lease::new(shared())).max_decoding_message_size(limit),
+            cluster: ClusterServer::new(Cluster::new(shared())).max_decoding_message_size(limit),
+            maintenance: MaintenanceServer::new(Maintenance::new(shared())).max_decoding_message_size(limit),
+            auth: AuthServer::new(Auth::new(shared())).max_decoding_message_size(limit),
+            health: HealthServer::new(Health::new(shared())).max_decoding_message_size(limit),
+            pool: PoolServer::new(Pool::new(shared())).max_decoding_message_size(limit),
+            pages: Pages::new(shared()),
+        }
+    }
+
+    /// Begins to answer a request.
+    pub(super) fn answer(&self, request: Request<Incoming>) -> Answer {
+        if !is_grpc(request.headers()) {
+            return Answer { call: self.pages.answer(request), route: None };
+        }
+        let Some(route) = self.routes.get(request.uri().path()) else {
+            let status = unknown_call(request.uri().path());
+            return Answer { call: Box::pin(std::future::ready(Ok(status.into_http()))), route: None };
+        };
+        route.started.inc();
+        Answer { call: self.call(route.service, request), route: Some(Arc::clone(route)) }
+    }
+
+    fn call(&self, service: Service, request: Request<Incoming>) -> Call {
+        // `call` wants a `&mut` of its own; a clone of a generated service is one more reference to the real one.
+        match service {
+            Service::Kv => self.kv.clone().call(request),
+            Service::Watch => self.watch.clone().call(request),
+            Service::Lease => self.lease.clone().call(request),
+            Service::Cluster => self.cluster.clone().call(request),
+            Service::Maintenance => self.maintenance.clone().call(request),
+            Service::Auth => self.auth.clone().call(request),
+            Service::Health => self.health.clone().call(request),
+            Service::Pool => self.pool.clone().call(request),
+        }
+    }
+}
+
+fn routes(metrics: &Arc<Metrics>) -> HashMap<String, Arc<Route>> {
+    let mut routes = HashMap::new();
+    for &(service, service_name, methods, kind) in CALLS {
+        for &method in methods {
+            let route = Route {
+                service,
+                service_name,
+                method,
+                kind,
+                started: metrics.grpc_started.with(&[method, service_name, kind]),
+                answered: metrics.grpc_handled.with(&["OK", method, service_name, kind]),
+                metrics: Arc::clone(metrics),
+            };
+            routes.insert(format!("/{service_name}/{method}"), Arc::new(route));
+        }
+    }
+    routes
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The answer that Go's gRPC gives for a path it does not know.
+fn unknown_call(path: &str) -> Status {
+    let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or((path, ""));
+    match CALLS.iter().any(|(_, known, _, _)| *known == service) {
+        true => Status::unimplemented(format!("unknown method {method} for service {service}")),
+        false => Status::unimplemented(format!("unknown service {service}")),
+    }
+}
+
+/// An answer that is being made; counts its outcome.
+pub(super) struct Answer {
+    call: Call,
+    /// `None` for pages and unknown calls.
+    route: Option<Arc<Route>>,
+}
+
+impl Future for Answer {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let Ok(mut response) = ready!(self.call.as_mut().poll(task));
+        if let Some(route) = &self.route {
+            // Only an error that was found before any message was sent stands in the headers.
+            match response.headers().contains_key(Status::GRPC_STATUS) {
+                false => route.answered.inc(),
+                true => {
+                    name_oversized_message(response.headers_mut());
+                    route.count_error(header_code(response.headers()));
+                }
+            }
+        }
+        Poll::Ready(Ok(response))
+    }
+}
+
+fn header_code(headers: &HeaderMap) -> Code {
+    headers.get(Status::GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
+}
+
+/// Gives a message that is too large to be decoded the code and text that Go's gRPC gives it, since clients know those.
+fn name_oversized_message(headers: &mut HeaderMap) {
+    let text = headers.get(Status::GRPC_MESSAGE).and_then(|text| text.to_str().ok()).unwrap_or_default();
+    if header_code(headers) != Code::OutOfRange || !text.contains("length%20too%20large") {
+        return;
+    }
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| digits.len() > 2);
+    let (found, limit) = (numbers.next().unwrap_or("?"), numbers.next().unwrap_or("?"));
+    let text = format!("grpc:%20received%20message%20larger%20than%20max%20({found}%20vs.%20{limit})");
+    if let Ok(text) = HeaderValue::from_str(&text) {
+        headers.insert(Status::GRPC_STATUS, HeaderValue::from(Code::ResourceExhausted as i32));
+        headers.insert(Status::GRPC_MESSAGE, text);
+    }
+}
+
+/// A code's name as Go's gRPC metrics spell it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}

@@ -1,0 +1,150 @@
+//! The plain pages of the client port: `/health`, `/version` and `/metrics`, as etcd serves them.
+//!
+//! Left out so far: `/livez`, `/readyz` and the JSON gateway.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hadron_proto::etcdserverpb::AlarmType;
+use hyper::body::Incoming;
+use serde_json::json;
+use tonic::body::Body;
+
+use super::backend::Backend;
+use super::context::Context;
+use super::error::EtcdError;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const METRICS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The pages.
+pub(super) struct Pages<B> {
+    context: Arc<Context<B>>,
+}
+
+/// A page that is being made.
+type Page = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl<B: Backend> Pages<B> {
+    pub(super) fn new(context: Arc<Context<B>>) -> Pages<B> {
+        Pages { context }
+    }
+
+    /// Begins to answer a request for a page.
+    pub(super) fn answer(&self, request: Request<Incoming>) -> Page {
+        let context = Arc::clone(&self.context);
+        Box::pin(async move { Ok(page(&context, &request).await) })
+    }
+}
+
+async fn page<B: Backend>(context: &Context<B>, request: &Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path();
+    if !matches!(path, "/health" | "/version" | "/metrics") {
+        return text(StatusCode::NOT_FOUND, TEXT, "404 page not found\n".to_owned());
+    }
+    if request.method() != Method::GET {
+        let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed\n".to_owned());
+        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+        return refusal;
+    }
+    match path {
+        "/health" => health(context, request.uri().query().unwrap_or_default()).await,
+        "/version" => text(StatusCode::OK, JSON, version(context)),
+        _ => text(StatusCode::OK, METRICS_TEXT, metrics(context)),
+    }
+}
+
+fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::new(Bytes::from(body))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// `{"health":"true"}`, or why not. The query may say `serializable=true` (this node alone) and `exclude=ALARM`.
+async fn health<B: Backend>(context: &Context<B>, query: &str) -> Response<Body> {
+    let pairs: Vec<(&str, &str)> =
+        query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
+    let serializable = pairs.contains(&("serializable", "true"));
+    let excluded: BTreeSet<&str> =
+        pairs.iter().filter(|(name, _)| *name == "exclude").map(|(_, value)| *value).collect();
+    match illness(context, serializable, &excluded).await {
+        None => {
+            context.metrics.health_success.inc();
+            text(StatusCode::OK, TEXT, json!({"health": "true", "reason": ""}).to_string())
+        }
+        Some(reason) => {
+            context.metrics.health_failures.inc();
+            let body = format!("{}\n", json!({"health": "false", "reason": reason}));
+            text(StatusCode::SERVICE_UNAVAILABLE, TEXT, body)
+        }
+    }
+}
+
+/// Why this node is not healthy; `None` when it is.
+async fn illness<B: Backend>(
+    context: &Context<B>,
+    serializable: bool,
+    excluded: &BTreeSet<&str>,
+) -> Option<String> {
+    let Some(keyspace) = context.backend.keyspace(context.group) else {
+        return Some(format!("RANGE ERROR:{}", EtcdError::Unhealthy.text()));
+    };
+    for alarm in keyspace.alarms() {
+        let name = alarm.alarm().as_str_name();
+        if alarm.alarm() != AlarmType::None && !excluded.contains(name) {
+            return Some(format!("ALARM {name}"));
+        }
+    }
+    if serializable {
+        return None;
+    }
+    if context.status().leader.is_none() {
+        return Some("RAFT NO LEADER".to_owned());
+    }
+    let barrier = context.backend.read_barrier(context.group).await;
+    barrier.err().map(|error| format!("RANGE ERROR:{}", EtcdError::from(error).text()))
+}
+
+fn version<B: Backend>(context: &Context<B>) -> String {
+    let identity = context.backend.identity();
+    // Written by hand to keep etcd's order of fields.
+    format!(
+        r#"{{"etcdserver":{},"etcdcluster":{},"storage":{},"hadron":{}}}"#,
+        json!(identity.etcd_version),
+        json!(identity.cluster_version),
+        json!(identity.cluster_version),
+        json!(identity.hadron_version),
+    )
+}
+
+/// The metrics page. What only the state knows is read when it is asked for.
+fn metrics<B: Backend>(context: &Context<B>) -> String {
+    let (metrics, identity, status) = (&context.metrics, context.backend.identity(), context.status());
+    metrics.server_id.with(&[&format!("{:x}", identity.member_id.0)]).set(1.0);
+    metrics.server_version.with(&[&identity.etcd_version]).set(1.0);
+    metrics.cluster_version.with(&[&identity.cluster_version]).set(1.0);
+    metrics.hadron_version.with(&[&identity.hadron_version]).set(1.0);
+    metrics.has_leader.set_bool(status.leader.is_some());
+    metrics.is_leader.set_bool(status.leader == Some(identity.member_id));
+    metrics.is_learner.set_bool(status.is_learner);
+    metrics.proposals_committed.set_integer(status.commit.0);
+    metrics.proposals_applied.set_integer(status.applied.0);
+    if let Some(keyspace) = context.backend.keyspace(context.group) {
+        metrics.current_revision.set(keyspace.revision() as f64);
+        metrics.compact_revision.set(keyspace.compact_revision() as f64);
+        metrics.keys_total.set(keyspace.len() as f64);
+        metrics.db_total_bytes.set(keyspace.db_bytes() as f64);
+        metrics.db_in_use_bytes.set(keyspace.db_bytes() as f64);
+        metrics.unflushed_bytes.set(keyspace.unflushed_bytes() as f64);
+    }
+    metrics.render()
+}

@@ -1,0 +1,147 @@
+//! The service `KV`: receives a request, checks that it is well-formed and within limits, has it proposed or reads the
+//! local replica, and replies. Everything here runs once per request: no logging, no locks, no copies of values.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use hadron_keyspace::{Command, check};
+use hadron_proto::etcdserverpb as pb;
+use hadron_proto::etcdserverpb::request_op;
+use tonic::{Request, Response, Status};
+
+use super::backend::Backend;
+use super::context::{Context, Learners, mismatch};
+use super::error::{IntoStatus, unimplemented};
+
+/// The service.
+pub(super) struct Kv<B> {
+    context: Arc<Context<B>>,
+}
+
+impl<B: Backend> Kv<B> {
+    pub(super) fn new(context: Arc<Context<B>>) -> Kv<B> {
+        Kv { context }
+    }
+
+    /// A transaction that writes nothing is read from the local replica instead of being proposed.
+    async fn read_txn(&self, txn: &pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+        let keyspace = match is_serializable(txn) {
+            true => self.context.keyspace()?,
+            false => self.context.keyspace_after_barrier().await?,
+        };
+        let mut response = keyspace.read_txn(txn).map_err(IntoStatus::into_status)?;
+        self.context.complete(&mut response.header, self.context.status().term);
+        Ok(response)
+    }
+
+    async fn write_txn(&self, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+        self.context.check_size(&txn)?;
+        let (response, term) = self.context.write(Command::Txn(txn)).await?;
+        let hadron_keyspace::Response::Txn(mut response) = response else { return Err(mismatch()) };
+        self.context.complete(&mut response.header, term);
+        Ok(response)
+    }
+}
+
+/// Visits the operations of a transaction and of all that is nested in it, until one satisfies `stop`.
+fn any_operation(txn: &pb::TxnRequest, stop: &impl Fn(&request_op::Request) -> bool) -> bool {
+    txn.success.iter().chain(&txn.failure).filter_map(|operation| operation.request.as_ref()).any(|operation| {
+        match operation {
+            request_op::Request::RequestTxn(nested) => any_operation(nested, stop),
+            operation => stop(operation),
+        }
+    })
+}
+
+fn is_read_only(txn: &pb::TxnRequest) -> bool {
+    !any_operation(txn, &|operation| !matches!(operation, request_op::Request::RequestRange(_)))
+}
+
+/// Whether a read-only transaction may be answered from this replica as it is: all its ranges say so, as in etcd.
+fn is_serializable(txn: &pb::TxnRequest) -> bool {
+    !any_operation(txn, &|operation| match operation {
+        request_op::Request::RequestRange(range) => !range.serializable,
+        _ => true,
+    })
+}
+
+#[tonic::async_trait]
+impl<B: Backend> pb::kv_server::Kv for Kv<B> {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        let serializable = request.get_ref().serializable;
+        let learners = if serializable { Learners::Answer } else { Learners::Refuse };
+        self.context.admit(request.metadata(), learners)?;
+        let range = request.get_ref();
+        check::range(range).map_err(IntoStatus::into_status)?;
+        self.context.metrics.range_total.inc();
+        let keyspace = match serializable {
+            true => self.context.keyspace()?,
+            false => self.context.keyspace_after_barrier().await?,
+        };
+        let mut response = keyspace.range(range).map_err(IntoStatus::into_status)?;
+        self.context.complete(&mut response.header, self.context.status().term);
+        Ok(Response::new(response))
+    }
+
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let put = request.into_inner();
+        check::put(&put).map_err(IntoStatus::into_status)?;
+        self.context.check_size(&put)?;
+        self.context.metrics.put_total.inc();
+        let (response, term) = self.context.write(Command::Put(put)).await?;
+        let hadron_keyspace::Response::Put(mut response) = response else { return Err(mismatch()) };
+        self.context.complete(&mut response.header, term);
+        Ok(Response::new(response))
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<pb::DeleteRangeRequest>,
+    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let delete = request.into_inner();
+        check::delete_range(&delete).map_err(IntoStatus::into_status)?;
+        self.context.check_size(&delete)?;
+        self.context.metrics.delete_total.inc();
+        let (response, term) = self.context.write(Command::DeleteRange(delete)).await?;
+        let hadron_keyspace::Response::DeleteRange(mut response) = response else { return Err(mismatch()) };
+        self.context.complete(&mut response.header, term);
+        Ok(Response::new(response))
+    }
+
+    async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let txn = request.into_inner();
+        check::txn(&txn, self.context.limits.txn_operations).map_err(IntoStatus::into_status)?;
+        self.context.metrics.txn_total.inc();
+        let response = match is_read_only(&txn) {
+            true => self.read_txn(&txn).await?,
+            false => self.write_txn(txn).await?,
+        };
+        Ok(Response::new(response))
+    }
+
+    /// History is gone for readers once this is answered. The space is freed afterwards at a measured pace; nothing
+    /// that a client can see depends on it, so `physical` is not waited for.
+    async fn compact(
+        &self,
+        request: Request<pb::CompactionRequest>,
+    ) -> Result<Response<pb::CompactionResponse>, Status> {
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let (response, term) = self.context.write(Command::Compact(request.into_inner())).await?;
+        let hadron_keyspace::Response::Compact(mut response) = response else { return Err(mismatch()) };
+        self.context.complete(&mut response.header, term);
+        Ok(Response::new(response))
+    }
+
+    type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
+
+    async fn range_stream(
+        &self,
+        _: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(unimplemented("RangeStream"))
+    }
+}

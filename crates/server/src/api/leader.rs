@@ -1,0 +1,78 @@
+//! etcd's demand for a leader: with the metadata `hasleader: true` a client asks to be refused, and its streams to be
+//! ended, while there is no leader, instead of waiting for a node that the others may have left behind.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use tokio::time::{Instant, Interval};
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use super::backend::Backend;
+use super::context::Context;
+use super::error::EtcdError;
+
+const REQUIRE_LEADER: &str = "hasleader";
+
+/// How often a stream that demands a leader looks for one, and how often in a row it may find none: etcd's three
+/// election timeouts.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const CHECKS_FAILED_MAX: u32 = 3;
+
+/// Whether a call carries the demand.
+pub(super) fn is_demanded(metadata: &MetadataMap) -> bool {
+    metadata.get(REQUIRE_LEADER).is_some_and(|value| value == "true")
+}
+
+/// A stream that ends with an error when its client demanded a leader and there has been none for a while.
+pub(super) struct WhileLed<B, S> {
+    context: Arc<Context<B>>,
+    stream: S,
+    /// Present when the client demanded a leader.
+    checks: Option<Interval>,
+    checks_failed: u32,
+    ended: bool,
+}
+
+impl<B, S> WhileLed<B, S> {
+    /// Wraps the stream that answers a call with this metadata.
+    pub(super) fn new(context: Arc<Context<B>>, metadata: &MetadataMap, stream: S) -> WhileLed<B, S> {
+        let interval = || tokio::time::interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
+        let checks = is_demanded(metadata).then(interval);
+        WhileLed { context, stream, checks, checks_failed: 0, ended: false }
+    }
+}
+
+impl<B: Backend, S> WhileLed<B, S> {
+    /// True when the leader is lost; otherwise the task is woken for the next look.
+    fn poll_lost(&mut self, task: &mut TaskContext<'_>) -> bool {
+        let Some(checks) = &mut self.checks else { return false };
+        while checks.poll_tick(task).is_ready() {
+            let has_leader = self.context.status().leader.is_some();
+            self.checks_failed = if has_leader { 0 } else { self.checks_failed + 1 };
+        }
+        self.checks_failed >= CHECKS_FAILED_MAX
+    }
+}
+
+impl<B, T, S> Stream for WhileLed<B, S>
+where
+    B: Backend,
+    S: Stream<Item = Result<T, Status>> + Unpin,
+{
+    type Item = Result<T, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if self.poll_lost(task) {
+            self.ended = true;
+            return Poll::Ready(Some(Err(EtcdError::NoLeader.into())));
+        }
+        self.stream.poll_next_unpin(task)
+    }
+}

@@ -1,0 +1,123 @@
+//! The service `Maintenance`, as far as it exists: status, hash of the history, leadership transfer, list of alarms.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use hadron_consensus::NodeId;
+use hadron_proto::etcdserverpb as pb;
+use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
+use tonic::{Request, Response, Status};
+
+use super::backend::Backend;
+use super::context::{Context, Learners};
+use super::error::{EtcdError, IntoStatus, unimplemented};
+
+/// The service.
+pub(super) struct Maintenance<B> {
+    context: Arc<Context<B>>,
+}
+
+impl<B: Backend> Maintenance<B> {
+    pub(super) fn new(context: Arc<Context<B>>) -> Maintenance<B> {
+        Maintenance { context }
+    }
+}
+
+/// An alarm in the words of `Status.errors`.
+fn describe(alarm: &pb::AlarmMember) -> String {
+    format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name())
+}
+
+#[tonic::async_trait]
+impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
+    /// Answered by every node from what it knows, even without a leader or a readable replica.
+    async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+        self.context.admit(request.metadata(), Learners::Answer)?;
+        let (identity, status) = (self.context.backend.identity(), self.context.status());
+        let keyspace = self.context.backend.keyspace(self.context.group);
+        let mut errors = Vec::new();
+        if status.leader.is_none() {
+            errors.push(EtcdError::NoLeader.text().to_owned());
+        }
+        match &keyspace {
+            Some(keyspace) => errors.extend(keyspace.alarms().iter().map(describe)),
+            None => errors.push("hadron: this node's replica is not readable".to_owned()),
+        }
+        let db_size = keyspace.as_ref().map_or(0, |keyspace| keyspace.db_bytes()).try_into().unwrap_or(i64::MAX);
+        Ok(Response::new(pb::StatusResponse {
+            header: Some(self.context.header_now()),
+            version: identity.etcd_version.clone(),
+            db_size,
+            leader: status.leader.map_or(0, |leader| leader.0),
+            raft_index: status.commit.0,
+            raft_term: status.term.0,
+            raft_applied_index: status.applied.0,
+            errors,
+            db_size_in_use: db_size,
+            is_learner: status.is_learner,
+            storage_version: identity.cluster_version.clone(),
+            db_size_quota: 0,
+            downgrade_info: Some(pb::DowngradeInfo { enabled: false, target_version: String::new() }),
+        }))
+    }
+
+    async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let keyspace = self.context.keyspace()?;
+        let mut response = keyspace.hash_kv(request.get_ref().revision).map_err(IntoStatus::into_status)?;
+        self.context.complete(&mut response.header, self.context.status().term);
+        Ok(Response::new(response))
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<pb::MoveLeaderRequest>,
+    ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let member = self.context.backend.identity().member_id;
+        if self.context.status().leader != Some(member) {
+            return Err(EtcdError::NotLeader.into());
+        }
+        let target = NodeId(request.get_ref().target_id);
+        self.context.backend.transfer_leader(self.context.group, target).await?;
+        Ok(Response::new(pb::MoveLeaderResponse { header: None }))
+    }
+
+    async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        if request.get_ref().action() != AlarmAction::Get {
+            return Err(unimplemented("Alarm with an action other than GET"));
+        }
+        let keyspace = self.context.keyspace_after_barrier().await?;
+        let header = Some(self.context.header_now());
+        Ok(Response::new(pb::AlarmResponse { header, alarms: keyspace.alarms() }))
+    }
+
+    async fn defragment(
+        &self,
+        _: Request<pb::DefragmentRequest>,
+    ) -> Result<Response<pb::DefragmentResponse>, Status> {
+        Err(unimplemented("Defragment"))
+    }
+
+    async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+        Err(unimplemented("Hash"))
+    }
+
+    async fn downgrade(
+        &self,
+        _: Request<pb::DowngradeRequest>,
+    ) -> Result<Response<pb::DowngradeResponse>, Status> {
+        Err(unimplemented("Downgrade"))
+    }
+
+    type SnapshotStream = Pin<Box<dyn Stream<Item = Result<pb::SnapshotResponse, Status>> + Send>>;
+
+    async fn snapshot(
+        &self,
+        _: Request<pb::SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(unimplemented("Snapshot"))
+    }
+}

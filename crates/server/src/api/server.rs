@@ -1,0 +1,227 @@
+//! Sockets and threads of the client port.
+//!
+//! One acceptor hands each connection to one of a few threads, in turn; each thread runs a runtime of its own that
+//! never shares work with another. A call is thereby answered on the thread that read it, and the only wake-up between
+//! threads on its way is the one to the node's loop and back.
+//!
+//! One port speaks HTTP/2 with prior knowledge (gRPC) and HTTP/1 (pages); the first bytes of a connection tell which.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::TcpListener as StdTcpListener;
+use std::net::TcpStream as StdTcpStream;
+use std::pin::pin;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::backend::Backend;
+use super::context::{Context, Limits};
+use super::front::Front;
+use crate::metrics::Metrics;
+use hadron_consensus::{DEFAULT_GROUP, GroupId};
+
+/// Window of one stream: a request of the largest size fits, so that no call waits for a window update.
+const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// How much of a stream's answers is buffered before the stream has to wait: bounds the memory of a slow watcher.
+const STREAM_SEND_BUFFER_BYTES: usize = 1024 * 1024;
+/// A client that gives many calls up at once (deadlines under load) is no attacker.
+const RESET_STREAMS_MAX: usize = 10_000;
+/// As in etcd (`--grpc-keepalive-interval` and `-timeout`): finds connections whose other end vanished.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long calls that are being answered may take when the server stops.
+const STOP_GRACE: Duration = Duration::from_millis(500);
+/// Connections that wait for a busy thread; beyond, the acceptor waits and the kernel's queue fills.
+const HANDED_OVER_MAX: usize = 256;
+/// Pause after the process ran out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How the client port is served.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Threads that serve connections; at least 1.
+    pub threads: usize,
+    /// The group whose keyspace clients see.
+    pub group: GroupId,
+    /// What one request may ask for.
+    pub limits: Limits,
+}
+
+impl Default for ServerOptions {
+    /// A thread for every two cores, so that the node's own threads have the rest; etcd's limits.
+    fn default() -> ServerOptions {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        ServerOptions { threads: (cores / 2).max(1), group: DEFAULT_GROUP, limits: Limits::default() }
+    }
+}
+
+/// The client port: etcd's gRPC services and the plain pages, over a [`Backend`].
+pub struct Server<B: Backend> {
+    front: Arc<Front<B>>,
+    metrics: Arc<Metrics>,
+    threads: usize,
+}
+
+impl<B: Backend> Server<B> {
+    /// A server that is not listening yet.
+    pub fn new(backend: B, metrics: Arc<Metrics>, options: ServerOptions) -> Server<B> {
+        let context = Context::new(backend, Arc::clone(&metrics), options.group, options.limits);
+        Server { front: Arc::new(Front::new(Arc::new(context))), metrics, threads: options.threads.max(1) }
+    }
+
+    /// Serves the listeners until `shutdown` completes, then lets running calls finish for a moment (streams, which
+    /// have no end of their own, are cut) and returns when all threads of the server have ended.
+    ///
+    /// Runs on any tokio runtime with IO and time enabled. Fails only if a listener or a thread cannot be set up.
+    pub async fn serve(
+        self,
+        listeners: Vec<StdTcpListener>,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let listeners = listeners.into_iter().map(into_tokio).collect::<io::Result<Vec<_>>>()?;
+        let (ended, mut all_ended) = mpsc::channel::<Infallible>(1);
+        let mut workers = Vec::with_capacity(self.threads);
+        for number in 0..self.threads {
+            workers.push(self.spawn_worker(number, ended.clone())?);
+        }
+        drop(ended);
+        let mut acceptors = JoinSet::new();
+        for listener in listeners {
+            acceptors.spawn(accept(listener, workers.clone()));
+        }
+        // The workers stop when the last acceptor, and with it the last sender, is gone.
+        drop(workers);
+        shutdown.await;
+        acceptors.shutdown().await;
+        while all_ended.recv().await.is_some() {}
+        Ok(())
+    }
+
+    fn spawn_worker(
+        &self,
+        number: usize,
+        ended: mpsc::Sender<Infallible>,
+    ) -> io::Result<mpsc::Sender<StdTcpStream>> {
+        let (sender, sockets) = mpsc::channel(HANDED_OVER_MAX);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let worker = Worker { front: Arc::clone(&self.front), metrics: Arc::clone(&self.metrics) };
+        thread::Builder::new().name(format!("front-{number}")).spawn(move || {
+            runtime.block_on(worker.run(sockets));
+            drop(runtime);
+            drop(ended);
+        })?;
+        Ok(sender)
+    }
+}
+
+fn into_tokio(listener: StdTcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Hands connections to the workers in turn, until it is aborted.
+async fn accept(listener: TcpListener, workers: Vec<mpsc::Sender<StdTcpStream>>) {
+    for worker in workers.iter().cycle() {
+        let socket = accept_one(&listener).await;
+        // A worker only goes away when the server stops.
+        if worker.send(socket).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn accept_one(listener: &TcpListener) -> StdTcpStream {
+    loop {
+        match listener.accept().await.and_then(|(socket, _)| socket.into_std()) {
+            Ok(socket) => return socket,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a client connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// One thread's share of the connections.
+struct Worker<B: Backend> {
+    front: Arc<Front<B>>,
+    metrics: Arc<Metrics>,
+}
+
+impl<B: Backend> Worker<B> {
+    async fn run(self, mut sockets: mpsc::Receiver<StdTcpStream>) {
+        let builder = connection_builder();
+        let (stop, stopping) = watch::channel(());
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                socket = sockets.recv() => {
+                    let Some(socket) = socket else { break };
+                    let front = Arc::clone(&self.front);
+                    connections.spawn(serve_connection(builder.clone(), socket, front, stopping.clone()));
+                    self.metrics.client_connections.add(1.0);
+                }
+                Some(_) = connections.join_next() => self.metrics.client_connections.add(-1.0),
+            }
+        }
+        drop(stop);
+        let drained = async { while connections.join_next().await.is_some() {} };
+        // Whoever is still connected afterwards is cut off together with the runtime.
+        let _ = tokio::time::timeout(STOP_GRACE, drained).await;
+    }
+}
+
+fn connection_builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(STREAM_SEND_BUFFER_BYTES)
+        .max_concurrent_streams(u32::MAX)
+        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_local_error_reset_streams(RESET_STREAMS_MAX)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    builder.http1().timer(TokioTimer::new()).half_close(true).header_read_timeout(HTTP1_HEADER_TIMEOUT);
+    builder
+}
+
+async fn serve_connection<B: Backend>(
+    builder: auto::Builder<TokioExecutor>,
+    socket: StdTcpStream,
+    front: Arc<Front<B>>,
+    mut stopping: watch::Receiver<()>,
+) {
+    // Answers are small and clients wait for them: never hold one back for the next.
+    let socket = match socket.set_nodelay(true).and_then(|()| TcpStream::from_std(socket)) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::debug!(%error, "client connection lost before its first byte"),
+    };
+    let service = service_fn(|request| front.answer(request));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
+    let result = tokio::select! {
+        biased;
+        result = connection.as_mut() => result,
+        _ = stopping.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "client connection failed");
+    }
+}

@@ -1,0 +1,5 @@
+//! Tests of the client port through a real socket, over a keyspace that applies at once.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+mod transcript;

@@ -594,12 +594,8 @@ mod tests {
         let file = disk.create(&directory.join("a")).unwrap();
         disk.sync_dir(&directory).unwrap();
         file.write_at(0, b"lost").unwrap();
-        let fault = Fault {
-            operation: Some(Operation::Sync),
-            after: 0,
-            kind: io::ErrorKind::Other,
-            lasting: false,
-        };
+        let fault =
+            Fault { operation: Some(Operation::Sync), after: 0, kind: io::ErrorKind::Other, lasting: false };
         disk.set_fault(Some(fault));
         assert!(file.sync().is_err());
         file.sync().unwrap();

@@ -151,7 +151,9 @@ fn batches_are_atomic_for_readers(engine: Arc<dyn Engine>) {
         std::thread::spawn(move || {
             for number in 0..500u32 {
                 let value = number.to_be_bytes();
-                engine.write(vec![put(Space::State, b"k", &value), put(Space::Values, b"k", &value)]).unwrap();
+                engine
+                    .write(vec![put(Space::State, b"k", &value), put(Space::Values, b"k", &value)])
+                    .unwrap();
             }
         })
     };

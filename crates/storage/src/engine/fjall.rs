@@ -38,12 +38,7 @@ pub struct FjallOptions {
 
 impl Default for FjallOptions {
     fn default() -> FjallOptions {
-        FjallOptions {
-            cache_bytes: 64 << 20,
-            memtable_bytes: 16 << 20,
-            journal_bytes: 256 << 20,
-            threads: 2,
-        }
+        FjallOptions { cache_bytes: 64 << 20, memtable_bytes: 16 << 20, journal_bytes: 256 << 20, threads: 2 }
     }
 }
 
@@ -77,12 +72,7 @@ impl Spaces {
         let open = |space: Space| {
             database.keyspace(file_name(space), || create_options(space, options)).map_err(engine_error)
         };
-        Ok(Spaces([
-            open(Space::State)?,
-            open(Space::Versions)?,
-            open(Space::Values)?,
-            open(Space::Tables)?,
-        ]))
+        Ok(Spaces([open(Space::State)?, open(Space::Versions)?, open(Space::Values)?, open(Space::Tables)?]))
     }
 
     fn of(&self, space: Space) -> &Keyspace {

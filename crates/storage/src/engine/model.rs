@@ -182,7 +182,9 @@ mod tests {
             engine.write(vec![put("a", "1")]).unwrap();
             engine.persist().unwrap();
             engine.write(vec![put("a", "2"), put("b", "2")]).unwrap();
-            engine.write(vec![Change::Delete(Space::Values, "a".into()), put("a", "3"), put("b", "3")]).unwrap();
+            engine
+                .write(vec![Change::Delete(Space::Values, "a".into()), put("a", "3"), put("b", "3")])
+                .unwrap();
             engine.write(vec![Change::Delete(Space::Values, "b".into())]).unwrap();
             assert_eq!(engine.unpersisted(), 3);
             engine.crash(keep);

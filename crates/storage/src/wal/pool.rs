@@ -1,0 +1,386 @@
+//! Where segments come from and where they go.
+//!
+//! A new segment is written full of zeros, or is the file of an old one that nobody needs any more; either costs too
+//! much time for the thread that appends. So a [`Preparer`] on a thread of its own keeps one segment ready and
+//! puts old ones away. Without a preparer all that happens inline, as in a simulation.
+//!
+//! A file passes through these names, each change durable before the next begins:
+//!
+//! ```text
+//!    next.tmp ──header written, synced──▶ N.wal ──nothing in it is alive──▶ N.old ──▶ next.tmp, or removed
+//! ```
+//!
+//! so a file called `N.wal` always has an intact header, and old segments go strictly in order.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::format::{FIRST_BATCH, Salt, SegmentHeader, TERMINATOR, VERSION};
+use crate::disk::{Disk, DiskFile, zero_fill};
+
+const TEMPORARY: &str = "next.tmp";
+/// How many files are kept to be used again, beyond the segment that is ready.
+const KEEP_OLD: usize = 2;
+
+/// The file name of segment `number`.
+pub(super) fn segment_name(number: u64) -> String {
+    format!("{number:016}.wal")
+}
+
+fn old_name(number: u64) -> String {
+    format!("{number:016}.old")
+}
+
+/// The number in a file name of the form `<number>.<extension>`.
+fn parse_name(name: &str, extension: &str) -> Option<u64> {
+    let digits = name.strip_suffix(extension)?.strip_suffix('.')?;
+    (digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+/// An open segment.
+pub(super) struct Segment {
+    pub(super) number: u64,
+    pub(super) size: u64,
+    pub(super) path: PathBuf,
+    pub(super) salt: Salt,
+    pub(super) file: Arc<dyn DiskFile>,
+}
+
+/// A segment to put away.
+pub(super) struct Retired {
+    pub(super) number: u64,
+    pub(super) size: u64,
+}
+
+/// The files of a log's directory, by what their names say.
+#[derive(Default)]
+pub(super) struct Listing {
+    pub(super) segments: Vec<u64>,
+    old: Vec<u64>,
+    temporary: bool,
+}
+
+impl Listing {
+    pub(super) fn read(disk: &dyn Disk, directory: &Path) -> io::Result<Listing> {
+        let mut listing = Listing::default();
+        for name in disk.list(directory)? {
+            if let Some(number) = parse_name(&name, "wal") {
+                listing.segments.push(number);
+            } else if let Some(number) = parse_name(&name, "old") {
+                listing.old.push(number);
+            } else if name == TEMPORARY {
+                listing.temporary = true;
+            }
+        }
+        listing.segments.sort_unstable();
+        Ok(listing)
+    }
+}
+
+pub(super) struct Pool {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+    segment_bytes: u64,
+    log_id: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    next_number: u64,
+    spare: Option<Segment>,
+    /// Oldest first.
+    retired: VecDeque<Retired>,
+    /// Numbers of files of the usual size that may be used again.
+    old: Vec<u64>,
+    /// Someone is working on files; nobody else may.
+    busy: bool,
+    /// How many preparers there are.
+    preparers: usize,
+    closed: bool,
+    /// What the background last failed at. It is not tried again before the next segment is taken.
+    failure: Option<String>,
+}
+
+enum Work {
+    PutAway(Retired),
+    Prepare { number: u64, old: Option<u64> },
+}
+
+impl Pool {
+    /// A pool for the files that are there; `spare` is an unused segment.
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        directory: PathBuf,
+        (segment_bytes, log_id): (u64, u64),
+        listing: Listing,
+        spare: Option<Segment>,
+    ) -> io::Result<Pool> {
+        let highest = listing.segments.iter().chain(&listing.old).max().copied().unwrap_or(0);
+        let (spare, odd) = match spare {
+            Some(spare) if spare.size != segment_bytes => (None, Some(spare)),
+            spare => (spare, None),
+        };
+        let odd = odd.map(|spare| Retired { number: spare.number, size: spare.size });
+        let state = State {
+            next_number: highest + 1,
+            spare,
+            retired: odd.into_iter().collect(),
+            old: Vec::new(),
+            busy: false,
+            preparers: 0,
+            closed: false,
+            failure: None,
+        };
+        let pool = Pool {
+            disk,
+            directory,
+            segment_bytes,
+            log_id,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        };
+        if listing.temporary {
+            pool.disk.remove(&pool.directory.join(TEMPORARY))?;
+        }
+        for number in listing.old {
+            let path = pool.directory.join(old_name(number));
+            let size = pool.disk.open(&path)?.size()?;
+            if !pool.state.lock().keep(&Retired { number, size }, segment_bytes) {
+                pool.disk.remove(&path)?;
+            }
+        }
+        pool.disk.sync_dir(&pool.directory)?;
+        Ok(pool)
+    }
+
+    /// A segment with room for `room` bytes of batches, numbered above all others.
+    pub(super) fn take(&self, room: u64) -> io::Result<Segment> {
+        let mut state = self.state.lock();
+        while state.busy {
+            self.changed.wait(&mut state);
+        }
+        state.failure = None;
+        self.changed.notify_all();
+        let needed = (FIRST_BATCH + room + TERMINATOR as u64).next_multiple_of(FIRST_BATCH);
+        if needed > self.segment_bytes {
+            // Segments are used in the order of their numbers, so the spare's must not come after this one's.
+            if let Some(spare) = state.spare.take() {
+                state.retired.push_back(Retired { number: spare.number, size: spare.size });
+            }
+            let number = state.next_number();
+            return self.create(number, needed);
+        }
+        match state.spare.take() {
+            Some(spare) => Ok(spare),
+            None => {
+                let number = state.next_number();
+                let old = state.old.pop();
+                self.prepare(number, old)
+            }
+        }
+    }
+
+    /// Puts away segments without live contents, oldest first: at once when there is no preparer, soon otherwise.
+    /// A failure is remembered and costs only space; the next call tries again.
+    pub(super) fn retire(&self, retired: Vec<Retired>) {
+        let mut state = self.state.lock();
+        state.retired.extend(retired);
+        self.changed.notify_all();
+        if state.preparers == 0 {
+            let outcome = self.put_all_away(&mut state);
+            state.failure = outcome.err().map(|error| error.to_string());
+        }
+    }
+
+    /// Puts away segments and returns when it is done.
+    pub(super) fn put_away_now(&self, retired: Vec<Retired>) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.retired.extend(retired);
+        self.put_all_away(&mut state)
+    }
+
+    fn put_all_away(&self, state: &mut State) -> io::Result<()> {
+        while let Some(oldest) = state.retired.pop_front() {
+            let keep = state.has_room_for(&oldest, self.segment_bytes);
+            if let Err(error) = self.put_away(&oldest, keep) {
+                state.retired.push_front(oldest);
+                return Err(error);
+            }
+            state.keep(&oldest, self.segment_bytes);
+        }
+        Ok(())
+    }
+
+    /// What the background last failed at.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.state.lock().failure.clone()
+    }
+
+    pub(super) fn close(&self) {
+        self.state.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn put_away(&self, retired: &Retired, keep: bool) -> io::Result<()> {
+        let path = self.directory.join(segment_name(retired.number));
+        let old = self.directory.join(old_name(retired.number));
+        if self.disk.exists(&path)? {
+            self.disk.rename(&path, &old)?;
+            // Before the next one goes: a log with a gap would not open.
+            self.disk.sync_dir(&self.directory)?;
+        }
+        if keep { Ok(()) } else { self.disk.remove(&old) }
+    }
+
+    /// Prepares a segment of the usual size, from an old file if there is one.
+    fn prepare(&self, number: u64, old: Option<u64>) -> io::Result<Segment> {
+        let Some(old) = old else { return self.create(number, self.segment_bytes) };
+        let temporary = self.directory.join(TEMPORARY);
+        self.disk.rename(&self.directory.join(old_name(old)), &temporary)?;
+        self.disk.sync_dir(&self.directory)?;
+        let file = self.disk.open(&temporary)?;
+        self.finish(number, self.segment_bytes, file)
+    }
+
+    fn create(&self, number: u64, size: u64) -> io::Result<Segment> {
+        let temporary = self.directory.join(TEMPORARY);
+        if self.disk.exists(&temporary)? {
+            self.disk.remove(&temporary)?;
+        }
+        let file = self.disk.create(&temporary)?;
+        if let Err(error) = zero_fill(&*file, 0, size) {
+            // Most likely the disk is full: do not keep what room is left.
+            self.disk.remove(&temporary)?;
+            return Err(error);
+        }
+        self.finish(number, size, file)
+    }
+
+    fn finish(&self, number: u64, size: u64, file: Arc<dyn DiskFile>) -> io::Result<Segment> {
+        let header = SegmentHeader { version: VERSION, number, size, log_id: self.log_id };
+        file.write_at(0, &header.encode())?;
+        file.sync()?;
+        let path = self.directory.join(segment_name(number));
+        self.disk.rename(&self.directory.join(TEMPORARY), &path)?;
+        self.disk.sync_dir(&self.directory)?;
+        Ok(Segment { number, size, path, salt: Salt::new(self.log_id, number), file })
+    }
+
+    fn work(&self, state: &mut State) -> Option<Work> {
+        if state.busy || state.failure.is_some() {
+            return None;
+        }
+        if let Some(retired) = state.retired.pop_front() {
+            return Some(Work::PutAway(retired));
+        }
+        if state.spare.is_some() {
+            return None;
+        }
+        Some(Work::Prepare { number: state.next_number(), old: state.old.pop() })
+    }
+
+    /// Does one piece of work without holding the lock.
+    fn perform<'a>(&'a self, mut state: MutexGuard<'a, State>, work: Work) -> MutexGuard<'a, State> {
+        state.busy = true;
+        let outcome = match work {
+            Work::PutAway(retired) => {
+                let keep = state.has_room_for(&retired, self.segment_bytes);
+                let outcome = MutexGuard::unlocked(&mut state, || self.put_away(&retired, keep));
+                if outcome.is_ok() {
+                    state.keep(&retired, self.segment_bytes);
+                } else {
+                    state.retired.push_front(retired);
+                }
+                outcome
+            }
+            Work::Prepare { number, old } => {
+                let prepared = MutexGuard::unlocked(&mut state, || self.prepare(number, old));
+                prepared.map(|segment| state.spare = Some(segment))
+            }
+        };
+        state.busy = false;
+        if let Err(error) = outcome {
+            state.failure = Some(error.to_string());
+        }
+        self.changed.notify_all();
+        state
+    }
+}
+
+impl State {
+    fn has_room_for(&self, retired: &Retired, segment_bytes: u64) -> bool {
+        retired.size == segment_bytes && self.old.len() < KEEP_OLD
+    }
+
+    /// Notes an old file for use again, if there is room for it.
+    fn keep(&mut self, retired: &Retired, segment_bytes: u64) -> bool {
+        let keep = self.has_room_for(retired, segment_bytes);
+        if keep {
+            self.old.push(retired.number);
+        }
+        keep
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number - 1
+    }
+}
+
+/// Keeps one segment ready and puts old ones away. Meant for a thread of its own; see [`super::Wal::preparer`].
+pub struct Preparer {
+    pool: Arc<Pool>,
+}
+
+impl Preparer {
+    pub(super) fn new(pool: Arc<Pool>) -> Preparer {
+        pool.state.lock().preparers += 1;
+        Preparer { pool }
+    }
+
+    /// Does what there is to do and waits for more, until the log is dropped.
+    pub fn run(self) {
+        let mut state = self.pool.state.lock();
+        while !state.closed {
+            match self.pool.work(&mut state) {
+                Some(work) => state = self.pool.perform(state, work),
+                None => self.pool.changed.wait(&mut state),
+            }
+        }
+    }
+
+    /// Does what there is to do now, and returns.
+    pub fn run_once(&self) {
+        let mut state = self.pool.state.lock();
+        while let Some(work) = self.pool.work(&mut state) {
+            state = self.pool.perform(state, work);
+        }
+    }
+}
+
+impl Drop for Preparer {
+    fn drop(&mut self) {
+        self.pool.state.lock().preparers -= 1;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_parsed_strictly() {
+        assert_eq!(parse_name(&segment_name(7), "wal"), Some(7));
+        assert_eq!(parse_name(&old_name(7), "old"), Some(7));
+        assert_eq!(parse_name(&old_name(7), "wal"), None);
+        for name in ["7.wal", "0000000000000007wal", "000000000000000x.wal", "next.tmp", ""] {
+            assert_eq!(parse_name(name, "wal"), None, "{name}");
+        }
+    }
+}

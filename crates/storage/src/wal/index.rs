@@ -87,8 +87,10 @@ impl GroupLog {
     /// Drops the entries at and after `first`, which is above the floor.
     fn truncate(&mut self, first: Index, pins: &mut Pins) {
         self.checksums.truncate((first.0 - self.floor.index.0 - 1) as usize);
-        while let Some(run) = self.runs.pop_back_if(|run| run.first >= first) {
-            pins.drop(run.segment);
+        while self.runs.back().is_some_and(|run| run.first >= first) {
+            if let Some(run) = self.runs.pop_back() {
+                pins.drop(run.segment);
+            }
         }
     }
 

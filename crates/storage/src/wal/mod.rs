@@ -28,6 +28,8 @@
 
 mod format;
 mod index;
+#[cfg(test)]
+mod model_tests;
 mod pool;
 mod recover;
 #[cfg(test)]

@@ -231,9 +231,9 @@ impl Pool {
         let old = self.directory.join(old_name(retired.number));
         if self.disk.exists(&path)? {
             self.disk.rename(&path, &old)?;
-            // Before the next one goes: a log with a gap would not open.
-            self.disk.sync_dir(&self.directory)?;
         }
+        // Before the next one goes: a log with a gap would not open.
+        self.disk.sync_dir(&self.directory)?;
         if keep { Ok(()) } else { self.disk.remove(&old) }
     }
 

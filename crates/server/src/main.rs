@@ -1,2 +1,5 @@
 //! The binary `hadron`.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    hadron_server::cli::run(std::env::args_os())
+}

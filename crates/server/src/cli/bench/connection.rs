@@ -1,0 +1,150 @@
+//! One HTTP/2 connection that makes unary gRPC calls, as cheaply as they can be made.
+//!
+//! A call is one `HEADERS` frame and one `DATA` frame with the message behind its five-byte prefix. The reply's message
+//! is not decoded: a benchmark only wants to know that it came with `grpc-status: 0`. A connection that broke is made
+//! anew by whichever client next needs it.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::header::{CONTENT_TYPE, HeaderValue, TE};
+use http::{HeaderMap, Method, Request, Uri, Version};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::cli::endpoint_authority;
+
+/// Windows wide enough that flow control never shows in the result.
+const WINDOW_BYTES: u32 = 16 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// As long as etcd's own request time-out: whoever waits longer is stuck.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection to one endpoint.
+pub(crate) struct Connection {
+    authority: String,
+    /// Absent while the connection is down.
+    sender: RefCell<Option<SendRequest<Bytes>>>,
+    /// Only one client at a time reconnects.
+    reconnecting: tokio::sync::Mutex<()>,
+}
+
+impl Connection {
+    /// Connects to an endpoint (`host:port` or `http://host:port`).
+    pub(crate) async fn open(endpoint: &str) -> Result<Connection, String> {
+        let authority = endpoint_authority(endpoint)?;
+        let sender = dial(&authority).await?;
+        Ok(Connection {
+            authority,
+            sender: RefCell::new(Some(sender)),
+            reconnecting: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// A call of the method at `path` of this connection's endpoint.
+    pub(crate) fn request(&self, path: &'static str) -> Result<Request<()>, String> {
+        let uri = Uri::builder().scheme("http").authority(self.authority.as_str()).path_and_query(path);
+        let mut request = Request::new(());
+        *request.uri_mut() = uri.build().map_err(|error| format!("{}: {error}", self.authority))?;
+        *request.method_mut() = Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+        Ok(request)
+    }
+
+    /// Makes one call with an encoded message. The error is a text fit for counting.
+    pub(crate) async fn call(&self, request: Request<()>, message: Bytes) -> Result<(), String> {
+        let sender = self.sender().await?;
+        match timeout(CALL_TIMEOUT, exchange(sender, request, message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(CallError::Refused(text))) => Err(text),
+            Ok(Err(CallError::Broken(error))) => {
+                if !error.is_reset() {
+                    self.sender.borrow_mut().take();
+                }
+                Err(format!("connection: {error}"))
+            }
+            Err(_) => Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
+        }
+    }
+
+    async fn sender(&self) -> Result<SendRequest<Bytes>, String> {
+        if let Some(sender) = self.sender.borrow().as_ref() {
+            return Ok(sender.clone());
+        }
+        let _guard = self.reconnecting.lock().await;
+        if let Some(sender) = self.sender.borrow().as_ref() {
+            return Ok(sender.clone());
+        }
+        let sender = dial(&self.authority).await?;
+        *self.sender.borrow_mut() = Some(sender.clone());
+        Ok(sender)
+    }
+}
+
+async fn dial(authority: &str) -> Result<SendRequest<Bytes>, String> {
+    let told = |error: &dyn std::fmt::Display| format!("cannot connect to {authority}: {error}");
+    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(authority)).await {
+        Ok(connected) => connected.map_err(|error| told(&error))?,
+        Err(_) => return Err(told(&"timed out")),
+    };
+    stream.set_nodelay(true).map_err(|error| told(&error))?;
+    let (sender, connection) = h2::client::Builder::new()
+        .initial_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .handshake(stream)
+        .await
+        .map_err(|error| told(&error))?;
+    // Drives the connection; how it ends shows in the calls.
+    tokio::task::spawn_local(connection);
+    Ok(sender)
+}
+
+enum CallError {
+    /// The server answered with an error.
+    Refused(String),
+    /// The stream or the connection broke.
+    Broken(h2::Error),
+}
+
+impl From<h2::Error> for CallError {
+    fn from(error: h2::Error) -> CallError {
+        CallError::Broken(error)
+    }
+}
+
+async fn exchange(sender: SendRequest<Bytes>, request: Request<()>, message: Bytes) -> Result<(), CallError> {
+    let mut sender = sender.ready().await?;
+    let (response, mut stream) = sender.send_request(request, false)?;
+    stream.send_data(message, true)?;
+    let response = response.await?;
+    if let Some(outcome) = grpc_outcome(response.headers()) {
+        return outcome;
+    }
+    let mut body = response.into_body();
+    while let Some(chunk) = body.data().await {
+        let length = chunk?.len();
+        // Capacity is only lost with the connection, which shows elsewhere.
+        let _ = body.flow_control().release_capacity(length);
+    }
+    let trailers = body.trailers().await?;
+    trailers
+        .as_ref()
+        .and_then(grpc_outcome)
+        .unwrap_or_else(|| Err(CallError::Refused("answer without a gRPC status".to_owned())))
+}
+
+/// What `grpc-status` and `grpc-message` say, if they are there.
+fn grpc_outcome(headers: &HeaderMap) -> Option<Result<(), CallError>> {
+    let status = headers.get("grpc-status")?;
+    if status == "0" {
+        return Some(Ok(()));
+    }
+    let message =
+        headers.get("grpc-message").map(|text| String::from_utf8_lossy(text.as_bytes()).into_owned());
+    let status = String::from_utf8_lossy(status.as_bytes()).into_owned();
+    Some(Err(CallError::Refused(message.unwrap_or_else(|| format!("gRPC status {status}")))))
+}

@@ -1,0 +1,184 @@
+//! Connections of `ctl` to a cluster: the endpoints are tried in turn, and errors are told in `etcdctl`'s words.
+
+use std::fmt;
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
+
+use super::failure::{Exit, Failure};
+use crate::cli::endpoint_authority;
+
+/// Where to connect, and for how long to try.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    /// `host:port` or `http://host:port`, never empty.
+    pub(crate) endpoints: Vec<String>,
+    /// Bound on each attempt to connect.
+    pub(crate) dial_timeout: Duration,
+    /// Bound on each call, connecting excluded.
+    pub(crate) command_timeout: Duration,
+}
+
+/// A call that brought no reply.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// No endpoint could be connected to; each with its reason.
+    Unreachable(Vec<(String, String)>),
+    /// The call took longer than `--command-timeout`.
+    Timeout,
+    /// The server refused, or the connection broke.
+    Refused(Status),
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CallError::Unreachable(attempts) => {
+                let attempts: Vec<String> =
+                    attempts.iter().map(|(endpoint, reason)| format!("{endpoint}: {reason}")).collect();
+                write!(f, "cannot connect to any endpoint ({})", attempts.join("; "))
+            }
+            CallError::Timeout => f.write_str("context deadline exceeded"),
+            CallError::Refused(status) => f.write_str(&status_text(status)),
+        }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Failure {
+        Failure { exit: Exit::Error, text: Some(error.to_string()) }
+    }
+}
+
+/// The text of a status as etcd's client shows it: etcd's own errors bare, others with their code.
+pub(crate) fn status_text(status: &Status) -> String {
+    let message = status.message();
+    if message.starts_with("etcdserver: ") || message.starts_with("auth: ") {
+        return message.to_owned();
+    }
+    match status.code() {
+        Code::DeadlineExceeded => "context deadline exceeded".to_owned(),
+        code => format!("rpc error: code = {code:?} desc = {message}"),
+    }
+}
+
+impl Client {
+    /// A client of one of the endpoints only.
+    pub(crate) fn only(&self, endpoint: &str) -> Client {
+        Client { endpoints: vec![endpoint.to_owned()], ..self.clone() }
+    }
+
+    /// Connects to the first endpoint that accepts, from the one at `first` on.
+    async fn connect_from(&self, first: usize) -> Result<(usize, Channel), CallError> {
+        let mut attempts = Vec::new();
+        for (position, endpoint) in self.endpoints.iter().enumerate().skip(first) {
+            match connect(endpoint, self.dial_timeout).await {
+                Ok(channel) => return Ok((position, channel)),
+                Err(reason) => attempts.push((endpoint.clone(), reason)),
+            }
+        }
+        Err(CallError::Unreachable(attempts))
+    }
+
+    /// Connects to the first endpoint that accepts.
+    pub(crate) async fn connect(&self) -> Result<Channel, CallError> {
+        self.connect_from(0).await.map(|(_, channel)| channel)
+    }
+
+    /// Makes a call that changes something: sent at most once, since its outcome is unknown when the connection breaks.
+    pub(crate) async fn write<T>(
+        &self,
+        call: impl AsyncFnOnce(Channel) -> Result<Response<T>, Status>,
+    ) -> Result<T, CallError> {
+        let channel = self.connect().await?;
+        self.bounded(call(channel)).await
+    }
+
+    /// Makes a call that changes nothing: tried on the next endpoint when one is unavailable.
+    pub(crate) async fn read<T>(
+        &self,
+        call: impl AsyncFn(Channel) -> Result<Response<T>, Status>,
+    ) -> Result<T, CallError> {
+        let mut first = 0;
+        loop {
+            let (position, channel) = self.connect_from(first).await?;
+            let result = self.bounded(call(channel)).await;
+            let unavailable =
+                matches!(&result, Err(CallError::Refused(status)) if status.code() == Code::Unavailable);
+            if !unavailable || position + 1 == self.endpoints.len() {
+                return result;
+            }
+            first = position + 1;
+        }
+    }
+
+    async fn bounded<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, CallError> {
+        match tokio::time::timeout(self.command_timeout, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(CallError::Refused(status)),
+            Err(_) => Err(CallError::Timeout),
+        }
+    }
+}
+
+/// Connects to one endpoint, or says in a few words why not.
+pub(crate) async fn connect(endpoint: &str, dial_timeout: Duration) -> Result<Channel, String> {
+    let url = format!("http://{}", endpoint_authority(endpoint)?);
+    let endpoint = Endpoint::from_shared(url).map_err(|error| error.to_string())?;
+    endpoint
+        .connect_timeout(dial_timeout)
+        .tcp_nodelay(true)
+        .connect()
+        .await
+        .map_err(|error| innermost_reason(&error))
+}
+
+/// The error at the bottom of a chain: the ones above it only say that a transport failed.
+fn innermost_reason(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    let text = innermost.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn etcd_errors_are_bare_and_others_have_their_code() {
+        let text = |code, message: &str| status_text(&Status::new(code, message));
+        assert_eq!(
+            text(Code::NotFound, "etcdserver: requested lease not found"),
+            "etcdserver: requested lease not found"
+        );
+        assert_eq!(text(Code::Unavailable, "closing"), "rpc error: code = Unavailable desc = closing");
+        assert_eq!(text(Code::DeadlineExceeded, "x"), "context deadline exceeded");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn every_unreachable_endpoint_is_named() {
+        // Bound and dropped: nobody listens there.
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let client = Client {
+            endpoints: vec![address.to_string(), "ftp://x".to_owned()],
+            dial_timeout: Duration::from_secs(1),
+            command_timeout: Duration::from_secs(1),
+        };
+        let error = client.connect().await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "cannot connect to any endpoint ({address}: connection refused; ftp://x: unsupported scheme ftp)"
+            )
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! How a command of `ctl` fails: a text for standard error and an exit code, both those of `etcdctl`.
+
+use std::fmt;
+
+/// `etcdctl`'s exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// The server refused, or could not be reached.
+    Error = 1,
+    /// Some commands use a code of their own when the server cannot be reached.
+    BadConnection = 2,
+    /// Standard input of `txn` or `watch` makes no sense.
+    InvalidInput = 3,
+    /// A flag has a value that is not supported.
+    BadFeature = 4,
+    /// The server ended a watch.
+    Interrupted = 5,
+    /// Wrong arguments.
+    BadArguments = 128,
+}
+
+/// The end of a command that did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    /// What follows `Error: ` on standard error; nothing when everything has been said already.
+    pub(crate) text: Option<String>,
+}
+
+impl Failure {
+    /// A failure of the command itself.
+    pub(crate) fn error(text: impl fmt::Display) -> Failure {
+        Failure { exit: Exit::Error, text: Some(text.to_string()) }
+    }
+
+    /// Wrong arguments.
+    pub(crate) fn arguments(text: impl fmt::Display) -> Failure {
+        Failure { exit: Exit::BadArguments, text: Some(text.to_string()) }
+    }
+
+    /// An unsupported value of a flag.
+    pub(crate) fn feature(text: impl fmt::Display) -> Failure {
+        Failure { exit: Exit::BadFeature, text: Some(text.to_string()) }
+    }
+
+    /// Nonsense on standard input.
+    pub(crate) fn input(text: impl fmt::Display) -> Failure {
+        Failure { exit: Exit::InvalidInput, text: Some(text.to_string()) }
+    }
+
+    /// A failure that has been reported line by line already.
+    pub(crate) fn silent() -> Failure {
+        Failure { exit: Exit::Error, text: None }
+    }
+
+    /// The same failure under another exit code.
+    pub(crate) fn exiting(self, exit: Exit) -> Failure {
+        Failure { exit, ..self }
+    }
+}

@@ -1,0 +1,171 @@
+//! `hadron ctl`: a client for people and scripts, with `etcdctl`'s commands, flags, output and exit codes.
+//!
+//! A command checks its arguments (before connecting, in `etcdctl`'s order and words), makes its calls through
+//! [`client::Client`] and prints the reply through [`print::Printer`]. Left out for now: authentication, TLS, and the
+//! commands for members, snapshots, alarms and locks.
+
+mod client;
+mod election;
+mod endpoint;
+mod failure;
+mod go_text;
+mod kv;
+mod lease;
+mod member;
+mod print;
+mod txn;
+mod watch;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use client::Client;
+use failure::Failure;
+use print::{Format, Printer, Style};
+
+/// The `etcdctl` whose commands and output these are.
+const ETCDCTL_VERSION: &str = "3.6.0";
+/// The version of etcd's API that it speaks.
+const API_VERSION: &str = "3.6";
+
+/// The flags of every command, and the command.
+#[derive(Debug, clap::Args)]
+#[command(infer_subcommands = true)]
+pub struct Options {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Endpoints to talk to, separated by commas
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_ENDPOINTS",
+        default_value = "127.0.0.1:2379",
+        value_name = "LIST",
+        hide_env = true
+    )]
+    endpoints: String,
+    /// Output format: simple, fields, json or table
+    #[arg(
+        short = 'w',
+        long = "write-out",
+        global = true,
+        env = "ETCDCTL_WRITE_OUT",
+        default_value = "simple",
+        value_name = "FORMAT",
+        hide_env = true
+    )]
+    write_out: String,
+    /// Print byte strings as hexadecimal
+    #[arg(long, global = true)]
+    hex: bool,
+    /// Time to wait for a connection
+    #[arg(long, global = true, env = "ETCDCTL_DIAL_TIMEOUT", default_value = "2s", value_parser = go_text::parse_duration, value_name = "DURATION", hide_env = true)]
+    dial_timeout: Duration,
+    /// Time to wait for a reply, once connected
+    #[arg(long, global = true, env = "ETCDCTL_COMMAND_TIMEOUT", default_value = "5s", value_parser = go_text::parse_duration, value_name = "DURATION", hide_env = true)]
+    command_timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Get a key or a range of keys
+    Get(kv::Get),
+    /// Put a key
+    Put(kv::Put),
+    /// Delete a key or a range of keys
+    Del(kv::Del),
+    /// Run a transaction read from standard input
+    Txn(txn::Txn),
+    /// Discard history before a revision
+    Compaction(kv::Compaction),
+    /// Watch keys or ranges of keys
+    Watch(watch::Watch),
+    /// Commands for leases
+    #[command(subcommand)]
+    Lease(lease::Lease),
+    /// Commands for endpoints
+    #[command(subcommand)]
+    Endpoint(endpoint::EndpointCommand),
+    /// Commands for members
+    #[command(subcommand)]
+    Member(member::MemberCommand),
+    /// Transfer leadership to another member
+    MoveLeader(member::MoveLeader),
+    /// Commands for elections (Hadron's own)
+    #[command(subcommand)]
+    Election(election::Election),
+    /// Print the version
+    Version,
+}
+
+/// What every command works with.
+#[derive(Debug)]
+struct Session {
+    client: Client,
+    printer: Printer,
+}
+
+impl Session {
+    fn new(global: Global) -> Result<Session, Failure> {
+        let endpoints: Vec<String> =
+            global.endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
+        let client =
+            Client { endpoints, dial_timeout: global.dial_timeout, command_timeout: global.command_timeout };
+        let style = Style { hex: global.hex, values_only: false };
+        Ok(Session { client, printer: Printer { format: Format::parse(&global.write_out)?, style } })
+    }
+}
+
+/// Runs a command. `arguments` is the whole command line, of which `watch` needs the `--`.
+pub fn run(options: Options, arguments: &[OsString]) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.map_err(Failure::error).and_then(|runtime| {
+        let result = runtime.block_on(dispatch(options, arguments));
+        // A thread may still be reading standard input: the process does not wait for it.
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(text) = failure.text {
+                eprintln!("Error: {text}");
+            }
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failure> {
+    let global = options.global;
+    match options.command {
+        Command::Get(command) => command.run(global).await,
+        Command::Put(command) => command.run(global).await,
+        Command::Del(command) => command.run(global).await,
+        Command::Txn(command) => command.run(global).await,
+        Command::Compaction(command) => command.run(global).await,
+        Command::Watch(command) => command.run(global, arguments).await,
+        Command::Lease(command) => command.run(global).await,
+        Command::Endpoint(command) => command.run(global).await,
+        Command::Member(command) => command.run(global).await,
+        Command::MoveLeader(command) => command.run(global).await,
+        Command::Election(command) => command.run(global).await,
+        Command::Version => version(),
+    }
+}
+
+fn version() -> Result<(), Failure> {
+    let hadron = env!("CARGO_PKG_VERSION");
+    let text =
+        format!("etcdctl version: {ETCDCTL_VERSION}\nAPI version: {API_VERSION}\nHadron version: {hadron}\n");
+    print::write_out(text.as_bytes())
+}

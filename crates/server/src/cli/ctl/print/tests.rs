@@ -1,0 +1,2 @@
+//! Golden outputs, taken from `etcdctl`.
+#![allow(clippy::unwrap_used)]

@@ -491,6 +491,10 @@ impl DiskFile for MemoryFile {
         self.write(Write::Size(size), |_| size)
     }
 
+    fn allocate(&self, size: u64) -> io::Result<()> {
+        if self.size()? < size { self.set_size(size) } else { Ok(()) }
+    }
+
     fn sync(&self) -> io::Result<()> {
         let act = |state: &mut State| {
             inode(state, self.inode)?.sync();

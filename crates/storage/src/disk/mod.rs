@@ -61,8 +61,12 @@ pub trait DiskFile: Send + Sync {
     /// Bytes in the file.
     fn size(&self) -> io::Result<u64>;
 
-    /// Cuts the file or extends it with zeros.
+    /// Cuts the file or extends it with zeros, which may take up no room yet.
     fn set_size(&self, size: u64) -> io::Result<()>;
+
+    /// Extends the file to at least `size` bytes, with zeros, and makes sure that there is room for them. Quick, but each
+    /// block costs more when it is first written than one that [`DiskFile::write_at`] has filled before.
+    fn allocate(&self, size: u64) -> io::Result<()>;
 
     /// Makes the contents (and size) durable: one fdatasync.
     fn sync(&self) -> io::Result<()>;
@@ -97,11 +101,11 @@ pub fn write_atomically(disk: &dyn Disk, directory: &Path, name: &str, bytes: &[
     disk.sync_dir(directory)
 }
 
-/// Creates or extends the file at `path` to `bytes` bytes of zeros that really take up space, durably: room that can be
+/// Creates or extends the file at `path` to `bytes` bytes that really take up space, durably: room that can be
 /// had back by removing the file when the disk is full.
 pub fn write_ballast(disk: &dyn Disk, path: &Path, bytes: u64) -> io::Result<()> {
     let file = if disk.exists(path)? { disk.open(path)? } else { disk.create(path)? };
-    zero_fill(&*file, file.size()?, bytes)?;
+    file.allocate(bytes)?;
     file.sync()?;
     match path.parent() {
         Some(directory) => disk.sync_dir(directory),
@@ -109,14 +113,14 @@ pub fn write_ballast(disk: &dyn Disk, path: &Path, bytes: u64) -> io::Result<()>
     }
 }
 
-/// Writes zeros over `[from, to)`. Writing them, unlike extending a file or reserving space, leaves nothing for a later
-/// fdatasync to do to the file's extents.
-pub(crate) fn zero_fill(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
+/// Writes zeros over the first `size` bytes. Writing them, unlike extending a file or reserving space, leaves nothing
+/// for a later fdatasync to do to the file's extents.
+pub(crate) fn zero_fill(file: &dyn DiskFile, size: u64) -> io::Result<()> {
     const CHUNK: u64 = 1 << 20;
-    let zeros = vec![0; CHUNK.min(to.saturating_sub(from)) as usize];
-    let mut offset = from;
-    while offset < to {
-        let length = CHUNK.min(to - offset) as usize;
+    let zeros = vec![0; CHUNK.min(size) as usize];
+    let mut offset = 0;
+    while offset < size {
+        let length = CHUNK.min(size - offset) as usize;
         file.write_at(offset, &zeros[..length])?;
         offset += length as u64;
     }

@@ -6,7 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{DirectoryLock, Disk, DiskFile, LOCK_FILE};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::{DirectoryLock, Disk, DiskFile, LOCK_FILE, zero_fill};
 
 /// The [`Disk`] of the operating system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,6 +97,19 @@ impl DiskFile for File {
 
     fn set_size(&self, size: u64) -> io::Result<()> {
         self.set_len(size)
+    }
+
+    fn allocate(&self, size: u64) -> io::Result<()> {
+        let present = self.metadata()?.len();
+        if present >= size {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(self, FallocateFlags::empty(), present, size - present) {
+            Ok(()) => Ok(()),
+            // Not every file system can; then the room is taken the slow way.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => zero_fill(self, size),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -427,7 +427,12 @@ impl Wal {
         debug_assert!(current.offset + bytes.len() as u64 <= current.segment.size);
         let written = current.segment.file.write_at(current.offset, bytes);
         written.map_err(|source| WalError::io("writing", &current.segment.path, source))?;
+        let half = current.segment.size / 2;
+        let was_below_half = current.offset < half;
         current.offset += (bytes.len() - TERMINATOR) as u64;
+        if was_below_half && current.offset >= half {
+            self.pool.want_spare();
+        }
         self.next_sequence += 1;
         self.encoder.shrink();
         Ok(())

@@ -1,8 +1,9 @@
 //! Where segments come from and where they go.
 //!
 //! A new segment is written full of zeros, or is the file of an old one that nobody needs any more; either costs too
-//! much time for the thread that appends. So a [`Preparer`] on a thread of its own keeps one segment ready and
-//! puts old ones away. Without a preparer all that happens inline, as in a simulation.
+//! much time for the thread that appends. So a [`Preparer`] on a thread of its own makes the next segment ready once the
+//! current one is half full, and puts old ones away. Without a preparer all that happens inline, as in a simulation,
+//! and new files are only allocated, not filled.
 //!
 //! A file passes through these names, each change durable before the next begins:
 //!
@@ -93,6 +94,8 @@ pub(super) struct Pool {
 struct State {
     next_number: u64,
     spare: Option<Segment>,
+    /// A spare will be needed soon.
+    wanted: bool,
     /// Oldest first.
     retired: VecDeque<Retired>,
     /// Numbers of files of the usual size that may be used again.
@@ -104,6 +107,15 @@ struct State {
     closed: bool,
     /// What the background last failed at. It is not tried again before the next segment is taken.
     failure: Option<String>,
+}
+
+/// When the blocks of a new file are written for the first time.
+#[derive(Clone, Copy)]
+enum Fill {
+    /// Now, with zeros: by a preparer, which has the time.
+    Now,
+    /// By the batches: their syncs cost half as much again, but the thread that appends waits for milliseconds at most.
+    Later,
 }
 
 enum Work {
@@ -129,6 +141,7 @@ impl Pool {
         let state = State {
             next_number: highest + 1,
             spare,
+            wanted: false,
             retired: odd.into_iter().collect(),
             old: Vec::new(),
             busy: false,
@@ -165,7 +178,7 @@ impl Pool {
             self.changed.wait(&mut state);
         }
         state.failure = None;
-        self.changed.notify_all();
+        state.wanted = false;
         let needed = (FIRST_BATCH + room + TERMINATOR as u64).next_multiple_of(FIRST_BATCH);
         if needed > self.segment_bytes {
             // Segments are used in the order of their numbers, so the spare's must not come after this one's.
@@ -173,16 +186,22 @@ impl Pool {
                 state.retired.push_back(Retired { number: spare.number, size: spare.size });
             }
             let number = state.next_number();
-            return self.create(number, needed);
+            return self.create(number, needed, Fill::Later);
         }
         match state.spare.take() {
             Some(spare) => Ok(spare),
             None => {
                 let number = state.next_number();
                 let old = state.old.pop();
-                self.prepare(number, old)
+                self.prepare(number, old, Fill::Later)
             }
         }
+    }
+
+    /// A new segment will be needed soon: a preparer, if there is one, makes it ready.
+    pub(super) fn want_spare(&self) {
+        self.state.lock().wanted = true;
+        self.changed.notify_all();
     }
 
     /// Puts away segments without live contents, oldest first: at once when there is no preparer, soon otherwise.
@@ -238,8 +257,8 @@ impl Pool {
     }
 
     /// Prepares a segment of the usual size, from an old file if there is one.
-    fn prepare(&self, number: u64, old: Option<u64>) -> io::Result<Segment> {
-        let Some(old) = old else { return self.create(number, self.segment_bytes) };
+    fn prepare(&self, number: u64, old: Option<u64>, fill: Fill) -> io::Result<Segment> {
+        let Some(old) = old else { return self.create(number, self.segment_bytes, fill) };
         let temporary = self.directory.join(TEMPORARY);
         self.disk.rename(&self.directory.join(old_name(old)), &temporary)?;
         self.disk.sync_dir(&self.directory)?;
@@ -247,13 +266,17 @@ impl Pool {
         self.finish(number, self.segment_bytes, file)
     }
 
-    fn create(&self, number: u64, size: u64) -> io::Result<Segment> {
+    fn create(&self, number: u64, size: u64, fill: Fill) -> io::Result<Segment> {
         let temporary = self.directory.join(TEMPORARY);
         if self.disk.exists(&temporary)? {
             self.disk.remove(&temporary)?;
         }
         let file = self.disk.create(&temporary)?;
-        if let Err(error) = zero_fill(&*file, 0, size) {
+        let filled = match fill {
+            Fill::Now => zero_fill(&*file, size),
+            Fill::Later => file.allocate(size),
+        };
+        if let Err(error) = filled {
             // Most likely the disk is full: do not keep what room is left.
             self.disk.remove(&temporary)?;
             return Err(error);
@@ -278,7 +301,7 @@ impl Pool {
         if let Some(retired) = state.retired.pop_front() {
             return Some(Work::PutAway(retired));
         }
-        if state.spare.is_some() {
+        if state.spare.is_some() || !state.wanted {
             return None;
         }
         Some(Work::Prepare { number: state.next_number(), old: state.old.pop() })
@@ -299,7 +322,7 @@ impl Pool {
                 outcome
             }
             Work::Prepare { number, old } => {
-                let prepared = MutexGuard::unlocked(&mut state, || self.prepare(number, old));
+                let prepared = MutexGuard::unlocked(&mut state, || self.prepare(number, old, Fill::Now));
                 prepared.map(|segment| state.spare = Some(segment))
             }
         };
@@ -332,7 +355,7 @@ impl State {
     }
 }
 
-/// Keeps one segment ready and puts old ones away. Meant for a thread of its own; see [`super::Wal::preparer`].
+/// Makes segments ready before they are needed and puts old ones away. Meant for a thread of its own; see [`super::Wal::preparer`].
 pub struct Preparer {
     pool: Arc<Pool>,
 }

@@ -204,13 +204,15 @@ fn one_of_500_groups_pins_the_log_until_its_entries_are_rewritten() {
 fn a_batch_larger_than_a_segment_gets_its_own() {
     let disk = MemoryDisk::new();
     let (mut wal, _) = open(&disk).unwrap();
-    let end = fill(&mut wal, GROUP, LogPosition::default(), 2, 100);
+    let end = fill(&mut wal, GROUP, LogPosition::default(), 30, 200);
+    let before = files(&disk).len();
     wal.preparer().run_once();
+    assert_eq!(files(&disk).len(), before + 1, "a spare, which the large segment must not overtake");
     let end = fill(&mut wal, GROUP, end, 1, 100 << 10);
     let end = fill(&mut wal, GROUP, end, 100, 200);
     drop(wal);
     let (mut wal, recovered) = open(&disk).unwrap();
-    assert_eq!(recovered.groups[&GROUP].entries.len(), 103);
+    assert_eq!(recovered.groups[&GROUP].entries.len(), 131);
     assert_eq!(recovered.torn_tail, None);
     wal.append(&[Record::Floor(GROUP, end)]).unwrap();
     wal.sync().unwrap();

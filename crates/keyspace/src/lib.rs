@@ -1,1 +1,56 @@
-//! To be written.
+//! The replicated state of one logical etcd: a multi-version map of keys, transactions over it, leases, alarms, watches.
+//!
+//! A [`Keyspace`] is a deterministic state machine. Committed entries come in through [`Keyspace::apply`], in order, each
+//! with its position and its stamp of the group's logical clock; replicas that apply the same entries hold the same
+//! state, answer the same and have the same [`Keyspace::digest`]. Reads and watches run beside apply from any thread.
+//!
+//! # Where things are
+//! Keys and the metadata of their versions are in memory ([`mvcc`]); values are in memory until they are flushed, then
+//! on disk behind a byte-bounded cache. Apply never waits for the disk, except to read a cold value that a command asks
+//! for (`prev_kv`, a range or a comparison of values inside a txn).
+//!
+//! | module | is about |
+//! |---|---|
+//! | [`command`], [`check`], [`error`] | what can be asked, what is refused |
+//! | `apply`, `txn`, `range` | what commands do, with etcd's semantics |
+//! | [`mvcc`] | the index, values in memory, pins of readers |
+//! | `lease`, `digest` | leases; the digest of the live state |
+//! | [`watch`] | streams of events, past and present |
+//! | `flush`, `sweep`, [`snapshot`], `record` | the way to the engine and back |
+//!
+//! # Invariants
+//! - Nothing here reads a clock, a random number, a file or the environment, and no order of a hash map reaches an output.
+//! - The lock order is: state, then the watch hub, then a mailbox. Nothing is read from disk under the state's shared lock.
+//! - A record leaves the unflushed set only after it is visible in the engine.
+//! - A version is removed, from memory and disk, only if no pinned reader can still ask for it.
+//!
+//! # What is absent on purpose
+//! Raft (positions are plain numbers), threads, timers, the network, authentication.
+
+pub mod check;
+pub mod command;
+pub mod error;
+pub mod mvcc;
+pub mod snapshot;
+pub mod watch;
+
+mod apply;
+mod digest;
+mod flush;
+mod hash_kv;
+mod keyspace;
+mod lease;
+mod range;
+mod read;
+mod record;
+mod state;
+mod sweep;
+mod txn;
+
+pub use command::{Command, DecodeError, Response};
+pub use error::{Error, OpenError};
+pub use flush::Flush;
+pub use keyspace::{Keyspace, Options};
+pub use snapshot::{Exporter, Importer, SnapshotError};
+pub use state::Applied;
+pub use watch::{WatchOptions, WatchStream};

@@ -1,0 +1,211 @@
+//! The commands of a keyspace, their responses, and the bytes of a command in an entry.
+//!
+//! A command is one tag byte and a protobuf message (etcd's own request), so a tag is a version of its own: a command
+//! whose meaning changes gets a new tag. A tag that this version does not know is [`DecodeError::Unknown`], and the
+//! replica must stop; skipping it would let replicas diverge.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use hadron_proto::etcdserverpb as pb;
+use prost::Message;
+
+/// One change to the state, or a mark in its history. Requests must have passed [`crate::check`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Set a key.
+    Put(pb::PutRequest),
+    /// Delete a key or a range.
+    DeleteRange(pb::DeleteRangeRequest),
+    /// Compare, then do one list of operations or the other.
+    Txn(pb::TxnRequest),
+    /// Forget versions that were superseded at a revision.
+    Compact(pb::CompactionRequest),
+    /// Create a lease; its id is not zero.
+    LeaseGrant(pb::LeaseGrantRequest),
+    /// End a lease and delete its keys.
+    LeaseRevoke(pb::LeaseRevokeRequest),
+    /// Start the time of these leases anew.
+    LeaseKeepAlive(Vec<i64>),
+    /// End those of these leases whose time is over at the entry's stamp.
+    LeaseExpire(Vec<i64>),
+    /// Raise, clear or list alarms.
+    Alarm(pb::AlarmRequest),
+    /// Remember the digest at this index.
+    DigestMark,
+}
+
+/// What a command answers. Headers carry the revision only.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Response {
+    /// To [`Command::Put`].
+    Put(pb::PutResponse),
+    /// To [`Command::DeleteRange`].
+    DeleteRange(pb::DeleteRangeResponse),
+    /// To [`Command::Txn`].
+    Txn(pb::TxnResponse),
+    /// To [`Command::Compact`].
+    Compact(pb::CompactionResponse),
+    /// To [`Command::LeaseGrant`].
+    LeaseGrant(pb::LeaseGrantResponse),
+    /// To [`Command::LeaseRevoke`].
+    LeaseRevoke(pb::LeaseRevokeResponse),
+    /// To [`Command::LeaseKeepAlive`], one for each id: the time granted in seconds; 0 if the lease does not exist.
+    LeaseKeepAlive(Vec<pb::LeaseKeepAliveResponse>),
+    /// To [`Command::LeaseExpire`]: the leases that ended.
+    LeaseExpire(Vec<i64>),
+    /// To [`Command::Alarm`].
+    Alarm(pb::AlarmResponse),
+    /// To [`Command::DigestMark`]: the digest.
+    DigestMark(u64),
+}
+
+/// Why bytes are not a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// A command of a newer version.
+    #[error("unknown command {0}")]
+    Unknown(u8),
+    /// Not what this version or any other wrote.
+    #[error("malformed command")]
+    Malformed,
+}
+
+const PUT: u8 = 1;
+const DELETE_RANGE: u8 = 2;
+const TXN: u8 = 3;
+const COMPACT: u8 = 4;
+const LEASE_GRANT: u8 = 5;
+const LEASE_REVOKE: u8 = 6;
+const LEASE_KEEP_ALIVE: u8 = 7;
+const LEASE_EXPIRE: u8 = 8;
+const ALARM: u8 = 9;
+const DIGEST_MARK: u8 = 10;
+
+impl Command {
+    /// The command's bytes.
+    pub fn to_bytes(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(self.encoded_len());
+        self.encode(&mut out);
+        out.freeze()
+    }
+
+    /// Appends the command's bytes to `out`.
+    pub fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Command::Put(request) => encode(PUT, request, out),
+            Command::DeleteRange(request) => encode(DELETE_RANGE, request, out),
+            Command::Txn(request) => encode(TXN, request, out),
+            Command::Compact(request) => encode(COMPACT, request, out),
+            Command::LeaseGrant(request) => encode(LEASE_GRANT, request, out),
+            Command::LeaseRevoke(request) => encode(LEASE_REVOKE, request, out),
+            Command::LeaseKeepAlive(ids) => encode_ids(LEASE_KEEP_ALIVE, ids, out),
+            Command::LeaseExpire(ids) => encode_ids(LEASE_EXPIRE, ids, out),
+            Command::Alarm(request) => encode(ALARM, request, out),
+            Command::DigestMark => out.put_u8(DIGEST_MARK),
+        }
+    }
+
+    /// How many bytes [`Command::encode`] appends.
+    pub fn encoded_len(&self) -> usize {
+        1 + match self {
+            Command::Put(request) => request.encoded_len(),
+            Command::DeleteRange(request) => request.encoded_len(),
+            Command::Txn(request) => request.encoded_len(),
+            Command::Compact(request) => request.encoded_len(),
+            Command::LeaseGrant(request) => request.encoded_len(),
+            Command::LeaseRevoke(request) => request.encoded_len(),
+            Command::LeaseKeepAlive(ids) | Command::LeaseExpire(ids) => 8 * ids.len(),
+            Command::Alarm(request) => request.encoded_len(),
+            Command::DigestMark => 0,
+        }
+    }
+
+    /// Reads a command; keys and values are slices of `bytes`, not copies.
+    pub fn decode(bytes: Bytes) -> Result<Command, DecodeError> {
+        let tag = *bytes.first().ok_or(DecodeError::Malformed)?;
+        let body = bytes.slice(1..);
+        Ok(match tag {
+            PUT => Command::Put(decode(body)?),
+            DELETE_RANGE => Command::DeleteRange(decode(body)?),
+            TXN => Command::Txn(decode(body)?),
+            COMPACT => Command::Compact(decode(body)?),
+            LEASE_GRANT => Command::LeaseGrant(decode(body)?),
+            LEASE_REVOKE => Command::LeaseRevoke(decode(body)?),
+            LEASE_KEEP_ALIVE => Command::LeaseKeepAlive(decode_ids(&body)?),
+            LEASE_EXPIRE => Command::LeaseExpire(decode_ids(&body)?),
+            ALARM => Command::Alarm(decode(body)?),
+            DIGEST_MARK if body.is_empty() => Command::DigestMark,
+            DIGEST_MARK => return Err(DecodeError::Malformed),
+            unknown => return Err(DecodeError::Unknown(unknown)),
+        })
+    }
+}
+
+fn encode(tag: u8, message: &impl Message, out: &mut BytesMut) {
+    out.put_u8(tag);
+    out.reserve(message.encoded_len());
+    message.encode_raw(out);
+}
+
+fn encode_ids(tag: u8, ids: &[i64], out: &mut BytesMut) {
+    out.put_u8(tag);
+    ids.iter().for_each(|id| out.put_i64(*id));
+}
+
+fn decode<M: Message + Default>(body: Bytes) -> Result<M, DecodeError> {
+    M::decode(body).map_err(|_| DecodeError::Malformed)
+}
+
+fn decode_ids(body: &[u8]) -> Result<Vec<i64>, DecodeError> {
+    let (ids, rest) = body.as_chunks::<8>();
+    if rest.is_empty() {
+        Ok(ids.iter().map(|id| i64::from_be_bytes(*id)).collect())
+    } else {
+        Err(DecodeError::Malformed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn commands_survive_their_bytes() {
+        let put = pb::PutRequest { key: "k".into(), value: "v".into(), lease: 7, ..Default::default() };
+        let op = pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put.clone())) };
+        let commands = [
+            Command::Put(put),
+            Command::DeleteRange(pb::DeleteRangeRequest { key: "a".into(), ..Default::default() }),
+            Command::Txn(pb::TxnRequest { success: vec![op], ..Default::default() }),
+            Command::Compact(pb::CompactionRequest { revision: 9, physical: true }),
+            Command::LeaseGrant(pb::LeaseGrantRequest { id: 1, ttl: 2 }),
+            Command::LeaseRevoke(pb::LeaseRevokeRequest { id: 1 }),
+            Command::LeaseKeepAlive(vec![1, -2]),
+            Command::LeaseExpire(vec![]),
+            Command::Alarm(pb::AlarmRequest { member_id: 3, ..Default::default() }),
+            Command::DigestMark,
+        ];
+        for command in commands {
+            let bytes = command.to_bytes();
+            assert_eq!(bytes.len(), command.encoded_len());
+            assert_eq!(Command::decode(bytes).unwrap(), command);
+        }
+    }
+
+    #[test]
+    fn unknown_is_not_malformed() {
+        assert_eq!(Command::decode(Bytes::from_static(&[200, 1])), Err(DecodeError::Unknown(200)));
+        assert_eq!(Command::decode(Bytes::new()), Err(DecodeError::Malformed));
+        assert_eq!(Command::decode(Bytes::from_static(&[PUT, 255])), Err(DecodeError::Malformed));
+        assert_eq!(Command::decode(Bytes::from_static(&[LEASE_EXPIRE, 1])), Err(DecodeError::Malformed));
+    }
+
+    #[test]
+    fn decoding_does_not_copy_values() {
+        let put = pb::PutRequest { key: "k".into(), value: vec![7; 100].into(), ..Default::default() };
+        let bytes = Command::Put(put).to_bytes();
+        let range = bytes.as_ptr_range();
+        let Command::Put(put) = Command::decode(bytes).unwrap() else { panic!("a put") };
+        assert!(range.contains(&put.value.as_ptr()));
+    }
+}

@@ -1,0 +1,85 @@
+//! What can go wrong, and whose fault it is.
+//!
+//! All of [`Error`] but [`Error::Storage`] is deterministic: every replica refuses the same command for the same reason,
+//! and the refusal is the reply. [`OpenError`] is a local fault.
+
+use hadron_storage::engine::EngineError;
+
+/// Why a request was refused. Nothing was changed. The texts are etcd's, without the `etcdserver: ` before them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A request named no key.
+    #[error("key is not provided")]
+    EmptyKey,
+    /// A put asked to keep the value or lease of a key that does not exist; or an operation of a txn is empty.
+    #[error("key not found")]
+    KeyNotFound,
+    /// A put asked to keep the value and brought one.
+    #[error("value is provided")]
+    ValueProvided,
+    /// A put asked to keep the lease and brought one.
+    #[error("lease is provided")]
+    LeaseProvided,
+    /// A txn has more operations than are allowed.
+    #[error("too many operations in txn request")]
+    TooManyOps,
+    /// A txn writes a key twice.
+    #[error("duplicate key given in txn request")]
+    DuplicateKey,
+    /// The order asked for does not exist.
+    #[error("invalid sort option")]
+    InvalidSort,
+    /// The revision asked for is older than the last compaction.
+    #[error("mvcc: required revision has been compacted")]
+    Compacted,
+    /// The revision asked for does not exist yet.
+    #[error("mvcc: required revision is a future revision")]
+    FutureRev,
+    /// No such lease.
+    #[error("requested lease not found")]
+    LeaseNotFound,
+    /// A lease with this id exists.
+    #[error("lease already exists")]
+    LeaseExists,
+    /// The longest life of a lease is 9,000,000,000 seconds.
+    #[error("too large lease TTL")]
+    LeaseTtlTooLarge,
+    /// The space alarm is raised.
+    #[error("mvcc: database space exceeded")]
+    NoSpace,
+    /// Not deterministic, and only in answers to reads: the engine failed or its data are damaged.
+    #[error("local storage: {0}")]
+    Storage(String),
+}
+
+impl From<EngineError> for Error {
+    fn from(error: EngineError) -> Error {
+        Error::Storage(error.to_string())
+    }
+}
+
+/// Why the state of a group could not be opened. The replica cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// What was read does not fit together: rebuild the replica from its peers.
+    #[error("the stored state of group {group} is damaged: {what}")]
+    Damaged {
+        /// Whose state.
+        group: u64,
+        /// What does not fit.
+        what: String,
+    },
+    /// Written by a newer version.
+    #[error(
+        "the stored state has format {found}, this version reads {supported}: run the version that wrote it"
+    )]
+    Newer {
+        /// The format found.
+        found: u8,
+        /// The newest format that this version reads.
+        supported: u8,
+    },
+}

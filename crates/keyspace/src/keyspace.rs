@@ -1,0 +1,289 @@
+//! The keyspace: the state behind its lock, the engine below, the watchers beside.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use hadron_proto::etcdserverpb as pb;
+use hadron_storage::engine::{Engine, Read, Space};
+use parking_lot::{Mutex, RwLock};
+
+use crate::apply::list_alarms;
+use crate::error::OpenError;
+use crate::mvcc::{Pins, TableChange, ValueCache};
+use crate::range::header;
+use crate::read::Values;
+use crate::record::{self, StateRecord};
+use crate::state::{Applied, Flushed, State};
+use crate::sweep::Dropped;
+use crate::watch::Hub;
+
+/// What may be chosen when a keyspace is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes of values that are on disk and kept in memory all the same.
+    pub cache_bytes: usize,
+    /// Bytes of events that wait for one slow client, before its watchers fall back to reading history.
+    pub watch_buffer_bytes: usize,
+    /// A response to a watcher that wants fragments is split above this size. etcd's default: a request of 1.5 MiB and
+    /// 512 KiB of overhead.
+    pub fragment_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            cache_bytes: 64 << 20,
+            watch_buffer_bytes: 4 << 20,
+            fragment_bytes: (1536 << 10) + (512 << 10),
+        }
+    }
+}
+
+/// The state of one logical etcd: see the crate's documentation.
+///
+/// One thread applies, flushes and sweeps; any number read and watch.
+pub struct Keyspace {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) group: u64,
+    pub(crate) options: Options,
+    pub(crate) state: RwLock<State>,
+    pub(crate) cache: ValueCache,
+    pub(crate) pins: Arc<Pins>,
+    pub(crate) hub: Arc<Hub>,
+    /// Records of former generations that are still to be deleted.
+    pub(crate) dropped: Mutex<Vec<Dropped>>,
+}
+
+impl std::fmt::Debug for Keyspace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keyspace").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+impl Keyspace {
+    /// Opens the state of `group` as its last flush left it; an empty state if there was none. Reads the metadata of
+    /// every version and no values.
+    ///
+    /// # Errors
+    /// [`OpenError::Damaged`] if what was read does not have the digest that was stored with it.
+    pub fn open(engine: Arc<dyn Engine>, group: u64, options: Options) -> Result<Arc<Keyspace>, OpenError> {
+        let state = load(engine.as_ref(), group)?;
+        let dropped = Dropped::all_but(engine.as_ref(), group, state.generation)?;
+        Ok(Arc::new(Keyspace {
+            group,
+            cache: ValueCache::new(options.cache_bytes),
+            pins: Arc::default(),
+            hub: Arc::new(Hub::new(state.revision, options.watch_buffer_bytes)),
+            dropped: Mutex::new(dropped),
+            state: RwLock::new(state),
+            engine,
+            options,
+        }))
+    }
+
+    /// Switches to the state that an [`crate::Importer`] finished meanwhile. Watchers go on from the revision they are
+    /// at, or learn that it is compacted; reads that are under way start again. Nothing may be on its way to the engine.
+    pub fn reload(&self) -> Result<(), OpenError> {
+        let loaded = load(self.engine.as_ref(), self.group)?;
+        let dropped = Dropped::all_but(self.engine.as_ref(), self.group, loaded.generation)?;
+        let revision = loaded.revision;
+        let mut state = self.state.write();
+        *state = loaded;
+        drop(state);
+        *self.dropped.lock() = dropped;
+        self.cache.clear();
+        self.hub.restart(revision);
+        Ok(())
+    }
+
+    /// The last applied entry.
+    pub fn applied(&self) -> Applied {
+        self.state.read().applied
+    }
+
+    /// The newest revision; 1 when nothing was ever written.
+    pub fn revision(&self) -> i64 {
+        self.state.read().revision
+    }
+
+    /// Reads below this revision are refused; -1 when nothing was ever compacted.
+    pub fn compact_revision(&self) -> i64 {
+        self.state.read().compact_revision
+    }
+
+    /// How many keys live.
+    pub fn len(&self) -> usize {
+        self.state.read().index.live()
+    }
+
+    /// True if no key lives.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of all versions that are kept: keys, values and metadata.
+    pub fn db_bytes(&self) -> u64 {
+        self.state.read().index.bytes()
+    }
+
+    /// The digest of the live state: the same on all replicas that applied the same entries.
+    pub fn digest(&self) -> u64 {
+        self.state.read().digest
+    }
+
+    /// The digest at the [`crate::Command::DigestMark`] of this index, if it is one of the last and was applied since
+    /// the keyspace was opened.
+    pub fn digest_at(&self, index: u64) -> Option<u64> {
+        self.state.read().marks.iter().find(|mark| mark.0 == index).map(|mark| mark.1)
+    }
+
+    /// Index and digest of the last mark.
+    pub fn last_mark(&self) -> Option<(u64, u64)> {
+        self.state.read().marks.back().copied()
+    }
+
+    /// The alarms that are raised, ordered by member.
+    pub fn alarms(&self) -> Vec<pb::AlarmMember> {
+        list_alarms(&self.state.read(), pb::AlarmType::None as i32)
+    }
+
+    /// The ids of all leases, those that end first first.
+    pub fn leases(&self) -> Vec<i64> {
+        self.state.read().leases.by_expiry().map(|(_, id)| id).collect()
+    }
+
+    /// What remains of a lease at `clock_ms` of the group's clock, in whole seconds, with its keys if asked for. A lease
+    /// that does not exist has -1, as in etcd.
+    pub fn lease_time_to_live(&self, id: i64, keys: bool, clock_ms: u64) -> pb::LeaseTimeToLiveResponse {
+        let state = self.state.read();
+        let header = header(state.revision);
+        let Some(lease) = state.leases.get(id) else {
+            return pb::LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() };
+        };
+        let remaining_ms = lease.expiry_ms.saturating_sub(clock_ms);
+        pb::LeaseTimeToLiveResponse {
+            header,
+            id,
+            ttl: i64::try_from(remaining_ms / 1000).unwrap_or(i64::MAX),
+            granted_ttl: lease.ttl,
+            keys: if keys { lease.keys.iter().cloned().collect() } else { Vec::new() },
+        }
+    }
+
+    /// Up to `limit` leases whose time is over at `clock_ms`, those that ended first first. They exist until a
+    /// [`crate::Command::LeaseExpire`] is applied.
+    pub fn expired_leases(&self, clock_ms: u64, limit: usize) -> Vec<i64> {
+        let state = self.state.read();
+        let expired = state.leases.by_expiry().take_while(|(expiry_ms, _)| *expiry_ms <= clock_ms);
+        expired.map(|(_, id)| id).take(limit).collect()
+    }
+
+    /// When the next lease ends, on the group's clock in milliseconds.
+    pub fn next_expiry(&self) -> Option<u64> {
+        self.state.read().leases.by_expiry().next().map(|(expiry_ms, _)| expiry_ms)
+    }
+
+    /// Bytes that were applied and are not in the engine yet, about; what back-pressure goes by.
+    pub fn unflushed_bytes(&self) -> usize {
+        self.state.read().unflushed.bytes
+    }
+
+    /// The engine holds the state up to this index, visible but perhaps not durable.
+    pub fn flushed_index(&self) -> u64 {
+        self.state.read().flushed.index
+    }
+
+    pub(crate) fn values(&self, generation: u32) -> Values<'_> {
+        Values { engine: self.engine.as_ref(), cache: &self.cache, group: self.group, generation }
+    }
+}
+
+/// Loads the state of a group.
+pub(crate) fn load(engine: &dyn Engine, group: u64) -> Result<State, OpenError> {
+    let view = engine.snapshot();
+    let Some(bytes) = view.get(Space::State, &record::state_key(group))? else {
+        return Ok(State::new(first_generation(view.as_ref(), group)?));
+    };
+    let stored = StateRecord::decode(group, &bytes)?;
+    let mut state = State::new(stored.generation);
+    state.applied = stored.applied;
+    state.revision = stored.revision;
+    state.compact_revision = stored.compact_revision;
+    state.flushed = Flushed {
+        index: stored.applied.index,
+        revision: stored.revision,
+        compact_revision: stored.compact_revision,
+    };
+    load_tables(view.as_ref(), group, &mut state)?;
+    load_versions(view.as_ref(), group, &mut state)?;
+    state.digest = state.recompute_digest();
+    if state.digest != stored.digest {
+        let what = format!(
+            "digest {:016x} at index {}, stored {:016x}",
+            state.digest, stored.applied.index, stored.digest
+        );
+        return Err(OpenError::Damaged { group, what });
+    }
+    Ok(state)
+}
+
+/// A state that was never flushed begins in a generation that no import ever wrote to.
+fn first_generation(view: &dyn Read, group: u64) -> Result<u32, OpenError> {
+    Ok(highest_generation(view, group)?.map_or(0, |highest| highest + 1))
+}
+
+/// The highest generation that an import of this group ever began.
+pub(crate) fn highest_generation(view: &dyn Read, group: u64) -> Result<Option<u32>, OpenError> {
+    let Some(bytes) = view.get(Space::State, &record::generations_key(group))? else { return Ok(None) };
+    let bytes: [u8; 4] = bytes.as_ref().try_into().map_err(|_| OpenError::Damaged {
+        group,
+        what: "the record of generations has no known shape".into(),
+    })?;
+    Ok(Some(u32::from_be_bytes(bytes)))
+}
+
+fn load_tables(view: &dyn Read, group: u64, state: &mut State) -> Result<(), OpenError> {
+    let (from, to) = record::generation_bounds(group, state.generation, state.generation + 1);
+    let mut is_damaged = false;
+    view.scan(Space::Tables, &from, &to, &mut |key, value| {
+        match record::decode_table(key, value) {
+            Some(TableChange::Lease { id, ttl, expiry_ms }) => {
+                state.leases.set(id, ttl, expiry_ms);
+            }
+            Some(TableChange::Alarm { member, alarm }) => {
+                state.alarms.insert((member, alarm));
+            }
+            _ => is_damaged = true,
+        }
+        ControlFlow::Continue(())
+    })?;
+    damaged_if(is_damaged, group, "a lease or alarm has no known shape")
+}
+
+fn load_versions(view: &dyn Read, group: u64, state: &mut State) -> Result<(), OpenError> {
+    let (from, to) = record::generation_bounds(group, state.generation, state.generation + 1);
+    let mut is_damaged = false;
+    view.scan(Space::Versions, &from, &to, &mut |key, value| {
+        let decoded = record::place_of(key).and_then(|place| record::decode_version(place, value));
+        match decoded {
+            Some((version, key)) if version.main <= state.revision => {
+                state.index.push(key, version);
+            }
+            _ => is_damaged = true,
+        }
+        ControlFlow::Continue(())
+    })?;
+    let State { index, leases, .. } = state;
+    for (key, version) in index.living().filter(|(_, version)| version.lease != 0) {
+        leases.attach(version.lease, key);
+    }
+    damaged_if(is_damaged, group, "a version has no known shape")
+}
+
+fn damaged_if(is_damaged: bool, group: u64, what: &str) -> Result<(), OpenError> {
+    if is_damaged { Err(OpenError::Damaged { group, what: what.into() }) } else { Ok(()) }
+}
+
+/// The newest state of each table's record, in the order of keys.
+pub(crate) type TableState = BTreeMap<bytes::Bytes, Option<bytes::Bytes>>;

@@ -1,0 +1,240 @@
+//! Reading: a range beside apply works in pieces at one pinned revision, and reads the disk without any lock.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use hadron_proto::etcdserverpb as pb;
+use hadron_storage::engine::{Engine, Space};
+
+use crate::digest;
+use crate::error::Error;
+use crate::keyspace::Keyspace;
+use crate::mvcc::{KeyRange, Pin, ValueCache, Version};
+use crate::range::{self, Row, Rows, Source};
+use crate::record;
+use crate::state::State;
+use crate::txn;
+
+/// Keys looked at under the lock at a time.
+const PIECE_KEYS: usize = 1000;
+
+/// Where values are that left the unflushed set.
+pub(crate) struct Values<'a> {
+    pub(crate) engine: &'a dyn Engine,
+    pub(crate) cache: &'a ValueCache,
+    pub(crate) group: u64,
+    pub(crate) generation: u32,
+}
+
+impl Values<'_> {
+    /// The value of a version that is not in the unflushed set; checked against its hash.
+    pub(crate) fn get(&self, version: &Version) -> Result<Bytes, Error> {
+        if version.value_len == 0 {
+            return Ok(Bytes::new());
+        }
+        let id = (self.generation, version.main, version.sub);
+        if let Some(value) = self.cache.get(&id) {
+            return Ok(value);
+        }
+        let key = record::version_key(self.group, self.generation, version.place());
+        let value = self.engine.get(Space::Values, &key)?;
+        let value = value.filter(|value| digest::of_value(value) == version.value_hash);
+        let Some(value) = value else {
+            let (main, sub) = version.place();
+            let what =
+                format!("the value of revision {main}.{sub} of group {} is missing or damaged", self.group);
+            return Err(Error::Storage(what));
+        };
+        self.cache.insert(id, &value);
+        Ok(value)
+    }
+}
+
+/// The state under its lock, as apply sees it in the middle of a txn.
+pub(crate) struct Locked<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) values: Values<'a>,
+    /// The newest revision that is seen: that of the running txn once it wrote something.
+    pub(crate) revision: i64,
+}
+
+impl Source for Locked<'_> {
+    fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    fn compact_revision(&self) -> i64 {
+        self.state.compact_revision
+    }
+
+    fn rows(&self, range: &KeyRange, revision: i64, rows_max: usize) -> Result<Rows, Error> {
+        let mut rows = Rows::default();
+        collect(self.state, range, None, revision, usize::MAX, rows_max, &mut rows);
+        Ok(rows)
+    }
+
+    fn fetch(&self, rows: &mut [Row]) -> Result<(), Error> {
+        fetch(&self.values, rows)
+    }
+}
+
+/// A reader's view at one revision, beside apply.
+pub(crate) struct View<'a> {
+    keyspace: &'a Keyspace,
+    generation: u32,
+    revision: i64,
+    compact_revision: i64,
+    /// Holds sweeps off everything that this view may read.
+    _pin: Pin,
+}
+
+impl Source for View<'_> {
+    fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    fn compact_revision(&self) -> i64 {
+        self.compact_revision
+    }
+
+    fn rows(&self, range: &KeyRange, revision: i64, rows_max: usize) -> Result<Rows, Error> {
+        let mut rows = Rows::default();
+        if let KeyRange::One(_) = range {
+            self.piece(range, None, revision, rows_max, &mut rows)?;
+            return Ok(rows);
+        }
+        let mut after = None;
+        loop {
+            after = self.piece(range, after.as_ref(), revision, rows_max, &mut rows)?;
+            if after.is_none() {
+                return Ok(rows);
+            }
+        }
+    }
+
+    fn fetch(&self, rows: &mut [Row]) -> Result<(), Error> {
+        fetch(&self.keyspace.values(self.generation), rows)
+    }
+}
+
+impl View<'_> {
+    fn piece(
+        &self,
+        range: &KeyRange,
+        after: Option<&Bytes>,
+        revision: i64,
+        rows_max: usize,
+        rows: &mut Rows,
+    ) -> Result<Option<Bytes>, Error> {
+        let state = self.keyspace.state.read();
+        if state.generation != self.generation {
+            return Err(replaced());
+        }
+        Ok(collect(&state, range, after, revision, PIECE_KEYS, rows_max, rows))
+    }
+}
+
+/// A snapshot replaced the state under a reader; it starts again.
+fn replaced() -> Error {
+    Error::Storage("the state was replaced by a snapshot".into())
+}
+
+/// Collects rows of up to `keys_max` keys; returns where to go on.
+fn collect(
+    state: &State,
+    range: &KeyRange,
+    after: Option<&Bytes>,
+    revision: i64,
+    keys_max: usize,
+    rows_max: usize,
+    rows: &mut Rows,
+) -> Option<Bytes> {
+    let add = |key: &Bytes, version: &Version| {
+        rows.count += 1;
+        if rows.rows.len() < rows_max {
+            let value = state.unflushed.find(version.place()).map(|record| record.value.clone());
+            rows.rows.push(Row { key: key.clone(), version: *version, value });
+        }
+    };
+    if let KeyRange::One(key) = range {
+        let mut add = add;
+        if let Some((key, version)) = state.index.at(key, revision) {
+            add(key, version);
+        }
+        return None;
+    }
+    state.index.visit(range, after, revision, keys_max, add)
+}
+
+fn fetch(values: &Values<'_>, rows: &mut [Row]) -> Result<(), Error> {
+    for row in rows.iter_mut().filter(|row| row.value.is_none()) {
+        row.value = Some(values.get(&row.version)?);
+    }
+    Ok(())
+}
+
+impl Keyspace {
+    /// Answers a range request, which must have passed [`crate::check::range`]. From any thread.
+    ///
+    /// The answer is the state at one revision, however long it takes. [`Error::Storage`] says that the engine failed.
+    pub fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+        self.read(request.revision, |view| range::execute(view, request))
+    }
+
+    /// Answers a txn that consists of comparisons and ranges only, all at the revision of now. From any thread.
+    ///
+    /// # Panics
+    /// If the txn writes.
+    pub fn read_txn(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+        let oldest = txn::oldest_revision(request);
+        self.read(oldest, |view| txn::read_only(view, request))
+    }
+
+    /// Runs `read` on a view that may read back to `oldest` (0: the present), again if a snapshot replaced the state.
+    fn read<T>(&self, oldest: i64, read: impl Fn(&View<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        loop {
+            let view = self.view(oldest);
+            let result = read(&view);
+            if matches!(result, Err(Error::Storage(_))) && self.state.read().generation != view.generation {
+                continue;
+            }
+            return result;
+        }
+    }
+
+    fn view(&self, oldest: i64) -> View<'_> {
+        let state = self.state.read();
+        let pinned = if oldest > 0 {
+            oldest.clamp(state.compact_revision.max(0), state.revision)
+        } else {
+            state.revision
+        };
+        View {
+            keyspace: self,
+            generation: state.generation,
+            revision: state.revision,
+            compact_revision: state.compact_revision,
+            _pin: self.pins.pin(state.generation, pinned),
+        }
+    }
+
+    /// The version of each key as it was just before `revision`, with its value; keys that did not live are left out,
+    /// and all of them are if that revision is compacted.
+    pub(crate) fn values_before(&self, revision: i64, keys: &[Bytes]) -> Result<BTreeMap<Bytes, Row>, Error> {
+        let view = self.view(revision - 1);
+        let mut rows = Vec::new();
+        {
+            let state = self.state.read();
+            if state.generation != view.generation || revision - 1 < state.compact_revision {
+                return Ok(BTreeMap::new());
+            }
+            for key in keys {
+                let mut found = Rows::default();
+                collect(&state, &KeyRange::One(key.clone()), None, revision - 1, 1, 1, &mut found);
+                rows.append(&mut found.rows);
+            }
+        }
+        view.fetch(&mut rows)?;
+        Ok(rows.into_iter().map(|row| (row.key.clone(), row)).collect())
+    }
+}

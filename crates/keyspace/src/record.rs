@@ -1,0 +1,196 @@
+//! The bytes of a keyspace in the engine. `docs/formats/keyspace.md` has the same, byte by byte.
+//!
+//! Keys begin with (group, generation); revisions are big-endian, so that the order of bytes is the order of history.
+//! Every value begins with the number of its format.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::error::OpenError;
+use crate::mvcc::{TableChange, Version};
+use crate::state::Applied;
+
+/// The format of all records; a newer one is refused.
+pub(crate) const FORMAT: u8 = 1;
+
+/// Bytes of (group, generation).
+pub(crate) const PREFIX_LEN: usize = 12;
+/// Bytes of a key in `Versions` and `Values`.
+const VERSION_KEY_LEN: usize = PREFIX_LEN + 12;
+/// Bytes of a version's metadata before the key.
+const VERSION_LEN: usize = 38;
+/// Bytes of a state record.
+pub(crate) const STATE_LEN: usize = 57;
+
+const STATE_RECORD: u8 = 0;
+const GENERATIONS_RECORD: u8 = 1;
+const TABLE_LEASE: u8 = 1;
+const TABLE_ALARM: u8 = 2;
+
+/// The state at a flush, beside its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StateRecord {
+    pub(crate) generation: u32,
+    pub(crate) applied: Applied,
+    pub(crate) revision: i64,
+    pub(crate) compact_revision: i64,
+    pub(crate) digest: u64,
+}
+
+/// The first bytes of every key of a generation.
+pub(crate) fn prefix(group: u64, generation: u32) -> BytesMut {
+    let mut key = BytesMut::with_capacity(VERSION_KEY_LEN);
+    key.put_u64(group);
+    key.put_u32(generation);
+    key
+}
+
+/// The key of a version, and of its value.
+pub(crate) fn version_key(group: u64, generation: u32, place: (i64, u32)) -> Bytes {
+    let mut key = prefix(group, generation);
+    key.put_i64(place.0);
+    key.put_u32(place.1);
+    key.freeze()
+}
+
+/// The place in history of a key of a version.
+pub(crate) fn place_of(key: &[u8]) -> Option<(i64, u32)> {
+    let mut place = key.get(PREFIX_LEN..).filter(|place| place.len() == 12)?;
+    Some((place.get_i64(), place.get_u32()))
+}
+
+/// The bounds of all keys of generations `from..to` of a group.
+pub(crate) fn generation_bounds(group: u64, from: u32, to: u32) -> (Bytes, Bytes) {
+    (prefix(group, from).freeze(), prefix(group, to).freeze())
+}
+
+/// The metadata of a version, with its key.
+pub(crate) fn encode_version(key: &[u8], version: &Version) -> Bytes {
+    let mut out = BytesMut::with_capacity(VERSION_LEN + key.len());
+    out.put_u8(FORMAT);
+    out.put_u8(u8::from(version.is_tombstone()));
+    out.put_i64(version.create);
+    out.put_i64(version.version);
+    out.put_i64(version.lease);
+    out.put_u64(version.value_hash);
+    out.put_u32(version.value_len);
+    out.put_slice(key);
+    out.freeze()
+}
+
+/// Reads a version's metadata, and its key as a slice of `bytes`.
+pub(crate) fn decode_version(place: (i64, u32), mut bytes: &[u8]) -> Option<(Version, &[u8])> {
+    if bytes.len() < VERSION_LEN || bytes.get_u8() != FORMAT {
+        return None;
+    }
+    let is_tombstone = bytes.get_u8() == 1;
+    let version = Version {
+        main: place.0,
+        sub: place.1,
+        create: bytes.get_i64(),
+        version: bytes.get_i64(),
+        lease: bytes.get_i64(),
+        value_hash: bytes.get_u64(),
+        value_len: bytes.get_u32(),
+    };
+    (version.is_tombstone() == is_tombstone && !bytes.is_empty()).then_some((version, bytes))
+}
+
+/// The key of a group's state.
+pub(crate) fn state_key(group: u64) -> Bytes {
+    let mut key = BytesMut::with_capacity(9);
+    key.put_u64(group);
+    key.put_u8(STATE_RECORD);
+    key.freeze()
+}
+
+/// The key of the highest generation that a group ever began.
+pub(crate) fn generations_key(group: u64) -> Bytes {
+    let mut key = BytesMut::with_capacity(9);
+    key.put_u64(group);
+    key.put_u8(GENERATIONS_RECORD);
+    key.freeze()
+}
+
+impl StateRecord {
+    /// Its bytes.
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(STATE_LEN);
+        out.put_u8(FORMAT);
+        out.put_u32(self.generation);
+        out.put_u64(self.applied.term);
+        out.put_u64(self.applied.index);
+        out.put_u32(self.applied.checksum);
+        out.put_u64(self.applied.stamp_ms);
+        out.put_i64(self.revision);
+        out.put_i64(self.compact_revision);
+        out.put_u64(self.digest);
+        out.freeze()
+    }
+
+    /// Reads it back.
+    pub(crate) fn decode(group: u64, mut bytes: &[u8]) -> Result<StateRecord, OpenError> {
+        let format = bytes.first().copied().unwrap_or(0);
+        if format > FORMAT {
+            return Err(OpenError::Newer { found: format, supported: FORMAT });
+        }
+        if bytes.len() != STATE_LEN || format != FORMAT {
+            return Err(OpenError::Damaged { group, what: "the state record has no known shape".into() });
+        }
+        bytes.advance(1);
+        Ok(StateRecord {
+            generation: bytes.get_u32(),
+            applied: Applied {
+                term: bytes.get_u64(),
+                index: bytes.get_u64(),
+                checksum: bytes.get_u32(),
+                stamp_ms: bytes.get_u64(),
+            },
+            revision: bytes.get_i64(),
+            compact_revision: bytes.get_i64(),
+            digest: bytes.get_u64(),
+        })
+    }
+}
+
+/// The key of a table's record, and its value; without a value it is to be deleted.
+pub(crate) fn encode_table(group: u64, generation: u32, change: &TableChange) -> (Bytes, Option<Bytes>) {
+    let mut key = prefix(group, generation);
+    let mut value = BytesMut::with_capacity(17);
+    value.put_u8(FORMAT);
+    let exists = match change {
+        TableChange::Lease { id, ttl, expiry_ms } => {
+            key.put_u8(TABLE_LEASE);
+            key.put_i64(*id);
+            value.put_i64(*ttl);
+            value.put_u64(*expiry_ms);
+            true
+        }
+        TableChange::NoLease { id } => {
+            key.put_u8(TABLE_LEASE);
+            key.put_i64(*id);
+            false
+        }
+        TableChange::Alarm { member, alarm } | TableChange::NoAlarm { member, alarm } => {
+            key.put_u8(TABLE_ALARM);
+            key.put_u64(*member);
+            key.put_i32(*alarm);
+            matches!(change, TableChange::Alarm { .. })
+        }
+    };
+    (key.freeze(), exists.then(|| value.freeze()))
+}
+
+/// Reads a table's record.
+pub(crate) fn decode_table(key: &[u8], value: &[u8]) -> Option<TableChange> {
+    let mut key = key.get(PREFIX_LEN..)?;
+    let mut value = value.strip_prefix(&[FORMAT])?;
+    let (table, key_len, value_len) = (*key.first()?, key.len(), value.len());
+    key.advance(1);
+    match (table, key_len, value_len) {
+        (TABLE_LEASE, 9, 16) => {
+            Some(TableChange::Lease { id: key.get_i64(), ttl: value.get_i64(), expiry_ms: value.get_u64() })
+        }
+        (TABLE_ALARM, 13, 0) => Some(TableChange::Alarm { member: key.get_u64(), alarm: key.get_i32() }),
+        _ => None,
+    }
+}

@@ -1,0 +1,231 @@
+//! The state behind the lock, and the few changes to it that everything else is made of.
+//!
+//! Every change goes through here, so that index, leases, digest and the unflushed set can never disagree.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::Bytes;
+
+use crate::digest;
+use crate::lease::{Lease, Leases};
+use crate::mvcc::{EntryMark, Index, Record, TableChange, Unflushed, Version};
+
+/// Marks remembered for [`crate::Keyspace::digest_at`].
+const MARKS_MAX: usize = 64;
+/// What an entry without records occupies until it is flushed, about.
+const ENTRY_BYTES: usize = 96;
+/// What a record occupies beside its key and value until it is flushed, about.
+const RECORD_BYTES: usize = 96;
+
+/// The position of an entry and its stamp.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The Raft term of the entry.
+    pub term: u64,
+    /// Its index; 0 if none was applied.
+    pub index: u64,
+    /// The chained checksum of the group's log up to it.
+    pub checksum: u32,
+    /// The group's logical clock, in milliseconds.
+    pub stamp_ms: u64,
+}
+
+/// Where the engine's copy of the state stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flushed {
+    pub(crate) index: u64,
+    pub(crate) revision: i64,
+    pub(crate) compact_revision: i64,
+}
+
+/// The replicated state of one keyspace.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// Under which its records are stored.
+    pub(crate) generation: u32,
+    pub(crate) applied: Applied,
+    /// The newest revision; 1 when nothing was ever written, as in etcd.
+    pub(crate) revision: i64,
+    /// Reads below it are refused; -1 when nothing was ever compacted, as in etcd.
+    pub(crate) compact_revision: i64,
+    pub(crate) index: Index,
+    pub(crate) leases: Leases,
+    /// Raised alarms: member and kind.
+    pub(crate) alarms: BTreeSet<(u64, i32)>,
+    pub(crate) digest: u64,
+    /// Index and digest at the last marks, oldest first.
+    pub(crate) marks: VecDeque<(u64, u64)>,
+    pub(crate) unflushed: Unflushed,
+    pub(crate) flushed: Flushed,
+    /// A batch is on its way to the engine.
+    pub(crate) flush_in_flight: bool,
+}
+
+/// The writes of one txn: they share a revision and are numbered within it.
+#[derive(Debug)]
+pub(crate) struct Write {
+    /// The revision that they make.
+    pub(crate) revision: i64,
+    /// How many there are.
+    pub(crate) changes: u32,
+}
+
+impl State {
+    /// The state before the first entry.
+    pub(crate) fn new(generation: u32) -> State {
+        State {
+            generation,
+            applied: Applied::default(),
+            revision: 1,
+            compact_revision: -1,
+            index: Index::default(),
+            leases: Leases::default(),
+            alarms: BTreeSet::new(),
+            digest: 0,
+            marks: VecDeque::new(),
+            unflushed: Unflushed::default(),
+            flushed: Flushed { index: 0, revision: 1, compact_revision: -1 },
+            flush_in_flight: false,
+        }
+    }
+
+    /// Starts a txn. Without changes, [`State::end_write`] leaves no trace of it.
+    pub(crate) fn begin_write(&self) -> Write {
+        Write { revision: self.revision + 1, changes: 0 }
+    }
+
+    /// Ends a txn and returns the revision that answers carry.
+    pub(crate) fn end_write(&mut self, write: Write) -> i64 {
+        if write.changes > 0 {
+            self.revision = write.revision;
+        }
+        self.revision
+    }
+
+    /// Sets a key.
+    pub(crate) fn put(&mut self, write: &mut Write, key: &[u8], value: Bytes, lease: i64) {
+        let before = self.index.latest(key).copied();
+        let version = Version {
+            main: write.revision,
+            create: before.map_or(write.revision, |before| before.create),
+            version: before.map_or(0, |before| before.version) + 1,
+            lease,
+            value_hash: digest::of_value(&value),
+            sub: write.changes,
+            value_len: value.len() as u32,
+        };
+        let key = self.push(write, key, version, value, before);
+        let old_lease = before.map_or(0, |before| before.lease);
+        if old_lease != lease {
+            if old_lease != 0 {
+                self.leases.detach(old_lease, &key);
+            }
+            if lease != 0 {
+                self.leases.attach(lease, &key);
+            }
+        }
+    }
+
+    /// Deletes a key, which must live.
+    pub(crate) fn delete(&mut self, write: &mut Write, key: &[u8]) {
+        let Some(before) = self.index.latest(key).copied() else { return };
+        let tombstone = Version::tombstone(write.revision, write.changes);
+        let key = self.push(write, key, tombstone, Bytes::new(), Some(before));
+        if before.lease != 0 {
+            self.leases.detach(before.lease, &key);
+        }
+    }
+
+    fn push(
+        &mut self,
+        write: &mut Write,
+        key: &[u8],
+        version: Version,
+        value: Bytes,
+        before: Option<Version>,
+    ) -> Bytes {
+        if let Some(before) = before {
+            self.digest = self.digest.wrapping_sub(digest::of_version(key, &before));
+        }
+        if !version.is_tombstone() {
+            self.digest = self.digest.wrapping_add(digest::of_version(key, &version));
+        }
+        write.changes += 1;
+        let (key, _) = self.index.push(key, version);
+        self.unflushed.records.push_back(Record { key: key.clone(), version, value });
+        key
+    }
+
+    /// Grants a lease, or gives an existing one another time.
+    pub(crate) fn set_lease(&mut self, id: i64, ttl: i64, expiry_ms: u64) {
+        if let Some(old) = self.leases.get(id) {
+            self.digest = self.digest.wrapping_sub(digest::of_lease(old));
+        }
+        let lease = self.leases.set(id, ttl, expiry_ms);
+        self.digest = self.digest.wrapping_add(digest::of_lease(lease));
+        self.unflushed.tables.push_back(TableChange::lease(lease));
+    }
+
+    /// Takes a lease out; the caller deletes its keys.
+    pub(crate) fn remove_lease(&mut self, id: i64) -> Option<Lease> {
+        let lease = self.leases.remove(id)?;
+        self.digest = self.digest.wrapping_sub(digest::of_lease(&lease));
+        self.unflushed.tables.push_back(TableChange::NoLease { id });
+        Some(lease)
+    }
+
+    /// Raises an alarm; false if it was raised already.
+    pub(crate) fn raise_alarm(&mut self, member: u64, alarm: i32) -> bool {
+        let is_new = self.alarms.insert((member, alarm));
+        if is_new {
+            self.digest = self.digest.wrapping_add(digest::of_alarm(member, alarm));
+            self.unflushed.tables.push_back(TableChange::Alarm { member, alarm });
+        }
+        is_new
+    }
+
+    /// Clears an alarm; false if it was not raised.
+    pub(crate) fn clear_alarm(&mut self, member: u64, alarm: i32) -> bool {
+        let was_raised = self.alarms.remove(&(member, alarm));
+        if was_raised {
+            self.digest = self.digest.wrapping_sub(digest::of_alarm(member, alarm));
+            self.unflushed.tables.push_back(TableChange::NoAlarm { member, alarm });
+        }
+        was_raised
+    }
+
+    /// Remembers the digest at this entry.
+    pub(crate) fn mark_digest(&mut self) -> u64 {
+        if self.marks.len() == MARKS_MAX {
+            self.marks.pop_front();
+        }
+        self.marks.push_back((self.applied.index, self.digest));
+        self.digest
+    }
+
+    /// Ends an entry: what was added since `records` and `tables` is its own.
+    pub(crate) fn end_entry(&mut self, records_before: usize, tables_before: usize) {
+        let added = self.unflushed.records.range(records_before..);
+        let bytes = added.map(|record| record.key.len() + record.value.len() + RECORD_BYTES).sum::<usize>();
+        let tables = self.unflushed.tables.len() - tables_before;
+        let mark = EntryMark {
+            applied: self.applied,
+            revision: self.revision,
+            compact_revision: self.compact_revision,
+            digest: self.digest,
+            records: self.unflushed.records.len() - records_before,
+            tables,
+            bytes: bytes + tables * RECORD_BYTES + ENTRY_BYTES,
+        };
+        self.unflushed.bytes += mark.bytes;
+        self.unflushed.entries.push_back(mark);
+    }
+
+    /// The digest computed from scratch; equals [`State::digest`] unless something is damaged.
+    pub(crate) fn recompute_digest(&self) -> u64 {
+        let versions = self.index.living().map(|(key, version)| digest::of_version(key, version));
+        let leases = self.leases.iter().map(digest::of_lease);
+        let alarms = self.alarms.iter().map(|(member, alarm)| digest::of_alarm(*member, *alarm));
+        versions.chain(leases).chain(alarms).fold(0, u64::wrapping_add)
+    }
+}

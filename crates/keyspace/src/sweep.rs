@@ -1,0 +1,105 @@
+//! Sweep: what compaction made unreachable, and what former generations left, is deleted bit by bit.
+//!
+//! A version is removed once the engine durably knows that it is compacted (the mark was flushed before it) and no pinned
+//! reader is below the mark. Memory and disk lose it together: the batch that is returned is written next, in order.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use hadron_storage::engine::{Batch, Change, Engine, EngineError, Space};
+
+use crate::error::OpenError;
+use crate::keyspace::{Keyspace, highest_generation};
+use crate::record;
+
+/// A stretch of one space that belongs to no living generation.
+#[derive(Debug)]
+pub(crate) struct Dropped {
+    space: Space,
+    from: Bytes,
+    to: Bytes,
+}
+
+impl Dropped {
+    /// What may be left of generations other than `current`: older ones, and imports that were begun and not finished.
+    pub(crate) fn all_but(engine: &dyn Engine, group: u64, current: u32) -> Result<Vec<Dropped>, OpenError> {
+        let highest = highest_generation(engine, group)?.unwrap_or(current);
+        let mut dropped = Vec::new();
+        for space in [Space::Versions, Space::Values, Space::Tables] {
+            for (first, end) in [(0, current), (current + 1, highest + 1)] {
+                let (from, to) = record::generation_bounds(group, first, end);
+                if first < end && !is_nothing_there(engine, space, &from, &to)? {
+                    dropped.push(Dropped { space, from, to });
+                }
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// Deletions of up to `limit` keys from where the last call ended.
+    fn step(&mut self, engine: &dyn Engine, limit: usize) -> Result<Batch, EngineError> {
+        let mut batch = Batch::new();
+        engine.scan(self.space, &self.from, &self.to, &mut |key, _| {
+            batch.push(Change::Delete(self.space, Bytes::copy_from_slice(key)));
+            if batch.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        if let Some(Change::Delete(_, last)) = batch.last() {
+            self.from = [last.as_ref(), &[0]].concat().into();
+        }
+        Ok(batch)
+    }
+}
+
+fn is_nothing_there(engine: &dyn Engine, space: Space, from: &[u8], to: &[u8]) -> Result<bool, EngineError> {
+    let mut is_empty = true;
+    engine.scan(space, from, to, &mut |_, _| {
+        is_empty = false;
+        ControlFlow::Break(())
+    })?;
+    Ok(is_empty)
+}
+
+impl Keyspace {
+    /// Deletions for about `limit` versions that nobody can reach any more; `None` if there are none now. Write the batch
+    /// before the next flush is taken, and ask again.
+    ///
+    /// An engine that fails here is left to fail at the next write.
+    pub fn take_sweep(&self, limit: usize) -> Option<Batch> {
+        let limit = limit.max(1);
+        self.sweep_versions(limit).or_else(|| self.sweep_dropped(limit))
+    }
+
+    fn sweep_versions(&self, limit: usize) -> Option<Batch> {
+        let mut state = self.state.write();
+        let mut compacted = state.flushed.compact_revision;
+        if let Some(pinned) = self.pins.oldest(state.generation) {
+            compacted = compacted.min(pinned);
+        }
+        let removed = state.index.sweep(compacted, limit);
+        let generation = state.generation;
+        drop(state);
+        let mut batch = Batch::with_capacity(2 * removed.len());
+        for place in &removed {
+            let key = record::version_key(self.group, generation, *place);
+            batch.push(Change::Delete(Space::Versions, key.clone()));
+            batch.push(Change::Delete(Space::Values, key));
+        }
+        (!batch.is_empty()).then_some(batch)
+    }
+
+    fn sweep_dropped(&self, limit: usize) -> Option<Batch> {
+        let current = self.state.read().generation;
+        let mut dropped = self.dropped.lock();
+        if dropped.is_empty() || self.pins.any_but(current) {
+            return None;
+        }
+        while let Some(last) = dropped.last_mut() {
+            match last.step(self.engine.as_ref(), limit) {
+                Ok(batch) if batch.is_empty() => dropped.pop(),
+                Ok(batch) => return Some(batch),
+                Err(_) => return None,
+            };
+        }
+        None
+    }
+}

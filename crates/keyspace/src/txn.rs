@@ -1,0 +1,226 @@
+//! Transactions: all comparisons first, then all checks, then the operations of the path that was chosen.
+//!
+//! As in etcd, every comparison, of nested txns too, sees the state before the txn, and so do the checks; the operations
+//! see what was written before them in the same txn. After the checks nothing can fail, so a txn happens wholly or not.
+
+use std::cmp::Ordering;
+
+use bytes::Bytes;
+use hadron_proto::etcdserverpb as pb;
+use pb::compare::{CompareResult, CompareTarget, TargetUnion};
+use pb::request_op::Request;
+use pb::response_op::Response as OpResponse;
+
+use crate::apply::Applier;
+use crate::error::Error;
+use crate::mvcc::KeyRange;
+use crate::range::{self, Row, Source, header};
+use crate::state::Write;
+
+/// Which way a txn and its nested txns go.
+#[derive(Debug)]
+pub(crate) struct Path {
+    succeeded: bool,
+    /// One for each nested txn among the chosen operations, in order.
+    nested: Vec<Path>,
+}
+
+/// Compares, and chooses the way through the txn.
+pub(crate) fn choose(source: &impl Source, request: &pb::TxnRequest) -> Result<Path, Error> {
+    let mut succeeded = true;
+    for compare in &request.compare {
+        if !holds(source, compare)? {
+            succeeded = false;
+            break;
+        }
+    }
+    let mut nested = Vec::new();
+    for operation in operations(request, succeeded) {
+        if let Some(Request::RequestTxn(txn)) = &operation.request {
+            nested.push(choose(source, txn)?);
+        }
+    }
+    Ok(Path { succeeded, nested })
+}
+
+fn operations(request: &pb::TxnRequest, succeeded: bool) -> &[pb::RequestOp] {
+    if succeeded { &request.success } else { &request.failure }
+}
+
+/// A comparison with a range holds if it holds for every key of it. A key that does not exist compares as zeros, but
+/// its value compares as nothing.
+fn holds(source: &impl Source, compare: &pb::Compare) -> Result<bool, Error> {
+    let range = KeyRange::new(&compare.key, &compare.range_end);
+    let is_value = compare.target == CompareTarget::Value as i32;
+    let mut rows = source.rows(&range, source.revision(), usize::MAX)?.rows;
+    if rows.is_empty() {
+        return Ok(!is_value && holds_for(compare, None));
+    }
+    if is_value {
+        source.fetch(&mut rows)?;
+    }
+    Ok(rows.iter().all(|row| holds_for(compare, Some(row))))
+}
+
+fn holds_for(compare: &pb::Compare, row: Option<&Row>) -> bool {
+    let number = |of: fn(&Row) -> i64, wanted: Option<i64>| row.map_or(0, of).cmp(&wanted.unwrap_or(0));
+    let union = compare.target_union.as_ref();
+    let ordering = match CompareTarget::try_from(compare.target) {
+        Ok(CompareTarget::Value) => compare_value(row, union),
+        Ok(CompareTarget::Create) => number(|row| row.version.create, create_of(union)),
+        Ok(CompareTarget::Mod) => number(|row| row.version.main, mod_of(union)),
+        Ok(CompareTarget::Version) => number(|row| row.version.version, version_of(union)),
+        Ok(CompareTarget::Lease) => number(|row| row.version.lease, lease_of(union)),
+        Err(_) => Ordering::Equal,
+    };
+    match CompareResult::try_from(compare.result) {
+        Ok(CompareResult::Equal) => ordering.is_eq(),
+        Ok(CompareResult::NotEqual) => ordering.is_ne(),
+        Ok(CompareResult::Greater) => ordering.is_gt(),
+        Ok(CompareResult::Less) => ordering.is_lt(),
+        Err(_) => true,
+    }
+}
+
+fn compare_value(row: Option<&Row>, union: Option<&TargetUnion>) -> Ordering {
+    let wanted: &[u8] = match union {
+        Some(TargetUnion::Value(value)) => value,
+        _ => &[],
+    };
+    row.and_then(|row| row.value.as_deref()).unwrap_or_default().cmp(wanted)
+}
+
+fn create_of(union: Option<&TargetUnion>) -> Option<i64> {
+    if let Some(TargetUnion::CreateRevision(revision)) = union { Some(*revision) } else { None }
+}
+
+fn mod_of(union: Option<&TargetUnion>) -> Option<i64> {
+    if let Some(TargetUnion::ModRevision(revision)) = union { Some(*revision) } else { None }
+}
+
+fn version_of(union: Option<&TargetUnion>) -> Option<i64> {
+    if let Some(TargetUnion::Version(version)) = union { Some(*version) } else { None }
+}
+
+fn lease_of(union: Option<&TargetUnion>) -> Option<i64> {
+    if let Some(TargetUnion::Lease(lease)) = union { Some(*lease) } else { None }
+}
+
+/// A range inside a txn is refused by the state before it. Unlike elsewhere, a negative revision counts as compacted
+/// once it is below the compact revision, which starts at -1.
+fn check_range(source: &impl Source, request: &pb::RangeRequest) -> Result<(), Error> {
+    match request.revision {
+        0 => Ok(()),
+        revision if revision > source.revision() => Err(Error::FutureRev),
+        revision if revision < source.compact_revision() => Err(Error::Compacted),
+        _ => Ok(()),
+    }
+}
+
+/// Checks the operations of a path; an error means that nothing happens.
+pub(crate) fn check_path(applier: &Applier<'_>, request: &pb::TxnRequest, path: &Path) -> Result<(), Error> {
+    let mut nested = path.nested.iter();
+    for operation in operations(request, path.succeeded) {
+        match &operation.request {
+            Some(Request::RequestRange(range)) => check_range(&applier.source(None), range)?,
+            Some(Request::RequestPut(put)) => applier.check_put(put)?,
+            Some(Request::RequestTxn(txn)) => {
+                nested.next().map_or(Ok(()), |path| check_path(applier, txn, path))?;
+            }
+            Some(Request::RequestDeleteRange(_)) | None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Carries the operations of a path out.
+pub(crate) fn execute(
+    applier: &mut Applier<'_>,
+    write: &mut Write,
+    request: pb::TxnRequest,
+    path: &Path,
+) -> Result<pb::TxnResponse, Error> {
+    let mut nested = path.nested.iter();
+    let mut responses = Vec::new();
+    for operation in if path.succeeded { request.success } else { request.failure } {
+        let response = match operation.request {
+            Some(Request::RequestRange(range)) => {
+                Some(OpResponse::ResponseRange(range::execute(&applier.source(Some(write)), &range)?))
+            }
+            Some(Request::RequestPut(put)) => Some(OpResponse::ResponsePut(applier.put(write, put)?)),
+            Some(Request::RequestDeleteRange(delete)) => {
+                Some(OpResponse::ResponseDeleteRange(applier.delete_range(write, &delete)?))
+            }
+            Some(Request::RequestTxn(txn)) => match nested.next() {
+                Some(path) => Some(OpResponse::ResponseTxn(execute(applier, write, txn, path)?)),
+                None => None,
+            },
+            None => None,
+        };
+        responses.push(pb::ResponseOp { response });
+    }
+    Ok(pb::TxnResponse { header: header(0), succeeded: path.succeeded, responses })
+}
+
+/// Carries a txn out that writes nothing.
+pub(crate) fn read_only(source: &impl Source, request: &pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+    let path = choose(source, request)?;
+    check_read_path(source, request, &path)?;
+    let mut response = execute_read(source, request, &path)?;
+    response.header = header(source.revision());
+    Ok(response)
+}
+
+fn check_read_path(source: &impl Source, request: &pb::TxnRequest, path: &Path) -> Result<(), Error> {
+    let mut nested = path.nested.iter();
+    for operation in operations(request, path.succeeded) {
+        match &operation.request {
+            Some(Request::RequestRange(range)) => check_range(source, range)?,
+            Some(Request::RequestTxn(txn)) => {
+                nested.next().map_or(Ok(()), |path| check_read_path(source, txn, path))?;
+            }
+            Some(_) => panic!("a txn that writes is not read-only"),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+fn execute_read(
+    source: &impl Source,
+    request: &pb::TxnRequest,
+    path: &Path,
+) -> Result<pb::TxnResponse, Error> {
+    let mut nested = path.nested.iter();
+    let mut responses = Vec::new();
+    for operation in operations(request, path.succeeded) {
+        let response = match &operation.request {
+            Some(Request::RequestRange(range)) => {
+                Some(OpResponse::ResponseRange(range::execute(source, range)?))
+            }
+            Some(Request::RequestTxn(txn)) => match nested.next() {
+                Some(path) => Some(OpResponse::ResponseTxn(execute_read(source, txn, path)?)),
+                None => None,
+            },
+            _ => None,
+        };
+        responses.push(pb::ResponseOp { response });
+    }
+    Ok(pb::TxnResponse { header: header(0), succeeded: path.succeeded, responses })
+}
+
+/// The oldest revision that any range of the txn asks for; 0 if all read the present.
+pub(crate) fn oldest_revision(request: &pb::TxnRequest) -> i64 {
+    let all = request.success.iter().chain(&request.failure);
+    let asked = all.filter_map(|operation| match operation.request.as_ref()? {
+        Request::RequestRange(range) => Some(range.revision),
+        Request::RequestTxn(txn) => Some(oldest_revision(txn)),
+        _ => None,
+    });
+    asked.filter(|revision| *revision > 0).min().unwrap_or(0)
+}
+
+/// A value that a put keeps, or nothing.
+pub(crate) fn kept_value(previous: Option<&Row>) -> Bytes {
+    previous.and_then(|row| row.value.clone()).unwrap_or_default()
+}

@@ -45,7 +45,7 @@ use hadron_consensus::{Entry, GroupId, HardState, LogPosition};
 use self::format::{BatchEncoder, FIRST_BATCH, TERMINATOR};
 use self::index::LiveIndex;
 use self::pool::{Listing, Pool, Retired, Segment};
-use crate::disk::{Disk, write_ballast};
+use crate::disk::{DirectoryLock, Disk, write_ballast};
 
 pub use self::pool::Preparer;
 
@@ -138,6 +138,9 @@ pub enum WalError {
     /// An earlier write or sync failed, so nothing is accepted until the log is opened again.
     #[error("the write-ahead log refuses: an earlier write or sync failed")]
     Poisoned,
+    /// Another process has the log open.
+    #[error("write-ahead log {} is in use by another process", .0.display())]
+    Locked(PathBuf),
     /// What was durable cannot be read any more. Nothing was changed.
     #[error("damaged write-ahead log: {} at offset {offset}: {what}", file.display())]
     Damaged {
@@ -196,6 +199,8 @@ pub struct Wal {
     /// The last batch is a seal.
     sealed: bool,
     poisoned: bool,
+    /// Released last, when nobody works on the files any more.
+    _lock: Box<dyn DirectoryLock>,
 }
 
 struct LiveSegment {
@@ -218,7 +223,7 @@ impl Current {
 
 impl Wal {
     /// Opens the log in `directory`, which is created when it does not exist, and reads all of it. Nothing is written
-    /// before all of it is found good. The directory must be locked by the caller.
+    /// before all of it is found good, but for a file that locks the directory.
     pub fn open(
         disk: Arc<dyn Disk>,
         directory: &Path,
@@ -226,6 +231,11 @@ impl Wal {
     ) -> Result<(Wal, Recovered), WalError> {
         let failed = |source| WalError::io("opening", directory, source);
         disk.create_dir(directory).map_err(failed)?;
+        // The log may be elsewhere than the node's other data, which has a lock of its own.
+        let lock = disk.lock(directory).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => WalError::Locked(directory.to_path_buf()),
+            _ => failed(source),
+        })?;
         let listing = Listing::read(&*disk, directory).map_err(failed)?;
         let outcome = recover::recover(&*disk, directory, options.log_id, &listing)?;
         for (path, file) in &outcome.files {
@@ -257,6 +267,7 @@ impl Wal {
             durable: outcome.next_sequence - 1,
             sealed: false,
             poisoned: false,
+            _lock: lock,
         };
         Ok((wal, outcome.recovered))
     }

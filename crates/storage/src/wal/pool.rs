@@ -240,9 +240,14 @@ impl Pool {
         self.state.lock().failure.clone()
     }
 
+    /// Ends the preparers. When it returns nobody touches the files any more.
     pub(super) fn close(&self) {
-        self.state.lock().closed = true;
+        let mut state = self.state.lock();
+        state.closed = true;
         self.changed.notify_all();
+        while state.busy {
+            self.changed.wait(&mut state);
+        }
     }
 
     fn put_away(&self, retired: &Retired, keep: bool) -> io::Result<()> {
@@ -295,7 +300,7 @@ impl Pool {
     }
 
     fn work(&self, state: &mut State) -> Option<Work> {
-        if state.busy || state.failure.is_some() {
+        if state.closed || state.busy || state.failure.is_some() {
             return None;
         }
         if let Some(retired) = state.retired.pop_front() {

@@ -152,7 +152,7 @@ fn segments_go_when_nothing_in_them_is_alive_and_are_recycled() {
         wal.sync().unwrap();
         assert!(wal.segment_count() <= 2);
     }
-    assert!(disk.list(Path::new(DIRECTORY)).unwrap().len() <= 5, "files are used again");
+    assert!(disk.list(Path::new(DIRECTORY)).unwrap().len() <= 6, "files are used again");
     let end = fill(&mut wal, GROUP, end, 1, 200);
     drop(wal);
     let (_, recovered) = open(&disk).unwrap();
@@ -331,7 +331,7 @@ fn a_missing_segment_is_refused() {
 fn the_last_batch_is_a_torn_tail_until_it_is_sealed() {
     let disk = MemoryDisk::new();
     let (mut wal, _) = open(&disk).unwrap();
-    let end = fill(&mut wal, GROUP, LogPosition::default(), 5, 100);
+    fill(&mut wal, GROUP, LogPosition::default(), 5, 100);
     let last_batch = {
         let file = &files(&disk)[0];
         let before = disk.open(file).unwrap();
@@ -354,10 +354,18 @@ fn the_last_batch_is_a_torn_tail_until_it_is_sealed() {
     assert_eq!((recovered.groups[&GROUP].entries.len(), recovered.torn_tail), (5, None));
 
     wal.seal().unwrap();
+    drop(wal);
     disk.flip_bit(&files(&disk)[0], last_batch, 0).unwrap();
     assert!(matches!(refusal(&disk), WalError::Damaged { .. }));
+}
+
+#[test]
+fn a_log_that_is_open_is_refused() {
+    let disk = MemoryDisk::new();
+    let (wal, _) = open(&disk).unwrap();
+    assert!(matches!(refusal(&disk), WalError::Locked(_)));
     drop(wal);
-    assert_eq!(end.index, Index(5));
+    open(&disk).unwrap();
 }
 
 #[test]
@@ -389,8 +397,8 @@ fn real_files_survive_a_restart_and_refuse_a_corrupted_byte_untouched() {
     }
     assert_eq!(wal.background_failure(), None);
     drop(wal);
-    background.join().unwrap();
     let (wal, recovered) = open().unwrap();
+    background.join().unwrap();
     assert_eq!(recovered.groups[&GROUP].entries.len(), 1000);
     assert!(wal.segment_count() > 5);
     drop(wal);

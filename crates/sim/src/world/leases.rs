@@ -1,0 +1,234 @@
+//! Lease clients: each grants a lease, attaches a key to it, keeps it alive for a while, then lets it expire or revokes
+//! it, and looks until the key is gone.
+
+use hadron_consensus::DEFAULT_GROUP;
+use hadron_keyspace::{Command, Response as CommandResponse};
+use hadron_node::{Event as NodeEvent, Reply};
+use hadron_proto::etcdserverpb::LeaseGrantRequest;
+use rand::Rng;
+
+use super::machine::Asked;
+use super::{Happening, Life, World};
+use crate::checkers::lease_promise::{Lease, Renewal};
+use crate::history::{Action, Operation, Outcome, Step, StepResult, Transaction};
+
+/// Seconds that leases are granted for.
+const TTL_S: i64 = 2;
+/// Client numbers of lease clients in the history begin here.
+const NUMBERS: u64 = 1_000;
+/// Microseconds between two looks at whether the key is gone.
+const LOOK_US: u64 = 150_000;
+/// Microseconds after which a lease client gives up an answer.
+const PATIENCE_US: u64 = 3_000_000;
+
+/// A client that holds one lease after another.
+pub(super) struct LeaseClient {
+    number: u64,
+    granted: i64,
+    stage: Stage,
+    /// Leases of the past, and the present one last.
+    stories: Vec<Lease>,
+    /// When the request that is under way was asked, and its number, so that a late end is not taken for a later one's.
+    asked: Option<(u64, u64)>,
+    requests: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Asks for a lease.
+    Grant,
+    /// Attaches a key to it.
+    Attach,
+    /// Keeps it alive this many more times.
+    Keep(u32),
+    /// Waits for its end.
+    Look,
+}
+
+impl LeaseClient {
+    pub(super) fn new(number: u64) -> LeaseClient {
+        LeaseClient { number, granted: 0, stage: Stage::Grant, stories: Vec::new(), asked: None, requests: 0 }
+    }
+
+    /// What was seen of each lease.
+    pub(super) fn stories(&self) -> &[Lease] {
+        &self.stories
+    }
+
+    fn lease(&self) -> i64 {
+        (self.number as i64 + 1) * 1_000 + self.granted
+    }
+
+    fn key(&self) -> String {
+        format!("lease/{}", self.lease())
+    }
+
+    fn attach(&self) -> Action {
+        let step = Step::Put(self.key().into(), format!("held by {}", self.lease()).into(), self.lease());
+        Action::Transaction(Transaction { then: vec![step], ..Transaction::default() })
+    }
+}
+
+impl World {
+    /// A lease client takes its next step.
+    pub(super) fn lease_next(&mut self, number: usize) {
+        if self.quiet || self.leases[number].asked.is_some() {
+            return;
+        }
+        let node = self.rng.random_range(1..=self.settings.nodes);
+        let Some(life) = self.life(node) else { return self.lease_later(number, 100_000) };
+        match self.leases[number].stage {
+            Stage::Grant => self.grant(number, life),
+            Stage::Attach => {
+                let action = self.leases[number].attach();
+                self.begin_operation(NUMBERS + number as u64, life, action);
+            }
+            Stage::Keep(_) => {
+                let lease = self.leases[number].lease();
+                self.ask_lease(number, life, Command::LeaseKeepAlive(vec![lease]));
+            }
+            Stage::Look => {
+                let action = Action::get(self.leases[number].key());
+                self.begin_operation(NUMBERS + number as u64, life, action);
+            }
+        }
+    }
+
+    fn lease_later(&mut self, number: usize, delay_us: u64) {
+        self.schedule.after(delay_us, Happening::LeaseNext(number));
+    }
+
+    fn grant(&mut self, number: usize, life: Life) {
+        let now = self.schedule.now();
+        let client = &mut self.leases[number];
+        client.granted += 1;
+        let lease = client.lease();
+        client.stories.push(Lease { id: lease, ttl_us: TTL_S as u64 * 1_000_000, ..Lease::default() });
+        // Its expiry may remove the key at any time from now on, as far as the order of operations is concerned.
+        self.history.push(Operation {
+            client: NUMBERS + number as u64,
+            node: life.node,
+            invoked: now,
+            returned: now,
+            action: Action::Revoke(lease),
+            outcome: Outcome::Unknown,
+        });
+        self.open.push(false);
+        self.ask_lease(number, life, Command::LeaseGrant(LeaseGrantRequest { ttl: TTL_S, id: lease }));
+    }
+
+    /// Asks for a grant or a keep-alive.
+    fn ask_lease(&mut self, number: usize, life: Life, command: Command) {
+        let now = self.schedule.now();
+        let client = &mut self.leases[number];
+        client.requests += 1;
+        client.asked = Some((now, client.requests));
+        let event = |token| NodeEvent::Write { token, group: DEFAULT_GROUP, command: command.to_bytes() };
+        let token = self.ask(life, Asked::Lease(number), event);
+        let (request, token) = (self.leases[number].requests, token.unwrap_or(0));
+        self.schedule.after(PATIENCE_US, Happening::LeaseGiveUp { client: number, request, life, token });
+    }
+
+    pub(super) fn lease_give_up(&mut self, number: usize, request: u64, life: Life, token: u64) {
+        if self.leases[number].asked.is_none_or(|(_, asked)| asked != request) {
+            return;
+        }
+        if let Some(process) = self.process(life)
+            && process.asked.remove(&token).is_some()
+        {
+            self.deliver(life, NodeEvent::Cancel { token, group: DEFAULT_GROUP });
+        }
+        self.on_lease_connection_lost(number);
+    }
+
+    /// No answer will come: the lease may live or not. A grant is not followed any further.
+    pub(super) fn on_lease_connection_lost(&mut self, number: usize) {
+        self.end_renewal(number, false);
+        let client = &mut self.leases[number];
+        client.stage = match client.stage {
+            Stage::Keep(_) => Stage::Look,
+            _ => Stage::Grant,
+        };
+        self.lease_later(number, 50_000);
+    }
+
+    /// Writes a grant or keep-alive into the lease's story.
+    fn end_renewal(&mut self, number: usize, acknowledged: bool) {
+        let now = self.schedule.now();
+        let client = &mut self.leases[number];
+        let (Some((invoked, _)), Some(story)) = (client.asked.take(), client.stories.last_mut()) else {
+            return;
+        };
+        // What was not acknowledged may still be carried out as long as some leader has it.
+        let returned = if acknowledged { now } else { now + PATIENCE_US };
+        story.renewals.push(Renewal { invoked, returned, acknowledged });
+    }
+
+    /// The node answers a grant or a keep-alive.
+    pub(super) fn on_lease_reply(&mut self, _life: Life, number: usize, reply: Reply) {
+        if self.leases[number].asked.is_none() {
+            return;
+        }
+        let now = self.schedule.now();
+        self.trace.note(now, format_args!("lease {}: {reply:?}", self.leases[number].lease()));
+        let response = match reply {
+            Reply::Written { response: Ok(response), .. } => response,
+            Reply::Written { response: Err(_), .. }
+            | Reply::Failed(_)
+            | Reply::Transferred
+            | Reply::ReadReady => {
+                return self.on_lease_connection_lost(number);
+            }
+        };
+        let (stage, delay) = match (response, self.leases[number].stage) {
+            (CommandResponse::LeaseGrant(granted), _) => {
+                if let Some(story) = self.leases[number].stories.last_mut() {
+                    story.ttl_us = granted.ttl as u64 * 1_000_000;
+                }
+                self.end_renewal(number, true);
+                (Stage::Attach, 1_000)
+            }
+            (CommandResponse::LeaseKeepAlive(kept), Stage::Keep(more)) => {
+                let lives = kept.first().is_some_and(|kept| kept.ttl > 0);
+                self.end_renewal(number, lives);
+                if let Some(story) = self.leases[number].stories.last_mut().filter(|_| !lives) {
+                    story.gone_by = Some(now);
+                }
+                let again = lives && more > 0;
+                (
+                    if again { Stage::Keep(more - 1) } else { Stage::Look },
+                    self.rng.random_range(100_000..900_000),
+                )
+            }
+            _ => return self.on_lease_connection_lost(number),
+        };
+        self.leases[number].stage = stage;
+        self.lease_later(number, delay);
+    }
+
+    /// An operation of a lease client on its key ended.
+    pub(super) fn on_lease_answer(&mut self, operation: usize) {
+        let operation = &self.history[operation];
+        let (invoked, returned) = (operation.invoked, operation.returned);
+        let number = (operation.client - NUMBERS) as usize;
+        let result = operation.response().and_then(|response| response.results.first().cloned());
+        let client = &mut self.leases[number];
+        let Some(story) = client.stories.last_mut() else { return };
+        let (stage, delay) = match (client.stage, result) {
+            (Stage::Attach, Some(StepResult::Put)) => (Stage::Keep(self.rng.random_range(0..5)), 300_000),
+            // The put may have failed because the lease has ended; nothing more can be told.
+            (Stage::Attach, _) => (Stage::Grant, 100_000),
+            (Stage::Look, Some(StepResult::Got(Some(_)))) => {
+                story.alive_at = story.alive_at.max(Some(invoked));
+                (Stage::Look, LOOK_US)
+            }
+            (Stage::Look, Some(StepResult::Got(None))) => {
+                story.gone_by = Some(returned);
+                (Stage::Grant, 100_000)
+            }
+            (stage, _) => (stage, LOOK_US),
+        };
+        client.stage = stage;
+        self.lease_later(number, delay);
+    }
+}

@@ -1,0 +1,403 @@
+//! A machine with one node on it: what survives a process, what does not, and the node's loop.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, Time};
+use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
+use hadron_node::{
+    Bootstrap, Config, Effects, Event as NodeEvent, Failure as NodeFailure, Member, Node, PeerMessage, Reply,
+};
+use hadron_storage::disk::{Disk, MemoryDisk};
+use hadron_storage::engine::{Engine, ModelEngine};
+use hadron_storage::wal::{Options as WalOptions, Wal};
+use rand::Rng;
+
+use super::network::{Direction, Fate};
+use super::snapshots::Incoming;
+use super::threads::{EngineThread, LogThread};
+use super::{Happening, Life, World};
+use crate::history::Violation;
+
+/// The directory of the log on each disk.
+const LOG_DIRECTORY: &str = "/log";
+/// Microseconds that a turn of the loop may take to begin.
+const TURN_US_MAX: u64 = 60;
+
+/// What a node runs on. It survives the node's process.
+pub(super) struct Machine {
+    pub(super) disk: MemoryDisk,
+    pub(super) engine: Arc<ModelEngine>,
+    /// Counts the starts of the process.
+    pub(super) incarnation: u64,
+    pub(super) process: Option<Process>,
+    /// Multiplies the time that the disk takes.
+    pub(super) slowness: u64,
+}
+
+/// A running node and its threads.
+pub(super) struct Process {
+    pub(super) node: Node,
+    pub(super) keyspaces: BTreeMap<GroupId, Arc<Keyspace>>,
+    pub(super) log: LogThread,
+    pub(super) engine: EngineThread,
+    started_at: u64,
+    /// The process stands still until then.
+    pub(super) paused_until: u64,
+    inbox: Vec<NodeEvent>,
+    turn_is_due: bool,
+    timer: Option<u64>,
+    next_token: u64,
+    /// The operation that waits for the reply of each token.
+    pub(super) asked: BTreeMap<u64, Asked>,
+    /// Snapshots that are being received, by ticket.
+    pub(super) incoming: BTreeMap<u64, Incoming>,
+}
+
+/// Who waits for a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A client's operation in the history.
+    Operation(usize),
+    /// A lease client.
+    Lease(usize),
+}
+
+impl Machine {
+    pub(super) fn new() -> Machine {
+        Machine {
+            disk: MemoryDisk::new(),
+            engine: Arc::new(ModelEngine::new()),
+            incarnation: 0,
+            process: None,
+            slowness: 1,
+        }
+    }
+}
+
+impl Process {
+    pub(super) fn default_keyspace(&self) -> Option<Arc<Keyspace>> {
+        self.keyspaces.get(&DEFAULT_GROUP).cloned()
+    }
+
+    /// The process's own monotonic clock.
+    fn time(&self, now: u64) -> Time {
+        Time(now - self.started_at + 1)
+    }
+}
+
+impl World {
+    /// The running process of this life, if it is the present one.
+    pub(super) fn process(&mut self, life: Life) -> Option<&mut Process> {
+        let machine = self.machines.get_mut(&life.node)?;
+        machine.process.as_mut().filter(|_| machine.incarnation == life.incarnation)
+    }
+
+    /// The present life of a node that runs.
+    pub(super) fn life(&self, node: u64) -> Option<Life> {
+        let machine = self.machines.get(&node)?;
+        machine.process.as_ref().map(|_| Life { node, incarnation: machine.incarnation })
+    }
+
+    /// Starts the process of a node that is down.
+    pub(super) fn boot(&mut self, node: u64) {
+        if self.life(node).is_some() {
+            return;
+        }
+        let now = self.schedule.now();
+        if let Err(what) = self.try_boot(node, now) {
+            self.trace.note(now, format_args!("n{node} does not start: {what}"));
+            self.violate(Violation::new("durable_ack", format!("n{node} does not start: {what}")));
+        }
+    }
+
+    fn try_boot(&mut self, node: u64, now: u64) -> Result<(), String> {
+        let members = self.members();
+        let seed = self.rng.random();
+        let Some(machine) = self.machines.get_mut(&node) else { return Ok(()) };
+        machine.incarnation += 1;
+        let life = Life { node, incarnation: machine.incarnation };
+        let disk = Arc::new(machine.disk.clone());
+        disk.create_dir(Path::new(LOG_DIRECTORY)).map_err(|error| error.to_string())?;
+        let options =
+            WalOptions { segment_bytes: self.settings.segment_bytes, log_id: node, ballast_bytes: 0 };
+        let (wal, recovered) =
+            Wal::open(disk, Path::new(LOG_DIRECTORY), options).map_err(|error| error.to_string())?;
+        let groups = Bootstrap { cluster_id: 1, members: members.clone() }.groups();
+        let mut keyspaces = BTreeMap::new();
+        for group in &groups {
+            let engine: Arc<dyn Engine> = machine.engine.clone();
+            let keyspace = Keyspace::open(engine, group.group.0, KeyspaceOptions::default());
+            keyspaces.insert(group.group, keyspace.map_err(|error| error.to_string())?);
+        }
+        let config = Config {
+            node: NodeId(node),
+            incarnation: life.incarnation,
+            members,
+            groups,
+            heartbeat_us: 100_000,
+            election_timeout_us: 1_000_000,
+            seed,
+            limits: self.settings.limits.clone(),
+        };
+        let torn = recovered.torn_tail.is_some();
+        let shell = Node::new(config, recovered.groups, &keyspaces, Time(1))?;
+        let positions: Vec<u64> = keyspaces.values().map(|keyspace| keyspace.applied().index).collect();
+        machine.process = Some(Process {
+            node: shell,
+            keyspaces,
+            log: LogThread::new(wal),
+            engine: EngineThread::default(),
+            started_at: now,
+            paused_until: 0,
+            inbox: Vec::new(),
+            turn_is_due: false,
+            timer: None,
+            next_token: 1,
+            asked: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+        });
+        self.trace.note(
+            now,
+            format_args!("n{node} starts ({}), applied {positions:?}, torn tail {torn}", life.incarnation),
+        );
+        self.first_turn(life);
+        for other in (1..=self.settings.nodes).filter(|other| *other != node) {
+            let delay = self.rng.random_range(100..20_000);
+            self.schedule.after(delay, Happening::Connect((node, other), life));
+        }
+        Ok(())
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let member = |id| Member { id, name: format!("n{id}"), data_dir_id: id, ..Member::default() };
+        (1..=self.settings.nodes).map(member).collect()
+    }
+
+    fn first_turn(&mut self, life: Life) {
+        let now = self.schedule.now();
+        let mut effects = Effects::default();
+        if let Some(process) = self.process(life) {
+            let time = process.time(now);
+            process.node.start(time, &mut effects);
+        }
+        self.after_turn(life, effects);
+    }
+
+    /// Puts an event into the node's inbox.
+    pub(super) fn deliver(&mut self, life: Life, event: NodeEvent) {
+        let delay = self.rng.random_range(0..TURN_US_MAX);
+        let Some(process) = self.process(life) else { return };
+        process.inbox.push(event);
+        if !process.turn_is_due {
+            process.turn_is_due = true;
+            self.schedule.after(delay, Happening::Turn(life));
+        }
+    }
+
+    /// One turn of the loop: everything that waits, then one settle.
+    pub(super) fn turn(&mut self, life: Life) {
+        let now = self.schedule.now();
+        let Some(process) = self.process(life) else { return };
+        if process.paused_until > now {
+            let until = process.paused_until;
+            return self.schedule.at(until, Happening::Turn(life));
+        }
+        process.turn_is_due = false;
+        let time = process.time(now);
+        let mut effects = Effects::default();
+        for event in std::mem::take(&mut process.inbox) {
+            process.node.step(time, event, &mut effects);
+        }
+        process.node.settle(time, &mut effects);
+        self.after_turn(life, effects);
+    }
+
+    pub(super) fn on_timer(&mut self, life: Life, deadline: u64) {
+        let Some(process) = self.process(life) else { return };
+        if process.timer == Some(deadline) {
+            process.timer = None;
+            self.deliver(life, NodeEvent::Timer);
+        }
+    }
+
+    fn after_turn(&mut self, life: Life, effects: Effects) {
+        self.observe(life);
+        self.carry_out(life, effects);
+        let now = self.schedule.now();
+        let Some(process) = self.process(life) else { return };
+        let due = process.started_at + process.node.deadline().0 - 1;
+        let due = due.max(now + 1);
+        if process.timer.is_none_or(|timer| timer != due) {
+            process.timer = Some(due);
+            self.schedule.at(due, Happening::Timer(life, due));
+        }
+    }
+
+    fn carry_out(&mut self, life: Life, effects: Effects) {
+        let Effects {
+            log,
+            log_sequence,
+            sends,
+            replies,
+            flushes,
+            sweeps,
+            persist_engine,
+            snapshots,
+            installs,
+            fatal,
+        } = effects;
+        if let Some(what) = fatal {
+            self.violate(Violation::new("no_fatal", format!("n{} stops: {what}", life.node)));
+        }
+        for (to, message) in sends {
+            self.send(life, to.0, &message);
+        }
+        if !log.is_empty() {
+            self.append_to_log(life, log_sequence, log);
+        }
+        for (token, reply) in replies {
+            self.on_reply(life, token, reply);
+        }
+        self.queue_engine_jobs(life, flushes, sweeps, persist_engine);
+        for job in snapshots {
+            self.send_snapshot(life, job);
+        }
+        for (ticket, yes) in installs {
+            self.answer_snapshot(life, ticket, yes);
+        }
+    }
+
+    /// Sends a peer message, in its encoded form.
+    fn send(&mut self, life: Life, to: u64, message: &PeerMessage) {
+        let direction = (life.node, to);
+        let Some(target) = self.life(to) else { return };
+        let mut bytes = BytesMut::new();
+        message.encode(&mut bytes);
+        match self.network.send(&mut self.rng, self.schedule.now(), direction) {
+            Fate::Arrives(at, number) => {
+                let bytes = bytes.freeze();
+                self.schedule.at(at, Happening::Message { direction, number, to: target, bytes });
+            }
+            Fate::LostFirst(number) => {
+                let delay = self.rng.random_range(200_000..3_000_000);
+                self.schedule.after(delay, Happening::FoundDead(direction, number));
+            }
+            Fate::Lost => {}
+        }
+    }
+
+    pub(super) fn on_message(&mut self, direction: Direction, number: u64, to: Life, bytes: Bytes) {
+        if !self.network.arrives(direction, number) || self.process(to).is_none() {
+            return;
+        }
+        self.trace.count(&bytes);
+        match PeerMessage::decode(bytes) {
+            Ok(message) => {
+                if self.trace.is_verbose() && !matches!(message, PeerMessage::Heartbeat { .. }) {
+                    let now = self.schedule.now();
+                    self.trace.note(now, format_args!("n{} <- n{}: {message:?}", to.node, direction.0));
+                }
+                self.deliver(to, NodeEvent::Peer { from: NodeId(direction.0), message });
+            }
+            Err(error) => {
+                let found = format!("n{} cannot read a message of n{}: {error}", to.node, direction.0);
+                self.violate(Violation::new("peer_encoding", found));
+            }
+        }
+    }
+
+    pub(super) fn connect(&mut self, direction: Direction, life: Life) {
+        if self.process(life).is_none() || self.network.is_up(direction) {
+            return;
+        }
+        let target = self.life(direction.1);
+        match target {
+            Some(target) if self.network.connect(direction) => {
+                let up = NodeEvent::PeerUp { node: NodeId(direction.1), incarnation: target.incarnation };
+                self.deliver(life, up);
+            }
+            _ => {
+                let delay = self.rng.random_range(50_000..150_000);
+                self.schedule.after(delay, Happening::Connect(direction, life));
+            }
+        }
+    }
+
+    /// The connection ends, both ends know, and the sender tries again.
+    pub(super) fn disconnect(&mut self, direction: Direction) {
+        let stragglers = self.rng.random_bool(0.5);
+        if !self.network.disconnect(direction, stragglers) {
+            return;
+        }
+        let Some(life) = self.life(direction.0) else { return };
+        self.deliver(life, NodeEvent::PeerDown { node: NodeId(direction.1) });
+        let delay = self.rng.random_range(1_000..100_000);
+        self.schedule.after(delay, Happening::Connect(direction, life));
+    }
+
+    pub(super) fn on_found_dead(&mut self, direction: Direction, number: u64) {
+        if self.network.number(direction) == number {
+            self.disconnect(direction);
+        }
+    }
+
+    /// Hands an event of a client to the node under a new token.
+    pub(super) fn ask(
+        &mut self,
+        life: Life,
+        asked: Asked,
+        event: impl FnOnce(u64) -> NodeEvent,
+    ) -> Option<u64> {
+        let process = self.process(life)?;
+        let token = process.next_token;
+        process.next_token += 1;
+        process.asked.insert(token, asked);
+        self.deliver(life, event(token));
+        Some(token)
+    }
+
+    fn on_reply(&mut self, life: Life, token: u64, reply: Reply) {
+        let Some(process) = self.process(life) else { return };
+        // A request that was given up, or one of the node's own.
+        let Some(asked) = process.asked.remove(&token) else { return };
+        if let Reply::Failed(NodeFailure::Quarantined) = reply {
+            let found = format!("n{} is quarantined", life.node);
+            self.violate(Violation::new("digest_agreement", found));
+        }
+        match asked {
+            Asked::Operation(operation) => self.on_operation_reply(life, operation, reply),
+            Asked::Lease(client) => self.on_lease_reply(life, client, reply),
+        }
+    }
+
+    /// Ends a process: with the machine's power, or alone.
+    pub(super) fn stop(&mut self, node: u64, power_loss: bool) {
+        let now = self.schedule.now();
+        let (seed, keep_all) = (self.rng.random(), !power_loss && self.rng.random_bool(0.5));
+        let kept_share: f64 = self.rng.random();
+        let Some(machine) = self.machines.get_mut(&node) else { return };
+        let Some(process) = machine.process.take() else { return };
+        match power_loss {
+            true => machine.disk.crash(seed),
+            false => machine.disk.kill(),
+        }
+        let unpersisted = machine.engine.unpersisted();
+        let kept = if keep_all { unpersisted } else { (unpersisted as f64 * kept_share) as usize };
+        machine.engine.crash(kept);
+        machine.slowness = 1;
+        self.crashes += 1;
+        let how = if power_loss { "loses power" } else { "is killed" };
+        self.trace.note(now, format_args!("n{node} {how}; engine keeps {kept} of {unpersisted} batches"));
+        for asked in process.asked.into_values() {
+            self.on_connection_lost(asked);
+        }
+        for other in (1..=self.settings.nodes).filter(|other| *other != node) {
+            let stragglers = self.rng.random_bool(0.5);
+            self.network.disconnect((node, other), stragglers);
+            self.disconnect((other, node));
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! One world from one seed: whole nodes on a simulated clock, network and disk, and clients that write down what they see.
+//!
+//! ```text
+//!  clients ──requests──▶ inbox ─▶ Node::step .. Node::settle ─▶ effects ─┬─▶ log thread    (MemoryDisk)
+//!     ▲                    ▲                                             ├─▶ engine thread (ModelEngine)
+//!     └────── replies ─────┼─────────────────────────────────────────────┤
+//!                          └── completions, peer messages, timers ◀──────┴─▶ network
+//! ```
+//! The nodes are the shipped ones, log and keyspaces included; only disk, network, clock and threads are replaced.
+//! The world takes the place of the server's driver, so it keeps the same contract: events in, one settle per turn,
+//! effects out, completions back.
+//!
+//! A run has two parts. While faults are on, machines crash (losing what they had not synced), processes are killed and
+//! paused, disks are slow, connections break, the network is partitioned. Then everything is healed, and the pool must
+//! serve again within a bounded time, with all nodes equal. Safety is checked at every turn and over the history.
+//!
+//! Invariants: everything follows from the seed (no hash map is iterated, no clock is read); a run's trace has a hash,
+//! and two runs of one seed have the same one.
+//!
+//! Left out: bit rot, full disks and failing fsyncs, which stop a node by design; membership changes; compaction.
+
+mod clients;
+mod faults;
+mod leases;
+mod machine;
+mod network;
+mod observe;
+mod schedule;
+mod settings;
+mod snapshots;
+mod threads;
+mod trace;
+mod watchers;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+use hadron_consensus::{GroupId, LogPosition, ReplicaId};
+use hadron_node::Event as NodeEvent;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+pub use settings::Settings;
+
+use crate::history::{Operation, Outcome, Violation};
+use clients::Client;
+use leases::LeaseClient;
+use machine::Machine;
+use network::{Direction, Network};
+use observe::Observer;
+use schedule::Schedule;
+use snapshots::Chunk;
+use trace::Trace;
+use watchers::Watching;
+
+/// One life of a process on a node. What is due for another life is nobody's business any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Life {
+    node: u64,
+    incarnation: u64,
+}
+
+/// Something that is due.
+#[derive(Debug)]
+enum Happening {
+    /// The node's loop takes what is in its inbox.
+    Turn(Life),
+    /// The node's deadline, as it was set.
+    Timer(Life, u64),
+    /// A peer message arrives on the connection of this number.
+    Message { direction: Direction, number: u64, to: Life, bytes: Bytes },
+    /// The log thread's write and sync end.
+    LogSynced(Life),
+    /// The engine thread's job ends.
+    EngineDone(Life),
+    /// `direction.0` tries to connect.
+    Connect(Direction, Life),
+    /// The sender finds its connection of this number dead.
+    FoundDead(Direction, u64),
+    /// A part of a snapshot arrives.
+    Snapshot(Box<Chunk>),
+    /// The sender of a snapshot learns how it ended.
+    SnapshotEnded { sender: Life, group: GroupId, to: ReplicaId, position: Option<LogPosition> },
+    /// A client begins its next operation.
+    ClientNext(usize),
+    /// A client's request arrives.
+    Request { operation: usize, life: Life },
+    /// A front end serves a read, after its barrier if it has one.
+    ServeRead { operation: usize, life: Life },
+    /// A client learns the outcome of its operation.
+    Answer { operation: usize, outcome: Outcome },
+    /// A client has waited long enough.
+    GiveUp { operation: usize, life: Life, token: u64 },
+    /// A lease client goes on.
+    LeaseNext(usize),
+    /// A lease client has waited long enough.
+    LeaseGiveUp { client: usize, request: u64, life: Life, token: u64 },
+    /// A watcher looks for events, or for a node.
+    Watch(usize),
+    /// The next fault begins.
+    Fault,
+    /// A machine that was down comes back.
+    Boot(u64),
+    /// A partition ends.
+    Heal(u64),
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Equal for runs that did the same.
+    pub trace_hash: u64,
+    /// Operations that clients began.
+    pub operations: usize,
+    /// Operations that were acknowledged.
+    pub acknowledged: usize,
+    /// Operations whose outcome stayed unknown.
+    pub unknown: usize,
+    /// Terms of the group `default` that had a leader.
+    pub terms_led: usize,
+    /// Crashes and kills.
+    pub crashes: u64,
+    /// Snapshots that were installed.
+    pub snapshots: u64,
+    /// The last revision.
+    pub revision: i64,
+    /// The longest time without an acknowledged write while all was well again, in microseconds.
+    pub recovery_us: u64,
+}
+
+/// A run that went wrong.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The seed that shows it.
+    pub seed: u64,
+    /// What did not hold.
+    pub violation: Violation,
+    /// The end of the trace.
+    pub tail: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\nseed {}: {}", self.tail, self.seed, self.violation)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The simulated world.
+pub struct World {
+    settings: Settings,
+    rng: SmallRng,
+    schedule: Schedule<Happening>,
+    network: Network,
+    trace: Trace,
+    machines: BTreeMap<u64, Machine>,
+    clients: Vec<Client>,
+    leases: Vec<LeaseClient>,
+    watchers: Vec<Watching>,
+    history: Vec<Operation>,
+    /// For each operation of the history: whether its client still waits for it.
+    open: Vec<bool>,
+    observer: Observer,
+    violation: Option<Violation>,
+    /// Counts partitions, so that an old one's end does not heal a new one.
+    partition: u64,
+    faults_on: bool,
+    /// Clients begin nothing new.
+    quiet: bool,
+    crashes: u64,
+    snapshots: u64,
+    tickets: u64,
+}
+
+impl World {
+    /// Runs one world from its beginning to its end.
+    ///
+    /// # Errors
+    /// The first guarantee that did not hold, with the seed and the last events.
+    pub fn run(settings: Settings) -> Result<Report, Box<Failure>> {
+        let mut world = World::new(settings);
+        world.begin();
+        match world.play() {
+            Ok(recovery_us) => Ok(world.report(recovery_us)),
+            Err(violation) => Err(Box::new(Failure {
+                seed: world.settings.seed,
+                violation,
+                tail: world.trace.tail(world.settings.tail_lines),
+            })),
+        }
+    }
+
+    fn new(settings: Settings) -> World {
+        let mut rng = SmallRng::seed_from_u64(settings.seed);
+        let machines = (1..=settings.nodes).map(|node| (node, Machine::new())).collect();
+        let clients = (0..settings.clients).map(|number| Client::new(number, &mut rng)).collect();
+        let leases = (0..settings.lease_clients).map(LeaseClient::new).collect();
+        let watchers = (0..settings.watchers).map(|number| Watching::new(number, &mut rng)).collect();
+        World {
+            network: Network::new(settings.delays),
+            rng,
+            schedule: Schedule::new(),
+            trace: Trace::new(),
+            machines,
+            clients,
+            leases,
+            watchers,
+            history: Vec::new(),
+            open: Vec::new(),
+            observer: Observer::default(),
+            violation: None,
+            partition: 0,
+            faults_on: true,
+            quiet: false,
+            crashes: 0,
+            snapshots: 0,
+            tickets: 0,
+            settings,
+        }
+    }
+
+    fn begin(&mut self) {
+        for node in 1..=self.settings.nodes {
+            self.schedule.at(node * 10_000, Happening::Boot(node));
+        }
+        for client in 0..self.clients.len() {
+            self.schedule.at(500_000, Happening::ClientNext(client));
+        }
+        for client in 0..self.leases.len() {
+            self.schedule.at(500_000, Happening::LeaseNext(client));
+        }
+        for watcher in 0..self.watchers.len() {
+            self.schedule.at(500_000, Happening::Watch(watcher));
+        }
+        self.schedule.at(2_000_000, Happening::Fault);
+    }
+
+    /// Faults, then healing, then silence, then the checks. Returns how long the recovery took.
+    fn play(&mut self) -> Result<u64, Violation> {
+        self.run_until(self.settings.faults_us)?;
+        self.heal_everything();
+        let recovery_us = self.recover()?;
+        self.quiet = true;
+        self.converge()?;
+        self.check_history()?;
+        Ok(recovery_us)
+    }
+
+    fn run_until(&mut self, until: u64) -> Result<(), Violation> {
+        while let Some(happening) = self.schedule.next(until) {
+            self.happen(happening);
+            if let Some(violation) = self.violation.take() {
+                return Err(violation);
+            }
+        }
+        Ok(())
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Turn(life) => self.turn(life),
+            Happening::Timer(life, deadline) => self.on_timer(life, deadline),
+            Happening::Message { direction, number, to, bytes } => {
+                self.on_message(direction, number, to, bytes)
+            }
+            Happening::LogSynced(life) => self.on_log_synced(life),
+            Happening::EngineDone(life) => self.on_engine_done(life),
+            Happening::Connect(direction, life) => self.connect(direction, life),
+            Happening::FoundDead(direction, number) => self.on_found_dead(direction, number),
+            Happening::Snapshot(chunk) => self.on_snapshot_chunk(*chunk),
+            Happening::SnapshotEnded { sender, group, to, position } => {
+                self.deliver(sender, NodeEvent::SnapshotSent { group, to, position });
+            }
+            Happening::ClientNext(client) => self.client_next(client),
+            Happening::Request { operation, life } => self.on_request(operation, life),
+            Happening::ServeRead { operation, life } => self.serve_read(operation, life),
+            Happening::Answer { operation, outcome } => self.on_answer(operation, outcome),
+            Happening::GiveUp { operation, life, token } => self.give_up(operation, life, token),
+            Happening::LeaseNext(client) => self.lease_next(client),
+            Happening::LeaseGiveUp { client, request, life, token } => {
+                self.lease_give_up(client, request, life, token);
+            }
+            Happening::Watch(watcher) => self.watch(watcher),
+            Happening::Fault => self.fault(),
+            Happening::Boot(node) => self.boot(node),
+            Happening::Heal(partition) => self.end_partition(partition),
+        }
+    }
+
+    /// Waits until every client has been served by something it asked after the healing.
+    fn recover(&mut self) -> Result<u64, Violation> {
+        let healed_at = self.schedule.now();
+        let first = self.history.len();
+        let mut until = healed_at;
+        while until < healed_at + self.settings.recovery_us_max {
+            until += 50_000;
+            self.run_until(until)?;
+            let served = self.history[first..].iter().filter(|operation| operation.response().is_some());
+            let served: std::collections::BTreeSet<u64> = served.map(|operation| operation.client).collect();
+            if served.len() >= self.clients.len() {
+                let recovered_at = self.schedule.now();
+                self.run_until(recovered_at + self.settings.calm_us)?;
+                return Ok(recovered_at - healed_at);
+            }
+        }
+        Err(Violation::new(
+            "liveness",
+            format!("{} µs after the healing not every client is served", self.settings.recovery_us_max),
+        ))
+    }
+
+    /// Waits until all replicas have applied the same.
+    fn converge(&mut self) -> Result<(), Violation> {
+        let began_at = self.schedule.now();
+        let mut until = began_at;
+        while until < began_at + self.settings.recovery_us_max {
+            until += 20_000;
+            self.run_until(until)?;
+            if !self.open.contains(&true) && self.replicas_are_equal() && self.watchers_are_done() {
+                return Ok(());
+            }
+        }
+        Err(Violation::new("liveness", format!("the replicas do not converge: {}", self.positions())))
+    }
+
+    fn report(&self, recovery_us: u64) -> Report {
+        let count = |wanted: fn(&Outcome) -> bool| {
+            self.history.iter().filter(|operation| wanted(&operation.outcome)).count()
+        };
+        Report {
+            trace_hash: self.trace.hash(),
+            operations: self.history.len(),
+            acknowledged: count(|outcome| matches!(outcome, Outcome::Done(_))),
+            unknown: count(|outcome| *outcome == Outcome::Unknown),
+            terms_led: self.observer.terms_led(),
+            crashes: self.crashes,
+            snapshots: self.snapshots,
+            revision: self.observer.last_revision(),
+            recovery_us,
+        }
+    }
+
+    /// A number for a snapshot transfer.
+    fn next_ticket(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets
+    }
+
+    fn violate(&mut self, violation: Violation) {
+        self.trace.note(self.schedule.now(), format_args!("VIOLATION {violation}"));
+        self.violation.get_or_insert(violation);
+    }
+}

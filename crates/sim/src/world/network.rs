@@ -1,0 +1,200 @@
+//! The network between nodes: for each direction of each pair one connection at a time, as TCP gives it.
+//!
+//! - Inside a connection messages arrive in order and without holes: once one was lost, nothing more arrives.
+//! - A new connection knows nothing of the one before it, so stragglers of the old one may arrive after messages of the
+//!   new one, if `stragglers` allows it.
+//! - A blocked direction swallows what is sent. The sender learns of it late, when its connection times out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+/// Delays of the network, in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Delays {
+    /// Every message takes at least this long.
+    pub(super) least_us: u64,
+    /// And up to this much longer.
+    pub(super) jitter_us: u64,
+    /// One in this many messages takes `spike_us` longer, and all behind it with it.
+    pub(super) spike_one_in: u32,
+    /// See `spike_one_in`.
+    pub(super) spike_us: u64,
+}
+
+/// A direction between two nodes.
+pub(super) type Direction = (u64, u64);
+
+/// The state of all connections.
+pub(super) struct Network {
+    delays: Delays,
+    connections: BTreeMap<Direction, Connection>,
+    blocked: BTreeSet<Direction>,
+}
+
+#[derive(Default)]
+struct Connection {
+    up: bool,
+    /// Counts the connections of this direction.
+    number: u64,
+    /// A message was lost: nothing more arrives.
+    has_hole: bool,
+    /// When the last message arrives.
+    last_arrival: u64,
+    /// Connections up to this number have lost what was on its way.
+    lost_up_to: u64,
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It arrives at this time on the connection of this number, unless that is lost first.
+    Arrives(u64, u64),
+    /// It is lost.
+    Lost,
+    /// It is lost, and it is the first: the connection of this number will be found dead.
+    LostFirst(u64),
+}
+
+impl Network {
+    pub(super) fn new(delays: Delays) -> Network {
+        Network { delays, connections: BTreeMap::new(), blocked: BTreeSet::new() }
+    }
+
+    /// How long something takes that is not bound to a connection.
+    pub(super) fn delay(&self, rng: &mut SmallRng) -> u64 {
+        let delays = &self.delays;
+        let spike = delays.spike_one_in > 0 && rng.random_range(0..delays.spike_one_in) == 0;
+        let jitter = rng.random_range(0..=delays.jitter_us);
+        delays.least_us + jitter + if spike { rng.random_range(0..=delays.spike_us) } else { 0 }
+    }
+
+    pub(super) fn send(&mut self, rng: &mut SmallRng, now: u64, direction: Direction) -> Fate {
+        let delay = self.delay(rng);
+        let blocked = self.blocked.contains(&direction);
+        let connection = self.connections.entry(direction).or_default();
+        if !connection.up || connection.has_hole {
+            return Fate::Lost;
+        }
+        if blocked {
+            connection.has_hole = true;
+            return Fate::LostFirst(connection.number);
+        }
+        connection.last_arrival = connection.last_arrival.max(now + delay);
+        Fate::Arrives(connection.last_arrival, connection.number)
+    }
+
+    /// Whether a message that was on its way on this connection still arrives.
+    pub(super) fn arrives(&self, direction: Direction, number: u64) -> bool {
+        self.connections.get(&direction).is_some_and(|connection| connection.lost_up_to < number)
+    }
+
+    /// Makes a connection, if the packets of both directions get through. False if there is one or none can be made.
+    pub(super) fn connect(&mut self, direction: Direction) -> bool {
+        let reverse = (direction.1, direction.0);
+        if self.blocked.contains(&direction) || self.blocked.contains(&reverse) {
+            return false;
+        }
+        let connection = self.connections.entry(direction).or_default();
+        if connection.up {
+            return false;
+        }
+        connection.up = true;
+        connection.number += 1;
+        connection.has_hole = false;
+        connection.last_arrival = 0;
+        true
+    }
+
+    pub(super) fn is_up(&self, direction: Direction) -> bool {
+        self.connections.get(&direction).is_some_and(|connection| connection.up)
+    }
+
+    /// The number of the newest connection of this direction.
+    pub(super) fn number(&self, direction: Direction) -> u64 {
+        self.connections.get(&direction).map_or(0, |connection| connection.number)
+    }
+
+    /// Ends the connection. What is on its way arrives only if `stragglers`. False if there was none.
+    pub(super) fn disconnect(&mut self, direction: Direction, stragglers: bool) -> bool {
+        let Some(connection) = self.connections.get_mut(&direction) else { return false };
+        if !stragglers {
+            connection.lost_up_to = connection.number;
+        }
+        std::mem::replace(&mut connection.up, false)
+    }
+
+    /// Lets nothing through in this direction.
+    pub(super) fn block(&mut self, direction: Direction) {
+        self.blocked.insert(direction);
+    }
+
+    /// Lets everything through again. Connections with a hole stay dead until their ends notice.
+    pub(super) fn heal(&mut self) {
+        self.blocked.clear();
+    }
+
+    pub(super) fn is_blocked(&self, direction: Direction) -> bool {
+        self.blocked.contains(&direction)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    fn network() -> (Network, SmallRng) {
+        let delays = Delays { least_us: 100, jitter_us: 1_000, spike_one_in: 5, spike_us: 10_000 };
+        (Network::new(delays), SmallRng::seed_from_u64(1))
+    }
+
+    #[test]
+    fn a_connection_keeps_its_order() {
+        let (mut network, mut rng) = network();
+        assert!(network.connect((1, 2)));
+        let mut last = 0;
+        for now in 0..500 {
+            let Fate::Arrives(at, 1) = network.send(&mut rng, now, (1, 2)) else { panic!("lost") };
+            assert!(at >= last && at >= now + 100);
+            last = at;
+        }
+    }
+
+    #[test]
+    fn after_a_hole_nothing_arrives_until_there_is_a_new_connection() {
+        let (mut network, mut rng) = network();
+        network.connect((1, 2));
+        network.block((1, 2));
+        assert_eq!(network.send(&mut rng, 0, (1, 2)), Fate::LostFirst(1));
+        network.heal();
+        assert_eq!(network.send(&mut rng, 0, (1, 2)), Fate::Lost);
+        assert!(!network.connect((1, 2)));
+        assert!(network.disconnect((1, 2), false));
+        assert!(network.connect((1, 2)));
+        assert!(matches!(network.send(&mut rng, 0, (1, 2)), Fate::Arrives(_, 2)));
+    }
+
+    #[test]
+    fn a_connection_needs_both_directions() {
+        let (mut network, mut rng) = network();
+        network.block((2, 1));
+        assert!(!network.connect((1, 2)));
+        assert_eq!(network.send(&mut rng, 0, (1, 2)), Fate::Lost);
+    }
+
+    #[test]
+    fn stragglers_arrive_only_when_allowed() {
+        let (mut network, _) = network();
+        network.connect((1, 2));
+        network.disconnect((1, 2), true);
+        assert!(network.arrives((1, 2), 1));
+        network.connect((1, 2));
+        network.disconnect((1, 2), false);
+        assert!(!network.arrives((1, 2), 1));
+        assert!(!network.arrives((1, 2), 2));
+        assert!(network.arrives((1, 2), 3));
+    }
+}

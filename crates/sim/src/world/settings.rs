@@ -1,0 +1,99 @@
+//! What a world is like: most of it drawn from the seed, so that different seeds are different worlds.
+
+use hadron_node::Limits;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::network::Delays;
+
+/// The properties of one world. [`Settings::of_seed`] draws them.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Everything else follows from it.
+    pub seed: u64,
+    /// Nodes, each with a replica of every group.
+    pub nodes: u64,
+    /// Clients that read and write.
+    pub clients: u64,
+    /// Clients that hold leases.
+    pub lease_clients: u64,
+    /// Watchers.
+    pub watchers: u64,
+    /// Microseconds during which faults happen.
+    pub faults_us: u64,
+    /// Microseconds within which the healed pool must serve every client, and later be equal everywhere.
+    pub recovery_us_max: u64,
+    /// Microseconds of undisturbed work after the recovery.
+    pub calm_us: u64,
+    /// Microseconds after which a client gives a request up.
+    pub client_timeout_us: u64,
+    /// Mean pause of a client between two operations, in microseconds.
+    pub think_us: u64,
+    /// Mean pause between two faults, in microseconds.
+    pub fault_pause_us: u64,
+    /// Microseconds that an fsync takes at most when the disk is well.
+    pub sync_us_max: u64,
+    /// Bytes in a segment of the log.
+    pub segment_bytes: u64,
+    /// One value in this many is large.
+    pub large_value_one_in: u32,
+    /// The nodes' bounds and rhythms.
+    pub limits: Limits,
+    /// Lines of the trace in a report of failure.
+    pub tail_lines: usize,
+    pub(super) delays: Delays,
+}
+
+impl Settings {
+    /// The world of `seed`.
+    pub fn of_seed(seed: u64) -> Settings {
+        // Drawn from another stream than what happens in the world.
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0x5e77_1465);
+        let nodes = *pick(&mut rng, &[3, 3, 5]);
+        Settings {
+            seed,
+            nodes,
+            clients: rng.random_range(3..=6),
+            lease_clients: 1,
+            watchers: 2,
+            faults_us: 15_000_000,
+            recovery_us_max: 15_000_000,
+            calm_us: 1_000_000,
+            client_timeout_us: *pick(&mut rng, &[1_500_000, 3_000_000, 7_000_000]),
+            think_us: *pick(&mut rng, &[20_000, 50_000, 100_000]),
+            fault_pause_us: *pick(&mut rng, &[400_000, 800_000, 1_500_000]),
+            sync_us_max: *pick(&mut rng, &[300, 2_000, 10_000]),
+            segment_bytes: *pick(&mut rng, &[64 << 10, 256 << 10]),
+            large_value_one_in: *pick(&mut rng, &[0, 10, 50]),
+            limits: limits(&mut rng),
+            tail_lines: 60,
+            delays: Delays {
+                least_us: *pick(&mut rng, &[50, 200, 2_000]),
+                jitter_us: *pick(&mut rng, &[100, 1_000, 8_000]),
+                spike_one_in: *pick(&mut rng, &[0, 100, 1_000]),
+                spike_us: *pick(&mut rng, &[20_000, 300_000]),
+            },
+        }
+    }
+}
+
+/// Small bounds, so that a short run meets them.
+fn limits(rng: &mut SmallRng) -> Limits {
+    Limits {
+        entry_bytes: *pick(rng, &[200, 4 << 10, 1 << 20]),
+        inflight_bytes: *pick(rng, &[8 << 10, 16 << 20]),
+        uncommitted_bytes: *pick(rng, &[32 << 10, 64 << 20]),
+        unflushed_bytes: *pick(rng, &[128 << 10, 64 << 20]),
+        flush_bytes: *pick(rng, &[1 << 10, 4 << 20]),
+        flush_interval_us: *pick(rng, &[50_000, 200_000]),
+        persist_interval_us: *pick(rng, &[200_000, 2_000_000]),
+        log_tail_bytes: *pick(rng, &[1 << 10, 16 << 10, 16 << 20]),
+        snapshot_log_bytes: *pick(rng, &[4 << 10, 256 << 20]),
+        digest_interval_us: 1_000_000,
+        ..Limits::default()
+    }
+}
+
+pub(super) fn pick<'a, T>(rng: &mut SmallRng, choices: &'a [T]) -> &'a T {
+    &choices[rng.random_range(0..choices.len())]
+}

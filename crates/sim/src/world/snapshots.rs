@@ -1,0 +1,182 @@
+//! Snapshots on their way: one node's engine, chunk by chunk, into another's.
+
+use bytes::Bytes;
+use hadron_consensus::{GroupId, Index, LogPosition, ReplicaId, Term};
+use hadron_keyspace::{Applied, Exporter, Importer};
+use hadron_node::{Event as NodeEvent, SnapshotJob};
+
+use super::threads::EngineJob;
+use super::{Happening, Life, World};
+use crate::history::Violation;
+
+/// Bytes of a chunk.
+const CHUNK_BYTES: usize = 4 << 10;
+
+/// A part of a snapshot, or its end.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    sender: Life,
+    receiver: Life,
+    job: SnapshotJob,
+    /// Names the transfer.
+    ticket: u64,
+    applied: Applied,
+    /// What is still to be sent, in reverse order.
+    rest: Vec<Bytes>,
+}
+
+/// A snapshot that is being received.
+pub(super) struct Incoming {
+    sender: Life,
+    job: SnapshotJob,
+    applied: Applied,
+    importer: Option<Importer>,
+}
+
+impl Incoming {
+    /// Makes the engine switch to the snapshot.
+    pub(super) fn switch(&mut self) -> Result<(), String> {
+        let importer = self.importer.take().ok_or("switched twice")?;
+        let applied = importer.finish().map_err(|error| error.to_string())?;
+        if applied == self.applied {
+            Ok(())
+        } else {
+            Err(format!("{applied:?} instead of {:?}", self.applied))
+        }
+    }
+}
+
+impl World {
+    /// Begins a transfer.
+    pub(super) fn send_snapshot(&mut self, sender: Life, job: SnapshotJob) {
+        let Some(receiver) = self.life(job.node.0) else { return self.snapshot_fails(sender, job) };
+        let Some(machine) = self.machines.get(&sender.node) else { return };
+        let view = hadron_storage::engine::Engine::snapshot(&*machine.engine);
+        let (applied, chunks) = match export(view, job.group) {
+            Ok(exported) => exported,
+            Err(what) => {
+                let found = format!("n{} cannot export a snapshot: {what}", sender.node);
+                return self.violate(Violation::new("no_fatal", found));
+            }
+        };
+        let now = self.schedule.now();
+        let ticket = self.next_ticket();
+        self.trace.note(
+            now,
+            format_args!(
+                "snapshot {ticket} of {} at {}: n{} -> n{}, {} chunks",
+                job.group,
+                applied.index,
+                sender.node,
+                job.node.0,
+                chunks.len()
+            ),
+        );
+        let rest = chunks.into_iter().rev().collect();
+        self.send_chunk(Chunk { sender, receiver, job, ticket, applied, rest });
+    }
+
+    fn send_chunk(&mut self, chunk: Chunk) {
+        let delay = 200 + self.network.delay(&mut self.rng);
+        self.schedule.after(delay, Happening::Snapshot(Box::new(chunk)));
+    }
+
+    /// The next part arrives, unless something broke meanwhile.
+    pub(super) fn on_snapshot_chunk(&mut self, mut chunk: Chunk) {
+        let direction = (chunk.sender.node, chunk.receiver.node);
+        let blocked =
+            self.network.is_blocked(direction) || self.network.is_blocked((direction.1, direction.0));
+        if blocked || self.process(chunk.sender).is_none() || self.process(chunk.receiver).is_none() {
+            if let Some(process) = self.process(chunk.receiver) {
+                process.incoming.remove(&chunk.ticket);
+            }
+            return self.snapshot_fails(chunk.sender, chunk.job);
+        }
+        let next = chunk.rest.pop();
+        if let Err(what) = self.receive(&chunk, next) {
+            let found = format!("n{} cannot import a snapshot: {what}", chunk.receiver.node);
+            return self.violate(Violation::new("no_fatal", found));
+        }
+        match chunk.rest.is_empty() {
+            false => self.send_chunk(chunk),
+            true => {
+                let offer = NodeEvent::SnapshotOffered {
+                    group: chunk.job.group,
+                    ticket: chunk.ticket,
+                    applied: chunk.applied,
+                };
+                self.deliver(chunk.receiver, offer);
+            }
+        }
+    }
+
+    fn receive(&mut self, chunk: &Chunk, bytes: Option<Bytes>) -> Result<(), String> {
+        let Some(machine) = self.machines.get(&chunk.receiver.node) else { return Ok(()) };
+        let engine = machine.engine.clone();
+        let Some(process) = self.process(chunk.receiver) else { return Ok(()) };
+        if !process.incoming.contains_key(&chunk.ticket) {
+            // As the driver does: a newer transfer of a group takes the place of an older one that is not offered yet.
+            let importer = Importer::new(engine, chunk.job.group.0).map_err(|error| error.to_string())?;
+            let incoming = Incoming {
+                sender: chunk.sender,
+                job: chunk.job,
+                applied: chunk.applied,
+                importer: Some(importer),
+            };
+            process.incoming.insert(chunk.ticket, incoming);
+        }
+        let importer =
+            process.incoming.get_mut(&chunk.ticket).and_then(|incoming| incoming.importer.as_mut());
+        match (importer, bytes) {
+            (Some(importer), Some(bytes)) => importer.chunk(bytes).map_err(|error| error.to_string()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The receiving node decided.
+    pub(super) fn answer_snapshot(&mut self, life: Life, ticket: u64, yes: bool) {
+        let now = self.schedule.now();
+        let Some(process) = self.process(life) else { return };
+        let Some(incoming) = process.incoming.remove(&ticket) else { return };
+        if yes {
+            return self.queue_engine_job(life, EngineJob::Install(Box::new(incoming)));
+        }
+        self.trace.note(now, format_args!("n{} refuses snapshot {ticket}", life.node));
+        self.snapshot_fails(incoming.sender, incoming.job);
+    }
+
+    /// The receiver's engine has switched, durably.
+    pub(super) fn installed(&mut self, life: Life, incoming: &Incoming) {
+        let (group, applied) = (incoming.job.group, incoming.applied);
+        self.snapshots += 1;
+        self.trace.note(
+            self.schedule.now(),
+            format_args!("n{} has the snapshot of {group} at {}", life.node, applied.index),
+        );
+        self.deliver(life, NodeEvent::SnapshotInstalled { group, applied });
+        let position =
+            LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
+        self.snapshot_ends(incoming.sender, group, incoming.job.to, Some(position));
+    }
+
+    fn snapshot_fails(&mut self, sender: Life, job: SnapshotJob) {
+        self.snapshot_ends(sender, job.group, job.to, None);
+    }
+
+    fn snapshot_ends(&mut self, sender: Life, group: GroupId, to: ReplicaId, position: Option<LogPosition>) {
+        let delay = self.network.delay(&mut self.rng);
+        self.schedule.after(delay, Happening::SnapshotEnded { sender, group, to, position });
+    }
+}
+
+fn export(
+    view: Box<dyn hadron_storage::engine::Read>,
+    group: GroupId,
+) -> Result<(Applied, Vec<Bytes>), String> {
+    let mut exporter = Exporter::new(view, group.0).map_err(|error| error.to_string())?;
+    let mut chunks = Vec::new();
+    while let Some(chunk) = exporter.next_chunk(CHUNK_BYTES).map_err(|error| error.to_string())? {
+        chunks.push(chunk);
+    }
+    Ok((exporter.applied(), chunks))
+}

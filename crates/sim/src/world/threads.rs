@@ -1,0 +1,187 @@
+//! The threads beside a node's loop: one that writes and syncs the log, one that works for the engine. Each does one
+//! thing at a time and takes its time for it; what waits meanwhile is done together next.
+
+use std::collections::VecDeque;
+
+use hadron_consensus::GroupId;
+use hadron_node::{Event as NodeEvent, FlushJob};
+use hadron_storage::engine::{Batch, Engine};
+use hadron_storage::wal::{Record, Wal};
+use rand::Rng;
+
+use super::snapshots::Incoming;
+use super::{Happening, Life, World};
+use crate::history::Violation;
+
+/// Syncs between two looks at which groups pin old segments.
+const PINNING_EVERY: u64 = 16;
+
+/// The log and the thread that alone touches it.
+pub(super) struct LogThread {
+    wal: Wal,
+    /// Records that wait for the write that is under way.
+    waiting: Vec<Record>,
+    waiting_sequence: u64,
+    /// The newest batch in the write that is under way: written, not yet synced.
+    writing: Option<u64>,
+    syncs: u64,
+}
+
+/// The engine's thread: jobs in the order they were given.
+#[derive(Default)]
+pub(super) struct EngineThread {
+    jobs: VecDeque<EngineJob>,
+    busy: bool,
+}
+
+/// Work for the engine's thread.
+pub(super) enum EngineJob {
+    Flush(FlushJob),
+    Sweep(GroupId, Batch),
+    Persist(u64),
+    /// Switch to a received snapshot; `Some` until that is done, then it is made durable.
+    Install(Box<Incoming>),
+    InstallPersist(Box<Incoming>),
+}
+
+impl LogThread {
+    pub(super) fn new(wal: Wal) -> LogThread {
+        LogThread { wal, waiting: Vec::new(), waiting_sequence: 0, writing: None, syncs: 0 }
+    }
+}
+
+impl World {
+    pub(super) fn append_to_log(&mut self, life: Life, sequence: u64, records: Vec<Record>) {
+        let Some(process) = self.process(life) else { return };
+        process.log.waiting.extend(records);
+        process.log.waiting_sequence = sequence;
+        self.write_log(life);
+    }
+
+    /// Writes everything that waits as one batch, unless a write is under way.
+    fn write_log(&mut self, life: Life) {
+        let Some(process) = self.process(life) else { return };
+        let log = &mut process.log;
+        if log.writing.is_some() || log.waiting.is_empty() {
+            return;
+        }
+        let records = std::mem::take(&mut log.waiting);
+        log.writing = Some(log.waiting_sequence);
+        if let Err(error) = log.wal.append(&records) {
+            let found = format!("n{} cannot append to its log: {error}", life.node);
+            return self.violate(Violation::new("no_fatal", found));
+        }
+        let delay = self.disk_delay(life);
+        self.schedule.after(delay, Happening::LogSynced(life));
+    }
+
+    /// The sync ends: what was written is durable.
+    pub(super) fn on_log_synced(&mut self, life: Life) {
+        let now = self.schedule.now();
+        let Some(process) = self.process(life) else { return };
+        if process.paused_until > now {
+            let until = process.paused_until;
+            return self.schedule.at(until, Happening::LogSynced(life));
+        }
+        let Some(sequence) = process.log.writing.take() else { return };
+        if let Err(error) = process.log.wal.sync() {
+            let found = format!("n{} cannot sync its log: {error}", life.node);
+            return self.violate(Violation::new("no_fatal", found));
+        }
+        process.log.syncs += 1;
+        let look = process.log.syncs.is_multiple_of(PINNING_EVERY);
+        let segment_bytes = self.settings.segment_bytes;
+        let pinning = match self.process(life) {
+            Some(process) if look => process.log.wal.pinning(4 * segment_bytes),
+            _ => Vec::new(),
+        };
+        self.deliver(life, NodeEvent::LogDurable { sequence });
+        if !pinning.is_empty() {
+            self.deliver(life, NodeEvent::LogPinned { groups: pinning });
+        }
+        self.write_log(life);
+    }
+
+    pub(super) fn queue_engine_jobs(
+        &mut self,
+        life: Life,
+        flushes: Vec<FlushJob>,
+        sweeps: Vec<(GroupId, Batch)>,
+        persist: Option<u64>,
+    ) {
+        let flushes = flushes.into_iter().map(EngineJob::Flush);
+        let sweeps = sweeps.into_iter().map(|(group, batch)| EngineJob::Sweep(group, batch));
+        let persist = persist.into_iter().map(EngineJob::Persist);
+        for job in flushes.chain(sweeps).chain(persist) {
+            self.queue_engine_job(life, job);
+        }
+    }
+
+    pub(super) fn queue_engine_job(&mut self, life: Life, job: EngineJob) {
+        let Some(process) = self.process(life) else { return };
+        process.engine.jobs.push_back(job);
+        self.start_engine_job(life);
+    }
+
+    fn start_engine_job(&mut self, life: Life) {
+        let Some(process) = self.process(life) else { return };
+        if process.engine.busy || process.engine.jobs.is_empty() {
+            return;
+        }
+        process.engine.busy = true;
+        let delay = self.disk_delay(life);
+        self.schedule.after(delay, Happening::EngineDone(life));
+    }
+
+    /// The job's time is over: now it has its effect.
+    pub(super) fn on_engine_done(&mut self, life: Life) {
+        let now = self.schedule.now();
+        let Some(process) = self.process(life) else { return };
+        if process.paused_until > now {
+            let until = process.paused_until;
+            return self.schedule.at(until, Happening::EngineDone(life));
+        }
+        process.engine.busy = false;
+        let Some(job) = process.engine.jobs.pop_front() else { return };
+        if let Err(what) = self.do_engine_job(life, job) {
+            self.violate(Violation::new("no_fatal", format!("n{}: the engine fails: {what}", life.node)));
+        }
+        self.start_engine_job(life);
+    }
+
+    fn do_engine_job(&mut self, life: Life, job: EngineJob) -> Result<(), String> {
+        let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
+        let engine = machine.engine.clone();
+        match job {
+            EngineJob::Flush(FlushJob { group, flush }) => {
+                engine.write(flush.batch.clone()).map_err(|error| error.to_string())?;
+                self.deliver(life, NodeEvent::Flushed { group, flush });
+            }
+            EngineJob::Sweep(group, batch) => {
+                engine.write(batch).map_err(|error| error.to_string())?;
+                self.deliver(life, NodeEvent::Swept { group });
+            }
+            EngineJob::Persist(ticket) => {
+                engine.persist().map_err(|error| error.to_string())?;
+                self.deliver(life, NodeEvent::EnginePersisted { ticket });
+            }
+            EngineJob::Install(mut incoming) => {
+                incoming.switch()?;
+                if let Some(process) = self.process(life) {
+                    process.engine.jobs.push_front(EngineJob::InstallPersist(incoming));
+                }
+            }
+            EngineJob::InstallPersist(incoming) => {
+                engine.persist().map_err(|error| error.to_string())?;
+                self.installed(life, &incoming);
+            }
+        }
+        Ok(())
+    }
+
+    /// How long one write and sync takes on this machine now.
+    fn disk_delay(&mut self, life: Life) -> u64 {
+        let slowness = self.machines.get(&life.node).map_or(1, |machine| machine.slowness);
+        slowness * self.rng.random_range(50..=self.settings.sync_us_max)
+    }
+}

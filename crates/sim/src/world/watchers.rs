@@ -1,0 +1,150 @@
+//! Watchers: each follows a range of keys on some node, and goes on from where it stood on another when that node fails.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use hadron_keyspace::{Keyspace, WatchStream};
+use hadron_proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use super::{Happening, Life, World};
+use crate::checkers::watch_order::Watcher;
+use crate::etcd;
+use crate::history::{Event, Violation};
+
+/// Looks without anything new, after all replicas are equal, before a watcher counts as having seen everything.
+const QUIET_LOOKS: u32 = 5;
+/// Microseconds between two looks, at most.
+const LOOK_US: u64 = 60_000;
+
+/// One watcher and its stream.
+pub(super) struct Watching {
+    seen: Watcher,
+    stream: Option<(Life, WatchStream)>,
+    /// Changes stream now and then even if its node is well.
+    restless: bool,
+    quiet_looks: u32,
+}
+
+impl Watching {
+    pub(super) fn new(number: u64, rng: &mut SmallRng) -> Watching {
+        // The first sees everything, the others some of the keys.
+        let (key_from, key_to) = if number == 0 { ("a", "z") } else { ("k1", "k4") };
+        let seen = Watcher {
+            name: format!("watcher {number}"),
+            from_revision: if number == 0 { 1 } else { rng.random_range(1..200) },
+            key_from: key_from.into(),
+            key_to: key_to.into(),
+            events: Vec::new(),
+            complete_to: 0,
+        };
+        Watching { seen, stream: None, restless: rng.random_bool(0.5), quiet_looks: 0 }
+    }
+
+    /// What it saw, as its checker takes it.
+    pub(super) fn seen(&self) -> Watcher {
+        self.seen.clone()
+    }
+
+    fn next_revision(&self) -> i64 {
+        let after_newest = self.seen.events.last().map_or(0, |event| event.revision + 1);
+        self.seen.from_revision.max(after_newest)
+    }
+
+    /// Takes what the stream has. An error says that the watch ended.
+    fn take(&mut self) -> Result<usize, String> {
+        let Some((_, stream)) = &mut self.stream else { return Ok(0) };
+        let before = self.seen.events.len();
+        let mut context = Context::from_waker(Waker::noop());
+        while let Poll::Ready(response) = stream.poll_next(&mut context) {
+            self.seen.events.extend(events(&response)?);
+        }
+        Ok(self.seen.events.len() - before)
+    }
+}
+
+fn events(response: &WatchResponse) -> Result<Vec<Event>, String> {
+    if response.canceled {
+        return Err(format!("it was cancelled: {response:?}"));
+    }
+    Ok(response.events.iter().filter_map(etcd::event).collect())
+}
+
+fn open(keyspace: &Arc<Keyspace>, from: &Bytes, to: &Bytes, start_revision: i64) -> WatchStream {
+    let mut stream = keyspace.watch_stream(Default::default());
+    stream.create(WatchCreateRequest {
+        key: from.clone(),
+        range_end: to.clone(),
+        start_revision,
+        ..WatchCreateRequest::default()
+    });
+    stream
+}
+
+impl World {
+    /// A watcher looks for events; without a stream, for a node.
+    pub(super) fn watch(&mut self, number: usize) {
+        let any = self.rng.random_range(1..=self.settings.nodes);
+        let moves = self.watchers[number].restless && self.rng.random_range(0..50) == 0;
+        let life = self.watchers[number].stream.as_ref().map(|(life, _)| *life);
+        if moves || life.is_none_or(|life| self.process(life).is_none()) {
+            self.watchers[number].stream = None;
+            self.open_watch(number, any);
+        }
+        let taken = self.watchers[number].take();
+        let watching = &mut self.watchers[number];
+        match taken {
+            Ok(0) => watching.quiet_looks += 1,
+            Ok(count) => {
+                watching.quiet_looks = 0;
+                let newest = watching.next_revision() - 1;
+                let now = self.schedule.now();
+                self.trace.note(now, format_args!("watcher {number} sees {count} events, up to {newest}"));
+            }
+            Err(what) => {
+                let found = format!("{}: {what}", watching.seen.name);
+                return self.violate(Violation::new("watch_order", found));
+            }
+        }
+        let delay = self.rng.random_range(0..LOOK_US);
+        self.schedule.after(delay, Happening::Watch(number));
+    }
+
+    fn open_watch(&mut self, number: usize, node: u64) {
+        let Some(life) = self.life(node) else { return };
+        let Some(keyspace) = self.process(life).and_then(|process| process.default_keyspace()) else {
+            return;
+        };
+        let watching = &mut self.watchers[number];
+        let next = watching.next_revision();
+        let stream = open(&keyspace, &watching.seen.key_from, &watching.seen.key_to, next);
+        watching.stream = Some((life, stream));
+    }
+
+    /// Whether every watcher has looked often enough to have seen everything. Replicas must be equal.
+    pub(super) fn watchers_are_done(&mut self) -> bool {
+        let last_revision = self.observer.last_revision();
+        let done = self
+            .watchers
+            .iter()
+            .all(|watching| watching.stream.is_some() && watching.quiet_looks >= QUIET_LOOKS);
+        if done {
+            self.watchers.iter_mut().for_each(|watching| watching.seen.complete_to = last_revision);
+        }
+        done
+    }
+}
+
+/// All events of a keyspace that was never compacted.
+pub(super) fn complete_history(keyspace: &Arc<Keyspace>) -> Result<Vec<Event>, String> {
+    let everything = Bytes::from_static(&[0]);
+    let mut stream = open(keyspace, &everything, &everything, 1);
+    let mut context = Context::from_waker(Waker::noop());
+    let mut history = Vec::new();
+    while let Poll::Ready(response) = stream.poll_next(&mut context) {
+        history.extend(events(&response)?);
+    }
+    Ok(history)
+}

@@ -1,0 +1,90 @@
+//! Many worlds, each from a seed: see `hadron_sim::world` and `docs/testing.md`.
+//!
+//! `SIM_SEEDS=1000` runs that many, `SIM_FIRST_SEED=5000` begins there, `SIM_SEED=7` runs one, and `SIM_TRACE=1` with
+//! `--nocapture` prints everything that happens in it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hadron_sim::world::{Report, Settings, World};
+
+/// Worlds in a usual test run.
+const SEEDS: u64 = 60;
+/// Threads that run worlds; each world is one thread's business.
+const THREADS: usize = 2;
+
+/// Seeds that once showed a bug: see the table in `docs/testing.md`.
+const REGRESSIONS: &[u64] = &[];
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+fn run(seed: u64) -> Report {
+    match World::run(Settings::of_seed(seed)) {
+        Ok(report) => report,
+        Err(failure) => {
+            panic!("{failure}\nagain: SIM_SEED={seed} cargo test -p hadron-sim --test world many")
+        }
+    }
+}
+
+fn run_all(seeds: &[u64]) -> Vec<Report> {
+    let next = AtomicU64::new(0);
+    let reports = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    let report = run(seed);
+                    println!("seed {seed}: {report:?}");
+                    reports.lock().unwrap().push(report);
+                }
+            });
+        }
+    });
+    reports.into_inner().unwrap()
+}
+
+#[test]
+fn many_worlds_keep_every_promise_and_heal() {
+    let seeds: Vec<u64> = match variable("SIM_SEED") {
+        Some(seed) => vec![seed],
+        None => {
+            let first = variable("SIM_FIRST_SEED").unwrap_or(1);
+            (first..first + variable("SIM_SEEDS").unwrap_or(SEEDS)).collect()
+        }
+    };
+    let reports = run_all(&seeds);
+    let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
+    println!(
+        "{} worlds: {} operations ({} unknown), {} crashes, {} snapshots, {} leaders, longest recovery {} ms",
+        reports.len(),
+        sum(|report| report.operations as u64),
+        sum(|report| report.unknown as u64),
+        sum(|report| report.crashes),
+        sum(|report| report.snapshots),
+        sum(|report| report.terms_led as u64),
+        reports.iter().map(|report| report.recovery_us).max().unwrap_or(0) / 1_000,
+    );
+    if seeds.len() as u64 >= SEEDS {
+        // The worlds are not as gentle as they would be if a fault were never injected.
+        assert!(sum(|report| report.crashes) > 0);
+        assert!(sum(|report| report.snapshots) > 0);
+        assert!(sum(|report| report.unknown as u64) > 0);
+    }
+}
+
+#[test]
+fn worlds_that_once_went_wrong_go_right() {
+    run_all(REGRESSIONS);
+}
+
+#[test]
+fn one_seed_makes_one_world() {
+    for seed in [1, 2] {
+        assert_eq!(run(seed), run(seed));
+    }
+}

@@ -1,1 +1,36 @@
-//! To be written.
+//! The threads around a [`hadron_node::Node`], and the [`Handle`] through which the services ask it.
+//!
+//! ```text
+//!  front-end runtimes ──Handle──▶ ┌───────┐ ── records ──▶ log thread ── fsync ──┐
+//!                                 │ shard │ ── flushes ──▶ flush thread ─ engine ─┤
+//!  peers runtime ── messages ───▶ │ loop  │ ── messages ─▶ peers runtime         │
+//!                ◀─ snapshots ──▶ └───────┘ ◀──────────── completions ───────────┘
+//! ```
+//! - *shard* (one thread): the only one that touches the node. Never waits for disk or network. [`shard`]
+//! - *log* (one thread, and one that prepares segments): one write and one fsync for all that waits. [`log`]
+//! - *flush* (one thread): the engine's writes and fsyncs. [`flush`]
+//! - *peers* (one thread, a tokio runtime): the transport, and the tasks of snapshots. [`snapshots`]
+//!
+//! Nothing is decided here about groups: what the simulator does not see must not matter to safety. A local fault of log or
+//! engine stops the process; nothing is retried.
+
+mod clock;
+mod data_dir;
+mod error;
+mod fatal;
+mod flush;
+mod handle;
+mod log;
+mod observe;
+mod run;
+mod shard;
+mod snapshots;
+mod start;
+#[cfg(test)]
+mod tests;
+mod waiters;
+
+pub use error::RunError;
+pub use handle::Handle;
+pub use run::run;
+pub use start::Running;

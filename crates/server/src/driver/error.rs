@@ -1,0 +1,85 @@
+//! Why a node could not start, or had to stop. Each text is one line for the person who started it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use hadron_storage::engine::EngineError;
+use hadron_storage::wal::WalError;
+
+/// Why [`super::run`] ended without being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} (--{flag}): {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The flag that named it.
+        flag: &'static str,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Another process uses the data directory.
+    #[error("data directory {} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// The data directory cannot be read or written.
+    #[error("{action} {}: {error}", path.display())]
+    Files {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// The data directory's record of who the node is cannot be used.
+    #[error("{}: {what}", path.display())]
+    BadRecord {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        what: String,
+    },
+    /// The flags describe another node than the data directory does.
+    #[error("data directory {} belongs to {found}, but the flags describe {expected}: use another --data-dir, or the flags it was made with", path.display())]
+    OtherNode {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Whom the flags describe.
+        expected: String,
+    },
+    /// The write-ahead log cannot be used.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// The engine cannot be used.
+    #[error("{}: {error}", path.display())]
+    Engine {
+        /// Its directory.
+        path: PathBuf,
+        /// Why not.
+        error: EngineError,
+    },
+    /// What is stored does not fit together.
+    #[error("{0}")]
+    Unusable(String),
+    /// The process lacks something that it needs: a thread, a runtime.
+    #[error("cannot start a thread or runtime: {0}")]
+    Threads(io::Error),
+    /// The node had to stop: what was found, and what to do.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+impl RunError {
+    /// For `map_err`: `action` on `path` failed.
+    pub(super) fn files(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> RunError {
+        let path = path.into();
+        move |error| RunError::Files { action, path, error }
+    }
+}

@@ -1,0 +1,87 @@
+//! The flush thread: writes what the node gathered to the engine, in order, and makes it durable when asked.
+//!
+//! Nothing that a client waits for passes through here, so an engine that stalls only delays the cutting of the log. The
+//! queue needs no bound: a group has at most one flush and one sweep in it.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use crossbeam_channel::{Sender, unbounded};
+use hadron_consensus::GroupId;
+use hadron_node::{Event, FlushJob};
+use hadron_storage::engine::{Batch, Engine, EngineError};
+
+use super::error::RunError;
+use super::fatal::Fatal;
+use super::shard::Input;
+use crate::metrics::Metrics;
+
+enum Job {
+    Flush(FlushJob),
+    Sweep(GroupId, Batch),
+    Persist(u64),
+}
+
+/// Sends work to the flush thread.
+#[derive(Clone)]
+pub(super) struct FlushQueue(Sender<Job>);
+
+impl FlushQueue {
+    /// Queues a batch; [`Event::Flushed`] follows.
+    pub(super) fn flush(&self, job: FlushJob) {
+        self.push(Job::Flush(job));
+    }
+
+    /// Queues physical deletions; [`Event::Swept`] follows.
+    pub(super) fn sweep(&self, group: GroupId, batch: Batch) {
+        self.push(Job::Sweep(group, batch));
+    }
+
+    /// Makes everything queued before durable; [`Event::EnginePersisted`] follows.
+    pub(super) fn persist(&self, ticket: u64) {
+        self.push(Job::Persist(ticket));
+    }
+
+    fn push(&self, job: Job) {
+        // Fails only after the thread died of something fatal, which ends the process.
+        let _ = self.0.send(job);
+    }
+}
+
+/// Starts the flush thread. It ends, with the engine durable, when the queue is gone.
+pub(super) fn start(
+    engine: Arc<dyn Engine>,
+    shard: Sender<Input>,
+    metrics: Arc<Metrics>,
+    fatal: Fatal,
+) -> Result<(FlushQueue, JoinHandle<()>), RunError> {
+    let (sender, jobs) = unbounded();
+    let run = move || {
+        let outcome: Result<(), EngineError> = (|| {
+            for job in jobs {
+                let done = carry_out(&*engine, job, &metrics)?;
+                let _ = shard.send(Input::Event(done));
+            }
+            engine.persist()
+        })();
+        if let Err(error) = outcome {
+            fatal.report(format!("{error}; this node stops, because it cannot store what it applied"));
+        }
+    };
+    let thread = thread::Builder::new().name("flush".into()).spawn(run).map_err(RunError::Threads)?;
+    Ok((FlushQueue(sender), thread))
+}
+
+fn carry_out(engine: &dyn Engine, job: Job, metrics: &Metrics) -> Result<Event, EngineError> {
+    match job {
+        Job::Flush(FlushJob { group, mut flush }) => {
+            let began = Instant::now();
+            engine.write(std::mem::take(&mut flush.batch))?;
+            metrics.backend_commit_duration.observe(began.elapsed());
+            Ok(Event::Flushed { group, flush })
+        }
+        Job::Sweep(group, batch) => engine.write(batch).map(|()| Event::Swept { group }),
+        Job::Persist(ticket) => engine.persist().map(|()| Event::EnginePersisted { ticket }),
+    }
+}

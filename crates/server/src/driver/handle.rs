@@ -1,0 +1,172 @@
+//! What the services hold: questions go into the loop, everything else is read beside it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+use hadron_consensus::{GroupId, Index, NodeId};
+use hadron_keyspace::{Command, Keyspace};
+use hadron_node::{Board, ElectionRecord, Event};
+use hadron_proto::{etcdserverpb, hadron};
+use tokio::sync::oneshot;
+
+use super::clock::Clock;
+use super::shard::Input;
+use super::waiters::{Admission, Admitted, Slot, Waiter};
+use crate::api::{Backend, GroupStatus, Identity, Unavailable, Written};
+use crate::transport::BODY_BYTES_MAX;
+
+/// A command that is longer cannot be forwarded in one frame together with its envelope.
+const COMMAND_BYTES_MAX: usize = BODY_BYTES_MAX / 2;
+/// Requests of clients that may wait for an answer.
+const WAITING_REQUESTS_MAX: usize = 20_000;
+/// Bytes of their commands.
+const WAITING_BYTES_MAX: usize = 32 << 20;
+
+/// Asks the node. Cheap to clone; usable from any thread.
+#[derive(Clone)]
+pub struct Handle(Arc<Inner>);
+
+struct Inner {
+    inputs: Sender<Input>,
+    board: Arc<Board>,
+    identity: Identity,
+    clock: Clock,
+    admission: Arc<Admission>,
+    next_token: AtomicU64,
+}
+
+impl Handle {
+    pub(super) fn new(inputs: Sender<Input>, board: Arc<Board>, identity: Identity, clock: Clock) -> Handle {
+        let admission = Arc::new(Admission::new(WAITING_REQUESTS_MAX, WAITING_BYTES_MAX));
+        let next_token = AtomicU64::new(1);
+        Handle(Arc::new(Inner { inputs, board, identity, clock, admission, next_token }))
+    }
+
+    /// The node's public state.
+    pub(super) fn board(&self) -> &Board {
+        &self.0.board
+    }
+
+    /// Requests that wait for their answer.
+    pub(super) fn waiting_requests(&self) -> usize {
+        self.0.admission.requests()
+    }
+
+    /// Sends a request into the loop and waits for its answer.
+    async fn ask<T>(
+        &self,
+        group: GroupId,
+        admitted: Admitted,
+        slot: impl FnOnce(oneshot::Sender<Result<T, Unavailable>>) -> Slot,
+        event: impl FnOnce(u64) -> Event,
+    ) -> Result<T, Unavailable> {
+        let board = self.0.board.group(group).ok_or(Unavailable::NoSuchGroup)?;
+        let token = self.0.next_token.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        let waiter =
+            Waiter { slot: slot(sender), group, term: board.term(), began: Instant::now(), admitted };
+        let request = Input::Request { token, event: event(token), waiter };
+        self.0.inputs.send(request).map_err(|_| Unavailable::Stopped)?;
+        let mut pending = Pending { handle: self, token, group, is_answered: false };
+        let answer = receiver.await;
+        pending.is_answered = true;
+        // The loop answers everybody before it ends; only a panic in it leads here.
+        answer.unwrap_or(Err(Unavailable::Timeout))
+    }
+}
+
+/// Gives a request up when its future is dropped before the answer.
+struct Pending<'a> {
+    handle: &'a Handle,
+    token: u64,
+    group: GroupId,
+    is_answered: bool,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            let cancel = Input::Cancel { token: self.token, group: self.group };
+            // Fails when the loop has ended, and the request with it.
+            let _ = self.handle.0.inputs.send(cancel);
+        }
+    }
+}
+
+impl Backend for Handle {
+    async fn write(&self, group: GroupId, command: Command) -> Result<Written, Unavailable> {
+        let command = command.to_bytes();
+        if command.len() > COMMAND_BYTES_MAX {
+            return Err(Unavailable::TooLarge);
+        }
+        let admitted = self.0.admission.admit(command.len())?;
+        self.ask(group, admitted, Slot::Write, |token| Event::Write { token, group, command }).await
+    }
+
+    async fn read_barrier(&self, group: GroupId) -> Result<(), Unavailable> {
+        let admitted = self.0.admission.admit(0)?;
+        self.ask(group, admitted, Slot::Other, |token| Event::Read { token, group }).await
+    }
+
+    fn keyspace(&self, group: GroupId) -> Option<Arc<Keyspace>> {
+        let board = self.0.board.group(group).filter(|board| !board.quarantined())?;
+        Some(board.keyspace.clone())
+    }
+
+    fn status(&self, group: GroupId) -> Option<GroupStatus> {
+        let board = self.0.board.group(group)?;
+        Some(GroupStatus {
+            leader: board.leader(),
+            term: board.term(),
+            commit: Index(board.commit()),
+            applied: Index(board.applied()),
+            is_learner: false,
+        })
+    }
+
+    fn group_clock_ms(&self, group: GroupId) -> u64 {
+        self.0.board.group(group).map_or(0, |board| board.clock().now_ms(self.0.clock.now()))
+    }
+
+    fn members(&self) -> Vec<etcdserverpb::Member> {
+        let member = |member: hadron_node::Member| etcdserverpb::Member {
+            id: member.id,
+            name: member.name,
+            peer_ur_ls: member.peer_urls,
+            client_ur_ls: member.client_urls,
+            is_learner: false,
+        };
+        self.0.board.members().into_iter().map(member).collect()
+    }
+
+    fn elections(&self) -> Vec<hadron::Election> {
+        let records = self.0.board.elections();
+        records.into_iter().map(|record| election(record, self.0.clock)).collect()
+    }
+
+    async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<(), Unavailable> {
+        let admitted = self.0.admission.admit(0)?;
+        self.ask(group, admitted, Slot::Other, |token| Event::TransferLeader { token, group, to }).await
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+}
+
+fn election(record: ElectionRecord, clock: Clock) -> hadron::Election {
+    let shares = record.votes.iter().map(|(node, votes)| hadron::VoteShare {
+        node: node.0,
+        votes: *votes,
+        share: record.share(*node),
+    });
+    hadron::Election {
+        group: record.group.0,
+        term: record.term.0,
+        winner: if record.won { record.candidate.0 } else { 0 },
+        recorded_at_ms: clock.wall_ms(record.at),
+        shares: shares.collect(),
+    }
+}

@@ -1,0 +1,297 @@
+//! The loop: everything that happens to the node passes through here, one turn at a time, on one thread.
+//!
+//! A turn drains what waits, steps the node with each of it, settles once, and hands the effects to those who carry
+//! them out. It waits for nothing but its own queue. That queue has no bound of its own, so that nobody who completes
+//! something can be held up; what enters it is bounded where it comes from: clients' requests by [`Admission`], peers'
+//! messages by the transport's byte permits, completions by what is on its way.
+//!
+//! [`Admission`]: super::waiters::Admission
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId};
+use hadron_node::{Effects, Event, GroupBoard, Node, PeerMessage};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tracing::{error, info, warn};
+
+use super::clock::Clock;
+use super::fatal::Fatal;
+use super::flush::FlushQueue;
+use super::log::LogQueue;
+use super::snapshots::Snapshots;
+use super::waiters::{Waiter, Waiters};
+use crate::api::Unavailable;
+use crate::metrics::Metrics;
+use crate::transport::{MessageBatch, Transport};
+
+/// Inputs taken in one turn. Bounds how long the first of them waits for its effects.
+const TURN_INPUTS_MAX: usize = 1_024;
+
+/// Something for the loop.
+pub(super) enum Input {
+    /// It goes to the node as it is.
+    Event(Event),
+    /// A client's request: `event` goes to the node, `waiter` waits for the answer to `token`.
+    Request {
+        /// The same token as in the event.
+        token: u64,
+        /// What the node is told.
+        event: Event,
+        /// Who is told the answer.
+        waiter: Waiter,
+    },
+    /// Nobody waits for this request any more.
+    Cancel {
+        /// The request.
+        token: u64,
+        /// Its group.
+        group: GroupId,
+    },
+    /// Another node's messages, in their order.
+    Messages {
+        /// The sender.
+        from: NodeId,
+        /// What it says.
+        messages: Vec<PeerMessage>,
+        /// Given back after the turn, which lets the transport read on.
+        permit: OwnedSemaphorePermit,
+    },
+    /// End the loop after this turn.
+    Stop,
+}
+
+/// Those who carry effects out.
+pub(super) struct Outlets {
+    /// To other nodes.
+    pub(super) transport: Transport,
+    /// To the log.
+    pub(super) log: LogQueue,
+    /// To the engine.
+    pub(super) flush: FlushQueue,
+    /// Snapshots in both directions.
+    pub(super) snapshots: Snapshots,
+    /// What ends the process.
+    pub(super) fatal: Fatal,
+}
+
+/// The loop's own state.
+pub(super) struct Shard {
+    node: Node,
+    clock: Clock,
+    inputs: Receiver<Input>,
+    outlets: Outlets,
+    waiters: Waiters,
+    election_timeout: Duration,
+    /// Reused by every turn.
+    effects: Effects,
+    /// Messages of this turn, by receiver. Stays, with its buffers, from turn to turn.
+    batches: BTreeMap<NodeId, MessageBatch>,
+    /// When the connection to a node was last lost: tells a lost connection from a slow leader.
+    lost_at: HashMap<NodeId, Instant>,
+    /// Permits of the messages of this turn.
+    permits: Vec<OwnedSemaphorePermit>,
+    default_group: LeaderWatch,
+    stopping: bool,
+}
+
+impl Shard {
+    /// A loop around `node`, not running yet. `ready` becomes true once the group `default` has a leader.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        node: Node,
+        clock: Clock,
+        inputs: Receiver<Input>,
+        outlets: Outlets,
+        request_timeout: Duration,
+        election_timeout: Duration,
+        metrics: Arc<Metrics>,
+        ready: watch::Sender<bool>,
+    ) -> Shard {
+        let default_group = LeaderWatch::new(node.board().group(DEFAULT_GROUP), metrics, ready);
+        Shard {
+            node,
+            clock,
+            inputs,
+            outlets,
+            waiters: Waiters::new(request_timeout),
+            election_timeout,
+            effects: Effects::default(),
+            batches: BTreeMap::new(),
+            lost_at: HashMap::new(),
+            permits: Vec::new(),
+            default_group,
+            stopping: false,
+        }
+    }
+
+    /// Runs until [`Input::Stop`], or until nobody can send any more, or until the node says that it must stop.
+    pub(super) fn run(mut self) {
+        self.node.start(self.clock.now(), &mut self.effects);
+        self.carry_out();
+        while !self.stopping {
+            let first = self.wait();
+            self.turn(first);
+        }
+        self.waiters.stop();
+    }
+
+    /// The next input; `None` when the time of a deadline has come first.
+    fn wait(&mut self) -> Option<Input> {
+        let mut deadline = self.clock.instant(self.node.deadline());
+        if let Some(expiry) = self.waiters.deadline() {
+            deadline = deadline.min(expiry);
+        }
+        match self.inputs.recv_deadline(deadline) {
+            Ok(input) => Some(input),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Input::Stop),
+        }
+    }
+
+    fn turn(&mut self, first: Option<Input>) {
+        let mut next = first;
+        for _ in 0..TURN_INPUTS_MAX {
+            let Some(input) = next else { break };
+            self.take(input);
+            next = self.inputs.try_recv().ok();
+        }
+        if let Some(input) = next {
+            self.take(input);
+        }
+        self.expire();
+        let now = self.clock.now();
+        if self.node.deadline() <= now {
+            self.node.step(now, Event::Timer, &mut self.effects);
+        }
+        self.node.settle(now, &mut self.effects);
+        self.carry_out();
+        self.permits.clear();
+        self.default_group.look();
+    }
+
+    fn take(&mut self, input: Input) {
+        let now = self.clock.now();
+        match input {
+            Input::Event(event) => {
+                if let Event::PeerDown { node } = event {
+                    self.lost_at.insert(node, Instant::now());
+                }
+                self.node.step(now, event, &mut self.effects);
+            }
+            Input::Request { token, event, waiter } => {
+                self.waiters.add(token, waiter);
+                self.node.step(now, event, &mut self.effects);
+            }
+            Input::Cancel { token, group } => self.cancel(token, group),
+            Input::Messages { from, messages, permit } => {
+                for message in messages {
+                    self.node.step(now, Event::Peer { from, message }, &mut self.effects);
+                }
+                self.permits.push(permit);
+            }
+            Input::Stop => self.stopping = true,
+        }
+    }
+
+    fn cancel(&mut self, token: u64, group: GroupId) {
+        if self.waiters.forget(token) {
+            self.node.step(self.clock.now(), Event::Cancel { token, group }, &mut self.effects);
+        }
+    }
+
+    /// Tells those who have waited too long.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        while let Some((token, waiter)) = self.waiters.take_expired(now) {
+            let cancel = Event::Cancel { token, group: waiter.group };
+            self.node.step(self.clock.now(), cancel, &mut self.effects);
+            let why = self.why_it_took_too_long(&waiter);
+            waiter.slot.fail(why);
+            drop(waiter.admitted);
+        }
+    }
+
+    /// etcd tells its clients apart: a leader that failed, a connection that was lost, or neither.
+    fn why_it_took_too_long(&self, waiter: &Waiter) -> Unavailable {
+        let board = self.node.board();
+        let Some(group) = board.group(waiter.group) else { return Unavailable::Timeout };
+        if group.term() != waiter.term {
+            return Unavailable::TimeoutLeaderFailed;
+        }
+        // Lost a little before the request began counts too: the leader was already unreachable then.
+        let since = waiter.began.checked_sub(self.election_timeout).unwrap_or(waiter.began);
+        let lost_at = group.leader().and_then(|leader| self.lost_at.get(&leader));
+        match lost_at.is_some_and(|at| *at >= since) {
+            true => Unavailable::TimeoutConnectionLost,
+            false => Unavailable::Timeout,
+        }
+    }
+
+    /// Hands the effects of the turn to those who carry them out. The messages go first: other nodes may begin while
+    /// this one's disk is still writing.
+    fn carry_out(&mut self) {
+        let Shard { effects, outlets, batches, waiters, .. } = self;
+        for (node, message) in effects.sends.drain(..) {
+            let batch = batches.entry(node).or_default();
+            if let Err(too_long) = batch.push(|out| message.encode(out)) {
+                error!(peer = %format_args!("{:x}", node.0), %too_long, "a message cannot be sent");
+            }
+        }
+        for (node, batch) in batches.iter_mut().filter(|(_, batch)| !batch.is_empty()) {
+            outlets.transport.send(*node, batch.take());
+        }
+        if !effects.log.is_empty() {
+            outlets.log.append(effects.log_sequence, std::mem::take(&mut effects.log));
+        }
+        for (token, reply) in effects.replies.drain(..) {
+            waiters.answer(token, reply);
+        }
+        effects.flushes.drain(..).for_each(|job| outlets.flush.flush(job));
+        effects.sweeps.drain(..).for_each(|(group, batch)| outlets.flush.sweep(group, batch));
+        if let Some(ticket) = effects.persist_engine.take() {
+            outlets.flush.persist(ticket);
+        }
+        effects.snapshots.drain(..).for_each(|job| outlets.snapshots.send(&outlets.transport, job));
+        effects.installs.drain(..).for_each(|(ticket, yes)| outlets.snapshots.decide(ticket, yes));
+        if let Some(what) = effects.fatal.take() {
+            outlets.fatal.report(what);
+            self.stopping = true;
+        }
+    }
+}
+
+/// Notices who leads the group `default`, for the log and for those who wait until the node is of use.
+struct LeaderWatch {
+    group: Option<Arc<GroupBoard>>,
+    leader: Option<NodeId>,
+    metrics: Arc<Metrics>,
+    ready: watch::Sender<bool>,
+}
+
+impl LeaderWatch {
+    fn new(group: Option<Arc<GroupBoard>>, metrics: Arc<Metrics>, ready: watch::Sender<bool>) -> LeaderWatch {
+        LeaderWatch { group, leader: None, metrics, ready }
+    }
+
+    fn look(&mut self) {
+        let Some(group) = &self.group else { return };
+        let leader = group.leader();
+        if leader == self.leader {
+            return;
+        }
+        self.leader = leader;
+        let term = group.term().0;
+        match leader {
+            Some(node) => {
+                info!(leader = %format_args!("{:x}", node.0), term, "elected leader");
+                self.metrics.leader_changes_seen.inc();
+                self.ready.send_replace(true);
+            }
+            None => warn!(term, "no leader"),
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Snapshots in both directions, in tasks beside the loop. `docs/formats/peer.md` has the bytes.
+//!
+//! A sender exports from a fixed view of the engine, a receiver imports beside the present state and then asks the
+//! node whether to switch. Chunks pass through queues of two, so that neither side ever holds more than a few of them.
+//! A node sends one snapshot at a time to each other node, and receives a bounded number at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use crossbeam_channel::Sender;
+use hadron_consensus::{GroupId, Index, LogPosition, NodeId, ReplicaId, Term};
+use hadron_keyspace::{Applied, Exporter, Importer};
+use hadron_node::{Event, SnapshotJob};
+use hadron_storage::engine::Engine;
+use parking_lot::Mutex;
+use tokio::runtime;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use super::fatal::Fatal;
+use super::shard::Input;
+use crate::metrics::Metrics;
+use crate::transport::{IncomingSnapshot, Transport};
+
+/// Version of the header.
+const VERSION: u8 = 1;
+const HEADER_BYTES: usize = 1 + 8 + 8;
+/// Bytes of a chunk, about.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Chunks between the engine's thread and the connection.
+const CHUNKS_QUEUED: usize = 2;
+/// Snapshots that are received at once; further ones are refused, and sent again later.
+const RECEIVED_AT_ONCE: usize = 2;
+
+/// Sends and receives snapshots. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Snapshots(Arc<Inner>);
+
+struct Inner {
+    runtime: runtime::Handle,
+    engine: Arc<dyn Engine>,
+    shard: Sender<Input>,
+    metrics: Arc<Metrics>,
+    fatal: Fatal,
+    /// One permit per receiving node.
+    sending: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
+    /// Groups of which a snapshot is being received.
+    receiving: Mutex<Vec<GroupId>>,
+    /// Who waits for the node's decision on which offer.
+    offers: Mutex<HashMap<u64, oneshot::Sender<bool>>>,
+    next_ticket: AtomicU64,
+}
+
+impl Snapshots {
+    /// Tasks run on `runtime`.
+    pub(super) fn new(
+        runtime: runtime::Handle,
+        engine: Arc<dyn Engine>,
+        shard: Sender<Input>,
+        metrics: Arc<Metrics>,
+        fatal: Fatal,
+    ) -> Snapshots {
+        Snapshots(Arc::new(Inner {
+            runtime,
+            engine,
+            shard,
+            metrics,
+            fatal,
+            sending: Mutex::default(),
+            receiving: Mutex::default(),
+            offers: Mutex::default(),
+            next_ticket: AtomicU64::new(1),
+        }))
+    }
+
+    /// Streams a snapshot; [`Event::SnapshotSent`] follows.
+    pub(super) fn send(&self, transport: &Transport, job: SnapshotJob) {
+        let (inner, transport) = (self.0.clone(), transport.clone());
+        self.0.runtime.spawn(async move {
+            let peer = format!("{:x}", job.node.0);
+            let position = match inner.stream(&transport, job).await {
+                Ok(position) => {
+                    info!(group = job.group.0, %peer, index = position.index.0, "sent a snapshot");
+                    inner.metrics.snapshots_sent.inc();
+                    Some(position)
+                }
+                Err(error) => {
+                    warn!(group = job.group.0, %peer, %error, "sending a snapshot failed");
+                    None
+                }
+            };
+            inner.tell(Event::SnapshotSent { group: job.group, to: job.to, position });
+        });
+    }
+
+    /// Takes a snapshot that another node sends.
+    pub(super) fn receive(&self, from: NodeId, mut snapshot: IncomingSnapshot) {
+        let inner = self.0.clone();
+        self.0.runtime.spawn(async move {
+            let peer = format!("{:x}", from.0);
+            let outcome = inner.take(&mut snapshot).await;
+            if let Err(reason) = &outcome {
+                warn!(%peer, %reason, "did not install a snapshot");
+            }
+            let answer = outcome.map(encode_position);
+            if let Err(error) = snapshot.answer(answer).await {
+                warn!(%peer, %error, "cannot answer a snapshot");
+            }
+        });
+    }
+
+    /// The node's decision on an offered snapshot.
+    pub(super) fn decide(&self, ticket: u64, yes: bool) {
+        if let Some(offer) = self.0.offers.lock().remove(&ticket) {
+            let _ = offer.send(yes);
+        }
+    }
+}
+
+impl Inner {
+    fn tell(&self, event: Event) {
+        // Fails when the loop has ended, and then nobody wants to know.
+        let _ = self.shard.send(Input::Event(event));
+    }
+
+    async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<LogPosition, String> {
+        let turn = self.sending.lock().entry(job.node).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
+        let _turn = turn.acquire().await.map_err(text)?;
+        let (sender, mut chunks) = mpsc::channel(CHUNKS_QUEUED);
+        let header = encode_header(job.group, job.to);
+        let mut snapshot = transport.open_snapshot(job.node, header).await.map_err(text)?;
+        let engine = self.engine.clone();
+        let export = spawn_blocking(move || export(&*engine, job.group, &sender));
+        while let Some(chunk) = chunks.recv().await {
+            snapshot.chunk(chunk).await.map_err(text)?;
+        }
+        // The queue ends when the export does, whether it came to its end or not.
+        export.await.map_err(text)??;
+        decode_position(snapshot.finish().await.map_err(text)?)
+    }
+
+    async fn take(&self, snapshot: &mut IncomingSnapshot) -> Result<LogPosition, String> {
+        let group = decode_header(snapshot.header().clone())?;
+        let _receiving = Receiving::begin(&self.receiving, group)?;
+        let importer = self.import(group, snapshot).await?;
+        let applied = importer.applied().filter(|_| importer.is_complete()).ok_or("it is not complete")?;
+        let (ticket, decision) = self.offer();
+        self.tell(Event::SnapshotOffered { group, ticket, applied });
+        if !decision.await.map_err(text)? {
+            return Err("not wanted: this replica leads or is ahead of it".into());
+        }
+        let installed = self.install(importer).await;
+        if let Err(error) = &installed {
+            // The node waits for the switch, and the engine may hold either state: only a restart can tell.
+            self.fatal.report(format!("group {group}: installing a snapshot failed: {error}"));
+        }
+        installed?;
+        self.metrics.snapshots_received.inc();
+        self.tell(Event::SnapshotInstalled { group, applied });
+        Ok(position(applied))
+    }
+
+    /// Reads all chunks into the engine, beside the present state.
+    async fn import(&self, group: GroupId, snapshot: &mut IncomingSnapshot) -> Result<Importer, String> {
+        let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED);
+        let engine = self.engine.clone();
+        let import = spawn_blocking(move || import(engine, group, chunks));
+        let read = async {
+            while let Some(chunk) = snapshot.next_chunk().await.map_err(text)? {
+                if sender.send(chunk).await.is_err() {
+                    break;
+                }
+            }
+            Ok::<(), String>(())
+        };
+        let read = read.await;
+        drop(sender);
+        let importer = import.await.map_err(text)??;
+        // An importer whose stream broke off is dropped here, incomplete.
+        read.map(|()| importer)
+    }
+
+    fn offer(&self) -> (u64, oneshot::Receiver<bool>) {
+        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+        let (sender, decision) = oneshot::channel();
+        self.offers.lock().insert(ticket, sender);
+        (ticket, decision)
+    }
+
+    /// Switches to what was imported, durably.
+    async fn install(&self, importer: Importer) -> Result<(), String> {
+        let engine = self.engine.clone();
+        let install = spawn_blocking(move || {
+            importer.finish().map_err(text)?;
+            engine.persist().map_err(text)
+        });
+        install.await.map_err(text)?
+    }
+}
+
+/// The right to receive a snapshot of a group; given back when dropped.
+struct Receiving<'a> {
+    groups: &'a Mutex<Vec<GroupId>>,
+    group: GroupId,
+}
+
+impl Receiving<'_> {
+    fn begin(groups: &Mutex<Vec<GroupId>>, group: GroupId) -> Result<Receiving<'_>, String> {
+        let mut receiving = groups.lock();
+        if receiving.contains(&group) || receiving.len() >= RECEIVED_AT_ONCE {
+            return Err("busy with another snapshot".into());
+        }
+        receiving.push(group);
+        Ok(Receiving { groups, group })
+    }
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        self.groups.lock().retain(|group| *group != self.group);
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Reads the engine, chunk by chunk, as fast as the connection takes them.
+fn export(engine: &dyn Engine, group: GroupId, chunks: &mpsc::Sender<Bytes>) -> Result<(), String> {
+    let mut exporter = Exporter::new(engine.snapshot(), group.0).map_err(text)?;
+    while let Some(chunk) = exporter.next_chunk(CHUNK_BYTES).map_err(text)? {
+        // The receiver of chunks goes away when the connection ends, which has its own error.
+        if chunks.blocking_send(chunk).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn import(
+    engine: Arc<dyn Engine>,
+    group: GroupId,
+    mut chunks: mpsc::Receiver<Bytes>,
+) -> Result<Importer, String> {
+    let mut importer = Importer::new(engine, group.0).map_err(text)?;
+    while let Some(chunk) = chunks.blocking_recv() {
+        importer.chunk(chunk).map_err(text)?;
+    }
+    Ok(importer)
+}
+
+fn position(applied: Applied) -> LogPosition {
+    LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum }
+}
+
+fn encode_header(group: GroupId, to: ReplicaId) -> Bytes {
+    let mut out = BytesMut::with_capacity(HEADER_BYTES);
+    out.put_u8(VERSION);
+    out.put_u64_le(group.0);
+    out.put_u64_le(to.0);
+    out.freeze()
+}
+
+fn decode_header(mut bytes: Bytes) -> Result<GroupId, String> {
+    if bytes.len() < HEADER_BYTES {
+        return Err("its header is too short".into());
+    }
+    let version = bytes.get_u8();
+    if version != VERSION {
+        return Err(format!("its header has version {version}, this node knows {VERSION}"));
+    }
+    Ok(GroupId(bytes.get_u64_le()))
+}
+
+fn encode_position(position: LogPosition) -> Bytes {
+    let mut out = BytesMut::with_capacity(24);
+    out.put_u64_le(position.term.0);
+    out.put_u64_le(position.index.0);
+    out.put_u64_le(position.checksum);
+    out.freeze()
+}
+
+fn decode_position(mut bytes: Bytes) -> Result<LogPosition, String> {
+    if bytes.len() < 24 {
+        return Err("the receiver's answer is too short".into());
+    }
+    let (term, index) = (Term(bytes.get_u64_le()), Index(bytes.get_u64_le()));
+    Ok(LogPosition { term, index, checksum: bytes.get_u64_le() })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn headers_and_positions_come_back() {
+        let header = encode_header(GroupId(1), ReplicaId(6));
+        assert_eq!(decode_header(header.clone()), Ok(GroupId(1)));
+        assert!(decode_header(header.slice(..HEADER_BYTES - 1)).is_err());
+        assert!(decode_header([&[9], &header[1..]].concat().into()).unwrap_err().contains("version 9"));
+        let at = LogPosition { term: Term(2), index: Index(3), checksum: 4 };
+        assert_eq!(decode_position(encode_position(at)).unwrap(), at);
+        assert!(decode_position(Bytes::new()).is_err());
+    }
+}

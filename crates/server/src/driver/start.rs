@@ -1,0 +1,333 @@
+//! From a configuration to a running node, and back to a directory at rest.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, unbounded};
+use hadron_consensus::GroupId;
+use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
+use hadron_node::{Config as NodeConfig, Event, Limits as NodeLimits, Member, Node};
+use hadron_storage::disk::{Disk, RealDisk};
+use hadron_storage::engine::{Engine, FjallEngine, FjallOptions};
+use hadron_storage::wal::{Options as WalOptions, Recovered, Wal};
+use tokio::runtime;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::clock::Clock;
+use super::data_dir::{DataDir, NodeRecord};
+use super::error::RunError;
+use super::fatal::Fatal;
+use super::handle::Handle;
+use super::shard::{Input, Outlets, Shard};
+use super::snapshots::Snapshots;
+use super::{flush, log, observe};
+use crate::api;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::transport::{self, Inbound, Peer, Setup, Transport};
+
+/// etcd's time-out of a request, to which two election timeouts are added.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the tasks of the peers' runtime may take to end.
+const PEERS_GRACE: Duration = Duration::from_secs(1);
+/// How often a handing over is looked at.
+const HAND_OVER_POLL: Duration = Duration::from_millis(10);
+
+/// A running node.
+pub struct Running {
+    handle: Handle,
+    inputs: Sender<Input>,
+    ready: watch::Receiver<bool>,
+    fatal: Fatal,
+    election_timeout: Duration,
+    transport: Transport,
+    /// Dropping it ends the peers' thread.
+    peers_end: oneshot::Sender<()>,
+    /// In the order in which they end.
+    threads: Vec<JoinHandle<()>>,
+    _data_dir: DataDir,
+}
+
+/// What was read from disk.
+struct Stored {
+    data_dir: DataDir,
+    engine: Arc<dyn Engine>,
+    wal: Wal,
+    recovered: Recovered,
+    keyspaces: BTreeMap<GroupId, Arc<Keyspace>>,
+}
+
+impl Running {
+    /// Opens everything, recovers, and starts all threads. Peers are accepted on `peer_listeners`.
+    ///
+    /// # Errors
+    /// What is wrong, in one line for the person who starts the node. Nothing runs then.
+    pub fn start(
+        config: &Config,
+        peer_listeners: Vec<TcpListener>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Running, RunError> {
+        let clock = Clock::start();
+        let Stored { data_dir, engine, wal, recovered, keyspaces } = Stored::open(config)?;
+        let node_config = node_config(config, &data_dir.record);
+        let node =
+            Node::new(node_config, recovered.groups, &keyspaces, clock.now()).map_err(RunError::Unusable)?;
+        let board = node.board();
+
+        let fatal = Fatal::new();
+        let (inputs, shard_inputs) = unbounded();
+        let (log_queue, log_thread) = log::start(wal, inputs.clone(), metrics.clone(), fatal.clone())?;
+        let (flush_queue, flush_thread) =
+            flush::start(engine.clone(), inputs.clone(), metrics.clone(), fatal.clone())?;
+        let peers = peers_runtime()?;
+        let snapshots =
+            Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
+        let admitting = board.clone();
+        let setup = Setup {
+            identity: transport_identity(config, &data_dir.record),
+            peers: other_nodes(&data_dir.record)?,
+            admit: Arc::new(move |other| admitting.admit(other.node, other.data_dir_id)),
+            receive: receive(inputs.clone(), snapshots.clone()),
+            metrics: metrics.clone(),
+            options: transport_options(config, &data_dir.record),
+        };
+        let transport = start_transport(&peers, peer_listeners, setup)?;
+        let identity =
+            api::Identity::new(data_dir.record.pool.cluster_id, data_dir.record.node, config.name.clone());
+        let handle = Handle::new(inputs.clone(), board, identity, clock);
+        peers.spawn(observe::run(handle.clone(), metrics.clone()));
+
+        let outlets = Outlets {
+            transport: transport.clone(),
+            log: log_queue,
+            flush: flush_queue,
+            snapshots,
+            fatal: fatal.clone(),
+        };
+        let (ready_sender, ready) = watch::channel(false);
+        let request_timeout = REQUEST_TIMEOUT + 2 * config.election_timeout;
+        let shard = Shard::new(
+            node,
+            clock,
+            shard_inputs,
+            outlets,
+            request_timeout,
+            config.election_timeout,
+            metrics,
+            ready_sender,
+        );
+        let (peers_end, peers_ended) = oneshot::channel();
+        let threads = vec![
+            spawn("shard", move || shard.run())?,
+            log_thread,
+            flush_thread,
+            spawn("peers", move || run_peers(peers, peers_ended))?,
+        ];
+        Ok(Running {
+            handle,
+            inputs,
+            ready,
+            fatal,
+            election_timeout: config.election_timeout,
+            transport,
+            peers_end,
+            threads,
+            _data_dir: data_dir,
+        })
+    }
+
+    /// What the services ask.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Returns once the group `default` has a leader.
+    pub async fn ready(&self) {
+        // The sender lives as long as the loop; after its end nobody becomes ready any more.
+        if self.ready.clone().wait_for(|ready| *ready).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Returns when the node found that it must not go on, with what it found.
+    pub async fn failed(&self) -> RunError {
+        RunError::Fatal(self.fatal.reported().await)
+    }
+
+    /// Gives the groups that this node leads to others, if there are others; waits for that, but not for long.
+    pub async fn hand_over(&self) {
+        let me = api::Backend::identity(&self.handle).member_id;
+        let is_alone = self.handle.board().members().len() == 1;
+        let leads = || self.handle.board().groups().iter().any(|(_, group)| group.leader() == Some(me));
+        if is_alone || !leads() {
+            return;
+        }
+        let _ = self.inputs.send(Input::Event(Event::HandOver));
+        let handed_over = async {
+            while leads() {
+                sleep(HAND_OVER_POLL).await;
+            }
+        };
+        match timeout(self.election_timeout, handed_over).await {
+            Ok(()) => info!("handed leadership over"),
+            Err(_) => warn!("could not hand leadership over; the others will elect"),
+        }
+    }
+
+    /// Stops all threads: the log is sealed and the engine durable when it returns. Requests that still wait are told.
+    pub async fn stop(self) {
+        let _ = timeout(PEERS_GRACE, self.transport.drained()).await;
+        let _ = self.inputs.send(Input::Stop);
+        drop(self.peers_end);
+        let threads = self.threads;
+        let join = move || {
+            for thread in threads {
+                let name = thread.thread().name().unwrap_or_default().to_owned();
+                if thread.join().is_err() {
+                    warn!(thread = name, "a thread ended with a panic");
+                }
+            }
+        };
+        let _ = tokio::task::spawn_blocking(join).await;
+    }
+}
+
+impl Stored {
+    fn open(config: &Config) -> Result<Stored, RunError> {
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let data_dir = DataDir::open(disk.clone(), config)?;
+        let record = &data_dir.record;
+        let path = data_dir.engine();
+        let engine = FjallEngine::open(&path, &FjallOptions::default())
+            .map_err(|error| RunError::Engine { path: path.clone(), error })?;
+        let engine: Arc<dyn Engine> = Arc::new(engine);
+        let options = WalOptions { log_id: record.data_dir_id, ..WalOptions::default() };
+        let (wal, recovered) = Wal::open(disk, &config.wal_dir, options)?;
+        if let Some(tail) = &recovered.torn_tail {
+            warn!(
+                file = %tail.file.display(), offset = tail.offset, bytes = tail.bytes,
+                "cut the torn tail of the write-ahead log: what a crash interrupted was never acknowledged"
+            );
+        }
+        let mut keyspaces = BTreeMap::new();
+        for group in record.pool.groups() {
+            let keyspace = Keyspace::open(engine.clone(), group.group.0, KeyspaceOptions::default())
+                .map_err(|error| RunError::Unusable(format!("group {}: {error}", group.group)))?;
+            keyspaces.insert(group.group, keyspace);
+        }
+        Ok(Stored { data_dir, engine, wal, recovered, keyspaces })
+    }
+}
+
+fn node_config(config: &Config, record: &NodeRecord) -> NodeConfig {
+    let urls = config.advertise_client_urls.iter().map(ToString::to_string);
+    let own = Member {
+        id: record.node.0,
+        name: config.name.clone(),
+        peer_urls: vec![config.advertise_peer_url.to_string()],
+        client_urls: urls.collect(),
+        data_dir_id: record.data_dir_id,
+    };
+    let mut members = record.pool.members.clone();
+    members.retain(|member| member.id != own.id);
+    members.push(own);
+    members.sort_by_key(|member| member.id);
+    NodeConfig {
+        node: record.node,
+        incarnation: record.incarnation,
+        members,
+        groups: record.pool.groups(),
+        heartbeat_us: config.heartbeat_interval.as_micros() as u64,
+        election_timeout_us: config.election_timeout.as_micros() as u64,
+        seed: record.data_dir_id ^ record.incarnation,
+        limits: NodeLimits::default(),
+    }
+}
+
+fn transport_identity(config: &Config, record: &NodeRecord) -> transport::Identity {
+    transport::Identity {
+        cluster_id: record.pool.cluster_id,
+        node: record.node,
+        incarnation: record.incarnation,
+        data_dir_id: record.data_dir_id,
+        name: config.name.clone(),
+    }
+}
+
+fn transport_options(config: &Config, record: &NodeRecord) -> transport::Options {
+    let defaults = transport::Options::default();
+    transport::Options {
+        silence_timeout: defaults.silence_timeout.max(config.election_timeout * 2),
+        seed: record.data_dir_id ^ record.incarnation,
+        ..defaults
+    }
+}
+
+fn other_nodes(record: &NodeRecord) -> Result<Vec<Peer>, RunError> {
+    let others = record.pool.members.iter().filter(|member| member.node() != record.node);
+    others
+        .map(|member| {
+            let urls = member.peer_urls.iter().map(|url| url.parse()).collect::<Result<Vec<_>, _>>();
+            let urls = urls.map_err(|error| {
+                RunError::Unusable(format!("peer URL of node {:x} ({}): {error}", member.id, member.name))
+            })?;
+            Ok(Peer { node: member.node(), urls })
+        })
+        .collect()
+}
+
+/// What the transport does with what arrives: decodes messages, so that the loop need not, and passes everything on.
+fn receive(inputs: Sender<Input>, snapshots: Snapshots) -> transport::Receive {
+    Arc::new(move |from, inbound| {
+        let input = match inbound {
+            Inbound::Up { incarnation, .. } => Input::Event(Event::PeerUp { node: from, incarnation }),
+            Inbound::Down => Input::Event(Event::PeerDown { node: from }),
+            Inbound::Messages { messages, permit } => {
+                Input::Messages { from, messages: observe::decode(from, messages), permit }
+            }
+            Inbound::Snapshot(snapshot) => return snapshots.receive(from, snapshot),
+        };
+        // Fails when the loop has ended, and then nobody wants it.
+        let _ = inputs.send(input);
+    })
+}
+
+fn start_transport(
+    peers: &runtime::Runtime,
+    listeners: Vec<TcpListener>,
+    setup: Setup,
+) -> Result<Transport, RunError> {
+    let _inside = peers.enter();
+    let mut accepting = Vec::new();
+    for listener in listeners {
+        listener.set_nonblocking(true).map_err(RunError::Threads)?;
+        accepting.push(tokio::net::TcpListener::from_std(listener).map_err(RunError::Threads)?);
+    }
+    Ok(Transport::start(accepting, setup))
+}
+
+fn peers_runtime() -> Result<runtime::Runtime, RunError> {
+    runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Threads)
+}
+
+fn run_peers(peers: runtime::Runtime, ended: oneshot::Receiver<()>) {
+    let _ = peers.block_on(ended);
+    peers.shutdown_timeout(PEERS_GRACE);
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, RunError> {
+    thread::Builder::new().name(name.into()).spawn(run).map_err(RunError::Threads)
+}
+
+/// Listens on every address.
+pub(super) fn bind(addresses: &[SocketAddr], flag: &'static str) -> Result<Vec<TcpListener>, RunError> {
+    let bind = |address: &SocketAddr| {
+        TcpListener::bind(address).map_err(|error| RunError::Listen { address: *address, flag, error })
+    };
+    addresses.iter().map(bind).collect()
+}

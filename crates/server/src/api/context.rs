@@ -1,6 +1,7 @@
 //! What every service holds: the node behind it, the group whose keyspace it serves, limits and metrics.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hadron_consensus::{GroupId, Term};
 use hadron_keyspace::{Command, Keyspace, Response};
@@ -10,7 +11,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::backend::{Backend, GroupStatus, Written};
-use super::error::{EtcdError, IntoStatus};
+use super::error::{EtcdError, refusal};
 use super::leader;
 use crate::metrics::Metrics;
 
@@ -47,14 +48,11 @@ pub(super) struct Context<B> {
     pub(super) backend: B,
     pub(super) group: GroupId,
     pub(super) limits: Limits,
+    pub(super) watch_progress_interval: Duration,
     pub(super) metrics: Arc<Metrics>,
 }
 
 impl<B: Backend> Context<B> {
-    pub(super) fn new(backend: B, metrics: Arc<Metrics>, group: GroupId, limits: Limits) -> Context<B> {
-        Context { backend, group, limits, metrics }
-    }
-
     /// Where the group stands; all zero for a group that is not here.
     pub(super) fn status(&self) -> GroupStatus {
         self.backend.status(self.group).unwrap_or_default()
@@ -89,11 +87,23 @@ impl<B: Backend> Context<B> {
         }
     }
 
+    /// Runs a long read beside the connections of this thread, which would wait for it otherwise.
+    pub(super) async fn read_beside<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, hadron_keyspace::Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        match tokio::task::spawn_blocking(read).await {
+            Ok(result) => result.map_err(refusal),
+            // The runtime is being shut down, or the read panicked.
+            Err(_) => Err(EtcdError::Stopped.into()),
+        }
+    }
+
     /// Proposes a command and returns the state machine's answer with the term of its entry.
     pub(super) async fn write(&self, command: Command) -> Result<(Response, Term), Status> {
         match self.backend.write(self.group, command).await {
             Ok(Written { response: Ok(response), term }) => Ok((response, term)),
-            Ok(Written { response: Err(error), .. }) => Err(error.into_status()),
+            Ok(Written { response: Err(error), .. }) => Err(refusal(error)),
             Err(error) => {
                 self.metrics.proposals_failed.inc();
                 Err(error.into())

@@ -3,6 +3,7 @@
 //! Codes and texts are part of the interface: clients compare them literally. The test holds a second copy, taken by
 //! hand from etcd's published `rpctypes`, so that neither can change unnoticed.
 
+use hadron_keyspace::Error as KeyspaceError;
 use tonic::{Code, Status};
 
 use super::backend::Unavailable;
@@ -137,15 +138,38 @@ impl From<Unavailable> for Status {
     }
 }
 
-/// How an error of another crate is told to a client.
-pub(super) trait IntoStatus {
-    /// The status, with etcd's code and text where etcd has one.
-    fn into_status(self) -> Status;
+impl EtcdError {
+    /// The error that a client knows for a refusal of the state machine; `None` for a local fault, which etcd has no
+    /// words for.
+    pub fn from_keyspace(error: &KeyspaceError) -> Option<EtcdError> {
+        Some(match error {
+            KeyspaceError::EmptyKey => EtcdError::EmptyKey,
+            KeyspaceError::KeyNotFound => EtcdError::KeyNotFound,
+            KeyspaceError::ValueProvided => EtcdError::ValueProvided,
+            KeyspaceError::LeaseProvided => EtcdError::LeaseProvided,
+            KeyspaceError::TooManyOps => EtcdError::TooManyOps,
+            KeyspaceError::DuplicateKey => EtcdError::DuplicateKey,
+            KeyspaceError::InvalidSort => EtcdError::InvalidSortOption,
+            KeyspaceError::Compacted => EtcdError::Compacted,
+            KeyspaceError::FutureRev => EtcdError::FutureRevision,
+            KeyspaceError::LeaseNotFound => EtcdError::LeaseNotFound,
+            KeyspaceError::LeaseExists => EtcdError::LeaseExists,
+            KeyspaceError::LeaseTtlTooLarge => EtcdError::LeaseTtlTooLarge,
+            KeyspaceError::NoSpace => EtcdError::NoSpace,
+            KeyspaceError::Storage(_) => return None,
+        })
+    }
 }
 
-impl IntoStatus for hadron_keyspace::Error {
-    fn into_status(self) -> Status {
-        Status::unknown(format!("{self:?}"))
+/// A refusal of the state machine as a client sees it.
+pub(super) fn refusal(error: KeyspaceError) -> Status {
+    match EtcdError::from_keyspace(&error) {
+        Some(known) => known.into(),
+        None => {
+            // Another node may well be able to read, and this code makes clients ask one.
+            tracing::error!(%error, "cannot read the local state");
+            Status::unavailable(format!("hadron: {error}"))
+        }
     }
 }
 

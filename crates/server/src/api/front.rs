@@ -259,7 +259,8 @@ fn name_oversized_message(headers: &mut HeaderMap) {
     if header_code(headers) != Code::OutOfRange || !text.contains("length%20too%20large") {
         return;
     }
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| digits.len() > 2);
+    let text = text.replace("%20", " ");
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
     let (found, limit) = (numbers.next().unwrap_or("?"), numbers.next().unwrap_or("?"));
     let text = format!("grpc:%20received%20message%20larger%20than%20max%20({found}%20vs.%20{limit})");
     if let Ok(text) = HeaderValue::from_str(&text) {

@@ -9,10 +9,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hadron_proto::etcdserverpb::AlarmType;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hadron_proto::etcdserverpb::AlarmType;
 use hyper::body::Incoming;
 use serde_json::json;
 use tonic::body::Body;

@@ -12,7 +12,10 @@ use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
 use super::context::{Context, Learners, mismatch};
-use super::error::{IntoStatus, unimplemented};
+use super::error::{refusal, unimplemented};
+
+/// A range of up to this many keys is read at once; handing it to another thread would cost more.
+const SHORT_RANGE_KEYS: i64 = 100;
 
 /// The service.
 pub(super) struct Kv<B> {
@@ -30,7 +33,7 @@ impl<B: Backend> Kv<B> {
             true => self.context.keyspace()?,
             false => self.context.keyspace_after_barrier().await?,
         };
-        let mut response = keyspace.read_txn(txn).map_err(IntoStatus::into_status)?;
+        let mut response = keyspace.read_txn(txn).map_err(refusal)?;
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(response)
     }
@@ -44,14 +47,19 @@ impl<B: Backend> Kv<B> {
     }
 }
 
+/// Whether a range may take so long that the other connections of the thread should not wait for it.
+fn may_be_long(range: &pb::RangeRequest) -> bool {
+    !range.range_end.is_empty() && !(1..=SHORT_RANGE_KEYS).contains(&range.limit)
+}
+
 /// Visits the operations of a transaction and of all that is nested in it, until one satisfies `stop`.
 fn any_operation(txn: &pb::TxnRequest, stop: &impl Fn(&request_op::Request) -> bool) -> bool {
-    txn.success.iter().chain(&txn.failure).filter_map(|operation| operation.request.as_ref()).any(|operation| {
-        match operation {
+    txn.success.iter().chain(&txn.failure).filter_map(|operation| operation.request.as_ref()).any(
+        |operation| match operation {
             request_op::Request::RequestTxn(nested) => any_operation(nested, stop),
             operation => stop(operation),
-        }
-    })
+        },
+    )
 }
 
 fn is_read_only(txn: &pb::TxnRequest) -> bool {
@@ -72,14 +80,17 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         let serializable = request.get_ref().serializable;
         let learners = if serializable { Learners::Answer } else { Learners::Refuse };
         self.context.admit(request.metadata(), learners)?;
-        let range = request.get_ref();
-        check::range(range).map_err(IntoStatus::into_status)?;
+        let range = request.into_inner();
+        check::range(&range).map_err(refusal)?;
         self.context.metrics.range_total.inc();
         let keyspace = match serializable {
             true => self.context.keyspace()?,
             false => self.context.keyspace_after_barrier().await?,
         };
-        let mut response = keyspace.range(range).map_err(IntoStatus::into_status)?;
+        let mut response = match may_be_long(&range) {
+            true => self.context.read_beside(move || keyspace.range(&range)).await?,
+            false => keyspace.range(&range).map_err(refusal)?,
+        };
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(Response::new(response))
     }
@@ -87,7 +98,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         let put = request.into_inner();
-        check::put(&put).map_err(IntoStatus::into_status)?;
+        check::put(&put).map_err(refusal)?;
         self.context.check_size(&put)?;
         self.context.metrics.put_total.inc();
         let (response, term) = self.context.write(Command::Put(put)).await?;
@@ -102,7 +113,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         let delete = request.into_inner();
-        check::delete_range(&delete).map_err(IntoStatus::into_status)?;
+        check::delete_range(&delete).map_err(refusal)?;
         self.context.check_size(&delete)?;
         self.context.metrics.delete_total.inc();
         let (response, term) = self.context.write(Command::DeleteRange(delete)).await?;
@@ -114,7 +125,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         let txn = request.into_inner();
-        check::txn(&txn, self.context.limits.txn_operations).map_err(IntoStatus::into_status)?;
+        check::txn(&txn, self.context.limits.txn_operations).map_err(refusal)?;
         self.context.metrics.txn_total.inc();
         let response = match is_read_only(&txn) {
             true => self.read_txn(&txn).await?,

@@ -4,13 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
-use hadron_keyspace::Command;
+use hadron_keyspace::{Command, check};
 use hadron_proto::etcdserverpb as pb;
 use rand::Rng;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::backend::Backend;
 use super::context::{Context, Learners, mismatch};
+use super::error::refusal;
 use super::leader::WhileLed;
 
 /// Keep-alives of one stream that may be under way at once. Answers keep the order of the requests. Without this a
@@ -33,17 +34,19 @@ fn random_id() -> i64 {
     rand::rng().random_range(1..=i64::MAX)
 }
 
+/// Keeps one lease alive. The header is made before, as in etcd: a client that sees revision N in it may conclude that
+/// the lease had not ended at N.
 async fn keep_alive<B: Backend>(
     context: Arc<Context<B>>,
     request: Result<pb::LeaseKeepAliveRequest, Status>,
 ) -> Result<pb::LeaseKeepAliveResponse, Status> {
     let id = request?.id;
-    let (response, term) = context.write(Command::LeaseKeepAlive(vec![id])).await?;
+    let header = Some(context.header_now());
+    let (response, _) = context.write(Command::LeaseKeepAlive(vec![id])).await?;
     let hadron_keyspace::Response::LeaseKeepAlive(mut answers) = response else { return Err(mismatch()) };
-    let mut answer = answers.pop().ok_or_else(mismatch)?;
-    context.complete(&mut answer.header, term);
+    let answer = answers.pop().ok_or_else(mismatch)?;
     context.metrics.leases_renewed.inc();
-    Ok(answer)
+    Ok(pb::LeaseKeepAliveResponse { header, ..answer })
 }
 
 #[tonic::async_trait]
@@ -54,6 +57,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         let mut grant = request.into_inner();
+        check::lease_grant(&grant).map_err(refusal)?;
         if grant.id == 0 {
             grant.id = random_id();
         }
@@ -77,7 +81,8 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         Ok(Response::new(response))
     }
 
-    type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<pb::LeaseKeepAliveResponse, Status>> + Send>>;
+    type LeaseKeepAliveStream =
+        Pin<Box<dyn Stream<Item = Result<pb::LeaseKeepAliveResponse, Status>> + Send>>;
 
     /// A lease that does not exist, or no longer, is answered with a remaining time of 0. Any other failure ends the
     /// stream: the client reconnects, maybe to another node.

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
 use super::context::{Context, Learners};
-use super::error::{EtcdError, IntoStatus, unimplemented};
+use super::error::{EtcdError, unimplemented};
 
 /// The service.
 pub(super) struct Maintenance<B> {
@@ -32,7 +32,10 @@ fn describe(alarm: &pb::AlarmMember) -> String {
 #[tonic::async_trait]
 impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
     /// Answered by every node from what it knows, even without a leader or a readable replica.
-    async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Answer)?;
         let (identity, status) = (self.context.backend.identity(), self.context.status());
         let keyspace = self.context.backend.keyspace(self.context.group);
@@ -44,7 +47,8 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
             Some(keyspace) => errors.extend(keyspace.alarms().iter().map(describe)),
             None => errors.push("hadron: this node's replica is not readable".to_owned()),
         }
-        let db_size = keyspace.as_ref().map_or(0, |keyspace| keyspace.db_bytes()).try_into().unwrap_or(i64::MAX);
+        let db_size =
+            keyspace.as_ref().map_or(0, |keyspace| keyspace.db_bytes()).try_into().unwrap_or(i64::MAX);
         Ok(Response::new(pb::StatusResponse {
             header: Some(self.context.header_now()),
             version: identity.etcd_version.clone(),
@@ -62,10 +66,14 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         }))
     }
 
-    async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
+    async fn hash_kv(
+        &self,
+        request: Request<pb::HashKvRequest>,
+    ) -> Result<Response<pb::HashKvResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         let keyspace = self.context.keyspace()?;
-        let mut response = keyspace.hash_kv(request.get_ref().revision).map_err(IntoStatus::into_status)?;
+        let revision = request.get_ref().revision;
+        let mut response = self.context.read_beside(move || keyspace.hash_kv(revision)).await?;
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(Response::new(response))
     }

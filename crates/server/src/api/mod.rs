@@ -1,1 +1,33 @@
-//! To be written.
+//! The client port: etcd's gRPC services, one file each, and the plain pages.
+//!
+//! - [`backend`]: the seam to the node; what the driver implements.
+//! - [`server`]: sockets and threads. `front`: from a request to the service or page that answers it.
+//! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health`, `pool`: the services; `http`: the pages.
+//! - [`error`]: etcd's codes and texts, in one table. `context`: what all services share. `leader`: calls that
+//!   demand a leader.
+//!
+//! The first verb of a Put, *receive*, and its last, *reply*, are here: a request is well-formed and within limits when
+//! it leaves for the node, and an answer is complete (headers, etcd's errors) when it leaves for the client. Nothing
+//! here decides what a command does; nothing here retries a write.
+
+mod auth;
+pub mod backend;
+mod cluster;
+mod context;
+pub mod error;
+mod front;
+mod health;
+mod http;
+mod kv;
+mod leader;
+mod lease;
+mod maintenance;
+mod pool;
+pub mod server;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+pub use backend::{Backend, GroupStatus, Identity, Unavailable, Written};
+pub use context::Limits;
+pub use server::{Server, ServerOptions};

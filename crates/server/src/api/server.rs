@@ -56,13 +56,24 @@ pub struct ServerOptions {
     pub group: GroupId,
     /// What one request may ask for.
     pub limits: Limits,
+    /// How often a watcher that asked for it is told how far it is while nothing happens. Each stream adds up to a
+    /// tenth, so that they do not all speak at once.
+    pub watch_progress_interval: Duration,
 }
+
+/// etcd's interval of progress notifications.
+const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 impl Default for ServerOptions {
     /// A thread for every two cores, so that the node's own threads have the rest; etcd's limits.
     fn default() -> ServerOptions {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        ServerOptions { threads: (cores / 2).max(1), group: DEFAULT_GROUP, limits: Limits::default() }
+        ServerOptions {
+            threads: (cores / 2).max(1),
+            group: DEFAULT_GROUP,
+            limits: Limits::default(),
+            watch_progress_interval: WATCH_PROGRESS_INTERVAL,
+        }
     }
 }
 
@@ -76,8 +87,15 @@ pub struct Server<B: Backend> {
 impl<B: Backend> Server<B> {
     /// A server that is not listening yet.
     pub fn new(backend: B, metrics: Arc<Metrics>, options: ServerOptions) -> Server<B> {
-        let context = Context::new(backend, Arc::clone(&metrics), options.group, options.limits);
-        Server { front: Arc::new(Front::new(Arc::new(context))), metrics, threads: options.threads.max(1) }
+        let threads = options.threads.max(1);
+        let context = Context {
+            backend,
+            group: options.group,
+            limits: options.limits,
+            watch_progress_interval: options.watch_progress_interval,
+            metrics: Arc::clone(&metrics),
+        };
+        Server { front: Arc::new(Front::new(Arc::new(context))), metrics, threads }
     }
 
     /// Serves the listeners until `shutdown` completes, then lets running calls finish for a moment (streams, which

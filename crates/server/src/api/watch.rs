@@ -11,9 +11,11 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use futures::{Stream, StreamExt};
-use hadron_keyspace::WatchStream;
+use hadron_keyspace::{Keyspace, WatchOptions, WatchStream};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::etcdserverpb::watch_request::RequestUnion;
+use rand::Rng;
+use tokio::time::{Instant, Interval};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::backend::Backend;
@@ -38,7 +40,34 @@ pub(super) struct WatchCall<B: Backend> {
     /// The client has closed its half: no more requests, but events go on.
     requests_ended: bool,
     watches: WatchStream,
+    progress_ticks: Interval,
     ended: bool,
+}
+
+impl<B: Backend> WatchCall<B> {
+    fn new(
+        context: Arc<Context<B>>,
+        keyspace: &Arc<Keyspace>,
+        requests: Streaming<pb::WatchRequest>,
+    ) -> Self {
+        let interval = context.watch_progress_interval;
+        let interval = interval + interval.mul_f64(rand::rng().random_range(0.0..0.1));
+        context.metrics.watch_streams.add(1.0);
+        WatchCall {
+            context,
+            requests,
+            requests_ended: false,
+            watches: keyspace.watch_stream(WatchOptions::default()),
+            progress_ticks: tokio::time::interval_at(Instant::now() + interval, interval),
+            ended: false,
+        }
+    }
+}
+
+impl<B: Backend> Drop for WatchCall<B> {
+    fn drop(&mut self) {
+        self.context.metrics.watch_streams.add(-1.0);
+    }
 }
 
 impl<B: Backend> WatchCall<B> {
@@ -73,6 +102,10 @@ impl<B: Backend> WatchCall<B> {
     fn complete(&self, mut response: pb::WatchResponse) -> pb::WatchResponse {
         self.context.metrics.watch_events.add(response.events.len() as u64);
         self.context.complete(&mut response.header, self.context.status().term);
+        if response.compact_revision != 0 {
+            // etcd gives no reason here; the revision is the reason.
+            response.cancel_reason.clear();
+        }
         response
     }
 }
@@ -83,6 +116,9 @@ impl<B: Backend> Stream for WatchCall<B> {
     fn poll_next(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
         if self.ended {
             return Poll::Ready(None);
+        }
+        while self.progress_ticks.poll_tick(task).is_ready() {
+            self.watches.tick_progress();
         }
         loop {
             // One request, then a response: so neither side of the stream can starve the other, and a client that
@@ -113,13 +149,7 @@ impl<B: Backend> pb::watch_server::Watch for Watch<B> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         let keyspace = self.context.keyspace()?;
         let (metadata, _, requests) = request.into_parts();
-        let call = WatchCall {
-            context: Arc::clone(&self.context),
-            requests,
-            requests_ended: false,
-            watches: keyspace.watch_stream(Default::default()),
-            ended: false,
-        };
+        let call = WatchCall::new(Arc::clone(&self.context), &keyspace, requests);
         Ok(Response::new(WhileLed::new(Arc::clone(&self.context), &metadata, call)))
     }
 }

@@ -2,4 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod pages;
+mod services;
 mod transcript;

@@ -1,0 +1,236 @@
+//! What the transcript cannot show: a node without a leader, learners, failures, and what is Hadron's own.
+
+use std::time::Duration;
+
+use hadron_proto::etcdserverpb as pb;
+use hadron_proto::etcdserverpb::cluster_client::ClusterClient;
+use hadron_proto::etcdserverpb::kv_client::KvClient;
+use hadron_proto::etcdserverpb::lease_client::LeaseClient;
+use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use hadron_proto::etcdserverpb::watch_client::WatchClient;
+use hadron_proto::etcdserverpb::watch_request::RequestUnion;
+use hadron_proto::hadron::ElectionHistoryRequest;
+use hadron_proto::hadron::pool_client::PoolClient;
+use hadron_proto::health::HealthCheckRequest;
+use hadron_proto::health::health_check_response::ServingStatus;
+use hadron_proto::health::health_client::HealthClient;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use super::harness::Harness;
+use crate::api::Unavailable;
+
+fn put(key: &'static str) -> pb::PutRequest {
+    pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() }
+}
+
+fn range(serializable: bool) -> pb::RangeRequest {
+    pb::RangeRequest { key: "k".into(), serializable, ..Default::default() }
+}
+
+fn demanding<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+    request
+}
+
+fn assert_status(status: &Status, code: Code, text: &str) {
+    assert_eq!((status.code(), status.message()), (code, text));
+}
+
+#[test]
+fn headers_name_cluster_member_and_term() {
+    Harness::start().run(async |channel| {
+        let response = KvClient::new(channel).put(put("k")).await.unwrap().into_inner();
+        let expected = pb::ResponseHeader { cluster_id: 7, member_id: 1, revision: 2, raft_term: 2 };
+        assert_eq!(response.header, Some(expected));
+    });
+}
+
+#[test]
+fn an_unavailable_node_answers_in_etcds_words() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        let mut client = KvClient::new(channel);
+        for (failure, code, text) in [
+            (Unavailable::NoLeader, Code::Unavailable, "etcdserver: no leader"),
+            (Unavailable::Busy, Code::ResourceExhausted, "etcdserver: too many requests"),
+            (Unavailable::Stopped, Code::Unavailable, "etcdserver: server stopped"),
+            (Unavailable::Timeout, Code::Unavailable, "etcdserver: request timed out"),
+        ] {
+            harness.backend.fail_with(Some(failure));
+            assert_status(&client.put(put("k")).await.unwrap_err(), code, text);
+            assert_status(&client.range(range(false)).await.unwrap_err(), code, text);
+            client.range(range(true)).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_learner_answers_only_what_needs_no_vote() {
+    let harness = Harness::start();
+    harness.backend.set_learner(true);
+    harness.run(async |channel| {
+        let mut client = KvClient::new(channel.clone());
+        let refused = client.put(put("k")).await.unwrap_err();
+        assert_status(&refused, Code::FailedPrecondition, "etcdserver: rpc not supported for learner");
+        client.range(range(false)).await.unwrap_err();
+        client.range(range(true)).await.unwrap();
+        let status = MaintenanceClient::new(channel).status(pb::StatusRequest {}).await.unwrap();
+        assert!(status.get_ref().is_learner);
+    });
+}
+
+#[test]
+fn a_client_that_demands_a_leader_is_refused_without_one() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        let mut client = KvClient::new(channel.clone());
+        client.range(demanding(range(true))).await.unwrap();
+        harness.backend.set_leader(false);
+        let refused = client.range(demanding(range(true))).await.unwrap_err();
+        assert_status(&refused, Code::Unavailable, "etcdserver: no leader");
+        client.range(range(true)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_stream_that_demands_a_leader_ends_when_it_is_lost_for_long() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+        let first = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        // The requests never end, so that only the loss of the leader can end the stream.
+        let requests = futures::StreamExt::chain(tokio_stream::once(first), tokio_stream::pending());
+        let stream = WatchClient::new(channel).watch(demanding(requests)).await.unwrap();
+        let mut answers = stream.into_inner();
+        assert!(answers.message().await.unwrap().unwrap().created);
+        harness.backend.set_leader(false);
+        let end = tokio::time::timeout(Duration::from_secs(20), answers.message()).await.unwrap();
+        assert_status(&end.unwrap_err(), Code::Unavailable, "etcdserver: no leader");
+    });
+}
+
+#[test]
+fn a_lease_without_an_id_gets_a_positive_one_and_its_time_runs_on_the_groups_clock() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        let mut client = LeaseClient::new(channel);
+        let grant = pb::LeaseGrantRequest { id: 0, ttl: 10 };
+        let granted = client.lease_grant(grant).await.unwrap().into_inner();
+        let another = client.lease_grant(grant).await.unwrap().into_inner();
+        assert!(granted.id > 0 && another.id > 0 && granted.id != another.id);
+        harness.backend.advance_ms(4000);
+        let question = pb::LeaseTimeToLiveRequest { id: granted.id, keys: false };
+        let answer = client.lease_time_to_live(question).await.unwrap().into_inner();
+        assert_eq!((answer.ttl, answer.granted_ttl), (6, 10));
+    });
+}
+
+#[test]
+fn status_tells_leader_indexes_and_what_is_wrong() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        KvClient::new(channel.clone()).put(put("k")).await.unwrap();
+        let mut client = MaintenanceClient::new(channel);
+        let status = client.status(pb::StatusRequest {}).await.unwrap().into_inner();
+        assert_eq!(
+            (status.leader, status.raft_index, status.raft_applied_index, status.raft_term),
+            (1, 1, 1, 2)
+        );
+        assert!(status.version.starts_with("3.6.") && status.errors.is_empty());
+        harness.backend.set_leader(false);
+        let status = client.status(pb::StatusRequest {}).await.unwrap().into_inner();
+        assert_eq!((status.leader, status.errors), (0, vec!["etcdserver: no leader".to_owned()]));
+        let refused = client.move_leader(pb::MoveLeaderRequest { target_id: 1 }).await.unwrap_err();
+        assert_status(&refused, Code::FailedPrecondition, "etcdserver: not leader");
+    });
+}
+
+#[test]
+fn members_and_elections_are_listed() {
+    Harness::start().run(async |channel| {
+        let list = pb::MemberListRequest { linearizable: true };
+        let members =
+            ClusterClient::new(channel.clone()).member_list(list).await.unwrap().into_inner().members;
+        assert_eq!(members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>(), ["test"]);
+
+        let mut client = PoolClient::new(channel);
+        for (keyspace, count) in [("", 3), ("default", 2), ("root", 1)] {
+            let request = ElectionHistoryRequest { keyspace: keyspace.to_owned() };
+            let elections = client.election_history(request).await.unwrap().into_inner().elections;
+            assert_eq!(elections.len(), count, "{keyspace:?}");
+        }
+        let unknown = client.election_history(ElectionHistoryRequest { keyspace: "x".to_owned() }).await;
+        assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
+    });
+}
+
+#[test]
+fn health_is_known_for_the_whole_server_only() {
+    let check = |service: &str| HealthCheckRequest { service: service.to_owned() };
+    Harness::start().run(async |channel| {
+        let mut client = HealthClient::new(channel);
+        let healthy = client.check(check("")).await.unwrap().into_inner();
+        assert_eq!(healthy.status(), ServingStatus::Serving);
+        assert_status(&client.check(check("x")).await.unwrap_err(), Code::NotFound, "unknown service");
+        let mut stream = client.watch(check("x")).await.unwrap().into_inner();
+        let first = stream.message().await.unwrap().unwrap();
+        assert_eq!(first.status(), ServingStatus::ServiceUnknown);
+    });
+}
+
+async fn call_unknown(channel: &Channel, path: &'static str) -> Status {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<pb::StatusRequest, pb::StatusResponse>::default();
+    grpc.unary(Request::new(pb::StatusRequest {}), path.parse().unwrap(), codec).await.unwrap_err()
+}
+
+#[test]
+fn what_does_not_exist_is_named() {
+    Harness::start().run(async |channel| {
+        let later =
+            MaintenanceClient::new(channel.clone()).defragment(pb::DefragmentRequest {}).await.unwrap_err();
+        assert_status(&later, Code::Unimplemented, "hadron: Defragment is not supported yet");
+        let service = call_unknown(&channel, "/some.Thing/Do").await;
+        assert_status(&service, Code::Unimplemented, "unknown service some.Thing");
+        let method = call_unknown(&channel, "/etcdserverpb.KV/Do").await;
+        assert_status(&method, Code::Unimplemented, "unknown method Do for service etcdserverpb.KV");
+    });
+}
+
+#[test]
+fn orders_that_do_not_exist_are_refused() {
+    Harness::start().run(async |channel| {
+        let mut client = KvClient::new(channel);
+        for (sort_order, sort_target) in [(9, 0), (0, 9)] {
+            let request = pb::RangeRequest { sort_order, sort_target, ..range(false) };
+            let refused = client.range(request).await.unwrap_err();
+            assert_status(&refused, Code::InvalidArgument, "etcdserver: invalid sort option");
+        }
+    });
+}
+
+#[test]
+fn a_watch_of_a_negative_revision_is_refused_as_in_etcd_3_6() {
+    Harness::start().run(async |channel| {
+        let create = pb::WatchCreateRequest { key: "k".into(), start_revision: -1, ..Default::default() };
+        let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let stream = WatchClient::new(channel).watch(tokio_stream::once(request)).await.unwrap();
+        let answer = stream.into_inner().message().await.unwrap().unwrap();
+        assert_eq!((answer.watch_id, answer.created, answer.canceled), (-1, true, true));
+        assert_eq!(answer.cancel_reason, "etcdserver: mvcc: required revision has been compacted");
+    });
+}
+
+#[test]
+fn a_server_stops_although_a_stream_is_open() {
+    let harness = Harness::start();
+    let stream = harness.run(async |channel| {
+        let requests = tokio_stream::pending::<pb::WatchRequest>();
+        WatchClient::new(channel).watch(requests).await.unwrap().into_inner()
+    });
+    drop(harness);
+    drop(stream);
+}

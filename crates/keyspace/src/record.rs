@@ -19,7 +19,7 @@ const VERSION_KEY_LEN: usize = PREFIX_LEN + 12;
 /// Bytes of a version's metadata before the key.
 const VERSION_LEN: usize = 38;
 /// Bytes of a state record.
-pub(crate) const STATE_LEN: usize = 57;
+pub(crate) const STATE_LEN: usize = 61;
 
 const STATE_RECORD: u8 = 0;
 const GENERATIONS_RECORD: u8 = 1;
@@ -119,7 +119,7 @@ impl StateRecord {
         out.put_u32(self.generation);
         out.put_u64(self.applied.term);
         out.put_u64(self.applied.index);
-        out.put_u32(self.applied.checksum);
+        out.put_u64(self.applied.checksum);
         out.put_u64(self.applied.stamp_ms);
         out.put_i64(self.revision);
         out.put_i64(self.compact_revision);
@@ -142,7 +142,7 @@ impl StateRecord {
             applied: Applied {
                 term: bytes.get_u64(),
                 index: bytes.get_u64(),
-                checksum: bytes.get_u32(),
+                checksum: bytes.get_u64(),
                 stamp_ms: bytes.get_u64(),
             },
             revision: bytes.get_i64(),

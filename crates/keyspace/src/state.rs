@@ -25,7 +25,7 @@ pub struct Applied {
     /// Its index; 0 if none was applied.
     pub index: u64,
     /// The chained checksum of the group's log up to it.
-    pub checksum: u32,
+    pub checksum: u64,
     /// The group's logical clock, in milliseconds.
     pub stamp_ms: u64,
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use hadron_consensus::DEFAULT_GROUP;
-use hadron_keyspace::{Command, Response as CommandResponse};
+use hadron_keyspace::{Command, Error, Response as CommandResponse};
 use hadron_node::{Event as NodeEvent, Failure as NodeFailure, Reply};
 use hadron_proto::etcdserverpb::RangeRequest;
 use rand::Rng;
@@ -16,7 +16,7 @@ use rand::rngs::SmallRng;
 use super::machine::Asked;
 use super::{Happening, Life, World};
 use crate::etcd::{self, Request};
-use crate::history::{Action, Guard, Operation, Outcome, Response, Step, StepResult, Transaction};
+use crate::history::{Action, Guard, Operation, Outcome, Response, Step, StepResult, Transaction, Violation};
 
 /// Keys that all clients share.
 const KEYS: u64 = 6;
@@ -182,7 +182,12 @@ impl World {
     pub(super) fn on_operation_reply(&mut self, life: Life, operation: usize, reply: Reply) {
         let outcome = match reply {
             Reply::Written { response: Ok(response), .. } => Outcome::Done(command_response(response)),
-            Reply::Written { response: Err(_), .. } => Outcome::Failed,
+            // A lease may have ended before a key was attached to it.
+            Reply::Written { response: Err(Error::LeaseNotFound), .. } => Outcome::Failed,
+            Reply::Written { response: Err(error), .. } => {
+                let found = format!("{}: {error}", self.history[operation]);
+                return self.violate(Violation::new("linearizable", found));
+            }
             Reply::ReadReady => {
                 let delay = self.rng.random_range(0..200);
                 return self.schedule.after(delay, Happening::ServeRead { operation, life });
@@ -202,7 +207,11 @@ impl World {
         let Request::Range(range) = etcd::request(&action) else { return };
         let outcome = match keyspace.range(&range) {
             Ok(found) => Outcome::Done(etcd::response(&found.header, etcd::got(&found))),
-            Err(_) => Outcome::Failed,
+            // No revision is compacted here, and a barrier leaves none in the future.
+            Err(error) => {
+                let found = format!("{}: {error}", self.history[operation]);
+                return self.violate(Violation::new("linearizable", found));
+            }
         };
         self.answer(operation, outcome);
     }

@@ -25,6 +25,10 @@ use crate::history::Violation;
 const LOG_DIRECTORY: &str = "/log";
 /// Microseconds that a turn of the loop may take to begin.
 const TURN_US_MAX: u64 = 60;
+/// Timers within [`SPIN_US`] that are too many: a node whose deadline does not move on burns its processor.
+const SPIN_TIMERS: u32 = 500;
+/// See [`SPIN_TIMERS`].
+const SPIN_US: u64 = 50_000;
 
 /// What a node runs on. It survives the node's process.
 pub(super) struct Machine {
@@ -49,6 +53,8 @@ pub(super) struct Process {
     inbox: Vec<NodeEvent>,
     turn_is_due: bool,
     timer: Option<u64>,
+    /// Timers that fired since the moment beside.
+    timers_fired: (u32, u64),
     next_token: u64,
     /// The operation that waits for the reply of each token.
     pub(super) asked: BTreeMap<u64, Asked>,
@@ -155,6 +161,7 @@ impl World {
             inbox: Vec::new(),
             turn_is_due: false,
             timer: None,
+            timers_fired: (0, now),
             next_token: 1,
             asked: BTreeMap::new(),
             incoming: BTreeMap::new(),
@@ -165,6 +172,8 @@ impl World {
         );
         self.first_turn(life);
         for other in (1..=self.settings.nodes).filter(|other| *other != node) {
+            // Connections with its former life are found dead at once.
+            self.disconnect((other, node));
             let delay = self.rng.random_range(100..20_000);
             self.schedule.after(delay, Happening::Connect((node, other), life));
         }
@@ -216,11 +225,19 @@ impl World {
     }
 
     pub(super) fn on_timer(&mut self, life: Life, deadline: u64) {
+        let now = self.schedule.now();
         let Some(process) = self.process(life) else { return };
-        if process.timer == Some(deadline) {
-            process.timer = None;
-            self.deliver(life, NodeEvent::Timer);
+        if process.timer != Some(deadline) {
+            return;
         }
+        process.timer = None;
+        let (fired, since) = process.timers_fired;
+        process.timers_fired = if now > since + SPIN_US { (1, now) } else { (fired + 1, since) };
+        if fired > SPIN_TIMERS {
+            let found = format!("n{} had {fired} timers within {} µs", life.node, now - since);
+            return self.violate(Violation::new("quiet_timers", found));
+        }
+        self.deliver(life, NodeEvent::Timer);
     }
 
     fn after_turn(&mut self, life: Life, effects: Effects) {
@@ -397,7 +414,15 @@ impl World {
         for other in (1..=self.settings.nodes).filter(|other| *other != node) {
             let stragglers = self.rng.random_bool(0.5);
             self.network.disconnect((node, other), stragglers);
-            self.disconnect((other, node));
+            match power_loss {
+                // Nobody is left to say that the connection is closed.
+                true => {
+                    let number = self.network.sever((other, node));
+                    let delay = self.rng.random_range(200_000..3_000_000);
+                    self.schedule.after(delay, Happening::FoundDead((other, node), number));
+                }
+                false => self.disconnect((other, node)),
+            }
         }
     }
 }

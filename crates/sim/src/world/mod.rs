@@ -32,7 +32,7 @@ mod threads;
 mod trace;
 mod watchers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
@@ -297,8 +297,12 @@ impl World {
         while until < healed_at + self.settings.recovery_us_max {
             until += 50_000;
             self.run_until(until)?;
-            let served = self.history[first..].iter().filter(|operation| operation.response().is_some());
-            let served: std::collections::BTreeSet<u64> = served.map(|operation| operation.client).collect();
+            let served: BTreeSet<u64> = self.history[first..]
+                .iter()
+                .filter(|operation| operation.response().is_some())
+                .map(|operation| operation.client)
+                .filter(|client| *client < self.settings.clients)
+                .collect();
             if served.len() >= self.clients.len() {
                 let recovered_at = self.schedule.now();
                 self.run_until(recovered_at + self.settings.calm_us)?;

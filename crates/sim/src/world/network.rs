@@ -125,6 +125,13 @@ impl Network {
         std::mem::replace(&mut connection.up, false)
     }
 
+    /// Nothing more arrives on the connection, and nobody knows. Returns its number.
+    pub(super) fn sever(&mut self, direction: Direction) -> u64 {
+        let connection = self.connections.entry(direction).or_default();
+        connection.has_hole = true;
+        connection.number
+    }
+
     /// Lets nothing through in this direction.
     pub(super) fn block(&mut self, direction: Direction) {
         self.blocked.insert(direction);

@@ -1,5 +1,7 @@
 //! Snapshots on their way: one node's engine, chunk by chunk, into another's.
 
+use std::collections::btree_map::Entry;
+
 use bytes::Bytes;
 use hadron_consensus::{GroupId, Index, LogPosition, ReplicaId, Term};
 use hadron_keyspace::{Applied, Exporter, Importer};
@@ -114,19 +116,15 @@ impl World {
         let Some(machine) = self.machines.get(&chunk.receiver.node) else { return Ok(()) };
         let engine = machine.engine.clone();
         let Some(process) = self.process(chunk.receiver) else { return Ok(()) };
-        if !process.incoming.contains_key(&chunk.ticket) {
-            // As the driver does: a newer transfer of a group takes the place of an older one that is not offered yet.
-            let importer = Importer::new(engine, chunk.job.group.0).map_err(|error| error.to_string())?;
-            let incoming = Incoming {
-                sender: chunk.sender,
-                job: chunk.job,
-                applied: chunk.applied,
-                importer: Some(importer),
-            };
-            process.incoming.insert(chunk.ticket, incoming);
-        }
-        let importer =
-            process.incoming.get_mut(&chunk.ticket).and_then(|incoming| incoming.importer.as_mut());
+        let incoming = match process.incoming.entry(chunk.ticket) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let importer = Importer::new(engine, chunk.job.group.0).map_err(|error| error.to_string())?;
+                let (sender, job, applied) = (chunk.sender, chunk.job, chunk.applied);
+                entry.insert(Incoming { sender, job, applied, importer: Some(importer) })
+            }
+        };
+        let importer = incoming.importer.as_mut();
         match (importer, bytes) {
             (Some(importer), Some(bytes)) => importer.chunk(bytes).map_err(|error| error.to_string()),
             _ => Ok(()),

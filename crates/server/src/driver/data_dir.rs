@@ -1,152 +1,105 @@
-//! The data directory: its lock, and the file that says who the node is. `docs/formats/data-dir.md` has the bytes.
+//! Whose data directory it is, and which pool its node belongs to. `docs/formats/data-dir.md` has the bytes.
 //!
-//! The incarnation in the file is raised and durable before the node says its first word, so that nobody ever takes
-//! two starts for one.
+//! [`hadron_storage::data_dir`] guards the directory and its identity; here the flags become a claim to it. The pool as
+//! it was bootstrapped is kept in a file beside the identity, so that later starts need no cluster flags.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::NodeId;
 use hadron_node::{Bootstrap, node_id};
-use hadron_storage::disk::{DirectoryLock, Disk, read_all, write_atomically};
+use hadron_storage::data_dir::{Claim, DataDir};
+use hadron_storage::disk::{Disk, read_all, write_atomically};
 
 use super::error::RunError;
 use crate::config::Config;
 
-const NODE_FILE: &str = "node";
-const MAGIC: &[u8; 8] = b"HADRNODE";
+const POOL_FILE: &str = "POOL";
+const MAGIC: &[u8; 8] = b"HADRPOOL";
 const VERSION: u32 = 1;
 /// Magic, version and checksum.
 const HEADER_BYTES: usize = 16;
 
-/// An open data directory. Nobody else can open it before it is dropped.
-pub(super) struct DataDir {
-    path: PathBuf,
-    /// Who the node is.
-    pub(super) record: NodeRecord,
-    _lock: Box<dyn DirectoryLock>,
-}
-
-/// What a data directory knows about its node.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct NodeRecord {
-    /// Made once, at random.
-    pub(super) data_dir_id: u64,
-    /// Starts so far, this one included.
-    pub(super) incarnation: u64,
-    /// The node.
-    pub(super) node: NodeId,
+/// The node's place on disk, and who it is. Nobody else can open it before it is dropped.
+pub(super) struct Home {
+    /// The directory, locked.
+    pub(super) directory: DataDir,
     /// The pool as it was bootstrapped.
     pub(super) pool: Bootstrap,
 }
 
-impl DataDir {
-    /// Locks the directory, makes it if need be, checks that it is the configured node's, and counts this start.
-    pub(super) fn open(disk: Arc<dyn Disk>, config: &Config) -> Result<DataDir, RunError> {
-        let path = config.data_dir.clone();
-        disk.create_dir(&path).map_err(RunError::files("creating", &path))?;
-        let lock = disk.lock(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::WouldBlock => RunError::InUse(path.clone()),
-            _ => RunError::files("locking", &path)(error),
-        })?;
-        let described = described(config);
-        let record = match read(&*disk, &path)? {
-            Some(record) => continued(&path, record, described, config)?,
-            None => {
-                refuse_nameless_data(&*disk, &path, config)?;
-                described
-            }
+impl Home {
+    /// Opens the directory, or makes it, if it is the configured node's; counts this start.
+    pub(super) fn open(disk: &Arc<dyn Disk>, config: &Config) -> Result<Home, RunError> {
+        let described = described_pool(config);
+        let stored = read_pool(&**disk, &config.data_dir)?;
+        // Without --initial-cluster the flags say nothing about the pool; the stored one and the name decide then.
+        let pool = match &stored {
+            Some(stored) if described.members.len() == 1 && stored.members.len() > 1 => stored.clone(),
+            _ => described,
         };
-        let file = path.join(NODE_FILE);
-        write_atomically(&*disk, &path, NODE_FILE, &encode(&record))
-            .map_err(RunError::files("writing", file))?;
-        Ok(DataDir { path, record, _lock: lock })
+        let claim = Claim {
+            cluster: pool.cluster_id,
+            node: node_named(&pool, config),
+            node_name: config.name.clone(),
+            new_directory: rand::random::<u64>().max(1),
+        };
+        let directory = DataDir::open(disk, &config.data_dir, &claim)?;
+        if stored.is_none() {
+            let failed = RunError::files("writing", config.data_dir.join(POOL_FILE));
+            write_atomically(&**disk, &config.data_dir, POOL_FILE, &encode(&pool)).map_err(failed)?;
+        }
+        Ok(Home { directory, pool })
     }
 
-    /// Where the engine lives.
-    pub(super) fn engine(&self) -> PathBuf {
-        self.path.join("engine")
+    /// The node's id.
+    pub(super) fn node(&self) -> NodeId {
+        self.directory.identity().node
+    }
+
+    /// The directory's random identity.
+    pub(super) fn data_dir_id(&self) -> u64 {
+        self.directory.identity().directory
+    }
+
+    /// Starts so far, this one included.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.directory.identity().incarnation
     }
 }
 
-/// A new record for the node that the flags describe.
-fn described(config: &Config) -> NodeRecord {
+/// The pool that the flags describe.
+fn described_pool(config: &Config) -> Bootstrap {
     let nodes: Vec<(String, Vec<String>)> = config
         .initial_cluster
         .iter()
         .map(|member| (member.name.clone(), vec![member.peer_url.to_string()]))
         .collect();
-    NodeRecord {
-        data_dir_id: rand::random::<u64>().max(1),
-        incarnation: 1,
-        node: node_id(&config.initial_cluster_token, &[config.advertise_peer_url.to_string()]),
-        pool: Bootstrap::derive(&config.initial_cluster_token, &nodes),
-    }
+    Bootstrap::derive(&config.initial_cluster_token, &nodes)
 }
 
-/// The stored record, one start later, if it is the record of the described node.
-fn continued(
-    path: &Path,
-    stored: NodeRecord,
-    described: NodeRecord,
-    config: &Config,
-) -> Result<NodeRecord, RunError> {
-    // Without --initial-cluster the flags say nothing about the pool: the name decides, as in etcd, whose later
-    // starts need no cluster flags.
-    let pool_is_not_described = described.pool.members.len() == 1 && stored.pool.members.len() > 1;
-    let is_same = match pool_is_not_described {
-        true => stored.name() == Some(&config.name),
-        false => (stored.node, stored.pool.cluster_id) == (described.node, described.pool.cluster_id),
-    };
-    if is_same {
-        return Ok(NodeRecord { incarnation: stored.incarnation + 1, ..stored });
-    }
-    Err(RunError::OtherNode { path: path.into(), found: stored.describe(), expected: described.describe() })
+/// The node in `pool` with the configured name; if there is none, the one that the flags describe, which is refused.
+fn node_named(pool: &Bootstrap, config: &Config) -> NodeId {
+    let named = pool.members.iter().find(|member| member.name == config.name);
+    named.map_or_else(
+        || node_id(&config.initial_cluster_token, &[config.advertise_peer_url.to_string()]),
+        |member| member.node(),
+    )
 }
 
-impl NodeRecord {
-    fn name(&self) -> Option<&String> {
-        self.pool.members.iter().find(|member| member.node() == self.node).map(|member| &member.name)
-    }
-
-    fn describe(&self) -> String {
-        let name = self.name().map_or("unnamed", String::as_str);
-        format!("node {:x} ({name}) of cluster {:x}", self.node.0, self.pool.cluster_id)
-    }
-}
-
-/// Data without a record was not written by a node that may continue it.
-fn refuse_nameless_data(disk: &dyn Disk, path: &Path, config: &Config) -> Result<(), RunError> {
-    for directory in [&path.join("engine"), &config.wal_dir] {
-        let exists = disk.exists(directory).map_err(RunError::files("reading", directory))?;
-        if exists && !disk.list(directory).map_err(RunError::files("reading", directory))?.is_empty() {
-            let what = format!(
-                "missing, although {} holds data: restore it, or start with an empty directory",
-                directory.display()
-            );
-            return Err(RunError::BadRecord { path: path.join(NODE_FILE), what });
-        }
-    }
-    Ok(())
-}
-
-fn read(disk: &dyn Disk, path: &Path) -> Result<Option<NodeRecord>, RunError> {
-    let file = path.join(NODE_FILE);
+fn read_pool(disk: &dyn Disk, directory: &Path) -> Result<Option<Bootstrap>, RunError> {
+    let file = directory.join(POOL_FILE);
     if !disk.exists(&file).map_err(RunError::files("reading", &file))? {
         return Ok(None);
     }
-    let opened = disk.open(&file).and_then(|opened| read_all(&*opened));
-    let bytes = opened.map_err(RunError::files("reading", &file))?;
-    decode(bytes.into()).map(Some).map_err(|what| RunError::BadRecord { path: file, what })
+    let bytes = disk.open(&file).and_then(|opened| read_all(&*opened));
+    let bytes = bytes.map_err(RunError::files("reading", &file))?;
+    decode(bytes.into()).map(Some).map_err(|what| RunError::BadPool { file, what })
 }
 
-fn encode(record: &NodeRecord) -> Bytes {
-    let mut body = BytesMut::new();
-    body.put_u64_le(record.data_dir_id);
-    body.put_u64_le(record.incarnation);
-    body.put_u64_le(record.node.0);
-    body.put_slice(&record.pool.to_bytes());
+fn encode(pool: &Bootstrap) -> Bytes {
+    let body = pool.to_bytes();
     let mut bytes = BytesMut::with_capacity(HEADER_BYTES + body.len());
     bytes.put_slice(MAGIC);
     bytes.put_u32_le(VERSION);
@@ -155,22 +108,19 @@ fn encode(record: &NodeRecord) -> Bytes {
     bytes.freeze()
 }
 
-fn decode(mut bytes: Bytes) -> Result<NodeRecord, String> {
-    let damaged = || "damaged: restore it from a copy, or rebuild this member from the others".to_owned();
-    if bytes.len() < HEADER_BYTES + 24 || bytes.split_to(8) != MAGIC[..] {
+fn decode(mut bytes: Bytes) -> Result<Bootstrap, String> {
+    let damaged = || "damaged: restore it from a copy, or from another member of the same pool".to_owned();
+    if bytes.len() < HEADER_BYTES || bytes.split_to(MAGIC.len()) != MAGIC[..] {
         return Err(damaged());
     }
     let version = bytes.get_u32_le();
     if version > VERSION {
         return Err(format!("has format {version}, this version reads up to {VERSION}: use a newer one"));
     }
-    if bytes.get_u32_le() != crc32c::crc32c(&bytes) {
+    if bytes.get_u32_le() != crc32c::crc32c(&bytes) || version == 0 {
         return Err(damaged());
     }
-    let (data_dir_id, incarnation, node) =
-        (bytes.get_u64_le(), bytes.get_u64_le(), NodeId(bytes.get_u64_le()));
-    let pool = Bootstrap::from_bytes(bytes).map_err(|_| damaged())?;
-    Ok(NodeRecord { data_dir_id, incarnation, node, pool })
+    Bootstrap::from_bytes(bytes).map_err(|_| damaged())
 }
 
 #[cfg(test)]
@@ -181,48 +131,62 @@ mod tests {
 
     use super::super::tests::config;
     use super::*;
+    use crate::config::InitialMember;
 
-    fn open(disk: &Arc<MemoryDisk>, config: &Config) -> Result<DataDir, RunError> {
-        DataDir::open(disk.clone(), config)
+    fn disk() -> Arc<dyn Disk> {
+        Arc::new(MemoryDisk::default())
     }
 
-    fn disk() -> Arc<MemoryDisk> {
-        Arc::new(MemoryDisk::default())
+    fn three() -> Config {
+        let mut config = config("a", "/data");
+        for (name, port) in [("b", 11), ("c", 12)] {
+            let peer_url = format!("http://127.0.0.1:{port}").parse().unwrap();
+            config.initial_cluster.push(InitialMember { name: name.into(), peer_url });
+        }
+        config
     }
 
     #[test]
     fn every_start_is_counted_and_the_identity_stays() {
         let (disk, config) = (disk(), config("a", "/data"));
-        let first = open(&disk, &config).unwrap().record;
-        let second = open(&disk, &config).unwrap().record;
-        assert_eq!(first.incarnation, 1);
-        assert_ne!(first.data_dir_id, 0);
-        assert_eq!(second, NodeRecord { incarnation: 2, ..first });
+        let first = Home::open(&disk, &config).unwrap();
+        let (id, node) = (first.data_dir_id(), first.node());
+        assert_eq!(first.incarnation(), 1);
+        assert_ne!(id, 0);
+        drop(first);
+        let second = Home::open(&disk, &config).unwrap();
+        assert_eq!((second.data_dir_id(), second.node(), second.incarnation()), (id, node, 2));
     }
 
     #[test]
-    fn a_directory_has_one_user_at_a_time() {
-        let (disk, config) = (disk(), config("a", "/data"));
-        let _first = open(&disk, &config).unwrap();
-        assert!(matches!(open(&disk, &config), Err(RunError::InUse(_))));
-    }
-
-    #[test]
-    fn another_cluster_s_directory_is_refused_and_says_whose_it_is() {
+    fn another_cluster_s_directory_is_refused_and_left_alone() {
         let (disk, mut config) = (disk(), config("a", "/data"));
-        let first = open(&disk, &config).unwrap().record;
+        drop(Home::open(&disk, &config).unwrap());
         config.initial_cluster_token = "other".into();
-        let error = open(&disk, &config).err().unwrap().to_string();
-        assert!(error.contains(&format!("belongs to {}", first.describe())), "{error}");
+        let error = Home::open(&disk, &config).err().unwrap().to_string();
+        assert!(error.starts_with("data directory /data belongs to cluster"), "{error}");
         config.initial_cluster_token = "test".into();
-        assert_eq!(open(&disk, &config).unwrap().record.incarnation, 2, "the refusal changed nothing");
+        assert_eq!(Home::open(&disk, &config).unwrap().incarnation(), 2);
     }
 
     #[test]
-    fn every_flipped_bit_of_the_record_is_noticed() {
-        let record = open(&disk(), &config("a", "/data")).unwrap().record;
-        let bytes = encode(&record);
-        assert_eq!(decode(bytes.clone()), Ok(record));
+    fn later_starts_need_no_cluster_flags_but_the_right_name() {
+        let (disk, all) = (disk(), three());
+        let pool = Home::open(&disk, &all).unwrap().pool;
+        assert_eq!(pool.members.len(), 3);
+        let alone = config("a", "/data");
+        let again = Home::open(&disk, &alone).unwrap();
+        assert_eq!((&again.pool, again.incarnation()), (&pool, 2));
+        drop(again);
+        let error = Home::open(&disk, &config("b", "/data")).err().unwrap().to_string();
+        assert!(error.contains("belongs to node a"), "{error}");
+    }
+
+    #[test]
+    fn every_flipped_bit_of_the_pool_is_noticed() {
+        let pool = described_pool(&three());
+        let bytes = encode(&pool);
+        assert_eq!(decode(bytes.clone()), Ok(pool));
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.to_vec();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -231,14 +195,5 @@ mod tests {
         for end in 0..bytes.len() {
             assert!(decode(bytes.slice(..end)).is_err(), "{end} bytes");
         }
-    }
-
-    #[test]
-    fn data_without_a_record_is_not_adopted() {
-        let (disk, config) = (disk(), config("a", "/data"));
-        disk.create_dir(&config.wal_dir).unwrap();
-        disk.create(&config.wal_dir.join("something")).unwrap();
-        let error = open(&disk, &config).err().unwrap().to_string();
-        assert!(error.contains("/data/node: missing, although"), "{error}");
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use hadron_storage::data_dir::DataDirError;
 use hadron_storage::engine::EngineError;
 use hadron_storage::wal::WalError;
 
@@ -20,10 +21,10 @@ pub enum RunError {
         /// Why not.
         error: io::Error,
     },
-    /// Another process uses the data directory.
-    #[error("data directory {} is in use by another process", .0.display())]
-    InUse(PathBuf),
-    /// The data directory cannot be read or written.
+    /// The data directory cannot be used: another process has it, or it is not this node's.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// A file cannot be read or written.
     #[error("{action} {}: {error}", path.display())]
     Files {
         /// What was tried.
@@ -33,23 +34,13 @@ pub enum RunError {
         /// Why it failed.
         error: io::Error,
     },
-    /// The data directory's record of who the node is cannot be used.
-    #[error("{}: {what}", path.display())]
-    BadRecord {
+    /// The record of the pool cannot be used.
+    #[error("{}: {what}", file.display())]
+    BadPool {
         /// The file.
-        path: PathBuf,
+        file: PathBuf,
         /// What is wrong with it, and what to do.
         what: String,
-    },
-    /// The flags describe another node than the data directory does.
-    #[error("data directory {} belongs to {found}, but the flags describe {expected}: use another --data-dir, or the flags it was made with", path.display())]
-    OtherNode {
-        /// The directory.
-        path: PathBuf,
-        /// Whose it is.
-        found: String,
-        /// Whom the flags describe.
-        expected: String,
     },
     /// The write-ahead log cannot be used.
     #[error(transparent)]

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::clock::Clock;
-use super::data_dir::{DataDir, NodeRecord};
+use super::data_dir::Home;
 use super::error::RunError;
 use super::fatal::Fatal;
 use super::handle::Handle;
@@ -50,12 +50,12 @@ pub struct Running {
     peers_end: oneshot::Sender<()>,
     /// In the order in which they end.
     threads: Vec<JoinHandle<()>>,
-    _data_dir: DataDir,
+    _home: Home,
 }
 
 /// What was read from disk.
 struct Stored {
-    data_dir: DataDir,
+    home: Home,
     engine: Arc<dyn Engine>,
     wal: Wal,
     recovered: Recovered,
@@ -73,8 +73,8 @@ impl Running {
         metrics: Arc<Metrics>,
     ) -> Result<Running, RunError> {
         let clock = Clock::start();
-        let Stored { data_dir, engine, wal, recovered, keyspaces } = Stored::open(config)?;
-        let node_config = node_config(config, &data_dir.record);
+        let Stored { home, engine, wal, recovered, keyspaces } = Stored::open(config)?;
+        let node_config = node_config(config, &home);
         let node =
             Node::new(node_config, recovered.groups, &keyspaces, clock.now()).map_err(RunError::Unusable)?;
         let board = node.board();
@@ -89,16 +89,15 @@ impl Running {
             Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
         let admitting = board.clone();
         let setup = Setup {
-            identity: transport_identity(config, &data_dir.record),
-            peers: other_nodes(&data_dir.record)?,
+            identity: transport_identity(config, &home),
+            peers: other_nodes(&home)?,
             admit: Arc::new(move |other| admitting.admit(other.node, other.data_dir_id)),
             receive: receive(inputs.clone(), snapshots.clone()),
             metrics: metrics.clone(),
-            options: transport_options(config, &data_dir.record),
+            options: transport_options(config, &home),
         };
         let transport = start_transport(&peers, peer_listeners, setup)?;
-        let identity =
-            api::Identity::new(data_dir.record.pool.cluster_id, data_dir.record.node, config.name.clone());
+        let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
         let handle = Handle::new(inputs.clone(), board, identity, clock);
         peers.spawn(observe::run(handle.clone(), metrics.clone()));
 
@@ -137,7 +136,7 @@ impl Running {
             transport,
             peers_end,
             threads,
-            _data_dir: data_dir,
+            _home: home,
         })
     }
 
@@ -200,13 +199,12 @@ impl Running {
 impl Stored {
     fn open(config: &Config) -> Result<Stored, RunError> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let data_dir = DataDir::open(disk.clone(), config)?;
-        let record = &data_dir.record;
-        let path = data_dir.engine();
+        let home = Home::open(&disk, config)?;
+        let path = home.directory.engine_path();
         let engine = FjallEngine::open(&path, &FjallOptions::default())
             .map_err(|error| RunError::Engine { path: path.clone(), error })?;
         let engine: Arc<dyn Engine> = Arc::new(engine);
-        let options = WalOptions { log_id: record.data_dir_id, ..WalOptions::default() };
+        let options = WalOptions { log_id: home.data_dir_id(), ..WalOptions::default() };
         let (wal, recovered) = Wal::open(disk, &config.wal_dir, options)?;
         if let Some(tail) = &recovered.torn_tail {
             warn!(
@@ -215,61 +213,61 @@ impl Stored {
             );
         }
         let mut keyspaces = BTreeMap::new();
-        for group in record.pool.groups() {
+        for group in home.pool.groups() {
             let keyspace = Keyspace::open(engine.clone(), group.group.0, KeyspaceOptions::default())
                 .map_err(|error| RunError::Unusable(format!("group {}: {error}", group.group)))?;
             keyspaces.insert(group.group, keyspace);
         }
-        Ok(Stored { data_dir, engine, wal, recovered, keyspaces })
+        Ok(Stored { home, engine, wal, recovered, keyspaces })
     }
 }
 
-fn node_config(config: &Config, record: &NodeRecord) -> NodeConfig {
+fn node_config(config: &Config, home: &Home) -> NodeConfig {
     let urls = config.advertise_client_urls.iter().map(ToString::to_string);
     let own = Member {
-        id: record.node.0,
+        id: home.node().0,
         name: config.name.clone(),
         peer_urls: vec![config.advertise_peer_url.to_string()],
         client_urls: urls.collect(),
-        data_dir_id: record.data_dir_id,
+        data_dir_id: home.data_dir_id(),
     };
-    let mut members = record.pool.members.clone();
+    let mut members = home.pool.members.clone();
     members.retain(|member| member.id != own.id);
     members.push(own);
     members.sort_by_key(|member| member.id);
     NodeConfig {
-        node: record.node,
-        incarnation: record.incarnation,
+        node: home.node(),
+        incarnation: home.incarnation(),
         members,
-        groups: record.pool.groups(),
+        groups: home.pool.groups(),
         heartbeat_us: config.heartbeat_interval.as_micros() as u64,
         election_timeout_us: config.election_timeout.as_micros() as u64,
-        seed: record.data_dir_id ^ record.incarnation,
+        seed: home.data_dir_id() ^ home.incarnation(),
         limits: NodeLimits::default(),
     }
 }
 
-fn transport_identity(config: &Config, record: &NodeRecord) -> transport::Identity {
+fn transport_identity(config: &Config, home: &Home) -> transport::Identity {
     transport::Identity {
-        cluster_id: record.pool.cluster_id,
-        node: record.node,
-        incarnation: record.incarnation,
-        data_dir_id: record.data_dir_id,
+        cluster_id: home.pool.cluster_id,
+        node: home.node(),
+        incarnation: home.incarnation(),
+        data_dir_id: home.data_dir_id(),
         name: config.name.clone(),
     }
 }
 
-fn transport_options(config: &Config, record: &NodeRecord) -> transport::Options {
+fn transport_options(config: &Config, home: &Home) -> transport::Options {
     let defaults = transport::Options::default();
     transport::Options {
         silence_timeout: defaults.silence_timeout.max(config.election_timeout * 2),
-        seed: record.data_dir_id ^ record.incarnation,
+        seed: home.data_dir_id() ^ home.incarnation(),
         ..defaults
     }
 }
 
-fn other_nodes(record: &NodeRecord) -> Result<Vec<Peer>, RunError> {
-    let others = record.pool.members.iter().filter(|member| member.node() != record.node);
+fn other_nodes(home: &Home) -> Result<Vec<Peer>, RunError> {
+    let others = home.pool.members.iter().filter(|member| member.node() != home.node());
     others
         .map(|member| {
             let urls = member.peer_urls.iter().map(|url| url.parse()).collect::<Result<Vec<_>, _>>();

@@ -28,12 +28,15 @@ impl<B: Backend> Kv<B> {
     }
 
     /// A transaction that writes nothing is read from the local replica instead of being proposed.
-    async fn read_txn(&self, txn: &pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
-        let keyspace = match is_serializable(txn) {
+    async fn read_txn(&self, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+        let keyspace = match is_serializable(&txn) {
             true => self.context.keyspace()?,
             false => self.context.keyspace_after_barrier().await?,
         };
-        let mut response = keyspace.read_txn(txn).map_err(refusal)?;
+        let mut response = match reads_may_be_long(&txn) {
+            true => self.context.read_beside(move || keyspace.read_txn(&txn)).await?,
+            false => keyspace.read_txn(&txn).map_err(refusal)?,
+        };
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(response)
     }
@@ -60,6 +63,15 @@ fn any_operation(txn: &pb::TxnRequest, stop: &impl Fn(&request_op::Request) -> b
             operation => stop(operation),
         },
     )
+}
+
+fn reads_may_be_long(txn: &pb::TxnRequest) -> bool {
+    let compares_many = txn.compare.iter().any(|compare| !compare.range_end.is_empty());
+    compares_many
+        || any_operation(txn, &|operation| match operation {
+            request_op::Request::RequestRange(range) => may_be_long(range),
+            _ => false,
+        })
 }
 
 fn is_read_only(txn: &pb::TxnRequest) -> bool {
@@ -128,7 +140,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         check::txn(&txn, self.context.limits.txn_operations).map_err(refusal)?;
         self.context.metrics.txn_total.inc();
         let response = match is_read_only(&txn) {
-            true => self.read_txn(&txn).await?,
+            true => self.read_txn(txn).await?,
             false => self.write_txn(txn).await?,
         };
         Ok(Response::new(response))

@@ -33,7 +33,9 @@ use hadron_consensus::{DEFAULT_GROUP, GroupId};
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// How much of a stream's answers is buffered before the stream has to wait: bounds the memory of a slow watcher.
-const STREAM_SEND_BUFFER_BYTES: usize = 1024 * 1024;
+const STREAM_SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Long reads of one thread's connections that run at once, beside it.
+const LONG_READS_MAX: usize = 2;
 /// A client that gives many calls up at once (deadlines under load) is no attacker.
 const RESET_STREAMS_MAX: usize = 10_000;
 /// As in etcd (`--grpc-keepalive-interval` and `-timeout`): finds connections whose other end vanished.
@@ -132,11 +134,14 @@ impl<B: Backend> Server<B> {
         ended: mpsc::Sender<Infallible>,
     ) -> io::Result<mpsc::Sender<StdTcpStream>> {
         let (sender, sockets) = mpsc::channel(HANDED_OVER_MAX);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(LONG_READS_MAX)
+            .build()?;
         let worker = Worker { front: Arc::clone(&self.front), metrics: Arc::clone(&self.metrics) };
         thread::Builder::new().name(format!("front-{number}")).spawn(move || {
             runtime.block_on(worker.run(sockets));
-            drop(runtime);
+            runtime.shutdown_timeout(STOP_GRACE);
             drop(ended);
         })?;
         Ok(sender)

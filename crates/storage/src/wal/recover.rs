@@ -21,6 +21,9 @@ use super::pool::{Listing, Retired, Segment, segment_name};
 use super::{Recovered, RecoveredGroup, TornTail, WalError};
 use crate::disk::{Disk, DiskFile, read_all};
 
+/// Compared with at once; a multiple of the alignment.
+const ZEROS: [u8; 512] = [0; 512];
+
 /// What a log was found to hold.
 pub(super) struct Outcome {
     pub(super) recovered: Recovered,
@@ -114,6 +117,11 @@ impl Loaded {
         let mut strays = Strays::default();
         let mut offset = from as usize;
         while offset + BATCH_HEADER <= self.bytes.len() {
+            // Most of an unused segment is zeros.
+            if self.bytes[offset..].starts_with(&ZEROS) {
+                offset += ZEROS.len();
+                continue;
+            }
             if let Some(header) = BatchHeader::decode(&self.bytes[offset..], self.segment.salt) {
                 strays.durable = strays.durable.max(header.durable);
                 strays.end = (offset + header.extent()).min(self.bytes.len()) as u64;

@@ -1,0 +1,175 @@
+//! What a leader knows about one other replica, and how it feeds it.
+//!
+//! ```text
+//!                     acknowledged
+//!          ┌───────┐ ──────────────────▶ ┌───────────┐
+//!   ─────▶ │ Probe │                     │ Replicate │
+//!          └───────┘ ◀────────────────── └───────────┘
+//!            │   ▲      rejected
+//!            │   │
+//!  its next  │   │ sent, failed, or acknowledged something that is in the log
+//!  entry was ▼   │
+//!  cut off ┌──────────┐
+//!          │ Snapshot │
+//!          └──────────┘
+//! ```
+//! *Probe*: one append at a time, to find out where the two logs agree. *Replicate*: appends follow each other without
+//! waiting, until `inflight_bytes` are unacknowledged. *Snapshot*: nothing but heartbeats.
+//!
+//! Invariant: `matched < next <= last + 1`. `matched` never decreases: it is durable at the follower, and ids of
+//! replicas that lost their disk are not used again.
+
+use std::collections::VecDeque;
+
+use crate::ids::{Index, ReplicaId};
+
+/// How a follower is being fed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgressState {
+    /// One append at a time, until the follower and the leader agree on where they agree.
+    Probe,
+    /// A stream of appends.
+    Replicate,
+    /// The follower needs a snapshot, and is thought to be receiving one.
+    Snapshot,
+}
+
+/// The leader's knowledge of one other replica.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Whose.
+    pub replica: ReplicaId,
+    /// Durable there and equal to the leader's log, up to here.
+    pub matched: Index,
+    /// The next entry to send.
+    pub next: Index,
+    /// How it is being fed.
+    pub state: ProgressState,
+    /// In `Probe`: an append is on its way, and nothing more is sent until it is answered or the next tick.
+    pub(crate) paused: bool,
+    /// It has said something since it was probed by a tick. One that is silent gets no entries and no snapshot.
+    pub(crate) responsive: bool,
+    /// It has said something since the last tick.
+    pub(crate) answered: bool,
+    /// The commit index that it was told.
+    pub(crate) commit_sent: Index,
+    /// The newest round of reads it was told.
+    pub(crate) round_sent: u64,
+    /// The newest round of reads it has confirmed.
+    pub(crate) round_acknowledged: u64,
+    inflight: Inflight,
+}
+
+/// Appends on their way.
+#[derive(Clone, Debug, Default)]
+struct Inflight {
+    /// Last index and bytes of each, oldest first.
+    appends: VecDeque<(Index, usize)>,
+    bytes: usize,
+}
+
+impl Progress {
+    /// Nothing is known yet but that the leader's log ends at `last`.
+    pub(crate) fn new(replica: ReplicaId, last: Index) -> Progress {
+        Progress {
+            replica,
+            matched: Index(0),
+            next: last.next(),
+            state: ProgressState::Probe,
+            paused: false,
+            responsive: true,
+            answered: false,
+            commit_sent: Index(0),
+            round_sent: 0,
+            round_acknowledged: 0,
+            inflight: Inflight::default(),
+        }
+    }
+
+    /// Bytes of entries sent and not yet acknowledged.
+    pub fn inflight_bytes(&self) -> usize {
+        self.inflight.bytes
+    }
+
+    /// It was heard, and had seen `round`.
+    pub(crate) fn heard(&mut self, round: u64) {
+        self.answered = true;
+        self.responsive = true;
+        self.round_acknowledged = self.round_acknowledged.max(round);
+    }
+
+    /// An append with entries up to `last` of `bytes` bytes is on its way.
+    pub(crate) fn sent(&mut self, last: Index, bytes: usize) {
+        match self.state {
+            ProgressState::Probe => self.paused = true,
+            ProgressState::Replicate => {
+                self.inflight.appends.push_back((last, bytes));
+                self.inflight.bytes += bytes;
+                self.next = last.next();
+            }
+            ProgressState::Snapshot => {}
+        }
+    }
+
+    /// Everything up to `matched` is durable there. `floor` is the leader's.
+    pub(crate) fn acknowledged(&mut self, matched: Index, floor: Index) {
+        let advanced = matched > self.matched;
+        self.matched = self.matched.max(matched);
+        self.inflight.release(matched);
+        match self.state {
+            ProgressState::Probe if advanced || matched >= self.next.previous() => self.become_replicate(),
+            ProgressState::Snapshot if self.matched >= floor => self.become_replicate(),
+            ProgressState::Replicate => self.next = self.next.max(matched.next()),
+            _ => {}
+        }
+    }
+
+    /// It does not have the entry `rejected`; the logs may agree up to `candidate`. False if that is old news.
+    pub(crate) fn rejected(&mut self, rejected: Index, candidate: Index) -> bool {
+        let is_current = match self.state {
+            ProgressState::Probe => rejected == self.next.previous(),
+            ProgressState::Replicate => rejected > self.matched && rejected < self.next,
+            ProgressState::Snapshot => false,
+        };
+        if is_current && rejected > self.matched {
+            let next = rejected.min(candidate.next()).max(self.matched.next());
+            self.become_probe(next);
+            return true;
+        }
+        false
+    }
+
+    /// Finds out anew where the logs agree, beginning with the entry before `next`.
+    pub(crate) fn become_probe(&mut self, next: Index) {
+        self.state = ProgressState::Probe;
+        self.next = next.max(self.matched.next());
+        self.paused = false;
+        self.inflight = Inflight::default();
+    }
+
+    /// Waits for a snapshot.
+    pub(crate) fn become_snapshot(&mut self) {
+        self.state = ProgressState::Snapshot;
+        self.paused = false;
+        self.inflight = Inflight::default();
+    }
+
+    fn become_replicate(&mut self) {
+        self.state = ProgressState::Replicate;
+        self.next = self.matched.next();
+        self.paused = false;
+        self.inflight = Inflight::default();
+    }
+}
+
+impl Inflight {
+    fn release(&mut self, matched: Index) {
+        while let Some((last, bytes)) = self.appends.front().copied() {
+            if last > matched {
+                break;
+            }
+            self.appends.pop_front();
+            self.bytes -= bytes;
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Replication: what a leader sends, and what a follower takes.
+//!
+//! The leader sends an entry in the same step in which it is proposed, before its own disk has it; its own disk
+//! counts for the quorum like any other. An entry is committed when it is durable on a quorum *and* of the leader's own
+//! term: an entry of an earlier term that merely sits on a quorum can still be replaced (Raft §5.4.2).
+//!
+//! A follower takes entries only after the position that it shares with the leader, checksum included. Where the logs
+//! differ in term it gives up its own entries; where they differ in checksum at one term and index, somebody's memory
+//! or disk is damaged, nothing is taken, and both sides report the [`Divergence`]. A committed entry is never given
+//! up: that is asserted.
+
+use crate::election::VoteRequest;
+use crate::entry::{Entry, HardState, LogPosition};
+use crate::event::{Divergence, Effects};
+use crate::group::{Config, Group};
+use crate::ids::{Index, ReplicaId, Term, Time};
+use crate::log::Log;
+use crate::message::Message;
+use crate::progress::{Progress, ProgressState};
+use crate::quorum::Voters;
+use crate::read::Rounds;
+use crate::role::{Follower, RoleState};
+use crate::transfer::Transfer;
+
+/// State of a leader.
+#[derive(Debug)]
+pub(crate) struct Leader {
+    /// When it was elected: voters' nodes need not have been heard from before an election timeout after that.
+    pub(crate) elected_at: Time,
+    /// When it last looked after its followers.
+    pub(crate) ticked_at: Time,
+    /// When it will next.
+    pub(crate) tick_at: Time,
+    /// Bytes of entries that are not committed.
+    pub(crate) uncommitted_bytes: usize,
+    /// The other replicas.
+    pub(crate) progress: Vec<Progress>,
+    /// Reads that wait for a quorum.
+    pub(crate) rounds: Rounds,
+    /// The leadership transfer under way.
+    pub(crate) transfer: Option<Transfer>,
+}
+
+/// What an append is made from.
+struct Source<'a> {
+    config: &'a Config,
+    log: &'a Log,
+    term: Term,
+    commit: Index,
+    round: u64,
+}
+
+impl Leader {
+    pub(crate) fn progress_of(&mut self, replica: ReplicaId) -> Option<&mut Progress> {
+        self.progress.iter_mut().find(|progress| progress.replica == replica)
+    }
+
+    /// The highest index that is durable on a quorum, given how far this replica's own disk is.
+    fn quorum_index(&self, voters: &Voters, me: ReplicaId, durable: Index) -> Index {
+        voters.committed(|voter| {
+            if voter == me {
+                return durable;
+            }
+            let progress = self.progress.iter().find(|progress| progress.replica == voter);
+            progress.map_or(Index(0), |progress| progress.matched)
+        })
+    }
+
+    /// Whether somebody waits for an answer, so that the leader should look after it soon.
+    pub(crate) fn is_busy(&self, last: Index) -> bool {
+        self.rounds.in_flight().is_some() || self.progress.iter().any(|progress| progress.matched < last)
+    }
+}
+
+impl<'a> Source<'a> {
+    fn new(config: &'a Config, log: &'a Log, hard_state: HardState, rounds: &Rounds) -> Source<'a> {
+        Source { config, log, term: hard_state.term, commit: hard_state.commit, round: rounds.newest() }
+    }
+
+    /// Sends what `progress` permits: entries if there are any, else the news that it should have at once.
+    fn feed(&self, progress: &mut Progress, is_voter: bool, effects: &mut Effects) {
+        let mut fed = false;
+        while self.send_entries(progress, effects) {
+            fed = true;
+        }
+        if fed {
+            return;
+        }
+        let round_is_news = is_voter && progress.round_sent < self.round;
+        // While something is unacknowledged, the next append or the acknowledgement brings the occasion.
+        let commit_is_news = progress.state == ProgressState::Replicate
+            && progress.inflight_bytes() == 0
+            && progress.matched == progress.next.previous()
+            && progress.commit_sent < self.commit;
+        if round_is_news || commit_is_news {
+            self.send_empty(progress, round_is_news, effects);
+        }
+    }
+
+    /// Sends one append with entries, if there are some and `progress` permits.
+    fn send_entries(&self, progress: &mut Progress, effects: &mut Effects) -> bool {
+        let may_send = match progress.state {
+            ProgressState::Probe => !progress.paused && progress.responsive,
+            ProgressState::Replicate => progress.inflight_bytes() < self.config.inflight_bytes,
+            ProgressState::Snapshot => false,
+        };
+        if !may_send {
+            return false;
+        }
+        let Some(previous) = self.log.position_at(progress.next.previous()) else {
+            progress.become_snapshot();
+            effects.snapshots.push(progress.replica);
+            return false;
+        };
+        let (entries, bytes) = self.batch(progress.next);
+        let Some(last) = entries.last().map(|entry| entry.index) else { return false };
+        progress.sent(last, bytes);
+        self.send(progress, previous, true, entries, effects);
+        true
+    }
+
+    /// At least one entry, if there is one, and not more than `max_append_bytes` otherwise.
+    fn batch(&self, from: Index) -> (Vec<Entry>, usize) {
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let first = bytes == 0;
+            // An empty entry still costs something on the way.
+            bytes += entry.data.len().max(1);
+            first || bytes <= self.config.max_append_bytes
+        };
+        let entries: Vec<Entry> = self.log.entries_from(from).take_while(fits).cloned().collect();
+        let bytes = entries.iter().map(|entry| entry.data.len().max(1)).sum();
+        (entries, bytes)
+    }
+
+    /// A heartbeat. A follower that is not known to have anything gets one that fits every log.
+    fn send_empty(&self, progress: &mut Progress, answer: bool, effects: &mut Effects) {
+        let wanted = match progress.state {
+            ProgressState::Snapshot => None,
+            _ => self.log.position_at(progress.next.previous()),
+        };
+        self.send(progress, wanted.unwrap_or_default(), answer, Vec::new(), effects);
+    }
+
+    fn send(
+        &self,
+        progress: &mut Progress,
+        previous: LogPosition,
+        answer: bool,
+        entries: Vec<Entry>,
+        effects: &mut Effects,
+    ) {
+        progress.round_sent = self.round;
+        progress.commit_sent = self.commit;
+        let (term, commit, round) = (self.term, self.commit, self.round);
+        let message = Message::Append { term, previous, commit, round, answer, entries };
+        effects.messages.push((progress.replica, message));
+    }
+}
+
+/// A leader's side.
+impl Group {
+    /// Feeds every follower.
+    pub(crate) fn replicate(&mut self, effects: &mut Effects) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let source = Source::new(&self.config, &self.log, self.hard_state, &leader.rounds);
+        for progress in &mut leader.progress {
+            source.feed(progress, self.voters.contains(progress.replica), effects);
+        }
+    }
+
+    /// The tick: whoever is behind and silent is probed again, everybody gets a heartbeat.
+    pub(crate) fn send_heartbeats(&mut self, effects: &mut Effects) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let source = Source::new(&self.config, &self.log, self.hard_state, &leader.rounds);
+        for progress in &mut leader.progress {
+            if !progress.answered {
+                progress.responsive = false;
+            }
+            progress.answered = false;
+            if progress.state == ProgressState::Probe && progress.responsive {
+                progress.paused = false;
+            }
+            source.send_empty(progress, true, effects);
+        }
+    }
+
+    /// A replica that asks for pre-votes in this term does not know that it has a leader: say so.
+    pub(crate) fn reassure(&mut self, to: ReplicaId, request: VoteRequest, effects: &mut Effects) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let source = Source::new(&self.config, &self.log, self.hard_state, &leader.rounds);
+        let is_of_this_term = request.pre && request.term.0 == source.term.0 + 1;
+        let progress = leader.progress.iter_mut().find(|progress| progress.replica == to);
+        if let Some(progress) = progress.filter(|_| is_of_this_term) {
+            source.send_empty(progress, true, effects);
+        }
+    }
+
+    /// Moves the commit index to what is durable on a quorum, if that ends with an entry of this term.
+    pub(crate) fn advance_commit(&mut self) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let index = leader.quorum_index(&self.voters, self.config.id, self.persistence.durable());
+        if index <= self.hard_state.commit || self.log.term_at(index) != Some(self.hard_state.term) {
+            return;
+        }
+        let newly = self.log.entries_from(self.hard_state.commit.next());
+        let newly = newly.take_while(|entry| entry.index <= index);
+        let bytes: usize = newly.map(|entry| entry.data.len()).sum();
+        leader.uncommitted_bytes -= bytes;
+        self.commit_to(index);
+    }
+
+    pub(crate) fn on_append_ack(&mut self, from: ReplicaId, term: Term, round: u64, matched: Index) {
+        if term != self.hard_state.term {
+            return;
+        }
+        let (last, floor) = (self.log.last().index, self.log.floor().index);
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress_of(from) else { return };
+        assert!(matched <= last, "{from} acknowledged {matched}, but the log ends at {last}");
+        progress.heard(round);
+        progress.acknowledged(matched, floor);
+    }
+
+    pub(crate) fn on_append_reject(
+        &mut self,
+        from: ReplicaId,
+        term: Term,
+        round: u64,
+        rejected: Index,
+        hint: (Index, Term),
+    ) {
+        if term != self.hard_state.term {
+            return;
+        }
+        let candidate = self.log.last_at_or_below(hint.0.min(self.log.last().index), hint.1);
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress_of(from) else { return };
+        progress.heard(round);
+        progress.rejected(rejected, candidate);
+    }
+
+    pub(crate) fn on_diverged(
+        &mut self,
+        from: ReplicaId,
+        term: Term,
+        divergence: Divergence,
+        effects: &mut Effects,
+    ) {
+        if term != self.hard_state.term {
+            return;
+        }
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress_of(from) else { return };
+        // It takes nothing until it is rebuilt; sending it more would only repeat the report.
+        progress.heard(0);
+        progress.become_probe(progress.next);
+        progress.paused = true;
+        effects.divergence = Some(divergence);
+    }
+}
+
+/// Why an append was not taken.
+enum Refused {
+    /// The previous entry is missing, or of another term.
+    Conflict { hint: Index },
+    /// Same term, same index, another checksum.
+    Diverged(Divergence),
+}
+
+/// A follower's side.
+impl Group {
+    /// An append of the leader of the present term.
+    pub(crate) fn on_append(
+        &mut self,
+        from: ReplicaId,
+        previous: LogPosition,
+        commit: Index,
+        (round, answer): (u64, bool),
+        entries: Vec<Entry>,
+        effects: &mut Effects,
+    ) {
+        self.follow(from, effects);
+        let matched = Index(previous.index.0 + entries.len() as u64);
+        let (now, term) = (self.now, self.hard_state.term);
+        let result = self.take(previous, entries);
+        let RoleState::Follower(follower) = &mut self.role else { return };
+        follower.heard_at = now;
+        follower.answer_owed |= answer || round > follower.round;
+        follower.round = follower.round.max(round);
+        match result {
+            Ok(()) => {
+                follower.verified = follower.verified.max(matched);
+                let commit = commit.min(follower.verified);
+                self.commit_to(commit.max(self.hard_state.commit));
+            }
+            Err(Refused::Conflict { hint }) => {
+                let (rejected, round) = (previous.index, follower.round);
+                let hint_term = self.log.term_at(hint).unwrap_or_default();
+                follower.answer_owed = false;
+                let reject = Message::AppendReject { term, round, rejected, hint_index: hint, hint_term };
+                self.send_when_durable(from, reject);
+            }
+            Err(Refused::Diverged(divergence)) => {
+                let Divergence { index, expected, found, .. } = divergence;
+                effects.divergence = Some(divergence);
+                self.send_when_durable(from, Message::Diverged { term, index, expected, found });
+            }
+        }
+    }
+
+    /// Makes the log contain `entries` after `previous`, or says why not.
+    fn take(&mut self, previous: LogPosition, mut entries: Vec<Entry>) -> Result<(), Refused> {
+        let floor = self.log.floor();
+        let mut previous = previous;
+        if previous.index < floor.index {
+            // What is below the floor is committed, so the leader has the same; only the rest is looked at.
+            let below = (floor.index.0 - previous.index.0).min(entries.len() as u64) as usize;
+            let Some(last_below) = entries[..below].last().map(Entry::position) else { return Ok(()) };
+            if last_below.index < floor.index {
+                return Ok(());
+            }
+            entries.drain(..below);
+            previous = last_below;
+        }
+        self.check(previous)?;
+        for entry in entries {
+            self.take_one(entry)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the log has `theirs`.
+    fn check(&self, theirs: LogPosition) -> Result<(), Refused> {
+        let last = self.log.last().index;
+        let Some(ours) = self.log.position_at(theirs.index) else {
+            return Err(Refused::Conflict { hint: last });
+        };
+        if ours.term != theirs.term {
+            let committed = self.hard_state.commit;
+            assert!(
+                theirs.index > committed,
+                "the committed entry {} has another term at the leader",
+                theirs.index
+            );
+            let hint = self.log.last_at_or_below(theirs.index.previous(), theirs.term);
+            return Err(Refused::Conflict { hint });
+        }
+        match ours.checksum == theirs.checksum {
+            true => Ok(()),
+            false => Err(self.diverged(theirs.index, theirs.checksum, ours.checksum)),
+        }
+    }
+
+    fn take_one(&mut self, entry: Entry) -> Result<(), Refused> {
+        if let Some(ours) = self.log.position_at(entry.index) {
+            if ours == entry.position() {
+                return Ok(());
+            }
+            if ours.term == entry.term {
+                return Err(self.diverged(entry.index, entry.checksum, ours.checksum));
+            }
+            let committed = self.hard_state.commit;
+            assert!(entry.index > committed, "{} is committed and would be overwritten", entry.index);
+            self.log.truncate(entry.index);
+            self.persistence.truncated(entry.index);
+        }
+        let checksum = self.log.next_checksum(&entry);
+        if checksum != entry.checksum {
+            return Err(self.diverged(entry.index, entry.checksum, checksum));
+        }
+        self.log.push(entry);
+        Ok(())
+    }
+
+    fn diverged(&self, index: Index, expected: u64, found: u64) -> Refused {
+        Refused::Diverged(Divergence { replica: self.config.id, index, expected, found })
+    }
+
+    /// Tells the leader what is durable, if that is news or it asked. Only called while the hard state is durable: an
+    /// acknowledgement is also a promise not to take anything from earlier terms.
+    pub(crate) fn acknowledge(&mut self, effects: &mut Effects) {
+        let (term, durable) = (self.hard_state.term, self.persistence.durable());
+        let RoleState::Follower(Follower {
+            leader: Some(leader),
+            verified,
+            acknowledged,
+            answer_owed,
+            round,
+            ..
+        }) = &mut self.role
+        else {
+            return;
+        };
+        let matched = durable.min(*verified);
+        if *answer_owed || matched > *acknowledged {
+            *answer_owed = false;
+            *acknowledged = matched.max(*acknowledged);
+            effects.messages.push((*leader, Message::AppendAck { term, round: *round, matched }));
+        }
+    }
+}

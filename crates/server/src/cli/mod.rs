@@ -3,6 +3,7 @@
 //! | subcommand | what it is | module |
 //! |---|---|---|
 //! | `serve` | one node | [`serve`] |
+//! | `playground` | several nodes on this machine, to try things out | [`playground`] |
 //! | `ctl` | `etcdctl`: its arguments, output and exit codes | [`ctl`] |
 //! | `bench` | a load generator for any etcd endpoint | [`bench`] |
 //!
@@ -11,6 +12,7 @@
 
 pub mod bench;
 pub mod ctl;
+pub mod playground;
 pub mod serve;
 
 use std::ffi::OsString;
@@ -36,6 +38,8 @@ struct CommandLine {
 enum Command {
     /// Run one node (what happens without a subcommand)
     Serve(Box<crate::config::Options>),
+    /// Run a cluster on this machine, to try things out
+    Playground(playground::Options),
     /// Talk to a cluster: everything `etcdctl` does so far, with its output
     Ctl(ctl::Options),
     /// Measure throughput and latency of a cluster
@@ -54,15 +58,27 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             // A closed pipe while help is printed is nobody's problem.
             let _ = error.print();
-            let usage_exit = if is_ctl { CTL_USAGE_EXIT } else { 2 };
-            return if error.use_stderr() { ExitCode::from(usage_exit) } else { ExitCode::SUCCESS };
+            return ExitCode::from(usage_exit(&error, is_ctl));
         }
     };
     match line.command {
         None => serve::run(line.serve),
         Some(Command::Serve(options)) => serve::run(*options),
+        Some(Command::Playground(options)) => playground::run(options),
         Some(Command::Ctl(options)) => ctl::run(options, &arguments),
         Some(Command::Bench(options)) => bench::run(options),
+    }
+}
+
+/// The exit code for a command line that was not run.
+fn usage_exit(error: &clap::Error, is_ctl: bool) -> u8 {
+    // `etcdctl` shows help for an incomplete command and calls that success.
+    let incomplete = error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    match (error.use_stderr(), is_ctl) {
+        (false, _) => 0,
+        (true, true) if incomplete => 0,
+        (true, true) => CTL_USAGE_EXIT,
+        (true, false) => 2,
     }
 }
 
@@ -96,6 +112,7 @@ fn switches_with_values(command: clap::Command) -> clap::Command {
             .action(clap::ArgAction::Set)
             .num_args(0..=1)
             .require_equals(true)
+            .value_name("BOOL")
             .default_value("false")
             .default_missing_value("true")
             .hide_default_value(true)

@@ -23,8 +23,13 @@ pub fn run(options: Options) -> ExitCode {
     if stop_on_stdin_close {
         std::thread::spawn(stop_when_stdin_closes);
     }
-    eprintln!("error: hadron serve is not available in this build");
-    ExitCode::FAILURE
+    match crate::driver::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the node stopped");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn start_logging(config: &Config) {

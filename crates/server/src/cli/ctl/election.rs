@@ -68,10 +68,10 @@ fn votes(record: &Record) -> (bool, u64) {
 }
 
 /// `P(a1) = 1.00 (2 votes)`, candidates separated by commas.
-pub(crate) fn shares(record: &Record) -> String {
+pub(crate) fn shares(record: &Record, name: impl Fn(u64) -> String) -> String {
     let shares = record.shares.iter().map(|share| {
         let votes = if share.votes == 1 { "vote" } else { "votes" };
-        format!("P({:x}) = {:.2} ({} {votes})", share.node, share.share, share.votes)
+        format!("P({}) = {:.2} ({} {votes})", name(share.node), share.share, share.votes)
     });
     shares.collect::<Vec<_>>().join(", ")
 }
@@ -104,7 +104,7 @@ impl History {
                 record.group.to_string(),
                 record.term.to_string(),
                 if record.winner == 0 { "none".to_owned() } else { format!("{:x}", record.winner) },
-                shares(record),
+                shares(record, |id| format!("{id:x}")),
             ]
         };
         Table {

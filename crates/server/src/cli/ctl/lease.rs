@@ -142,11 +142,9 @@ enum Renewal {
 
 /// Renews a lease over one connection: once, or for as long as it lives and the connection holds.
 async fn renew(session: &Session, id: i64, once: bool) -> Result<Renewal, Failure> {
-    let (requests, mut replies) = open_stream(&session.client).await.map_err(bad_connection)?;
+    let opened = open_stream(&session.client, LeaseKeepAliveRequest { id }).await;
+    let (requests, mut replies) = opened.map_err(bad_connection)?;
     loop {
-        if requests.send(LeaseKeepAliveRequest { id }).await.is_err() {
-            return Ok(Renewal::Disconnected);
-        }
         let reply = match replies.message().await {
             Ok(Some(reply)) => reply,
             Ok(None) => return Ok(Renewal::Disconnected),
@@ -161,14 +159,20 @@ async fn renew(session: &Session, id: i64, once: bool) -> Result<Renewal, Failur
             return Ok(Renewal::Done);
         }
         tokio::time::sleep(Duration::from_secs(ttl) / RENEWALS_PER_TTL).await;
+        if requests.send(LeaseKeepAliveRequest { id }).await.is_err() {
+            return Ok(Renewal::Disconnected);
+        }
     }
 }
 
 type KeepAliveStream = (mpsc::Sender<LeaseKeepAliveRequest>, Streaming<LeaseKeepAliveResponse>);
 
-async fn open_stream(client: &Client) -> Result<KeepAliveStream, CallError> {
+/// Opens a stream with its first request, without which etcd would not answer at all.
+async fn open_stream(client: &Client, first: LeaseKeepAliveRequest) -> Result<KeepAliveStream, CallError> {
     let channel = client.connect().await?;
     let (sender, receiver) = mpsc::channel(1);
+    // The channel is empty and its receiver lives: this cannot fail.
+    let _ = sender.try_send(first);
     let requests =
         unfold(receiver, async |mut receiver| receiver.recv().await.map(|request| (request, receiver)));
     let opened: Result<_, Status> = LeaseClient::new(channel).lease_keep_alive(Box::pin(requests)).await;

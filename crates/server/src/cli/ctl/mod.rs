@@ -5,7 +5,7 @@
 //! commands for members, snapshots, alarms and locks.
 
 mod client;
-mod election;
+pub(super) mod election;
 mod endpoint;
 mod failure;
 mod go_text;

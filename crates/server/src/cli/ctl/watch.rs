@@ -131,8 +131,7 @@ impl Watch {
 
 /// Follows one watch until the server cancels it.
 async fn follow(session: &Session, mut target: Target) -> Result<(), Failure> {
-    let mut stream = Stream::open(&session.client).await?;
-    stream.create(target.create.clone()).await;
+    let mut stream = Stream::open(&session.client, create_request(&target.create)).await?;
     loop {
         let response = match stream.replies.message().await {
             Ok(Some(response)) => response,
@@ -166,11 +165,8 @@ async fn follow(session: &Session, mut target: Target) -> Result<(), Failure> {
 async fn resume(client: &Client, create: &WatchCreateRequest) -> Result<Stream, Failure> {
     loop {
         tokio::time::sleep(RECONNECT_PAUSE).await;
-        match Stream::open(client).await {
-            Ok(stream) => {
-                stream.create(create.clone()).await;
-                return Ok(stream);
-            }
+        match Stream::open(client, create_request(create)).await {
+            Ok(stream) => return Ok(stream),
             Err(CallError::Unreachable(_) | CallError::Timeout) => {}
             Err(CallError::Refused(status)) if status.code() == Code::Unavailable => {}
             Err(error) => return Err(error.into()),
@@ -185,9 +181,12 @@ struct Stream {
 }
 
 impl Stream {
-    async fn open(client: &Client) -> Result<Stream, CallError> {
+    /// Opens a stream with its first request, without which etcd would not answer at all.
+    async fn open(client: &Client, first: WatchRequest) -> Result<Stream, CallError> {
         let channel = client.connect().await?;
         let (sender, receiver) = mpsc::channel(16);
+        // The channel is empty and its receiver lives: this cannot fail.
+        let _ = sender.try_send(first);
         let outgoing =
             unfold(receiver, async |mut receiver| receiver.recv().await.map(|request| (request, receiver)));
         let mut request = Request::new(Box::pin(outgoing));
@@ -198,14 +197,35 @@ impl Stream {
         Ok(Stream { requests: sender, replies })
     }
 
-    async fn send(&self, union: RequestUnion) {
-        // When the stream is gone, its replies say so.
-        let _ = self.requests.send(WatchRequest { request_union: Some(union) }).await;
+    /// Sends a request over the stream, which is opened if there is none yet.
+    async fn send(
+        stream: &mut Option<Stream>,
+        client: &Client,
+        request: WatchRequest,
+    ) -> Result<(), CallError> {
+        match stream {
+            // When the stream is gone, its replies say so.
+            Some(open) => drop(open.requests.send(request).await),
+            None => *stream = Some(Stream::open(client, request).await?),
+        }
+        Ok(())
     }
 
-    async fn create(&self, create: WatchCreateRequest) {
-        self.send(RequestUnion::CreateRequest(create)).await;
+    /// The next response; of no stream, none ever.
+    async fn next(stream: &mut Option<Stream>) -> Result<Option<WatchResponse>, CallError> {
+        match stream {
+            Some(open) => open.replies.message().await.map_err(CallError::Refused),
+            None => std::future::pending().await,
+        }
     }
+}
+
+fn create_request(create: &WatchCreateRequest) -> WatchRequest {
+    WatchRequest { request_union: Some(RequestUnion::CreateRequest(create.clone())) }
+}
+
+fn progress_request() -> WatchRequest {
+    WatchRequest { request_union: Some(RequestUnion::ProgressRequest(WatchProgressRequest {})) }
 }
 
 /// Prints a response and runs the command for each of its events.
@@ -300,7 +320,8 @@ fn parse_line(line: &str, environment: &Environment) -> Result<Line, Failure> {
 /// Starts watches as lines come in and prints what they see, until standard input ends.
 async fn interactive(session: &Session, environment: &Environment) -> Result<(), Failure> {
     let mut lines = input_lines();
-    let mut stream = Stream::open(&session.client).await?;
+    let client = &session.client;
+    let mut stream = None;
     let mut commands: BTreeMap<i64, Vec<OsString>> = BTreeMap::new();
     let mut next_id = 1;
     loop {
@@ -312,13 +333,13 @@ async fn interactive(session: &Session, environment: &Environment) -> Result<(),
                         target.create.watch_id = next_id;
                         commands.insert(next_id, target.command);
                         next_id += 1;
-                        stream.create(target.create).await;
+                        Stream::send(&mut stream, client, create_request(&target.create)).await?;
                     }
-                    Line::Progress => stream.send(RequestUnion::ProgressRequest(WatchProgressRequest {})).await,
+                    Line::Progress => Stream::send(&mut stream, client, progress_request()).await?,
                     Line::Nonsense(complaint) => eprintln!("{complaint}"),
                 },
             },
-            reply = stream.replies.message() => match reply.map_err(CallError::Refused)? {
+            reply = Stream::next(&mut stream) => match reply? {
                 None => return Err(Failure::error("watch is canceled by the server").exiting(Exit::Interrupted)),
                 Some(response) => show_to_watches(&session.printer, &response, &mut commands)?,
             },

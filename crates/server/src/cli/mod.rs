@@ -11,7 +11,9 @@
 //! for failure, 2 for a command line that makes no sense; `ctl` has those of `etcdctl`.
 
 pub mod bench;
+mod clock;
 pub mod ctl;
+mod logging;
 pub mod playground;
 pub mod serve;
 

@@ -5,9 +5,8 @@
 use std::io::Read as _;
 use std::process::ExitCode;
 
-use tracing_subscriber::EnvFilter;
-
-use crate::config::{Config, LogFormat, Options};
+use super::logging;
+use crate::config::{Config, Options};
 
 /// Runs a node until it is told to stop by SIGTERM or SIGINT.
 pub fn run(options: Options) -> ExitCode {
@@ -19,7 +18,7 @@ pub fn run(options: Options) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    start_logging(&config);
+    logging::start(config.log_level, config.log_format);
     if stop_on_stdin_close {
         std::thread::spawn(stop_when_stdin_closes);
     }
@@ -29,15 +28,6 @@ pub fn run(options: Options) -> ExitCode {
             tracing::error!(%error, "the node stopped");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn start_logging(config: &Config) {
-    let filter = EnvFilter::new(config.log_level.to_string().to_lowercase());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Console => builder.init(),
     }
 }
 

@@ -122,7 +122,7 @@ fn measure(operation: Operation, common: &Common) -> Result<report::Report, Stri
     let bar = progress_bar(common.total);
     let outcome = runtime.block_on(load.run(&bar))?;
     bar.finish_and_clear();
-    let cpu = watched.finish(outcome.succeeded().max(1))?;
+    let cpu = watched.finish(outcome.succeeded().max(1));
     Ok(report::Report::new(operation, common, outcome, cpu))
 }
 

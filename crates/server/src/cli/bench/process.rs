@@ -13,14 +13,14 @@ pub(crate) struct Watched {
 pub(crate) struct CpuPerRequest {
     /// Of the load generator.
     pub(crate) own_us: f64,
-    /// Of each process that was named.
-    pub(crate) others_us: Vec<(u32, f64)>,
+    /// Of each process that was named; nothing for one that ended meanwhile.
+    pub(crate) others_us: Vec<(u32, Option<f64>)>,
 }
 
 impl CpuPerRequest {
-    /// Of all processes that were named together.
+    /// Of all processes that were named and still run, together.
     pub(crate) fn total_us(&self) -> f64 {
-        self.others_us.iter().map(|(_, cpu_us)| cpu_us).sum()
+        self.others_us.iter().filter_map(|(_, cpu_us)| *cpu_us).fold(0.0, |sum, cpu_us| sum + cpu_us)
     }
 }
 
@@ -35,19 +35,16 @@ impl Watched {
     }
 
     /// What they have used since, for each of `requests`.
-    ///
-    /// # Errors
-    /// When one of them has ended.
-    pub(crate) fn finish(self, requests: u64) -> Result<CpuPerRequest, String> {
+    pub(crate) fn finish(self, requests: u64) -> CpuPerRequest {
         let per_request = |pid, before: Duration| {
-            let used = cpu_time(pid)?.saturating_sub(before);
-            Ok::<f64, String>(used.as_secs_f64() * 1e6 / requests as f64)
+            let used = cpu_time(pid).ok()?.saturating_sub(before);
+            Some(used.as_secs_f64() * 1e6 / requests as f64)
         };
-        let others = self.others.into_iter().map(|(pid, before)| Ok((pid, per_request(pid, before)?)));
-        Ok(CpuPerRequest {
-            own_us: per_request(std::process::id(), self.own)?,
-            others_us: others.collect::<Result<_, String>>()?,
-        })
+        let others = self.others.into_iter().map(|(pid, before)| (pid, per_request(pid, before)));
+        CpuPerRequest {
+            own_us: per_request(std::process::id(), self.own).unwrap_or_default(),
+            others_us: others.collect(),
+        }
     }
 }
 
@@ -88,6 +85,6 @@ mod tests {
         assert!(
             Watched::start(&[4_194_305]).err().unwrap().starts_with("process 4194305: /proc/4194305/stat: ")
         );
-        assert!(Watched::start(&[std::process::id()]).unwrap().finish(1).is_ok());
+        assert!(Watched::start(&[std::process::id()]).unwrap().finish(1).others_us[0].1.is_some());
     }
 }

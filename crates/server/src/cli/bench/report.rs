@@ -60,7 +60,9 @@ impl Report {
         }
         row("max", milliseconds(latencies.max() as f64));
         for (pid, cpu_us) in &self.cpu.others_us {
-            row("server CPU", format!("{cpu_us:.1} µs/request (process {pid})"));
+            let used =
+                cpu_us.map_or("ended meanwhile".to_owned(), |cpu_us| format!("{cpu_us:.1} µs/request"));
+            row("server CPU", format!("{used} (process {pid})"));
         }
         if self.cpu.others_us.len() > 1 {
             row("", format!("{:.1} µs/request together", self.cpu.total_us()));
@@ -123,7 +125,10 @@ mod tests {
             connections: 1,
             clients: 2,
             outcome: Outcome { elapsed: Duration::from_millis(500), latencies_us, errors },
-            cpu: CpuPerRequest { own_us: 9.54, others_us: vec![(7, 20.0), (8, 11.25)] },
+            cpu: CpuPerRequest {
+                own_us: 9.54,
+                others_us: vec![(7, Some(20.0)), (8, Some(11.25)), (9, None)],
+            },
         }
     }
 
@@ -141,6 +146,7 @@ put: 100 requests in 0.50 s, 2 clients on 1 connections
   max         1.00 ms
   server CPU  20.0 µs/request (process 7)
   server CPU  11.2 µs/request (process 8)
+  server CPU  ended meanwhile (process 9)
               31.2 µs/request together
   bench CPU   9.5 µs/request
   errors      2

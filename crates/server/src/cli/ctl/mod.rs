@@ -31,6 +31,9 @@ const ETCDCTL_VERSION: &str = "3.6.0";
 /// The version of etcd's API that it speaks.
 const API_VERSION: &str = "3.6";
 
+/// Where a cluster is when nobody says otherwise.
+const DEFAULT_ENDPOINT: &str = "127.0.0.1:2379";
+
 /// The flags of every command, and the command.
 #[derive(Debug, clap::Args)]
 #[command(infer_subcommands = true)]
@@ -48,7 +51,7 @@ struct Global {
         long,
         global = true,
         env = "ETCDCTL_ENDPOINTS",
-        default_value = "127.0.0.1:2379",
+        default_value = DEFAULT_ENDPOINT,
         value_name = "LIST",
         hide_env = true
     )]
@@ -65,7 +68,13 @@ struct Global {
     )]
     write_out: String,
     /// Print byte strings as hexadecimal
-    #[arg(long, global = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_HEX",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        hide_env = true
+    )]
     hex: bool,
     /// Time to wait for a connection
     #[arg(long, global = true, env = "ETCDCTL_DIAL_TIMEOUT", default_value = "2s", value_parser = go_text::parse_duration, value_name = "DURATION", hide_env = true)]
@@ -116,8 +125,9 @@ struct Session {
 
 impl Session {
     fn new(global: Global) -> Result<Session, Failure> {
-        let endpoints: Vec<String> =
-            global.endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
+        // An empty list, perhaps from an empty variable, means the default as well.
+        let given = if global.endpoints.is_empty() { DEFAULT_ENDPOINT } else { &global.endpoints };
+        let endpoints = given.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
         let client =
             Client { endpoints, dial_timeout: global.dial_timeout, command_timeout: global.command_timeout };
         let style = Style { hex: global.hex, values_only: false };

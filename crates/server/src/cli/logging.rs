@@ -1,0 +1,137 @@
+//! Log lines on standard error: JSON objects as etcd writes them, or lines for people.
+//!
+//! An etcd log line has `level`, `ts`, `caller` and `msg` first and the event's own fields after them; tools that read
+//! etcd's logs find the same here.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use super::clock::utc;
+use crate::config::LogFormat;
+
+/// Starts logging. Does nothing if the process logs already.
+pub(super) fn start(level: Level, format: LogFormat) {
+    let filter = EnvFilter::new(level.to_string().to_lowercase());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Json => builder.event_format(EtcdJson).try_init(),
+        LogFormat::Console => builder.try_init(),
+    };
+    // Whoever came first keeps logging.
+    drop(started);
+}
+
+/// Formats events as etcd does.
+struct EtcdJson;
+
+impl<S, N> FormatEvent<S, N> for EtcdJson
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let metadata = event.metadata();
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let now_us =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_micros());
+        let caller = caller(metadata.file().unwrap_or_default(), metadata.line().unwrap_or_default());
+        writeln!(out, "{}", line(*metadata.level(), now_us as i64, &caller, &fields))
+    }
+}
+
+/// The last directory and the file, as zap shortens them: `driver/run.rs:38`.
+fn caller(file: &str, line: u32) -> String {
+    let start = file.rmatch_indices('/').nth(1).map_or(0, |(position, _)| position + 1);
+    format!("{}:{line}", &file[start..])
+}
+
+fn line(level: Level, now_us: i64, caller: &str, fields: &Fields) -> String {
+    let level = level.to_string().to_lowercase();
+    let text = |text: &str| Value::from(text).to_string();
+    let mut line = format!(
+        "{{\"level\":{},\"ts\":{},\"caller\":{},\"msg\":{}",
+        text(&level),
+        text(&utc(now_us, 6)),
+        text(caller),
+        text(&fields.message)
+    );
+    for (name, value) in &fields.others {
+        line.push_str(&format!(",{}:{value}", text(name)));
+    }
+    line.push('}');
+    line
+}
+
+/// The fields of an event, the message apart.
+#[derive(Debug, Default)]
+struct Fields {
+    message: String,
+    others: Map<String, Value>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        match (field.name(), value) {
+            ("message", Value::String(text)) => self.message = text,
+            (name, value) => drop(self.others.insert(name.to_owned(), value)),
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value.into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value.into());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}").into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_what_etcd_would_write() {
+        let mut fields =
+            Fields { message: "ready to serve \"client\" requests".to_owned(), ..Default::default() };
+        fields.others.insert("port".to_owned(), 2379.into());
+        assert_eq!(
+            line(Level::INFO, 1_795_399_200_000_125, "driver/run.rs:38", &fields),
+            "{\"level\":\"info\",\"ts\":\"2026-11-23T02:00:00.000125Z\",\"caller\":\"driver/run.rs:38\",\
+             \"msg\":\"ready to serve \\\"client\\\" requests\",\"port\":2379}"
+        );
+    }
+
+    #[test]
+    fn callers_keep_one_directory() {
+        assert_eq!(caller("crates/server/src/driver/run.rs", 7), "driver/run.rs:7");
+        assert_eq!(caller("main.rs", 7), "main.rs:7");
+    }
+}

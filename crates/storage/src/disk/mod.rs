@@ -114,14 +114,16 @@ pub fn write_ballast(disk: &dyn Disk, path: &Path, bytes: u64) -> io::Result<()>
 }
 
 /// Writes zeros over the first `size` bytes. Writing them, unlike extending a file or reserving space, leaves nothing
-/// for a later fdatasync to do to the file's extents.
+/// for a later fdatasync to do to the file's extents. Synced piece by piece, so that the syncs of others never wait
+/// behind all of it.
 pub(crate) fn zero_fill(file: &dyn DiskFile, size: u64) -> io::Result<()> {
-    const CHUNK: u64 = 1 << 20;
+    const CHUNK: u64 = 2 << 20;
     let zeros = vec![0; CHUNK.min(size) as usize];
     let mut offset = 0;
     while offset < size {
         let length = CHUNK.min(size - offset) as usize;
         file.write_at(offset, &zeros[..length])?;
+        file.sync()?;
         offset += length as u64;
     }
     Ok(())

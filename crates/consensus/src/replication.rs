@@ -178,8 +178,12 @@ impl Group {
                 progress.responsive = false;
             }
             progress.answered = false;
-            if progress.state == ProgressState::Probe && progress.responsive {
-                progress.paused = false;
+            let is_cut_off = self.log.position_at(progress.next.previous()).is_none();
+            match progress.state {
+                // What it has not acknowledged may be lost, and is not in the log any more.
+                ProgressState::Replicate if is_cut_off => progress.become_probe(progress.next),
+                ProgressState::Probe if progress.responsive => progress.paused = false,
+                _ => {}
             }
             source.send_empty(progress, true, effects);
         }

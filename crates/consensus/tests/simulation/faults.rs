@@ -1,0 +1,61 @@
+//! What goes wrong. Each fault is drawn from the seed, takes effect at once, and may be undone by a later one.
+
+use hadron_consensus::{Event, ReplicaId};
+use rand::Rng;
+
+use crate::world::{Happening, World};
+
+impl World {
+    /// One random fault.
+    pub(crate) fn fault(&mut self) {
+        let replica = self.rng.random_range(0..self.replicas.len());
+        match self.rng.random_range(0..17) {
+            0..=2 => self.crash_for_a_while(replica),
+            3 => (0..self.replicas.len()).for_each(|replica| self.crash_for_a_while(replica)),
+            4..=5 => self.partition(),
+            6 => self.cut_one_way(replica),
+            7 => self.cut_one_link(replica),
+            8..=10 => self.network.heal(),
+            11 => self.replicas[replica].disk_latency_us = self.rng.random_range(1_000..200_000),
+            12 => self.replicas[replica].disk_latency_us = 300,
+            13..=14 => self.transfer(replica),
+            15 => self.step(replica, Event::Campaign),
+            _ => {
+                let until = self.now.plus_micros(self.rng.random_range(1_000..400_000));
+                self.replicas[replica].paused_until = until;
+            }
+        }
+    }
+
+    fn crash_for_a_while(&mut self, replica: usize) {
+        self.crash(replica);
+        let down_us = self.rng.random_range(1_000..600_000);
+        self.schedule(down_us, Happening::Restart(replica));
+    }
+
+    fn partition(&mut self) {
+        let sides: Vec<bool> = (0..self.replicas.len()).map(|_| self.rng.random_bool(0.5)).collect();
+        self.network.partition(&sides);
+    }
+
+    /// Everything to, or everything from, one replica is lost.
+    fn cut_one_way(&mut self, replica: usize) {
+        let outgoing = self.rng.random_bool(0.5);
+        for other in 0..self.replicas.len() {
+            let (from, to) = if outgoing { (replica, other) } else { (other, replica) };
+            self.network.set_cut(from, to, true);
+        }
+    }
+
+    fn cut_one_link(&mut self, replica: usize) {
+        let other = self.rng.random_range(0..self.replicas.len());
+        self.network.set_cut(replica, other, true);
+    }
+
+    fn transfer(&mut self, to: usize) {
+        let to = ReplicaId(to as u64 + 1);
+        for replica in 0..self.replicas.len() {
+            self.step(replica, Event::TransferLeader { to });
+        }
+    }
+}

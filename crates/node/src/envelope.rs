@@ -36,12 +36,12 @@ pub struct Envelope {
 }
 
 /// Bytes that `command` will take in an envelope.
-pub fn command_bytes(command: &Bytes) -> usize {
+pub(crate) fn command_bytes(command: &Bytes) -> usize {
     COMMAND_HEAD_BYTES + command.len()
 }
 
 /// Encodes an entry.
-pub fn encode(stamp_ms: u64, commands: &[(Origin, Bytes)]) -> Bytes {
+pub(crate) fn encode(stamp_ms: u64, commands: &[(Origin, Bytes)]) -> Bytes {
     let size: usize = commands.iter().map(|(_, command)| command_bytes(command)).sum();
     let mut out = BytesMut::with_capacity(HEAD_BYTES + size);
     out.put_u8(VERSION);
@@ -58,7 +58,7 @@ pub fn encode(stamp_ms: u64, commands: &[(Origin, Bytes)]) -> Bytes {
 }
 
 /// The stamp of an encoded entry, without decoding the rest; `None` for a leader's empty first entry.
-pub fn stamp_ms(data: &Bytes) -> Option<u64> {
+pub(crate) fn stamp_ms(data: &Bytes) -> Option<u64> {
     let mut head = data.get(1..9).map(Bytes::copy_from_slice)?;
     read_u64(&mut head).ok()
 }

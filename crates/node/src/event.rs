@@ -58,6 +58,9 @@ pub enum Event {
         /// The node that shall lead.
         to: NodeId,
     },
+    /// The process is about to stop: hand every group that is led here to a follower that can take it at once.
+    /// [`crate::Board`] shows when that is done; there is nothing to wait for where no follower is reachable.
+    HandOver,
     /// Nobody waits for this request any more. A write that is on its way may still happen.
     Cancel {
         /// The request's token.

@@ -1,1 +1,50 @@
-//! To be written.
+//! A whole node without sockets, threads or files: many groups, one log, apply, replies, liveness, integrity.
+//!
+//! ```text
+//!            Event ──▶ Node::step ──▶ ... ──▶ Node::settle ──▶ Effects
+//!  client writes and reads              │                      log records, peer messages,
+//!  peer messages                        │                      replies, flushes, snapshots
+//!  completions of the disk, timers      ▼
+//!                         consensus (who leads, what is committed)
+//!                         keyspace  (what it means)
+//! ```
+//! The life of a Put is the list of modules: [`propose`] (admit, propose, reply), [`persist`], [`replicate`], [`apply`];
+//! beside it [`read`], [`flush`], [`snapshot`], [`lease`], [`integrity`], [`liveness`], [`membership`].
+//!
+//! Invariants:
+//! - No clock, thread, socket, file or unseeded randomness: the same events at the same times give the same effects.
+//! - A reply to a write leaves only after this node's replica applied it, which is after a quorum has it durably.
+//! - A command is proposed at most once per certain refusal (see [`propose`]).
+//! - flushed ≤ min(applied, locally durable), and the log is cut only below what the engine holds durably ([`flush`]).
+//!
+//! Left out: threads and sockets (the server's driver, the simulator's world), what a command means (`keyspace`), how a
+//! group agrees (`consensus`).
+
+mod apply;
+mod board;
+mod clock;
+mod config;
+mod envelope;
+mod event;
+mod flush;
+mod groups;
+mod integrity;
+mod lease;
+mod liveness;
+mod membership;
+mod node;
+mod peer;
+mod persist;
+mod propose;
+mod read;
+mod replicate;
+mod snapshot;
+
+pub use board::{Board, ElectionRecord, GroupBoard, LogShare};
+pub use clock::GroupClock;
+pub use config::{Config, GroupConfig, Limits};
+pub use envelope::{Envelope, Origin, decode as decode_envelope};
+pub use event::{Effects, Event, Failure, FlushJob, Reply, SnapshotJob};
+pub use membership::{Bootstrap, Member, NODES_PREFIX, node_id};
+pub use node::Node;
+pub use peer::{PeerDecodeError, PeerMessage};

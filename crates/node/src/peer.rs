@@ -46,6 +46,9 @@ pub enum PeerMessage {
     NotProposed {
         /// The group.
         group: GroupId,
+        /// The term of the forward that is refused. A late refusal must not touch a command that has been given to
+        /// another leader meanwhile.
+        term: Term,
         /// The sender's incarnation, as it stood in the forward.
         incarnation: u64,
         /// True when the leader had no room: tell the client, do not try again at once.
@@ -129,9 +132,10 @@ impl PeerMessage {
                     out.put_slice(command);
                 }
             }
-            PeerMessage::NotProposed { group, incarnation, busy, tokens } => {
+            PeerMessage::NotProposed { group, term, incarnation, busy, tokens } => {
                 out.put_u8(NOT_PROPOSED);
                 out.put_u64_le(group.0);
+                out.put_u64_le(term.0);
                 out.put_u64_le(*incarnation);
                 out.put_u8(u8::from(*busy));
                 out.put_u32_le(tokens.len() as u32);
@@ -178,6 +182,7 @@ impl PeerMessage {
             FORWARD => decode_forward(&mut bytes)?,
             NOT_PROPOSED => PeerMessage::NotProposed {
                 group: GroupId(read_u64(&mut bytes)?),
+                term: Term(read_u64(&mut bytes)?),
                 incarnation: read_u64(&mut bytes)?,
                 busy: read_u8(&mut bytes)? != 0,
                 tokens: read_list(&mut bytes, 8, read_u64)?,
@@ -187,9 +192,7 @@ impl PeerMessage {
                 term: Term(read_u64(&mut bytes)?),
                 candidate: NodeId(read_u64(&mut bytes)?),
                 won: read_u8(&mut bytes)? != 0,
-                votes: read_list(&mut bytes, 16, |bytes| {
-                    Ok((NodeId(read_u64(bytes)?), read_u64(bytes)?))
-                })?,
+                votes: read_list(&mut bytes, 16, |bytes| Ok((NodeId(read_u64(bytes)?), read_u64(bytes)?)))?,
             },
             DIGEST => PeerMessage::Digest {
                 group: GroupId(read_u64(&mut bytes)?),

@@ -1,0 +1,97 @@
+//! Apply: committed entries change the state, in order, and answer the clients of this node.
+
+use hadron_consensus::{Entry, Event as CoreEvent, GroupId};
+use hadron_keyspace::{Applied, Command};
+
+use crate::clock::GroupClock;
+use crate::envelope::{self, Origin};
+use crate::event::{Effects, Reply};
+use crate::groups::Install;
+use crate::node::Node;
+
+impl Node {
+    /// Applies what is committed, as long as the flush keeps up.
+    pub(crate) fn apply_committed(&mut self, group: GroupId, effects: &mut Effects) {
+        let mut applied_any = false;
+        loop {
+            let Some(replica) = self.replicas.get_mut(&group) else { return };
+            let flush_is_behind = replica.keyspace.unflushed_bytes() >= self.config.limits.unflushed_bytes;
+            if flush_is_behind || replica.install == Install::Switching {
+                break;
+            }
+            let Some(entry) = replica.unapplied.pop_front() else { break };
+            self.apply_entry(group, entry, effects);
+            applied_any = true;
+        }
+        if applied_any {
+            self.after_apply(group, effects);
+        }
+    }
+
+    fn apply_entry(&mut self, group: GroupId, entry: Entry, effects: &mut Effects) {
+        let (me, incarnation, now) = (self.config.node, self.config.incarnation, self.now);
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        assert_eq!(entry.index, replica.applied().next(), "entries are applied without gaps");
+        if entry.term > replica.applied_term {
+            replica.reclaim_proposals_before(entry.term);
+            replica.applied_term = entry.term;
+        }
+        let (stamp_ms, origins, commands) = match decode(&entry, replica.keyspace.applied().stamp_ms) {
+            Ok(decoded) => decoded,
+            Err(what) => {
+                effects.fatal = Some(format!(
+                    "group {group}: the entry at index {} cannot be applied by this version ({what}): \
+                     run the version that the other members run",
+                    entry.index.0
+                ));
+                return;
+            }
+        };
+        let applied =
+            Applied { term: entry.term.0, index: entry.index.0, checksum: entry.checksum, stamp_ms };
+        let responses = replica.keyspace.apply(applied, commands);
+        for (origin, response) in origins.into_iter().zip(responses) {
+            let is_ours = origin.node == me && origin.incarnation == incarnation;
+            if is_ours && replica.proposed.remove(&origin.token).is_some() {
+                let reply = Reply::Written { response, term: entry.term.0 };
+                effects.replies.push((origin.token, reply));
+            } else if origin.token == 0 && origin.node == me {
+                replica.expiry_pending_until = None;
+            }
+        }
+        if !replica.core.is_leader() {
+            replica.clock = GroupClock::new(stamp_ms, now);
+        }
+    }
+
+    /// What follows once for all entries of a turn.
+    fn after_apply(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let applied = replica.applied();
+        replica.board.set_applied(applied.0);
+        replica.board.set_clock(replica.clock);
+        self.step_group(group, CoreEvent::Applied { index: applied }, effects);
+        self.answer_digests(group, effects);
+        self.heed_alarms(group);
+        if group == hadron_consensus::ROOT_GROUP {
+            self.refresh_members();
+        }
+    }
+}
+
+type Decoded = (u64, Vec<Origin>, Vec<Command>);
+
+/// The stamp, and each command with its origin. A leader's first entry is empty and leaves the clock alone.
+fn decode(entry: &Entry, previous_stamp_ms: u64) -> Result<Decoded, String> {
+    if entry.data.is_empty() {
+        return Ok((previous_stamp_ms, Vec::new(), Vec::new()));
+    }
+    let envelope = envelope::decode(entry.data.clone()).map_err(|error| error.to_string())?;
+    let mut origins = Vec::with_capacity(envelope.commands.len());
+    let mut commands = Vec::with_capacity(envelope.commands.len());
+    for (origin, bytes) in envelope.commands {
+        origins.push(origin);
+        commands.push(Command::decode(bytes).map_err(|error| error.to_string())?);
+    }
+    Ok((envelope.stamp_ms.max(previous_stamp_ms), origins, commands))
+}

@@ -1,0 +1,207 @@
+//! What a node shows to those who must not enter its loop: leaders, positions, clocks, elections, members.
+//!
+//! The loop writes, anybody reads. Nothing here decides anything: a reader that needs certainty asks the loop.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hadron_consensus::{GroupId, NodeId, Term, Time};
+use hadron_keyspace::Keyspace;
+use parking_lot::{Mutex, RwLock};
+
+use crate::clock::GroupClock;
+use crate::membership::Member;
+
+/// Elections that are remembered, all groups together.
+const ELECTIONS_MAX: usize = 1_000;
+
+/// A node's public state.
+#[derive(Debug, Default)]
+pub struct Board {
+    groups: RwLock<BTreeMap<GroupId, Arc<GroupBoard>>>,
+    members: RwLock<Vec<Member>>,
+    elections: Mutex<VecDeque<ElectionRecord>>,
+}
+
+/// One group's public state on one node.
+#[derive(Debug)]
+pub struct GroupBoard {
+    /// The replica's state; read it directly.
+    pub keyspace: Arc<Keyspace>,
+    leader: AtomicU64,
+    term: AtomicU64,
+    commit: AtomicU64,
+    applied: AtomicU64,
+    quarantined: AtomicBool,
+    clock: Mutex<GroupClock>,
+    shares: Mutex<Vec<LogShare>>,
+}
+
+/// One election: how many votes each candidate got, as the candidate that counted them saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ElectionRecord {
+    /// The group.
+    pub group: GroupId,
+    /// The term.
+    pub term: Term,
+    /// The candidate that counted.
+    pub candidate: NodeId,
+    /// False for a split vote.
+    pub won: bool,
+    /// Votes by candidate.
+    pub votes: BTreeMap<NodeId, u64>,
+    /// When this node learnt of it, on its monotonic clock.
+    pub at: Time,
+}
+
+impl ElectionRecord {
+    /// P(x) = V(x) / ΣV(i): the share of the counted votes that `candidate` got.
+    pub fn share(&self, candidate: NodeId) -> f64 {
+        let sum: u64 = self.votes.values().sum();
+        let votes = self.votes.get(&candidate).copied().unwrap_or_default();
+        if sum == 0 { 0.0 } else { votes as f64 / sum as f64 }
+    }
+}
+
+/// A node's part in the replication of a group, as its leader measures it over a recent window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogShare {
+    /// The node.
+    pub node: NodeId,
+    /// C(x) = L(x) / ΣL(i), with L(x) the entries that x acknowledged within the window.
+    pub share: f64,
+    /// Entries between the leader's last and what the node acknowledged.
+    pub lag: u64,
+}
+
+impl Board {
+    /// The public state of `group`, if it has a replica here.
+    pub fn group(&self, group: GroupId) -> Option<Arc<GroupBoard>> {
+        self.groups.read().get(&group).cloned()
+    }
+
+    /// All groups with a replica here.
+    pub fn groups(&self) -> Vec<(GroupId, Arc<GroupBoard>)> {
+        self.groups.read().iter().map(|(id, group)| (*id, group.clone())).collect()
+    }
+
+    /// The nodes of the pool, by id.
+    pub fn members(&self) -> Vec<Member> {
+        self.members.read().clone()
+    }
+
+    /// Whether a node that shows `data_dir_id` may be talked to as `node`. The error says why not, and the way out.
+    pub fn admit(&self, node: NodeId, data_dir_id: u64) -> Result<(), String> {
+        let members = self.members.read();
+        let Some(member) = members.iter().find(|member| member.id == node.0) else {
+            return Err(format!("node {:x} is not a member of this cluster", node.0));
+        };
+        if member.data_dir_id != 0 && member.data_dir_id != data_dir_id {
+            return Err(format!(
+                "node {:x} ({}) is known with another data directory: it was wiped or two nodes use one name; \
+                 start it with its own data directory, or remove the member and add it again as a new one",
+                node.0, member.name
+            ));
+        }
+        Ok(())
+    }
+
+    /// The elections that this node knows of, oldest first.
+    pub fn elections(&self) -> Vec<ElectionRecord> {
+        self.elections.lock().iter().cloned().collect()
+    }
+
+    pub(crate) fn add_group(&self, group: GroupId, keyspace: Arc<Keyspace>) -> Arc<GroupBoard> {
+        let board = Arc::new(GroupBoard {
+            keyspace,
+            leader: AtomicU64::new(0),
+            term: AtomicU64::new(0),
+            commit: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
+            quarantined: AtomicBool::new(false),
+            clock: Mutex::default(),
+            shares: Mutex::default(),
+        });
+        self.groups.write().insert(group, board.clone());
+        board
+    }
+
+    pub(crate) fn set_members(&self, members: Vec<Member>) {
+        *self.members.write() = members;
+    }
+
+    /// Remembers an election once, however often it is announced.
+    pub(crate) fn add_election(&self, record: ElectionRecord) {
+        let mut elections = self.elections.lock();
+        let same = |other: &ElectionRecord| {
+            (other.group, other.term, other.candidate) == (record.group, record.term, record.candidate)
+        };
+        if elections.iter().rev().any(same) {
+            return;
+        }
+        if elections.len() == ELECTIONS_MAX {
+            elections.pop_front();
+        }
+        elections.push_back(record);
+    }
+}
+
+impl GroupBoard {
+    /// The node that leads the group, as far as this one knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        Some(self.leader.load(Ordering::Acquire)).filter(|id| *id != 0).map(NodeId)
+    }
+
+    /// The replica's term.
+    pub fn term(&self) -> Term {
+        Term(self.term.load(Ordering::Acquire))
+    }
+
+    /// The highest index known to be committed.
+    pub fn commit(&self) -> u64 {
+        self.commit.load(Ordering::Acquire)
+    }
+
+    /// The highest applied index.
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// Whether this replica differs from the others and must not serve.
+    pub fn quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Acquire)
+    }
+
+    /// The group's clock as this replica knows it.
+    pub fn clock(&self) -> GroupClock {
+        *self.clock.lock()
+    }
+
+    /// C(x) of each node; empty where this node does not lead.
+    pub fn shares(&self) -> Vec<LogShare> {
+        self.shares.lock().clone()
+    }
+
+    pub(crate) fn set_status(&self, leader: Option<NodeId>, term: Term, commit: u64) {
+        self.leader.store(leader.map_or(0, |node| node.0), Ordering::Release);
+        self.term.store(term.0, Ordering::Release);
+        self.commit.store(commit, Ordering::Release);
+    }
+
+    pub(crate) fn set_applied(&self, applied: u64) {
+        self.applied.store(applied, Ordering::Release);
+    }
+
+    pub(crate) fn set_quarantined(&self) {
+        self.quarantined.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn set_clock(&self, clock: GroupClock) {
+        *self.clock.lock() = clock;
+    }
+
+    pub(crate) fn set_shares(&self, shares: Vec<LogShare>) {
+        *self.shares.lock() = shares;
+    }
+}

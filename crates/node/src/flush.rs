@@ -1,0 +1,228 @@
+//! Flush: applied state reaches the engine in the background, the engine is made durable now and then, and only what
+//! is durable there is cut from the log.
+//!
+//! Invariants: flushed ≤ min(applied, locally durable in the log); the log's floor ≤ durable in the engine.
+
+use std::collections::BTreeMap;
+
+use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, Time};
+use hadron_keyspace::Flush;
+use hadron_storage::wal::Record;
+
+use crate::event::{Effects, FlushJob};
+use crate::groups::{Install, Replica};
+use crate::node::Node;
+
+/// Changes per sweep.
+const SWEEP_CHANGES_MAX: usize = 500;
+
+/// Where one group's flush stands.
+#[derive(Debug)]
+pub(crate) struct FlushState {
+    /// A batch is with the engine.
+    in_flight: bool,
+    /// A sweep is with the engine.
+    sweeping: bool,
+    /// When the last flush began.
+    last_at: Time,
+    /// Readers of the engine see up to here.
+    flushed: Index,
+    /// The engine holds up to here durably.
+    durable: Index,
+}
+
+impl FlushState {
+    /// The engine holds up to `durable`.
+    pub(crate) fn new(durable: Index, now: Time) -> FlushState {
+        FlushState { in_flight: false, sweeping: false, last_at: now, flushed: durable, durable }
+    }
+
+    /// Nothing of the group is on its way to the engine.
+    pub(crate) fn is_quiet(&self) -> bool {
+        !self.in_flight && !self.sweeping
+    }
+}
+
+/// The node's rhythm of engine fsyncs: one for all groups.
+#[derive(Debug, Default)]
+pub(crate) struct EnginePersist {
+    ticket: u64,
+    in_flight: bool,
+    last_at: Time,
+    /// What the fsync on its way covers.
+    covers: BTreeMap<GroupId, Index>,
+    /// Flushed since the last fsync was asked for.
+    dirty: bool,
+}
+
+impl EnginePersist {
+    /// When the next fsync is due.
+    pub(crate) fn deadline(&self, interval_us: u64) -> Option<Time> {
+        (self.dirty && !self.in_flight).then(|| self.last_at.plus_micros(interval_us))
+    }
+}
+
+impl Node {
+    /// Starts a flush when enough has gathered or waited long enough; otherwise a sweep of what compaction left.
+    pub(crate) fn maybe_flush(&mut self, group: GroupId, effects: &mut Effects) {
+        let (now, limits) = (self.now, &self.config.limits);
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if replica.flush.in_flight || replica.install != Install::None {
+            return;
+        }
+        let waiting_bytes = replica.keyspace.unflushed_bytes();
+        let is_due = now.micros_since(replica.flush.last_at) >= limits.flush_interval_us
+            && replica.applied() > replica.flush.flushed;
+        if waiting_bytes < limits.flush_bytes && !is_due {
+            return;
+        }
+        let durable = replica.durable.index();
+        replica.flush.last_at = now;
+        match replica.keyspace.take_flush(durable.0, limits.flush_bytes) {
+            Some(flush) => {
+                replica.flush.in_flight = true;
+                effects.flushes.push(FlushJob { group, flush });
+            }
+            None => self.maybe_sweep(group, effects),
+        }
+    }
+
+    fn maybe_sweep(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if replica.flush.sweeping || replica.install != Install::None {
+            return;
+        }
+        if let Some(batch) = replica.keyspace.take_sweep(SWEEP_CHANGES_MAX) {
+            replica.flush.sweeping = true;
+            effects.sweeps.push((group, batch));
+        }
+    }
+
+    /// The engine has a flush.
+    pub(crate) fn on_flushed(&mut self, group: GroupId, flush: Flush, effects: &mut Effects) {
+        self.engine_persist.dirty = true;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        replica.flush.in_flight = false;
+        replica.flush.flushed = Index(flush.index());
+        replica.keyspace.flush_done(flush);
+        self.maybe_sweep(group, effects);
+        self.answer_install(group, effects);
+        self.touch(group);
+    }
+
+    /// The engine has a sweep.
+    pub(crate) fn on_swept(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        replica.flush.sweeping = false;
+        self.maybe_sweep(group, effects);
+        self.answer_install(group, effects);
+    }
+
+    /// Asks for an engine fsync when one is due.
+    pub(crate) fn maybe_persist_engine(&mut self, effects: &mut Effects) {
+        let deadline = self.engine_persist.deadline(self.config.limits.persist_interval_us);
+        if deadline.is_none_or(|deadline| deadline > self.now) {
+            return;
+        }
+        let persist = &mut self.engine_persist;
+        persist.ticket += 1;
+        persist.in_flight = true;
+        persist.dirty = false;
+        persist.last_at = self.now;
+        persist.covers = self.replicas.iter().map(|(id, replica)| (*id, replica.flush.flushed)).collect();
+        effects.persist_engine = Some(persist.ticket);
+    }
+
+    /// The engine holds durably what was flushed when `ticket` was issued: the log may be cut.
+    pub(crate) fn on_engine_persisted(&mut self, ticket: u64, effects: &mut Effects) {
+        if ticket != self.engine_persist.ticket {
+            return;
+        }
+        self.engine_persist.in_flight = false;
+        for (group, index) in std::mem::take(&mut self.engine_persist.covers) {
+            let Some(replica) = self.replicas.get_mut(&group) else { continue };
+            replica.flush.durable = replica.flush.durable.max(index);
+            let floor = replica
+                .log_floor_wanted(self.config.limits.log_tail_bytes, self.config.limits.snapshot_log_bytes);
+            self.cut_log(group, floor, effects);
+        }
+    }
+
+    /// Old segments are kept for these groups alone: give up their tails, and rewrite what cannot be given up at the
+    /// head of the log.
+    pub(crate) fn on_log_pinned(&mut self, groups: Vec<GroupId>, effects: &mut Effects) {
+        for group in groups {
+            let Some(replica) = self.replicas.get_mut(&group) else { continue };
+            let durable = replica.flush.durable;
+            self.cut_log(group, durable, effects);
+            self.rewrite_log(group, effects);
+        }
+    }
+
+    /// The engine now holds a snapshot's state at `position`, durably.
+    pub(crate) fn restart_flush_at(&mut self, group: GroupId, position: LogPosition, effects: &mut Effects) {
+        let now = self.now;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        replica.flush = FlushState::new(position.index, now);
+        replica.durable.restart(position.index);
+        self.engine_persist.covers.remove(&group);
+        self.append_record(Record::Floor(group, position), effects);
+    }
+
+    fn cut_log(&mut self, group: GroupId, floor: Index, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if floor <= replica.core.floor().index {
+            return;
+        }
+        self.step_group(group, CoreEvent::Compact { index: floor }, effects);
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let position = replica.core.floor();
+        self.append_record(Record::Floor(group, position), effects);
+    }
+
+    /// Writes the group's whole live log again, at the head. Entries that are still on their way to the disk are among
+    /// them, because everything at and after the first index is replaced.
+    fn rewrite_log(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let live: Vec<_> = replica.core.entries().cloned().collect();
+        if !live.is_empty() {
+            self.append_record(Record::Entries(group, live), effects);
+        }
+    }
+
+    /// Appends a record that no group waits for.
+    fn append_record(&mut self, record: Record, effects: &mut Effects) {
+        effects.log_sequence = self.log.add_unwatched(self.now, effects.log.is_empty());
+        effects.log.push(record);
+    }
+}
+
+impl Replica {
+    /// When the next flush is due, if anything waits for one.
+    pub(crate) fn flush_deadline(&self, interval_us: u64) -> Option<Time> {
+        let waits =
+            !self.flush.in_flight && self.applied() > self.flush.flushed && self.install == Install::None;
+        waits.then(|| self.flush.last_at.plus_micros(interval_us))
+    }
+
+    /// Up to where the log may go: never beyond what the engine holds durably, and less while a follower that is
+    /// only a little behind, or is receiving a snapshot, still needs the entries.
+    fn log_floor_wanted(&self, tail_bytes: usize, snapshot_bytes: usize) -> Index {
+        let keep_bytes = if self.snapshots_in_flight.is_empty() { tail_bytes } else { snapshot_bytes };
+        let needed = self.core.progress().iter().map(|progress| progress.matched).min();
+        let everybody_has = match self.core.is_leader() {
+            true => needed.unwrap_or(self.flush.durable),
+            false => Index(0),
+        };
+        let mut floor = self.flush.durable;
+        let mut kept = 0;
+        for entry in self.core.entries().rev().skip_while(|entry| entry.index > self.flush.durable) {
+            kept += entry.data.len();
+            if kept > keep_bytes || entry.index <= everybody_has {
+                break;
+            }
+            floor = entry.index.previous();
+        }
+        floor
+    }
+}

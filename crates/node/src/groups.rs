@@ -1,0 +1,265 @@
+//! One group's replica on this node: the consensus core, the state it drives, and everything that waits for either.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hadron_consensus::{
+    Config as CoreConfig, Entry, Group, GroupId, Index, LogPosition, NodeId, ReplicaId, Restored, Term, Time,
+};
+use hadron_keyspace::Keyspace;
+use hadron_storage::wal::RecoveredGroup;
+
+use crate::board::GroupBoard;
+use crate::clock::GroupClock;
+use crate::config::{Config, GroupConfig};
+use crate::envelope::{self, Origin};
+use crate::flush::FlushState;
+use crate::integrity::Integrity;
+use crate::persist::DurableTail;
+use crate::read::Reads;
+
+/// A group's replica on this node.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) id: GroupId,
+    pub(crate) me: ReplicaId,
+    /// Where the replicas of the group are; this one included.
+    pub(crate) nodes: BTreeMap<ReplicaId, NodeId>,
+    pub(crate) core: Group,
+    pub(crate) keyspace: Arc<Keyspace>,
+    pub(crate) board: Arc<GroupBoard>,
+
+    /// Own clients' commands that have not been proposed or forwarded: they wait for this turn's end, or for a leader.
+    pub(crate) waiting: VecDeque<(u64, Bytes)>,
+    /// Not to be forwarded before this time: the node that was thought to lead refused.
+    pub(crate) hold_until: Option<Time>,
+    /// Other nodes' commands of this turn, with the term they are meant for.
+    pub(crate) forwarded: Vec<(Term, Origin, Bytes)>,
+    /// Own clients' commands that were proposed or forwarded, by token. Once an entry of a later term is applied,
+    /// those of earlier terms are known not to have happened.
+    pub(crate) proposed: HashMap<u64, Proposed>,
+
+    /// Committed entries that wait to be applied, without gaps.
+    pub(crate) unapplied: VecDeque<Entry>,
+    /// Term of the last applied entry.
+    pub(crate) applied_term: Term,
+    pub(crate) reads: Reads,
+
+    /// The group's clock: running while this replica leads, otherwise what the last applied entry showed.
+    pub(crate) clock: GroupClock,
+    /// Until when an expiry that was proposed may still be on its way.
+    pub(crate) expiry_pending_until: Option<Time>,
+
+    pub(crate) durable: DurableTail,
+    pub(crate) flush: FlushState,
+    pub(crate) integrity: Integrity,
+    /// Followers that are being sent a snapshot: the log is kept for them.
+    pub(crate) snapshots_in_flight: Vec<ReplicaId>,
+    /// A snapshot that may be, or is being, installed.
+    pub(crate) install: Install,
+    /// The request for the leadership transfer in progress, and its target.
+    pub(crate) transfer: Option<(u64, ReplicaId)>,
+    /// Deadline under which this replica stands in the node's timers.
+    pub(crate) timer: Option<Time>,
+    /// Whether this replica is on the list of those to settle at the end of the turn.
+    pub(crate) touched: bool,
+    /// This replica differs from the others: it neither serves nor leads.
+    pub(crate) quarantined: bool,
+}
+
+/// A command that is in some leader's hands.
+#[derive(Debug)]
+pub(crate) struct Proposed {
+    /// The term of the leader that has it.
+    pub(crate) term: Term,
+    /// Kept to be proposed again once it is certain that it did not happen.
+    pub(crate) command: Bytes,
+}
+
+/// Where the installation of a received snapshot stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Install {
+    /// None is offered.
+    #[default]
+    None,
+    /// Offered under this ticket; waits for a flush that is on its way.
+    Offered(u64),
+    /// The driver is switching the engine to it.
+    Switching,
+}
+
+impl Replica {
+    /// Builds the replica from what the engine and the log hold.
+    ///
+    /// # Errors
+    /// Says why the two do not fit together; such a replica must be rebuilt from the others.
+    pub(crate) fn restore(
+        config: &Config,
+        group: &GroupConfig,
+        keyspace: Arc<Keyspace>,
+        board: Arc<GroupBoard>,
+        recovered: RecoveredGroup,
+        now: Time,
+    ) -> Result<Replica, String> {
+        let id = group.group;
+        let nodes: BTreeMap<ReplicaId, NodeId> = group.voters.iter().copied().collect();
+        let me = nodes.iter().find(|(_, node)| **node == config.node).map(|(replica, _)| *replica);
+        let me = me.ok_or_else(|| format!("group {id}: this node is not one of its voters"))?;
+        let applied = keyspace.applied();
+        let in_engine =
+            LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
+        let (floor, entries) = fit_log_to_engine(id, in_engine, recovered.floor, recovered.entries)?;
+        let last = entries.last().map_or(floor.index, |entry| entry.index);
+        let restored =
+            Restored { hard_state: recovered.hard_state, floor, entries, applied: in_engine.index };
+        let core = Group::new(core_config(config, id, me, nodes.keys().copied().collect()), restored);
+        board.set_applied(applied.index);
+        Ok(Replica {
+            id,
+            me,
+            nodes,
+            core,
+            keyspace,
+            board,
+            waiting: VecDeque::new(),
+            hold_until: None,
+            forwarded: Vec::new(),
+            proposed: HashMap::new(),
+            unapplied: VecDeque::new(),
+            applied_term: in_engine.term,
+            reads: Reads::default(),
+            clock: GroupClock::new(applied.stamp_ms, now),
+            expiry_pending_until: None,
+            durable: DurableTail::new(last),
+            flush: FlushState::new(in_engine.index, now),
+            integrity: Integrity::new(now),
+            snapshots_in_flight: Vec::new(),
+            install: Install::None,
+            transfer: None,
+            timer: None,
+            touched: false,
+            quarantined: false,
+        })
+    }
+
+    /// The index of the last applied entry.
+    pub(crate) fn applied(&self) -> Index {
+        Index(self.keyspace.applied().index)
+    }
+
+    /// The node that leads, as far as this replica knows.
+    pub(crate) fn leader_node(&self) -> Option<NodeId> {
+        self.core.leader().and_then(|replica| self.nodes.get(&replica).copied())
+    }
+
+    /// The stamp of the last entry in the log that has one; falls back to what is applied.
+    pub(crate) fn last_stamp_ms(&self) -> u64 {
+        let stamp = self.core.entries().rev().find_map(|entry| envelope::stamp_ms(&entry.data));
+        stamp.unwrap_or_else(|| self.keyspace.applied().stamp_ms)
+    }
+}
+
+fn core_config(config: &Config, group: GroupId, id: ReplicaId, voters: Vec<ReplicaId>) -> CoreConfig {
+    CoreConfig {
+        group,
+        id,
+        voters,
+        learners: Vec::new(),
+        election_timeout_us: config.election_timeout_us,
+        heartbeat_us: config.heartbeat_us,
+        max_append_bytes: config.limits.entry_bytes,
+        inflight_bytes: config.limits.inflight_bytes,
+        uncommitted_bytes: config.limits.uncommitted_bytes,
+        seed: config.seed ^ (group.0 << 32) ^ id.0,
+    }
+}
+
+/// Makes the recovered log continue what the engine holds.
+///
+/// The engine may be behind the log's end (the usual case: the rest is applied again), or ahead of the whole log (a
+/// snapshot was installed, and the process ended before the log knew). It is never behind the log's floor: what
+/// was cut from the log had been made durable in the engine.
+fn fit_log_to_engine(
+    group: GroupId,
+    engine: LogPosition,
+    floor: LogPosition,
+    entries: Vec<Entry>,
+) -> Result<(LogPosition, Vec<Entry>), String> {
+    if engine.index < floor.index {
+        return Err(format!(
+            "group {group}: the engine holds state up to index {}, but the log begins after {}: the engine has lost \
+             data; move the data directory away and rebuild this member from the others",
+            engine.index.0, floor.index.0
+        ));
+    }
+    let term_in_log = match engine.index == floor.index {
+        true => Some(floor),
+        false => entries.iter().find(|entry| entry.index == engine.index).map(Entry::position),
+    };
+    match term_in_log {
+        Some(position) if position == engine => Ok((floor, entries)),
+        Some(position) if position.term == engine.term => Err(format!(
+            "group {group}: log and engine differ at index {} (checksums {:016x} and {:016x}): this replica is \
+             damaged; move the data directory away and rebuild this member from the others",
+            engine.index.0, position.checksum, engine.checksum
+        )),
+        _ => Ok((engine, Vec::new())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hadron_consensus::chain_checksum;
+
+    const GROUP: GroupId = GroupId(1);
+
+    fn log(terms: &[u64]) -> Vec<Entry> {
+        let mut checksum = 0;
+        let numbered = terms.iter().zip(1..);
+        let entry = |(term, index): (&u64, u64)| {
+            let (term, index) = (Term(*term), Index(index));
+            checksum = chain_checksum(checksum, GROUP, term, index, b"x");
+            Entry { term, index, checksum, data: Bytes::from_static(b"x") }
+        };
+        numbered.map(entry).collect()
+    }
+
+    #[test]
+    fn an_engine_inside_the_log_keeps_the_log() {
+        let entries = log(&[1, 1, 2]);
+        let engine = entries[1].position();
+        let fitted = fit_log_to_engine(GROUP, engine, LogPosition::default(), entries.clone());
+        assert_eq!(fitted, Ok((LogPosition::default(), entries)));
+    }
+
+    #[test]
+    fn an_engine_ahead_of_the_log_restarts_the_log() {
+        let engine = LogPosition { term: Term(3), index: Index(9), checksum: 7 };
+        let fitted = fit_log_to_engine(GROUP, engine, LogPosition::default(), log(&[1, 1]));
+        assert_eq!(fitted, Ok((engine, Vec::new())));
+    }
+
+    #[test]
+    fn a_snapshot_of_another_term_replaces_a_conflicting_log() {
+        let engine = LogPosition { term: Term(3), index: Index(2), checksum: 7 };
+        let fitted = fit_log_to_engine(GROUP, engine, LogPosition::default(), log(&[1, 1, 1]));
+        assert_eq!(fitted, Ok((engine, Vec::new())));
+    }
+
+    #[test]
+    fn an_engine_behind_the_floor_has_lost_data() {
+        let floor = LogPosition { term: Term(1), index: Index(5), checksum: 1 };
+        let error = fit_log_to_engine(GROUP, LogPosition::default(), floor, Vec::new()).unwrap_err();
+        assert!(error.contains("the engine has lost data"), "{error}");
+    }
+
+    #[test]
+    fn differing_checksums_at_one_term_and_index_are_damage() {
+        let entries = log(&[1, 1]);
+        let engine = LogPosition { checksum: 1, ..entries[0].position() };
+        let error = fit_log_to_engine(GROUP, engine, LogPosition::default(), entries).unwrap_err();
+        assert!(error.contains("differ at index 1"), "{error}");
+    }
+}

@@ -1,0 +1,287 @@
+//! The periodic consistency check: do all replicas hold the same state, and how far is each?
+//!
+//! Every few seconds the leader of a group that changed logs a mark; each replica remembers its live digest at that
+//! index. The leader then asks for them. When a majority agrees, whoever differs from it is named: in the log, in the
+//! metrics and by a CORRUPT alarm for that member alone. The named replica stops serving; the group goes on.
+//!
+//! Here too is C(x), each node's share of the entries that were acknowledged within the last window.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hadron_consensus::{Divergence, GroupId, NodeId, ReplicaId, Time};
+use hadron_keyspace::Command;
+use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
+
+use crate::board::LogShare;
+use crate::envelope::Origin;
+use crate::event::Effects;
+use crate::groups::Replica;
+use crate::node::Node;
+use crate::peer::PeerMessage;
+
+/// Questions that wait for this replica to reach the index they are about.
+const QUESTIONS_MAX: usize = 16;
+/// Samples of the window over which C(x) is counted; one per check interval.
+const WINDOW_SAMPLES: usize = 4;
+
+/// One group's part of the check.
+#[derive(Debug)]
+pub(crate) struct Integrity {
+    /// When the leader logs the next mark.
+    pub(crate) next_at: Time,
+    /// The revision at the last mark: without a change there is nothing new to compare.
+    marked_revision: Option<i64>,
+    /// The index of the mark being compared, and the digests received for it.
+    round: Option<Round>,
+    /// Questions of the leader about an index that is not applied yet: who asks, the index, its digest.
+    questions: VecDeque<(NodeId, u64, u64)>,
+    /// What each replica had acknowledged at the last samples, oldest first.
+    acknowledged: VecDeque<BTreeMap<ReplicaId, u64>>,
+}
+
+#[derive(Debug)]
+struct Round {
+    index: u64,
+    digests: BTreeMap<NodeId, u64>,
+}
+
+impl Integrity {
+    pub(crate) fn new(now: Time) -> Integrity {
+        Integrity {
+            next_at: now,
+            marked_revision: None,
+            round: None,
+            questions: VecDeque::new(),
+            acknowledged: VecDeque::new(),
+        }
+    }
+}
+
+impl Node {
+    /// Leader: sample the shares and log a mark, if it is time.
+    pub(crate) fn maybe_check_integrity(&mut self, group: GroupId, effects: &mut Effects) {
+        let (now, interval_us) = (self.now, self.config.limits.digest_interval_us);
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if !replica.core.is_leader() || replica.integrity.next_at > now {
+            return;
+        }
+        replica.integrity.next_at = now.plus_micros(interval_us);
+        replica.sample_shares();
+        let revision = replica.keyspace.revision();
+        if replica.integrity.marked_revision == Some(revision) {
+            return;
+        }
+        replica.integrity.marked_revision = Some(revision);
+        let nobody = Origin { node: self.config.node, incarnation: self.config.incarnation, token: 0 };
+        self.propose_entry(group, vec![(nobody, Command::DigestMark.to_bytes())], effects);
+    }
+
+    /// After applying: compare what has become comparable.
+    pub(crate) fn answer_digests(&mut self, group: GroupId, effects: &mut Effects) {
+        self.ask_for_digests(group, effects);
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let applied = replica.applied().0;
+        let (due, later): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut replica.integrity.questions).into_iter().partition(|q| q.1 <= applied);
+        replica.integrity.questions = later;
+        for (from, index, live) in due {
+            self.answer_digest(from, group, index, live, effects);
+        }
+    }
+
+    /// Leader: a new mark was applied here; ask the others.
+    fn ask_for_digests(&mut self, group: GroupId, effects: &mut Effects) {
+        let me = self.config.node;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let Some((index, live)) = replica.keyspace.last_mark() else { return };
+        let is_new = replica.integrity.round.as_ref().is_none_or(|round| round.index < index);
+        if !is_new || !replica.core.is_leader() {
+            return;
+        }
+        replica.integrity.round = Some(Round { index, digests: BTreeMap::from([(me, live)]) });
+        let others = replica.nodes.values().filter(|node| **node != me);
+        let question = PeerMessage::Digest { group, index, live, answer: false };
+        effects.sends.extend(others.map(|node| (*node, question.clone())));
+    }
+
+    /// A question of the leader, or an answer to ours.
+    pub(crate) fn on_digest(
+        &mut self,
+        from: NodeId,
+        group: GroupId,
+        index: u64,
+        live: u64,
+        answer: bool,
+        effects: &mut Effects,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if answer {
+            if let Some(round) = replica.integrity.round.as_mut().filter(|round| round.index == index) {
+                round.digests.insert(from, live);
+            }
+            return self.judge_round(group, effects);
+        }
+        if replica.applied().0 >= index {
+            return self.answer_digest(from, group, index, live, effects);
+        }
+        if replica.integrity.questions.len() == QUESTIONS_MAX {
+            replica.integrity.questions.pop_front();
+        }
+        replica.integrity.questions.push_back((from, index, live));
+    }
+
+    /// Follower: compare with the leader's digest and tell it ours.
+    fn answer_digest(&mut self, to: NodeId, group: GroupId, index: u64, theirs: u64, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let Some(mine) = replica.keyspace.digest_at(index) else { return };
+        if mine != theirs {
+            tracing::error!(
+                group = group.0,
+                index,
+                mine,
+                theirs,
+                leader = to.0,
+                "this replica's state differs from the leader's"
+            );
+        }
+        effects.sends.push((to, PeerMessage::Digest { group, index, live: mine, answer: true }));
+    }
+
+    /// Leader: with every answer, see whether a majority agrees and who does not.
+    fn judge_round(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let Some(round) = &replica.integrity.round else { return };
+        let Some(agreed) = majority(&round.digests, replica.nodes.len()) else { return };
+        let index = round.index;
+        let differing: Vec<(NodeId, u64)> = round
+            .digests
+            .iter()
+            .filter(|(_, live)| **live != agreed)
+            .map(|(node, live)| (*node, *live))
+            .collect();
+        for (node, found) in differing {
+            tracing::error!(
+                group = group.0,
+                index,
+                node = node.0,
+                found,
+                agreed,
+                "a replica's state differs from the majority: it is damaged and must be rebuilt"
+            );
+            self.raise_corrupt(group, node, effects);
+        }
+    }
+
+    /// The log of a replica differs from the leader's where it cannot.
+    pub(crate) fn on_divergence(&mut self, group: GroupId, divergence: Divergence, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let Some(node) = replica.nodes.get(&divergence.replica).copied() else { return };
+        tracing::error!(
+            group = group.0,
+            index = divergence.index.0,
+            node = node.0,
+            expected = divergence.expected,
+            found = divergence.found,
+            "the log of a replica differs from the leader's: it is damaged and must be rebuilt"
+        );
+        if node == self.config.node {
+            replica.quarantine();
+        }
+        self.raise_corrupt(group, node, effects);
+    }
+
+    /// Names `node` in an alarm that every replica learns of. Ignored where this replica does not lead.
+    fn raise_corrupt(&mut self, group: GroupId, node: NodeId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let is_raised = |alarm: &hadron_proto::etcdserverpb::AlarmMember| {
+            alarm.member_id == node.0 && alarm.alarm == AlarmType::Corrupt as i32
+        };
+        if !replica.core.is_leader() || replica.keyspace.alarms().iter().any(is_raised) {
+            return;
+        }
+        let alarm = AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id: node.0,
+            alarm: AlarmType::Corrupt as i32,
+        };
+        let nobody = Origin { node: self.config.node, incarnation: self.config.incarnation, token: 0 };
+        self.propose_entry(group, vec![(nobody, Command::Alarm(alarm).to_bytes())], effects);
+    }
+
+    /// A replica that an alarm names stops serving and leading.
+    pub(crate) fn heed_alarms(&mut self, group: GroupId) {
+        let me = self.config.node.0;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let names_me = |alarm: &hadron_proto::etcdserverpb::AlarmMember| {
+            alarm.member_id == me && alarm.alarm == AlarmType::Corrupt as i32
+        };
+        if !replica.quarantined && replica.keyspace.alarms().iter().any(names_me) {
+            replica.quarantine();
+        }
+    }
+}
+
+impl Replica {
+    fn quarantine(&mut self) {
+        tracing::error!(group = self.id.0, "this replica is quarantined: rebuild it from the others");
+        self.quarantined = true;
+        self.board.set_quarantined();
+    }
+
+    /// Publishes C(x) and the lag of each replica.
+    fn sample_shares(&mut self) {
+        let last = self.core.last().0;
+        let mut matched: BTreeMap<ReplicaId, u64> =
+            self.core.progress().iter().map(|progress| (progress.replica, progress.matched.0)).collect();
+        matched.insert(self.me, self.durable.index().0);
+        let before = self.integrity.acknowledged.front().unwrap_or(&matched);
+        let acknowledged = |replica: &ReplicaId| {
+            let now = matched.get(replica).copied().unwrap_or_default();
+            now.saturating_sub(before.get(replica).copied().unwrap_or(now))
+        };
+        let sum: u64 = matched.keys().map(acknowledged).sum();
+        let share = |replica: &ReplicaId| match sum {
+            0 => 1.0 / matched.len() as f64,
+            _ => acknowledged(replica) as f64 / sum as f64,
+        };
+        let shares = matched.iter().filter_map(|(replica, matched)| {
+            let node = self.nodes.get(replica).copied()?;
+            Some(LogShare { node, share: share(replica), lag: last.saturating_sub(*matched) })
+        });
+        self.board.set_shares(shares.collect());
+        if self.integrity.acknowledged.len() == WINDOW_SAMPLES {
+            self.integrity.acknowledged.pop_front();
+        }
+        self.integrity.acknowledged.push_back(matched);
+    }
+
+    /// Forgets what only a leader knows.
+    pub(crate) fn forget_checks(&mut self) {
+        self.integrity.round = None;
+        self.integrity.marked_revision = None;
+        self.integrity.acknowledged.clear();
+        self.board.set_shares(Vec::new());
+    }
+}
+
+/// The digest that more than half of `replicas` have, if any does.
+fn majority(digests: &BTreeMap<NodeId, u64>, replicas: usize) -> Option<u64> {
+    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+    digests.values().for_each(|live| *counts.entry(*live).or_default() += 1);
+    counts.into_iter().find(|(_, count)| *count > replicas / 2).map(|(live, _)| live)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_majority_is_of_all_replicas_not_of_those_that_answered() {
+        let digests =
+            |values: &[u64]| values.iter().zip(1..).map(|(live, node)| (NodeId(node), *live)).collect();
+        assert_eq!(majority(&digests(&[7]), 3), None);
+        assert_eq!(majority(&digests(&[7, 8]), 3), None);
+        assert_eq!(majority(&digests(&[7, 8, 7]), 3), Some(7));
+        assert_eq!(majority(&digests(&[7, 7]), 4), None);
+    }
+}

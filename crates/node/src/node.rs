@@ -1,0 +1,372 @@
+//! The node: one `step` per event, one `settle` per turn.
+//!
+//! The driver drains whatever waits, steps each event, then settles once: what the turn gathered becomes one entry,
+//! one forward, one read question and one message per follower. So the cost of a turn is shared by all its clients.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use hadron_consensus::{Effects as CoreEffects, Event as CoreEvent, GroupId, NodeId, ROOT_GROUP, Time};
+use hadron_keyspace::Keyspace;
+use hadron_storage::wal::RecoveredGroup;
+
+use crate::board::Board;
+use crate::config::Config;
+use crate::event::{Effects, Event};
+use crate::flush::EnginePersist;
+use crate::groups::Replica;
+use crate::liveness::Liveness;
+use crate::membership::{self, Member};
+use crate::peer::PeerMessage;
+use crate::persist::LogQueue;
+use crate::propose::RETRY_US;
+
+/// Tokens of requests that the node makes itself; nobody waits for their replies.
+const OWN_TOKENS: u64 = 1 << 63;
+/// Heartbeats between two looks at whether this node's own record is published.
+const PUBLISH_EVERY: u64 = 5;
+
+/// A node without sockets, threads and files.
+#[derive(Debug)]
+pub struct Node {
+    pub(crate) config: Config,
+    pub(crate) now: Time,
+    pub(crate) replicas: BTreeMap<GroupId, Replica>,
+    pub(crate) liveness: Liveness,
+    pub(crate) board: Arc<Board>,
+    pub(crate) log: LogQueue,
+    pub(crate) engine_persist: EnginePersist,
+    /// Nodes with a connection, and the incarnation at its other end.
+    pub(crate) connected: BTreeMap<NodeId, u64>,
+    /// The newest forward of each node that was taken: incarnation and number.
+    pub(crate) forwards_seen: BTreeMap<NodeId, (u64, u64)>,
+    pub(crate) forward_number: u64,
+    pub(crate) entry_token: u64,
+    /// Reused by every step of a group.
+    pub(crate) core_effects: CoreEffects,
+    /// Groups to settle at the end of the turn.
+    touched: Vec<GroupId>,
+    timers: BTreeSet<(Time, GroupId)>,
+    heartbeat_at: Time,
+    heartbeats: u64,
+}
+
+impl Node {
+    /// Builds a node from its configuration, what its log holds, and the open keyspace of each configured group.
+    ///
+    /// # Errors
+    /// Says which group cannot be used, why, and what to do. Nothing was changed.
+    pub fn new(
+        config: Config,
+        mut recovered: BTreeMap<GroupId, RecoveredGroup>,
+        keyspaces: &BTreeMap<GroupId, Arc<Keyspace>>,
+        now: Time,
+    ) -> Result<Node, String> {
+        let board = Arc::new(Board::default());
+        let mut replicas = BTreeMap::new();
+        for group in &config.groups {
+            let id = group.group;
+            let keyspace = keyspaces.get(&id).ok_or_else(|| format!("group {id}: no keyspace was opened"))?;
+            let log = recovered.remove(&id).unwrap_or_default();
+            let board = board.add_group(id, keyspace.clone());
+            replicas.insert(id, Replica::restore(&config, group, keyspace.clone(), board, log, now)?);
+        }
+        let me = config.node;
+        let others: BTreeSet<NodeId> = config
+            .groups
+            .iter()
+            .flat_map(|group| group.voters.iter().map(|(_, node)| *node))
+            .filter(|node| *node != me)
+            .collect();
+        let liveness = Liveness::new(me, others.into_iter(), config.election_timeout_us);
+        let mut node = Node {
+            now,
+            replicas,
+            liveness,
+            board,
+            log: LogQueue::default(),
+            engine_persist: EnginePersist::default(),
+            connected: BTreeMap::new(),
+            forwards_seen: BTreeMap::new(),
+            forward_number: 0,
+            entry_token: 0,
+            core_effects: CoreEffects::default(),
+            touched: Vec::new(),
+            timers: BTreeSet::new(),
+            heartbeat_at: now,
+            heartbeats: 0,
+            config,
+        };
+        node.refresh_members();
+        Ok(node)
+    }
+
+    /// What others may read without entering the loop.
+    pub fn board(&self) -> Arc<Board> {
+        self.board.clone()
+    }
+
+    /// To be called once, before the first event. A group whose only voter is here elects at once.
+    pub fn start(&mut self, now: Time, effects: &mut Effects) {
+        self.now = now;
+        for group in self.replicas.keys().copied().collect::<Vec<_>>() {
+            let alone = self.replicas.get(&group).is_some_and(|replica| replica.nodes.len() == 1);
+            if alone {
+                self.step_group(group, CoreEvent::Campaign, effects);
+            }
+            self.heed_alarms(group);
+            self.touch(group);
+        }
+        self.settle(now, effects);
+    }
+
+    /// When [`Event::Timer`] is due.
+    pub fn deadline(&self) -> Time {
+        let group = self.timers.first().map(|(at, _)| *at);
+        let persist = self.engine_persist.deadline(self.config.limits.persist_interval_us);
+        [group, persist].into_iter().flatten().fold(self.heartbeat_at, Time::min)
+    }
+
+    /// Takes one event. Follow a run of steps with [`Node::settle`].
+    pub fn step(&mut self, now: Time, event: Event, effects: &mut Effects) {
+        self.advance(now, effects);
+        match event {
+            Event::Timer => self.on_timer(effects),
+            Event::Peer { from, message } => self.on_peer(from, message, effects),
+            Event::PeerUp { node, incarnation } => self.on_peer_up(node, incarnation),
+            Event::PeerDown { node } => drop(self.connected.remove(&node)),
+            Event::Write { token, group, command } => self.on_write(token, group, command, effects),
+            Event::Read { token, group } => self.on_read(token, group, effects),
+            Event::TransferLeader { token, group, to } => self.on_transfer(token, group, to, effects),
+            Event::HandOver => self.hand_over(effects),
+            Event::Cancel { token, group } => self.on_cancel(token, group),
+            Event::LogDurable { sequence } => self.on_log_durable(sequence, effects),
+            Event::LogPinned { groups } => self.on_log_pinned(groups, effects),
+            Event::Flushed { group, flush } => self.on_flushed(group, flush, effects),
+            Event::Swept { group } => self.on_swept(group, effects),
+            Event::EnginePersisted { ticket } => self.on_engine_persisted(ticket, effects),
+            Event::SnapshotSent { group, to, position } => {
+                self.on_snapshot_sent(group, to, position, effects)
+            }
+            Event::SnapshotOffered { group, ticket, applied } => {
+                self.on_snapshot_offered(group, ticket, applied, effects);
+            }
+            Event::SnapshotInstalled { group, applied } => {
+                self.on_snapshot_installed(group, applied, effects)
+            }
+        }
+    }
+
+    /// Ends a turn: proposes, asks, applies, answers and flushes for every group that something happened to.
+    pub fn settle(&mut self, now: Time, effects: &mut Effects) {
+        self.advance(now, effects);
+        // Settling a group may touch it again (a single voter commits what it proposes); twice is enough for that, and
+        // what cannot proceed now has a timer.
+        for _ in 0..2 {
+            for group in std::mem::take(&mut self.touched) {
+                if let Some(replica) = self.replicas.get_mut(&group) {
+                    replica.touched = false;
+                    self.settle_group(group, effects);
+                }
+            }
+        }
+        for group in std::mem::take(&mut self.touched) {
+            if let Some(replica) = self.replicas.get_mut(&group) {
+                replica.touched = false;
+            }
+            self.set_timer(group);
+        }
+        self.maybe_persist_engine(effects);
+    }
+
+    fn settle_group(&mut self, group: GroupId, effects: &mut Effects) {
+        self.apply_committed(group, effects);
+        self.propose_gathered(group, effects);
+        self.ask_reads(group, effects);
+        self.apply_committed(group, effects);
+        self.serve_reads(group, effects);
+        self.maybe_expire_leases(group, effects);
+        self.maybe_check_integrity(group, effects);
+        self.maybe_flush(group, effects);
+        if let Some(replica) = self.replicas.get(&group) {
+            let leader = replica.leader_node();
+            replica.board.set_status(leader, replica.core.term(), replica.core.commit().0);
+        }
+        self.set_timer(group);
+    }
+
+    /// Marks a group to be settled at the end of the turn.
+    pub(crate) fn touch(&mut self, group: GroupId) {
+        if let Some(replica) = self.replicas.get_mut(&group)
+            && !replica.touched
+        {
+            replica.touched = true;
+            self.touched.push(group);
+        }
+    }
+
+    /// The present moves on. A loop that was paused for longer than an election timeout may have been replaced as leader
+    /// meanwhile: its groups look at their timers before they stamp or answer anything.
+    fn advance(&mut self, now: Time, effects: &mut Effects) {
+        let paused = now.micros_since(self.now) > self.config.election_timeout_us;
+        self.now = self.now.max(now);
+        if paused {
+            for group in self.replicas.keys().copied().collect::<Vec<_>>() {
+                self.step_group(group, CoreEvent::Timer, effects);
+            }
+        }
+    }
+
+    fn on_timer(&mut self, effects: &mut Effects) {
+        if self.heartbeat_at <= self.now {
+            self.heartbeat(effects);
+        }
+        while let Some((at, group)) = self.timers.first().copied().filter(|(at, _)| *at <= self.now) {
+            self.timers.remove(&(at, group));
+            let Some(replica) = self.replicas.get_mut(&group) else { continue };
+            replica.timer = None;
+            let core_is_due = replica.core.deadline().is_some_and(|deadline| deadline <= self.now);
+            if core_is_due {
+                self.step_group(group, CoreEvent::Timer, effects);
+            }
+            self.touch(group);
+        }
+    }
+
+    fn heartbeat(&mut self, effects: &mut Effects) {
+        self.heartbeat_at = self.now.plus_micros(self.config.heartbeat_us);
+        self.heartbeats += 1;
+        let vouches = self.log.stalled_us(self.now) < self.config.election_timeout_us / 2;
+        for node in self.liveness.nodes() {
+            let hears = self.liveness.hears(self.now, node);
+            let heartbeat = PeerMessage::Heartbeat { incarnation: self.config.incarnation, hears, vouches };
+            effects.sends.push((node, heartbeat));
+        }
+        for suspect in self.liveness.new_suspects(self.now) {
+            tracing::warn!(node = suspect.0, "no word from a node: its groups elect");
+            self.suspect(suspect, effects);
+        }
+        if self.heartbeats % PUBLISH_EVERY == 1 {
+            self.publish_own_record();
+        }
+    }
+
+    /// Groups that `node` led look for a new leader.
+    fn suspect(&mut self, node: NodeId, effects: &mut Effects) {
+        let led_there = |replica: &&Replica| replica.leader_node() == Some(node);
+        let groups: Vec<GroupId> =
+            self.replicas.values().filter(led_there).map(|replica| replica.id).collect();
+        for group in groups {
+            let leader = self.replicas.get(&group).and_then(|replica| replica.core.leader());
+            if let Some(replica) = leader {
+                self.step_group(group, CoreEvent::Suspect { replica }, effects);
+            }
+        }
+    }
+
+    fn on_peer(&mut self, from: NodeId, message: PeerMessage, effects: &mut Effects) {
+        match message {
+            PeerMessage::Group { group, from: replica, to, message } => {
+                self.on_group_message(from, group, replica, to, message, effects);
+            }
+            PeerMessage::Heartbeat { incarnation, hears, vouches } => {
+                if self.liveness.on_heartbeat(self.now, from, incarnation, hears, vouches) {
+                    self.suspect(from, effects);
+                }
+            }
+            PeerMessage::Forward { group, term, incarnation, number, commands } => {
+                self.on_forward(from, group, term, incarnation, number, commands, effects);
+            }
+            PeerMessage::NotProposed { group, term, incarnation, busy, tokens } => {
+                self.on_not_proposed(group, term, incarnation, busy, tokens, effects);
+            }
+            PeerMessage::Elected { group, term, candidate, won, votes } => {
+                self.on_elected(group, term, candidate, won, votes);
+            }
+            PeerMessage::Digest { group, index, live, answer } => {
+                self.on_digest(from, group, index, live, answer, effects);
+            }
+        }
+    }
+
+    fn on_peer_up(&mut self, node: NodeId, incarnation: u64) {
+        self.connected.insert(node, incarnation);
+        for group in self.replicas.keys().copied().collect::<Vec<_>>() {
+            self.touch(group);
+        }
+    }
+
+    fn hand_over(&mut self, effects: &mut Effects) {
+        for group in self.replicas.keys().copied().collect::<Vec<_>>() {
+            let Some(replica) = self.replicas.get(&group).filter(|replica| replica.core.is_leader()) else {
+                continue;
+            };
+            let is_reachable =
+                |id| replica.nodes.get(id).is_some_and(|node| self.connected.contains_key(node));
+            let progress = replica.core.progress();
+            let best = progress
+                .iter()
+                .filter(|other| is_reachable(&other.replica))
+                .max_by_key(|other| other.matched);
+            if let Some(to) = best.map(|other| other.replica) {
+                self.step_group(group, CoreEvent::TransferLeader { to }, effects);
+            }
+        }
+    }
+
+    /// Writes this node's own record to the root group, until it is there.
+    fn publish_own_record(&mut self) {
+        let me = self.config.node;
+        let Some(record) = self.config.members.iter().find(|member| member.node() == me) else { return };
+        let is_published =
+            self.board.members().iter().any(|member| member == record && member.data_dir_id != 0);
+        let Some(root) = self.replicas.get_mut(&ROOT_GROUP) else { return };
+        let published = membership::published(&root.keyspace);
+        let in_root = published.iter().any(|member| member == record);
+        let on_its_way =
+            !root.waiting.is_empty() || root.proposed.keys().any(|token| token & OWN_TOKENS != 0);
+        if (is_published && in_root) || on_its_way || root.core.leader().is_none() {
+            return;
+        }
+        root.waiting.push_back((OWN_TOKENS | self.heartbeats, membership::publish(record)));
+        self.touch(ROOT_GROUP);
+    }
+
+    /// The members as the root group shows them, on top of those that were bootstrapped.
+    pub(crate) fn refresh_members(&mut self) {
+        let mut members: BTreeMap<u64, Member> =
+            self.config.members.iter().map(|member| (member.id, member.clone())).collect();
+        if let Some(root) = self.replicas.get(&ROOT_GROUP) {
+            members
+                .extend(membership::published(&root.keyspace).into_iter().map(|member| (member.id, member)));
+        }
+        self.board.set_members(members.into_values().collect());
+    }
+
+    /// Puts a group under its next deadline.
+    fn set_timer(&mut self, group: GroupId) {
+        let limits = &self.config.limits;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let retry = (!replica.waiting.is_empty()).then(|| self.now.plus_micros(RETRY_US));
+        let integrity = replica.core.is_leader().then_some(replica.integrity.next_at);
+        let candidates = [
+            replica.core.deadline(),
+            replica.expiry_deadline(),
+            replica.flush_deadline(limits.flush_interval_us),
+            replica.reads.retry_deadline(),
+            retry,
+            integrity,
+        ];
+        let deadline = candidates.into_iter().flatten().min();
+        if deadline == replica.timer {
+            return;
+        }
+        if let Some(earlier) = replica.timer {
+            self.timers.remove(&(earlier, group));
+        }
+        if let Some(deadline) = deadline {
+            self.timers.insert((deadline, group));
+        }
+        replica.timer = deadline;
+    }
+}

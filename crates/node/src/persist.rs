@@ -1,0 +1,184 @@
+//! Persist: records go to the log, completions come back.
+//!
+//! All groups share one log. The node numbers its batches; the driver appends and syncs them in order and reports the
+//! newest number that is durable. One fsync so answers for every group that had something in it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hadron_consensus::{Event as CoreEvent, GroupId, Index, Persist, Time};
+use hadron_storage::wal::Record;
+
+use crate::event::Effects;
+use crate::node::Node;
+
+/// The log's batches that are on their way to the disk.
+#[derive(Debug, Default)]
+pub(crate) struct LogQueue {
+    /// Number of the newest batch.
+    sequence: u64,
+    outstanding: VecDeque<Outstanding>,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    sequence: u64,
+    since: Time,
+    /// The highest persist number of each group that the batch contains.
+    groups: BTreeMap<GroupId, u64>,
+}
+
+impl LogQueue {
+    /// Adds a group's persist to the batch of this turn.
+    fn add(&mut self, now: Time, group: GroupId, persist_sequence: u64, batch_is_new: bool) -> u64 {
+        let sequence = self.add_unwatched(now, batch_is_new);
+        if let Some(newest) = self.outstanding.back_mut() {
+            newest.groups.insert(group, persist_sequence);
+        }
+        sequence
+    }
+
+    /// Adds a record that no group waits for to the batch of this turn; returns the batch's number.
+    pub(crate) fn add_unwatched(&mut self, now: Time, batch_is_new: bool) -> u64 {
+        if batch_is_new || self.outstanding.is_empty() {
+            self.sequence += 1;
+            let sequence = self.sequence;
+            self.outstanding.push_back(Outstanding { sequence, since: now, groups: BTreeMap::new() });
+        }
+        self.sequence
+    }
+
+    /// Takes what is durable: the highest persist number of each group, in the order of batches.
+    fn complete(&mut self, sequence: u64) -> BTreeMap<GroupId, u64> {
+        let mut groups = BTreeMap::new();
+        while self.outstanding.front().is_some_and(|batch| batch.sequence <= sequence) {
+            groups.extend(self.outstanding.pop_front().into_iter().flat_map(|batch| batch.groups));
+        }
+        groups
+    }
+
+    /// How long the oldest batch has been waiting for the disk, in microseconds.
+    pub(crate) fn stalled_us(&self, now: Time) -> u64 {
+        self.outstanding.front().map_or(0, |batch| now.micros_since(batch.since))
+    }
+}
+
+/// Up to where a group's log is durable on this node, exactly: an entry that replaced another counts only when it is
+/// durable itself.
+#[derive(Debug)]
+pub(crate) struct DurableTail {
+    durable: Index,
+    /// Writes on their way: persist number, first and last index.
+    writes: VecDeque<(u64, Index, Index)>,
+}
+
+impl DurableTail {
+    /// Everything up to `last` is durable.
+    pub(crate) fn new(last: Index) -> DurableTail {
+        DurableTail { durable: last, writes: VecDeque::new() }
+    }
+
+    /// The last index that is durable.
+    pub(crate) fn index(&self) -> Index {
+        self.durable
+    }
+
+    fn begin(&mut self, persist: &Persist) {
+        let (Some(first), Some(last)) = (persist.entries.first(), persist.entries.last()) else { return };
+        self.durable = self.durable.min(first.index.previous());
+        self.writes.push_back((persist.sequence, first.index, last.index));
+    }
+
+    fn complete(&mut self, sequence: u64) {
+        while let Some((number, _, last)) = self.writes.front().copied() {
+            if number > sequence {
+                break;
+            }
+            self.writes.pop_front();
+            let replaced_from = self.writes.iter().map(|(_, first, _)| *first).min();
+            let bound = replaced_from.map_or(last, |first| last.min(first.previous()));
+            self.durable = bound.max(self.durable.min(bound));
+        }
+    }
+
+    /// The log restarted at a snapshot.
+    pub(crate) fn restart(&mut self, at: Index) {
+        self.writes.clear();
+        self.durable = at;
+    }
+}
+
+impl Node {
+    /// Queues what a group wants durable.
+    pub(crate) fn persist(
+        &mut self,
+        group: GroupId,
+        persists: impl Iterator<Item = Persist>,
+        effects: &mut Effects,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        for persist in persists {
+            replica.durable.begin(&persist);
+            effects.log_sequence = self.log.add(self.now, group, persist.sequence, effects.log.is_empty());
+            if let Some(hard_state) = persist.hard_state {
+                effects.log.push(Record::HardState(group, hard_state));
+            }
+            if !persist.entries.is_empty() {
+                effects.log.push(Record::Entries(group, persist.entries));
+            }
+        }
+    }
+
+    /// The disk caught up to `sequence`.
+    pub(crate) fn on_log_durable(&mut self, sequence: u64, effects: &mut Effects) {
+        for (group, persisted) in self.log.complete(sequence) {
+            if let Some(replica) = self.replicas.get_mut(&group) {
+                replica.durable.complete(persisted);
+            }
+            self.step_group(group, CoreEvent::Persisted { sequence: persisted }, effects);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use hadron_consensus::{Entry, Term};
+
+    fn persist(sequence: u64, indices: std::ops::RangeInclusive<u64>) -> Persist {
+        let entry = |index| Entry { term: Term(1), index: Index(index), checksum: 0, data: Bytes::new() };
+        Persist { sequence, hard_state: None, entries: indices.map(entry).collect() }
+    }
+
+    #[test]
+    fn an_entry_that_was_replaced_is_not_durable_until_its_replacement_is() {
+        let mut tail = DurableTail::new(Index(2));
+        tail.begin(&persist(1, 3..=6));
+        tail.begin(&persist(2, 4..=5));
+        tail.complete(1);
+        assert_eq!(tail.index(), Index(3), "4 to 6 were replaced before they were durable");
+        tail.complete(2);
+        assert_eq!(tail.index(), Index(5));
+    }
+
+    #[test]
+    fn replacing_durable_entries_takes_their_durability_back() {
+        let mut tail = DurableTail::new(Index(9));
+        tail.begin(&persist(1, 5..=5));
+        assert_eq!(tail.index(), Index(4));
+        tail.complete(1);
+        assert_eq!(tail.index(), Index(5));
+    }
+
+    #[test]
+    fn one_completion_answers_for_all_earlier_batches() {
+        let mut queue = LogQueue::default();
+        assert_eq!(queue.add(Time(1), GroupId(1), 1, true), 1);
+        assert_eq!(queue.add(Time(1), GroupId(2), 1, false), 1);
+        assert_eq!(queue.add(Time(5), GroupId(1), 2, true), 2);
+        assert_eq!(queue.stalled_us(Time(11)), 10);
+        let durable = queue.complete(2);
+        assert_eq!(durable, BTreeMap::from([(GroupId(1), 2), (GroupId(2), 1)]));
+        assert_eq!(queue.stalled_us(Time(11)), 0);
+    }
+}

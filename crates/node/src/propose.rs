@@ -1,0 +1,294 @@
+//! Admit, propose and reply: how a client's command finds the leader and how its answer finds the client.
+//!
+//! ```text
+//!            ┌──────────── no leader, or certainly not proposed ───────────┐
+//!            ▼                                                            │
+//! Write ─▶ waiting ── leader here ──▶ proposed(term) ── applied here ──▶ reply
+//!            └────── leader elsewhere: Forward(term) ──▶ proposed(term) ──┘
+//! ```
+//! **At most once.** A command is in one leader's hands at a time. A forward names the term it is meant for, and is
+//! refused in any other; so once an entry of a later term is applied here, whatever was proposed in an earlier term
+//! and has not been applied never will be, and may be proposed again. A command whose outcome stays unknown (its
+//! entry may be inside a snapshot that replaced the state) is never proposed again: the client is told so.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use hadron_consensus::{Event as CoreEvent, GroupId, NodeId, Outcome, Refusal, ReplicaId, Term};
+
+use crate::envelope::{self, Origin};
+use crate::event::{Effects, Failure, Reply};
+use crate::groups::{Proposed, Replica};
+use crate::node::Node;
+use crate::peer::PeerMessage;
+
+/// Microseconds before a command that could not be taken is offered again.
+pub(crate) const RETRY_US: u64 = 20_000;
+
+/// Commands of one entry that is being proposed.
+type Gathered = Vec<(Origin, Bytes)>;
+
+impl Node {
+    /// A client's write: admitted here, proposed at the end of the turn.
+    pub(crate) fn on_write(&mut self, token: u64, group: GroupId, command: Bytes, effects: &mut Effects) {
+        let waiting_max = self.config.limits.waiting_requests;
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return effects.replies.push((token, Reply::Failed(Failure::NoSuchGroup)));
+        };
+        if replica.quarantined {
+            return effects.replies.push((token, Reply::Failed(Failure::Quarantined)));
+        }
+        if replica.waiting.len() >= waiting_max {
+            return effects.replies.push((token, Reply::Failed(Failure::Busy)));
+        }
+        replica.waiting.push_back((token, command));
+        self.touch(group);
+    }
+
+    /// Nobody waits for this request any more.
+    pub(crate) fn on_cancel(&mut self, token: u64, group: GroupId) {
+        if let Some(replica) = self.replicas.get_mut(&group)
+            && replica.proposed.remove(&token).is_none()
+        {
+            replica.waiting.retain(|(other, _)| *other != token);
+        }
+        self.cancel_read(group, token);
+    }
+
+    /// Another node's clients' commands, for the leader of `term`.
+    pub(crate) fn on_forward(
+        &mut self,
+        from: NodeId,
+        group: GroupId,
+        term: Term,
+        incarnation: u64,
+        number: u64,
+        commands: Vec<(u64, Bytes)>,
+        effects: &mut Effects,
+    ) {
+        if !self.is_new_forward(from, incarnation, number) {
+            return;
+        }
+        match self.replicas.get_mut(&group) {
+            Some(replica) if replica.core.is_leader() && replica.core.term() == term => {
+                let origin = |token| Origin { node: from, incarnation, token };
+                let commands = commands.into_iter().map(|(token, bytes)| (term, origin(token), bytes));
+                replica.forwarded.extend(commands);
+                self.touch(group);
+            }
+            _ => {
+                let tokens = commands.into_iter().map(|(token, _)| token).collect();
+                let refusal = PeerMessage::NotProposed { group, term, incarnation, busy: false, tokens };
+                effects.sends.push((from, refusal));
+            }
+        }
+    }
+
+    /// A leader certainly did not propose these commands of ours.
+    pub(crate) fn on_not_proposed(
+        &mut self,
+        group: GroupId,
+        term: Term,
+        incarnation: u64,
+        busy: bool,
+        tokens: Vec<u64>,
+        effects: &mut Effects,
+    ) {
+        if incarnation != self.config.incarnation {
+            return;
+        }
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        for token in tokens {
+            // A late refusal: the command is in the hands of a later leader by now.
+            if replica.proposed.get(&token).is_none_or(|proposed| proposed.term != term) {
+                continue;
+            }
+            let Some(proposed) = replica.proposed.remove(&token) else { continue };
+            match busy {
+                true => effects.replies.push((token, Reply::Failed(Failure::Busy))),
+                false => replica.waiting.push_back((token, proposed.command)),
+            }
+        }
+        // Two nodes with different ideas of who leads must not play ball with a command: it rests for a moment.
+        replica.hold_until = Some(self.now.plus_micros(RETRY_US));
+        self.touch(group);
+    }
+
+    /// Proposes or forwards everything that this turn gathered for `group`.
+    pub(crate) fn propose_gathered(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if replica.waiting.is_empty() && replica.forwarded.is_empty() {
+            return;
+        }
+        if replica.core.is_leader() {
+            self.propose_here(group, effects);
+        } else {
+            self.refuse_forwarded(group, effects);
+            self.forward_to_leader(group, effects);
+        }
+    }
+
+    fn propose_here(&mut self, group: GroupId, effects: &mut Effects) {
+        let me = self.config.node;
+        let incarnation = self.config.incarnation;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let term = replica.core.term();
+        let (current, stale): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut replica.forwarded).into_iter().partition(|(meant, _, _)| *meant == term);
+        let mut gathered: Gathered =
+            current.into_iter().map(|(_, origin, command)| (origin, command)).collect();
+        let own = std::mem::take(&mut replica.waiting).into_iter();
+        gathered.extend(own.map(|(token, command)| (Origin { node: me, incarnation, token }, command)));
+        refuse(group, stale.into_iter().map(|(meant, origin, _)| (meant, origin)), false, effects);
+
+        if replica.keyspace.unflushed_bytes() >= self.config.limits.unflushed_bytes {
+            return self.refuse_gathered(group, gathered, Refusal::Busy, term, effects);
+        }
+        for commands in split(gathered, self.config.limits.entry_bytes) {
+            self.propose_entry(group, commands, effects);
+        }
+    }
+
+    /// Proposes one entry; its commands are remembered or refused according to the group's answer.
+    pub(crate) fn propose_entry(&mut self, group: GroupId, commands: Gathered, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let term = replica.core.term();
+        let stamp_ms = replica.clock.now_ms(self.now);
+        let data = envelope::encode(stamp_ms, &commands);
+        self.entry_token += 1;
+        let token = self.entry_token;
+        let outcome = self.step_group(group, CoreEvent::Propose { token, data }, effects);
+        match outcome {
+            Some(Outcome::Proposed { term: in_term, .. }) => self.remember(group, in_term, commands),
+            Some(Outcome::Refused { reason, .. }) => {
+                self.refuse_gathered(group, commands, reason, term, effects)
+            }
+            None => self.refuse_gathered(group, commands, Refusal::Busy, term, effects),
+        }
+    }
+
+    fn remember(&mut self, group: GroupId, term: Term, commands: Gathered) {
+        let me = self.config.node;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        for (origin, command) in commands {
+            if origin.node == me && origin.token != 0 {
+                replica.proposed.insert(origin.token, Proposed { term, command });
+            }
+        }
+    }
+
+    fn refuse_gathered(
+        &mut self,
+        group: GroupId,
+        commands: Gathered,
+        reason: Refusal,
+        term: Term,
+        effects: &mut Effects,
+    ) {
+        let me = self.config.node;
+        let busy = reason == Refusal::Busy;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let (own, others): (Gathered, Gathered) =
+            commands.into_iter().partition(|(origin, _)| origin.node == me);
+        for (origin, command) in own.into_iter().filter(|(origin, _)| origin.token != 0) {
+            match busy {
+                true => effects.replies.push((origin.token, Reply::Failed(Failure::Busy))),
+                false => replica.waiting.push_back((origin.token, command)),
+            }
+        }
+        refuse(group, others.into_iter().map(|(origin, _)| (term, origin)), busy, effects);
+    }
+
+    fn refuse_forwarded(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let forwarded = std::mem::take(&mut replica.forwarded);
+        refuse(group, forwarded.into_iter().map(|(meant, origin, _)| (meant, origin)), false, effects);
+    }
+
+    fn forward_to_leader(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if replica.hold_until.is_some_and(|at| at > self.now) {
+            return;
+        }
+        replica.hold_until = None;
+        let Some(leader) = replica.leader_node().filter(|node| self.connected.contains_key(node)) else {
+            return;
+        };
+        let term = replica.core.term();
+        let commands: Vec<(u64, Bytes)> = std::mem::take(&mut replica.waiting).into();
+        if commands.is_empty() {
+            return;
+        }
+        for (token, command) in &commands {
+            replica.proposed.insert(*token, Proposed { term, command: command.clone() });
+        }
+        self.forward_number += 1;
+        let (incarnation, number) = (self.config.incarnation, self.forward_number);
+        effects.sends.push((leader, PeerMessage::Forward { group, term, incarnation, number, commands }));
+    }
+
+    /// Whether this forward has not been seen: a leader takes each number of a sender's process once.
+    fn is_new_forward(&mut self, from: NodeId, incarnation: u64, number: u64) -> bool {
+        let seen = self.forwards_seen.entry(from).or_default();
+        let new = (incarnation, number) > *seen;
+        if new {
+            *seen = (incarnation, number);
+        }
+        new
+    }
+}
+
+impl Replica {
+    /// An entry of `term` is about to be applied: what was proposed in earlier terms and is not applied by now never
+    /// will be. It waits again.
+    pub(crate) fn reclaim_proposals_before(&mut self, term: Term) {
+        let earlier = self.proposed.iter().filter(|(_, proposed)| proposed.term < term);
+        // In the order of their tokens: the order of a hash map must not reach the log.
+        let certain: BTreeSet<u64> = earlier.map(|(token, _)| *token).collect();
+        for token in certain {
+            if let Some(proposed) = self.proposed.remove(&token) {
+                self.waiting.push_back((token, proposed.command));
+            }
+        }
+    }
+
+    /// The state was replaced: whether these proposals are in it cannot be told.
+    pub(crate) fn give_up_proposals(&mut self, effects: &mut Effects) {
+        let tokens: BTreeSet<u64> = self.proposed.drain().map(|(token, _)| token).collect();
+        effects.replies.extend(tokens.into_iter().map(|token| (token, Reply::Failed(Failure::Unknown))));
+    }
+
+    /// The replica of this group on `node`.
+    pub(crate) fn replica_on(&self, node: NodeId) -> Option<ReplicaId> {
+        self.nodes.iter().find(|(_, other)| **other == node).map(|(replica, _)| *replica)
+    }
+}
+
+/// Tells the nodes that forwarded these commands that they were certainly not proposed.
+fn refuse(group: GroupId, origins: impl Iterator<Item = (Term, Origin)>, busy: bool, effects: &mut Effects) {
+    let mut by_sender: BTreeMap<(NodeId, u64, Term), Vec<u64>> = BTreeMap::new();
+    for (meant, origin) in origins {
+        by_sender.entry((origin.node, origin.incarnation, meant)).or_default().push(origin.token);
+    }
+    for ((node, incarnation, term), tokens) in by_sender {
+        effects.sends.push((node, PeerMessage::NotProposed { group, term, incarnation, busy, tokens }));
+    }
+}
+
+/// Cuts commands into entries of about `entry_bytes` each.
+fn split(commands: Gathered, entry_bytes: usize) -> Vec<Gathered> {
+    let mut entries: Vec<Gathered> = Vec::new();
+    let mut size = usize::MAX;
+    for (origin, command) in commands {
+        let bytes = envelope::command_bytes(&command);
+        if size.saturating_add(bytes) > entry_bytes {
+            entries.push(Vec::new());
+            size = 0;
+        }
+        size += bytes;
+        if let Some(entry) = entries.last_mut() {
+            entry.push((origin, command));
+        }
+    }
+    entries
+}

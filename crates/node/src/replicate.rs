@@ -1,0 +1,168 @@
+//! Replicate: what a group wants done becomes what the node wants done, and messages of other replicas come in.
+
+use hadron_consensus::{
+    Effects as CoreEffects, Election, Event as CoreEvent, GroupId, NodeId, Outcome, ReplicaId, Term,
+};
+
+use crate::board::ElectionRecord;
+use crate::clock::GroupClock;
+use crate::event::{Effects, Failure, Reply};
+use crate::liveness::GroupContacts;
+use crate::node::Node;
+use crate::peer::PeerMessage;
+
+impl Node {
+    /// Steps one group and takes over its effects. Returns the answer to a proposal, if the event was one.
+    pub(crate) fn step_group(
+        &mut self,
+        group: GroupId,
+        event: CoreEvent,
+        effects: &mut Effects,
+    ) -> Option<Outcome> {
+        let replica = self.replicas.get_mut(&group)?;
+        let contacts = GroupContacts { now: self.now, liveness: &self.liveness, nodes: &replica.nodes };
+        let mut core = std::mem::take(&mut self.core_effects);
+        replica.core.step(self.now, &contacts, event, &mut core);
+        let outcome = core.proposals.pop();
+        self.touch(group);
+        self.absorb(group, &mut core, effects);
+        self.core_effects = core;
+        outcome
+    }
+
+    /// Takes over a group's effects; leaves `core` empty, with its buffers.
+    fn absorb(&mut self, group: GroupId, core: &mut CoreEffects, effects: &mut Effects) {
+        if core.status_changed {
+            core.status_changed = false;
+            self.on_status_changed(group, effects);
+        }
+        if !core.persist.is_empty() {
+            self.persist(group, core.persist.drain(..), effects);
+        }
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            let me = replica.me;
+            for (to, message) in core.messages.drain(..) {
+                if let Some(node) = replica.nodes.get(&to) {
+                    effects.sends.push((*node, PeerMessage::Group { group, from: me, to, message }));
+                }
+            }
+            replica.unapplied.extend(core.committed.drain(..));
+        }
+        if !core.reads.is_empty() {
+            self.on_read_outcomes(group, core.reads.drain(..));
+        }
+        if !core.snapshots.is_empty() {
+            self.send_snapshots(group, core.snapshots.drain(..), effects);
+        }
+        for election in core.elections.drain(..) {
+            self.announce(group, election, effects);
+        }
+        if let Some(divergence) = core.divergence.take() {
+            self.on_divergence(group, divergence, effects);
+        }
+    }
+
+    /// A message for a replica of this node. One for a replica that is not here is dropped: it is late, or lost.
+    pub(crate) fn on_group_message(
+        &mut self,
+        from_node: NodeId,
+        group: GroupId,
+        from: ReplicaId,
+        to: ReplicaId,
+        message: hadron_consensus::Message,
+        effects: &mut Effects,
+    ) {
+        let Some(replica) = self.replicas.get(&group) else { return };
+        if replica.me == to && replica.nodes.get(&from) == Some(&from_node) {
+            self.step_group(group, CoreEvent::Message { from, message }, effects);
+        }
+    }
+
+    fn on_status_changed(&mut self, group: GroupId, effects: &mut Effects) {
+        let now = self.now;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let leader = replica.leader_node();
+        let was_leader = replica.board.leader() == Some(self.config.node);
+        let is_leader = replica.core.is_leader();
+        if leader != replica.board.leader() || replica.core.term() != replica.board.term() {
+            tracing::info!(
+                group = group.0,
+                term = replica.core.term().0,
+                leader = leader.map(|node| node.0),
+                "leader changed"
+            );
+        }
+        if is_leader && (!was_leader || replica.core.term() != replica.board.term()) {
+            replica.clock = GroupClock::new(replica.last_stamp_ms(), now);
+            replica.board.set_clock(replica.clock);
+            replica.integrity.next_at = now;
+            replica.expiry_pending_until = None;
+        }
+        if was_leader && !is_leader {
+            replica.forget_checks();
+            replica.snapshots_in_flight.clear();
+        }
+        replica.board.set_status(leader, replica.core.term(), replica.core.commit().0);
+        if leader.is_some() {
+            replica.reads.retry_at = None;
+        }
+        let transferred = replica.transfer.filter(|(_, to)| replica.core.leader() == Some(*to));
+        if let Some((token, _)) = transferred {
+            replica.transfer = None;
+            effects.replies.push((token, Reply::Transferred));
+        }
+    }
+
+    /// Hands leadership over on request.
+    pub(crate) fn on_transfer(&mut self, token: u64, group: GroupId, to: NodeId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            return effects.replies.push((token, Reply::Failed(Failure::NoSuchGroup)));
+        };
+        let Some(target) = replica.replica_on(to) else {
+            return effects.replies.push((token, Reply::Failed(Failure::BadTransferTarget)));
+        };
+        if replica.core.leader() == Some(target) {
+            return effects.replies.push((token, Reply::Transferred));
+        }
+        if !replica.core.is_leader() {
+            return effects.replies.push((token, Reply::Failed(Failure::NotLeader)));
+        }
+        if let Some((earlier, _)) = replica.transfer.replace((token, target)) {
+            effects.replies.push((earlier, Reply::Failed(Failure::Unknown)));
+        }
+        self.step_group(group, CoreEvent::TransferLeader { to: target }, effects);
+    }
+
+    /// Records an election that this node's replica counted, and tells the others.
+    fn announce(&mut self, group: GroupId, election: Election, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get(&group) else { return };
+        let on_node = |(replica_id, count): (&ReplicaId, &u64)| {
+            replica.nodes.get(replica_id).map(|node| (*node, *count))
+        };
+        let votes: Vec<(NodeId, u64)> = election.votes.iter().filter_map(on_node).collect();
+        let candidate = self.config.node;
+        let message = PeerMessage::Elected {
+            group,
+            term: election.term,
+            candidate,
+            won: election.won,
+            votes: votes.clone(),
+        };
+        let others = replica.nodes.values().filter(|node| **node != candidate);
+        effects.sends.extend(others.map(|node| (*node, message.clone())));
+        self.on_elected(group, election.term, candidate, election.won, votes);
+    }
+
+    /// Remembers an election.
+    pub(crate) fn on_elected(
+        &mut self,
+        group: GroupId,
+        term: Term,
+        candidate: NodeId,
+        won: bool,
+        votes: Vec<(NodeId, u64)>,
+    ) {
+        let votes = votes.into_iter().collect();
+        self.board.add_election(ElectionRecord { group, term, candidate, won, votes, at: self.now });
+    }
+}

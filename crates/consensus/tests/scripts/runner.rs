@@ -1,0 +1,343 @@
+//! The commands of the scripts.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use hadron_consensus::{
+    Config, Contacts, Effects, Entry, Event, Group, GroupId, HardState, Index, LogPosition, Message,
+    ReplicaId, Restored, Term, Time, chain_checksum,
+};
+
+use crate::show;
+
+const GROUP: GroupId = GroupId(1);
+const ELECTION_TIMEOUT_US: u64 = 1_000_000;
+
+/// The state of a script.
+#[derive(Default)]
+pub(crate) struct Runner {
+    replicas: BTreeMap<ReplicaId, Replica>,
+    learners: Vec<ReplicaId>,
+    voters: Vec<ReplicaId>,
+    now: Time,
+    /// Messages that wait, in the order of sending.
+    network: VecDeque<(ReplicaId, ReplicaId, Message)>,
+    /// When the node of a replica fell silent.
+    silent_since: BTreeMap<ReplicaId, Time>,
+    /// Links that lose everything, in this direction.
+    cut: BTreeSet<(ReplicaId, ReplicaId)>,
+    limits: Limits,
+    starts: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Limits {
+    max_append_bytes: usize,
+    inflight_bytes: usize,
+    uncommitted_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { max_append_bytes: 1 << 20, inflight_bytes: 1 << 22, uncommitted_bytes: 1 << 24 }
+    }
+}
+
+#[derive(Default)]
+struct Replica {
+    group: Option<Group>,
+    hard_state: HardState,
+    log: Vec<Entry>,
+    floor: LogPosition,
+    /// Writes that wait: number, what they carry.
+    writes: VecDeque<hadron_consensus::Persist>,
+    applied: LogPosition,
+}
+
+/// Nodes that are not silent are heard from all the time.
+struct Silence<'a>(Time, &'a BTreeMap<ReplicaId, Time>);
+
+impl Contacts for Silence<'_> {
+    fn last_heard(&self, replica: ReplicaId) -> Time {
+        self.1.get(&replica).copied().unwrap_or(self.0)
+    }
+}
+
+fn replica(text: &str) -> ReplicaId {
+    ReplicaId(text.trim_start_matches('r').parse().unwrap_or_else(|_| panic!("{text} is not a replica")))
+}
+
+fn index(text: &str) -> Index {
+    Index(text.trim_start_matches('i').parse().unwrap())
+}
+
+impl Runner {
+    /// Runs one command; adds what came of it to `output`.
+    pub(crate) fn run(&mut self, command: &str, output: &mut Vec<String>) {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let before = output.len();
+        match words[..] {
+            // group 3 [learners 1] [logs ...]: starts r1, r2, r3 with empty logs.
+            ["group", count, ref options @ ..] => self.start_group(count.parse().unwrap(), options),
+            // limits APPEND INFLIGHT UNCOMMITTED: bytes; before `group`.
+            ["limits", append, inflight, uncommitted] => self.set_limits([append, inflight, uncommitted]),
+            // log r1 TERM:DATA ...: a durable log with these entries, in the term of the last; restarts the replica.
+            ["log", id, ref entries @ ..] => self.set_log(replica(id), entries),
+            ["campaign", id] => self.step(replica(id), Event::Campaign, output),
+            ["suspect", id, suspect] => {
+                self.step(replica(id), Event::Suspect { replica: replica(suspect) }, output)
+            }
+            ["propose", id, ref data @ ..] => self.propose(replica(id), data, output),
+            ["read", id, token] => {
+                self.step(replica(id), Event::Read { token: token.parse().unwrap() }, output)
+            }
+            ["transfer", id, to] => self.step(replica(id), Event::TransferLeader { to: replica(to) }, output),
+            ["compact", id, to] => self.step(replica(id), Event::Compact { index: index(to) }, output),
+            // snapshot r1 r2 ok|fails: r1's state reaches r2, or does not.
+            ["snapshot", from, to, outcome] => {
+                self.snapshot(replica(from), replica(to), outcome == "ok", output)
+            }
+            ["timer", id] => self.step(replica(id), Event::Timer, output),
+            // deliver [r1 [r2]]: the messages that wait (from r1) (to r2), not those they cause.
+            ["deliver"] => self.deliver(|_, _| true, output),
+            ["deliver", from] => self.deliver(|sender, _| sender == replica(from), output),
+            ["deliver", from, to] => {
+                self.deliver(|sender, receiver| (sender, receiver) == (replica(from), replica(to)), output)
+            }
+            // drop [r1 [r2]]: loses them instead.
+            ["drop"] => self.network.clear(),
+            ["drop", from] => self.network.retain(|(sender, _, _)| *sender != replica(from)),
+            ["drop", from, to] => {
+                self.network
+                    .retain(|(sender, receiver, _)| (*sender, *receiver) != (replica(from), replica(to)));
+            }
+            // cut r1 r2: nothing gets from r1 to r2 until `mend`.
+            ["cut", from, to] => drop(self.cut.insert((replica(from), replica(to)))),
+            ["mend"] => self.cut.clear(),
+            // silence r1 / hear r1: what the failure detectors say of r1's node.
+            ["silence", id] => drop(self.silent_since.insert(replica(id), self.now)),
+            ["hear", id] => drop(self.silent_since.remove(&replica(id))),
+            // persist r1 [one]: all (or one) of its writes become durable.
+            ["persist", id] => while self.persist_one(replica(id), output) {},
+            ["persist", id, "one"] => drop(self.persist_one(replica(id), output)),
+            ["settle"] => self.settle(output),
+            // quiet COMMAND: what comes of it is not shown.
+            ["quiet", ..] => self.run(command.trim_start_matches("quiet "), &mut Vec::new()),
+            ["wait", millis] => self.wait(millis.parse().unwrap(), output),
+            ["crash", id] => self.crash(replica(id)),
+            ["restart", id] => self.restart(replica(id)),
+            ["damage", id, at] => self.damage(replica(id), index(at)),
+            ["status"] => self.status(output),
+            ["progress", id] => self.progress(replica(id), output),
+            _ => panic!("unknown command: {command}"),
+        }
+        if output.len() > before && words[0] != "status" {
+            let lines = output.split_off(before);
+            output.extend(std::iter::once(format!("> {command}")).filter(|_| words[0] != "progress"));
+            output.extend(lines);
+        }
+    }
+
+    fn start_group(&mut self, count: u64, options: &[&str]) {
+        let learners = match options {
+            ["learners", learners] => learners.parse().unwrap(),
+            _ => 0,
+        };
+        let all: Vec<ReplicaId> = (1..=count).map(ReplicaId).collect();
+        let (voters, rest) = all.split_at((count - learners) as usize);
+        self.voters = voters.to_vec();
+        self.learners = rest.to_vec();
+        self.now = Time(10_000_000);
+        for id in all {
+            self.replicas.insert(id, Replica::default());
+            self.restart(id);
+        }
+    }
+
+    fn set_limits(&mut self, bytes: [&str; 3]) {
+        let [max_append_bytes, inflight_bytes, uncommitted_bytes] = bytes.map(|bytes| bytes.parse().unwrap());
+        self.limits = Limits { max_append_bytes, inflight_bytes, uncommitted_bytes };
+    }
+
+    fn set_log(&mut self, id: ReplicaId, entries: &[&str]) {
+        let mut checksum = 0;
+        let mut log = Vec::new();
+        for (entry, at) in entries.iter().zip(1..) {
+            let (term, data) = entry.split_once(':').unwrap();
+            let (term, index) = (Term(term.parse().unwrap()), Index(at));
+            let data = Bytes::from(data.to_string());
+            checksum = chain_checksum(checksum, GROUP, term, index, &data);
+            log.push(Entry { term, index, checksum, data });
+        }
+        let term = log.last().map_or(Term(0), |entry: &Entry| entry.term);
+        let state = self.replicas.get_mut(&id).unwrap();
+        state.hard_state = HardState { term, voted_for: None, commit: Index(0) };
+        state.log = log;
+        self.restart(id);
+    }
+
+    fn propose(&mut self, id: ReplicaId, data: &[&str], output: &mut Vec<String>) {
+        for data in data {
+            let data = Bytes::from(data.to_string());
+            self.step(id, Event::Propose { token: 0, data }, output);
+        }
+    }
+
+    fn step(&mut self, id: ReplicaId, event: Event, output: &mut Vec<String>) {
+        let state = self.replicas.get_mut(&id).unwrap();
+        let Some(group) = &mut state.group else { return };
+        let mut effects = Effects::default();
+        let before = (group.role(), group.term(), group.leader());
+        group.step(self.now, &Silence(self.now, &self.silent_since), event, &mut effects);
+        let (role, term, leader) = (group.role(), group.term(), group.leader());
+        assert_eq!(effects.status_changed, before != (role, term, leader));
+        if effects.status_changed {
+            let of =
+                leader.filter(|leader| *leader != id).map_or(String::new(), |leader| format!(" of {leader}"));
+            output.push(format!("{id} is {role:?}{of} in {term}"));
+        }
+        output.extend(show::effects(&effects).into_iter().map(|line| format!("{id} {line}")));
+        for (to, message) in effects.messages {
+            output.push(format!("{id} → {to} {}", show::message(&message)));
+            self.network.push_back((id, to, message));
+        }
+        let applied = effects.committed.last().map(Entry::position);
+        state.writes.extend(effects.persist);
+        if let Some(applied) = applied {
+            state.applied = applied;
+            self.step(id, Event::Applied { index: applied.index }, output);
+        }
+    }
+
+    fn deliver(&mut self, chosen: impl Fn(ReplicaId, ReplicaId) -> bool, output: &mut Vec<String>) {
+        let waiting = std::mem::take(&mut self.network);
+        let (now, later): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(from, to, _)| chosen(*from, *to));
+        self.network.extend(later);
+        for (from, to, message) in now {
+            if !self.cut.contains(&(from, to)) {
+                self.step(to, Event::Message { from, message }, output);
+            }
+        }
+    }
+
+    fn persist_one(&mut self, id: ReplicaId, output: &mut Vec<String>) -> bool {
+        let state = self.replicas.get_mut(&id).unwrap();
+        let Some(persist) = state.writes.pop_front() else { return false };
+        state.hard_state = persist.hard_state.unwrap_or(state.hard_state);
+        if let Some(first) = persist.entries.first() {
+            state.log.retain(|entry| entry.index < first.index);
+            state.log.extend(persist.entries);
+        }
+        self.step(id, Event::Persisted { sequence: persist.sequence }, output);
+        true
+    }
+
+    fn settle(&mut self, output: &mut Vec<String>) {
+        loop {
+            let mut moved = !self.network.is_empty();
+            self.deliver(|_, _| true, output);
+            for id in self.replicas.keys().copied().collect::<Vec<_>>() {
+                while self.persist_one(id, output) {
+                    moved = true;
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// Time passes; timers fire when they are due, and what they cause waits.
+    fn wait(&mut self, millis: u64, output: &mut Vec<String>) {
+        let end = self.now.plus_micros(millis * 1_000);
+        loop {
+            let deadline =
+                |(id, state): (&ReplicaId, &Replica)| Some((state.group.as_ref()?.deadline()?, *id));
+            let next = self.replicas.iter().filter_map(deadline).min();
+            let Some((at, id)) = next.filter(|(at, _)| *at <= end) else { break };
+            self.now = self.now.max(at);
+            self.step(id, Event::Timer, output);
+        }
+        self.now = end;
+    }
+
+    fn crash(&mut self, id: ReplicaId) {
+        let state = self.replicas.get_mut(&id).unwrap();
+        state.group = None;
+        state.writes.clear();
+    }
+
+    fn restart(&mut self, id: ReplicaId) {
+        self.starts += 1;
+        let Limits { max_append_bytes, inflight_bytes, uncommitted_bytes } = self.limits;
+        let config = Config {
+            group: GROUP,
+            id,
+            voters: self.voters.clone(),
+            learners: self.learners.clone(),
+            election_timeout_us: ELECTION_TIMEOUT_US,
+            heartbeat_us: 100_000,
+            max_append_bytes,
+            inflight_bytes,
+            uncommitted_bytes,
+            seed: self.starts,
+        };
+        let state = self.replicas.get_mut(&id).unwrap();
+        let (floor, entries) = (state.floor, state.log.clone());
+        let restored = Restored { hard_state: state.hard_state, floor, entries, applied: floor.index };
+        state.group = Some(Group::new(config, restored));
+    }
+
+    /// The state of one replica reaches another, or does not.
+    fn snapshot(&mut self, from: ReplicaId, to: ReplicaId, succeeds: bool, output: &mut Vec<String>) {
+        let position = self.replicas[&from].applied;
+        if succeeds {
+            let state = self.replicas.get_mut(&to).unwrap();
+            state.applied = position;
+            state.floor = position;
+            state.log.retain(|entry| entry.index > position.index);
+            self.step(to, Event::SnapshotInstalled { position }, output);
+        }
+        self.step(from, Event::SnapshotSent { to, position: succeeds.then_some(position) }, output);
+    }
+
+    /// Another entry than the one that was written, with a chain of its own from there on: what a damaged memory leaves.
+    fn damage(&mut self, id: ReplicaId, at: Index) {
+        let mut state = self.replicas.remove(&id).unwrap();
+        let mut checksum = state.floor.checksum;
+        for entry in &mut state.log {
+            if entry.index == at {
+                entry.data = Bytes::from_static(b"damaged");
+            }
+            checksum = chain_checksum(checksum, GROUP, entry.term, entry.index, &entry.data);
+            entry.checksum = checksum;
+        }
+        self.replicas.insert(id, state);
+    }
+
+    fn status(&self, output: &mut Vec<String>) {
+        for (id, state) in &self.replicas {
+            let Some(group) = &state.group else {
+                output.push(format!("{id} is down"));
+                continue;
+            };
+            let leader = group.leader().map_or("nobody".to_string(), |leader| leader.to_string());
+            let (role, term, last) = (group.role(), group.term(), group.last());
+            output.push(format!(
+                "{id} {role:?} {term} leader {leader} log {}..{last} durable {} commit {}",
+                group.floor().index,
+                group.durable(),
+                group.commit()
+            ));
+        }
+    }
+
+    fn progress(&self, id: ReplicaId, output: &mut Vec<String>) {
+        for other in self.replicas[&id].group.as_ref().unwrap().progress() {
+            let (state, inflight) = (other.state, other.inflight_bytes());
+            let (replica, matched, next) = (other.replica, other.matched, other.next);
+            output.push(format!("{replica} {state:?} matched {matched} next {next} in flight {inflight}"));
+        }
+    }
+}

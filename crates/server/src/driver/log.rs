@@ -3,13 +3,13 @@
 //! The queue needs no bound: what can be in it is bounded by what the groups may have uncommitted and in flight.
 //! A failed write or fsync is fatal. Nothing that waits is ever reported durable after it.
 
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use hadron_node::Event;
 use hadron_storage::wal::{Record, Wal, WalError};
-use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::error::RunError;

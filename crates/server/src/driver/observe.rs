@@ -42,7 +42,7 @@ pub(super) async fn run(handle: Handle, metrics: Arc<Metrics>) {
         ticks.tick().await;
         metrics.proposals_pending.set_integer(handle.waiting_requests() as u64);
         for record in handle.board().elections() {
-            let counted = seen.entry(record.group).or_insert(0);
+            let counted = seen.entry((record.group, record.candidate)).or_insert(0);
             if record.term.0 > *counted {
                 *counted = record.term.0;
                 show_election(&record, &metrics);

@@ -7,8 +7,7 @@
 //!
 //! [`Admission`]: super::waiters::Admission
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -5,7 +5,7 @@
 //! | `serve` | one node | [`serve`] |
 //! | `playground` | several nodes on this machine, to try things out | [`playground`] |
 //! | `ctl` | `etcdctl`: its arguments, output and exit codes | [`ctl`] |
-//! | `bench` | a load generator for any etcd endpoint | [`bench`] |
+//! | `bench` | a load generator for any etcd endpoint | [`mod@bench`] |
 //!
 //! Run through a link named `etcdctl` or `etcd`, the binary behaves as `ctl` or `serve`. Exit codes: 0 for success, 1
 //! for failure, 2 for a command line that makes no sense; `ctl` has those of `etcdctl`.

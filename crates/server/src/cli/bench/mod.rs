@@ -1,6 +1,6 @@
 //! `hadron bench`: a load generator for any etcd endpoint.
 //!
-//! It shares the machine with what it measures, so it must be cheap: one thread, HTTP/2 driven directly ([`connection`])
+//! It shares the machine with what it measures, so it must be cheap: one thread, HTTP/2 driven directly (`connection`)
 //! instead of through a gRPC client, requests encoded into reused buffers. Clients are tasks that send their next
 //! request when the last one is answered; they are spread over the connections, and those over the endpoints.
 //!

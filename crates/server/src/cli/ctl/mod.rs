@@ -1,7 +1,7 @@
 //! `hadron ctl`: a client for people and scripts, with `etcdctl`'s commands, flags, output and exit codes.
 //!
 //! A command checks its arguments (before connecting, in `etcdctl`'s order and words), makes its calls through
-//! [`client::Client`] and prints the reply through [`print::Printer`]. Left out for now: authentication, TLS, and the
+//! `client::Client` and prints the reply through `print::Printer`. Left out for now: authentication, TLS, and the
 //! commands for members, snapshots, alarms and locks.
 
 mod client;

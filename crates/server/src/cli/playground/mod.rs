@@ -128,9 +128,9 @@ async fn await_leader(nodes: &mut [Node], observer: &mut Observer, started: Inst
 
 fn introduce(nodes: &[Node], observer: &Observer, took: Duration) {
     let leader = observer.known_leader();
-    println!("  {:<7} {:<22} {:<9} {:<9} LOG", "NODE", "ENDPOINT", "PROCESS", "");
+    println!("  {:<7} {:<22} {:<9} {:<9} LOG", "NODE", "ENDPOINT", "PROCESS", "ROLE");
     for node in nodes {
-        let role = if leader == Some(node.name()) { "leader" } else { "" };
+        let role = if leader == Some(node.name()) { "leader" } else { "follower" };
         let (name, url, pid) = (node.name(), node.client_url(), node.pid());
         println!("  {name:<7} {url:<22} {pid:<9} {role:<9} {}", node.log().display());
     }

@@ -77,6 +77,26 @@ pub(super) struct Outlets {
     pub(super) fatal: Fatal,
 }
 
+/// What a loop is made of.
+pub(super) struct Setup {
+    /// The node, not started.
+    pub(super) node: Node,
+    /// The process's clock.
+    pub(super) clock: Clock,
+    /// Where inputs come from.
+    pub(super) inputs: Receiver<Input>,
+    /// Where effects go.
+    pub(super) outlets: Outlets,
+    /// How long a client's request may wait.
+    pub(super) request_timeout: Duration,
+    /// The groups' election timeout.
+    pub(super) election_timeout: Duration,
+    /// Where changes of leader are counted.
+    pub(super) metrics: Arc<Metrics>,
+    /// Becomes true once the group `default` has a leader.
+    pub(super) ready: watch::Sender<bool>,
+}
+
 /// The loop's own state.
 pub(super) struct Shard {
     node: Node,
@@ -98,18 +118,9 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    /// A loop around `node`, not running yet. `ready` becomes true once the group `default` has a leader.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn new(
-        node: Node,
-        clock: Clock,
-        inputs: Receiver<Input>,
-        outlets: Outlets,
-        request_timeout: Duration,
-        election_timeout: Duration,
-        metrics: Arc<Metrics>,
-        ready: watch::Sender<bool>,
-    ) -> Shard {
+    /// A loop that is not running yet.
+    pub(super) fn new(setup: Setup) -> Shard {
+        let Setup { node, clock, inputs, outlets, request_timeout, election_timeout, metrics, ready } = setup;
         let default_group = LeaderWatch::new(node.board().group(DEFAULT_GROUP), metrics, ready);
         Shard {
             node,

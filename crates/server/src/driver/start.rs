@@ -9,7 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, unbounded};
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
-use hadron_node::{Config as NodeConfig, Event, Limits as NodeLimits, Member, Node};
+use hadron_node::{Board, Config as NodeConfig, Event, Limits as NodeLimits, Member, Node};
 use hadron_storage::disk::{Disk, RealDisk};
 use hadron_storage::engine::{Engine, FjallEngine, FjallOptions};
 use hadron_storage::wal::{Options as WalOptions, Recovered, Wal};
@@ -23,7 +23,7 @@ use super::data_dir::Home;
 use super::error::RunError;
 use super::fatal::Fatal;
 use super::handle::Handle;
-use super::shard::{Input, Outlets, Shard};
+use super::shard::{Input, Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
 use super::{flush, log, observe};
 use crate::api;
@@ -87,15 +87,8 @@ impl Running {
         let peers = peers_runtime()?;
         let snapshots =
             Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
-        let admitting = board.clone();
-        let setup = Setup {
-            identity: transport_identity(config, &home),
-            peers: other_nodes(&home)?,
-            admit: Arc::new(move |other| admitting.admit(other.node, other.data_dir_id)),
-            receive: receive(inputs.clone(), snapshots.clone()),
-            metrics: metrics.clone(),
-            options: transport_options(config, &home),
-        };
+        let receive = receive(inputs.clone(), snapshots.clone());
+        let setup = transport_setup(config, &home, board.clone(), receive, metrics.clone())?;
         let transport = start_transport(&peers, peer_listeners, setup)?;
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
         let handle = Handle::new(inputs.clone(), board, identity, clock);
@@ -109,17 +102,16 @@ impl Running {
             fatal: fatal.clone(),
         };
         let (ready_sender, ready) = watch::channel(false);
-        let request_timeout = REQUEST_TIMEOUT + 2 * config.election_timeout;
-        let shard = Shard::new(
+        let shard = Shard::new(ShardSetup {
             node,
             clock,
-            shard_inputs,
+            inputs: shard_inputs,
             outlets,
-            request_timeout,
-            config.election_timeout,
+            request_timeout: REQUEST_TIMEOUT + 2 * config.election_timeout,
+            election_timeout: config.election_timeout,
             metrics,
-            ready_sender,
-        );
+            ready: ready_sender,
+        });
         let (peers_end, peers_ended) = oneshot::channel();
         let threads = vec![
             spawn("shard", move || shard.run())?,
@@ -245,6 +237,23 @@ fn node_config(config: &Config, home: &Home) -> NodeConfig {
         seed: home.data_dir_id() ^ home.incarnation(),
         limits: NodeLimits::default(),
     }
+}
+
+fn transport_setup(
+    config: &Config,
+    home: &Home,
+    board: Arc<Board>,
+    receive: transport::Receive,
+    metrics: Arc<Metrics>,
+) -> Result<Setup, RunError> {
+    Ok(Setup {
+        identity: transport_identity(config, home),
+        peers: other_nodes(home)?,
+        admit: Arc::new(move |other| board.admit(other.node, other.data_dir_id)),
+        receive,
+        metrics,
+        options: transport_options(config, home),
+    })
 }
 
 fn transport_identity(config: &Config, home: &Home) -> transport::Identity {

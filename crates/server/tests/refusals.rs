@@ -1,0 +1,158 @@
+//! Bad input over real gRPC and on the command line: each a clear error, etcd's own where etcd has one, nothing lost.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::process::{Command, Output};
+
+use hadron_proto::etcdserverpb::kv_client::KvClient;
+use hadron_proto::etcdserverpb::lease_client::LeaseClient;
+use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use hadron_proto::etcdserverpb::{
+    CompactionRequest, LeaseGrantRequest, LeaseRevokeRequest, MoveLeaderRequest, PutRequest, RangeRequest,
+    RequestOp, TxnRequest, request_op,
+};
+use support::{Cluster, eventually};
+use tonic::{Code, Status};
+
+fn put(key: &'static str, value: impl Into<bytes::Bytes>) -> PutRequest {
+    PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() }
+}
+
+fn txn(puts: &[PutRequest]) -> TxnRequest {
+    let operation =
+        |put: &PutRequest| RequestOp { request: Some(request_op::Request::RequestPut(put.clone())) };
+    TxnRequest { success: puts.iter().map(operation).collect(), ..TxnRequest::default() }
+}
+
+fn assert_refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, text: &str) {
+    let status = answer.unwrap_err();
+    assert_eq!((status.code(), status.message()), (code, text));
+}
+
+#[tokio::test]
+async fn requests_that_etcd_refuses_are_refused_in_its_words() {
+    let cluster = Cluster::start(1, &[]).await;
+    let mut kv = KvClient::new(cluster.nodes[0].channel());
+    let revision = kv.put(put("a", "1")).await.unwrap().into_inner().header.unwrap().revision;
+
+    assert_refused(kv.put(put("", "1")).await, Code::InvalidArgument, "etcdserver: key is not provided");
+    assert_refused(
+        kv.range(RangeRequest::default()).await,
+        Code::InvalidArgument,
+        "etcdserver: key is not provided",
+    );
+    assert_refused(
+        kv.put(put("a", vec![b'x'; 1_700_000])).await,
+        Code::InvalidArgument,
+        "etcdserver: request is too large",
+    );
+    assert_refused(
+        kv.put(PutRequest { lease: 77, ..put("a", "2") }).await,
+        Code::NotFound,
+        "etcdserver: requested lease not found",
+    );
+    assert_refused(
+        kv.put(PutRequest { ignore_value: true, ..put("a", "2") }).await,
+        Code::InvalidArgument,
+        "etcdserver: value is provided",
+    );
+    assert_refused(
+        kv.put(PutRequest { ignore_value: true, ..put("absent", "") }).await,
+        Code::InvalidArgument,
+        "etcdserver: key not found",
+    );
+    assert_refused(
+        kv.txn(txn(&[put("b", "1"), put("b", "2")])).await,
+        Code::InvalidArgument,
+        "etcdserver: duplicate key given in txn request",
+    );
+    assert_refused(
+        kv.txn(txn(&vec![put("b", "1"); 129])).await,
+        Code::InvalidArgument,
+        "etcdserver: too many operations in txn request",
+    );
+    let at = |revision| RangeRequest { key: "a".into(), revision, ..RangeRequest::default() };
+    let future = "etcdserver: mvcc: required revision is a future revision";
+    assert_refused(kv.range(at(revision + 10)).await, Code::OutOfRange, future);
+    assert_refused(
+        kv.compact(CompactionRequest { revision: revision + 10, physical: false }).await,
+        Code::OutOfRange,
+        future,
+    );
+    let newer = kv.put(put("a", "2")).await.unwrap().into_inner().header.unwrap().revision;
+    assert_eq!(newer, revision + 1, "nothing that was refused left a trace");
+    kv.compact(CompactionRequest { revision: newer, physical: false }).await.unwrap();
+    let compacted = "etcdserver: mvcc: required revision has been compacted";
+    assert_refused(kv.range(at(revision)).await, Code::OutOfRange, compacted);
+    assert_refused(
+        kv.compact(CompactionRequest { revision, physical: false }).await,
+        Code::OutOfRange,
+        compacted,
+    );
+}
+
+#[tokio::test]
+async fn leases_and_leaders_that_do_not_exist_are_refused_in_etcds_words() {
+    let cluster = Cluster::start(1, &[]).await;
+    let mut leases = LeaseClient::new(cluster.nodes[0].channel());
+    leases.lease_grant(LeaseGrantRequest { ttl: 60, id: 7 }).await.unwrap();
+    assert_refused(
+        leases.lease_grant(LeaseGrantRequest { ttl: 60, id: 7 }).await,
+        Code::FailedPrecondition,
+        "etcdserver: lease already exists",
+    );
+    assert_refused(
+        leases.lease_grant(LeaseGrantRequest { ttl: 9_000_000_001, id: 8 }).await,
+        Code::OutOfRange,
+        "etcdserver: too large lease TTL",
+    );
+    assert_refused(
+        leases.lease_revoke(LeaseRevokeRequest { id: 9 }).await,
+        Code::NotFound,
+        "etcdserver: requested lease not found",
+    );
+    let mut maintenance = MaintenanceClient::new(cluster.nodes[0].channel());
+    assert_refused(
+        maintenance.move_leader(MoveLeaderRequest { target_id: 12345 }).await,
+        Code::FailedPrecondition,
+        "etcdserver: bad leader transferee",
+    );
+}
+
+fn serve(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_hadron")).arg("serve").args(arguments).output().unwrap()
+}
+
+fn assert_fails_naming(output: &Output, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "it should have failed: {text}");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn flags_that_make_no_sense_are_refused() {
+    assert_fails_naming(&serve(&["--no-such-flag"]), &["--no-such-flag"]);
+    let twice = "default=http://127.0.0.1:1,default=http://127.0.0.1:2";
+    assert_fails_naming(&serve(&["--initial-cluster", twice]), &["default"]);
+}
+
+#[tokio::test]
+async fn a_data_directory_of_another_cluster_is_refused_and_left_alone() {
+    let mut cluster = Cluster::start(1, &[]).await;
+    let mut kv = KvClient::new(cluster.nodes[0].channel());
+    kv.put(put("a", "1")).await.unwrap();
+    cluster.nodes[0].kill();
+    let output = cluster.nodes[0].run_with(&["--initial-cluster-token", "another"]);
+    assert_fails_naming(&output, &["cluster"]);
+    cluster.nodes[0].start();
+    eventually("the old cluster serves", async || {
+        let read = RangeRequest { key: "a".into(), ..RangeRequest::default() };
+        let mut kv = KvClient::new(cluster.nodes[0].channel());
+        kv.range(read).await.is_ok_and(|found| found.into_inner().kvs.len() == 1)
+    })
+    .await;
+}

@@ -1,0 +1,276 @@
+//! A cluster of real processes for tests: started, killed and restarted, on ports of their own, in a directory that is
+//! gone afterwards.
+
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+
+pub mod load;
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hadron_proto::etcdserverpb::kv_client::KvClient;
+use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use hadron_proto::etcdserverpb::watch_client::WatchClient;
+use hadron_proto::etcdserverpb::{
+    HashKvRequest, RangeRequest, StatusRequest, StatusResponse, WatchCreateRequest, WatchRequest,
+    watch_request,
+};
+use hadron_sim::history::Event;
+use tokio_stream::StreamExt;
+use tonic::transport::{Channel, Endpoint};
+
+/// How long anything that must happen may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Attempts to start on ports that somebody else may have taken meanwhile.
+const START_ATTEMPTS: usize = 5;
+
+/// Processes that form one cluster.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    directory: tempfile::TempDir,
+}
+
+/// One node: its command line and, while it runs, its process.
+pub struct Node {
+    pub name: String,
+    pub client_url: String,
+    arguments: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts `count` nodes with `extra` arguments each and waits until they have a leader.
+    pub async fn start(count: usize, extra: &[&str]) -> Cluster {
+        for _ in 0..START_ATTEMPTS {
+            let mut cluster = Cluster::prepare(count, extra);
+            cluster.nodes.iter_mut().for_each(Node::start);
+            if cluster.has_leader_within(PATIENCE).await {
+                return cluster;
+            }
+            eprintln!("starting again: {}", cluster.logs());
+        }
+        panic!("no cluster after {START_ATTEMPTS} attempts");
+    }
+
+    fn prepare(count: usize, extra: &[&str]) -> Cluster {
+        let directory = tempfile::tempdir().unwrap();
+        // Held until all are known, so that no port is given out twice.
+        let listeners: Vec<TcpListener> =
+            (0..2 * count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let urls: Vec<String> =
+            listeners.iter().map(|listener| format!("http://{}", listener.local_addr().unwrap())).collect();
+        drop(listeners);
+        let (clients, peers) = urls.split_at(count);
+        let members: Vec<String> =
+            peers.iter().enumerate().map(|(number, url)| format!("n{number}={url}")).collect();
+        let node = |number: usize| {
+            let data_dir = directory.path().join(format!("n{number}"));
+            let mut arguments: Vec<String> = [
+                ("--name", format!("n{number}")),
+                ("--data-dir", data_dir.display().to_string()),
+                ("--listen-client-urls", clients[number].clone()),
+                ("--advertise-client-urls", clients[number].clone()),
+                ("--listen-peer-urls", peers[number].clone()),
+                ("--initial-advertise-peer-urls", peers[number].clone()),
+                ("--initial-cluster", members.join(",")),
+            ]
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .collect();
+            arguments.extend(extra.iter().map(|argument| (*argument).to_owned()));
+            Node {
+                name: format!("n{number}"),
+                client_url: clients[number].clone(),
+                arguments,
+                log: directory.path().join(format!("n{number}.log")),
+                child: None,
+            }
+        };
+        Cluster { nodes: (0..count).map(node).collect(), directory }
+    }
+
+    /// The nodes' URLs for clients.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.client_url.clone()).collect()
+    }
+
+    /// The number of the node that leads, as soon as all running nodes agree on it.
+    pub async fn leader(&self) -> usize {
+        let mut found = None;
+        eventually("one leader that all nodes name", async || {
+            let mut statuses = Vec::new();
+            for (number, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.is_running()) {
+                let Some(status) = node.status().await else { return false };
+                statuses.push((number, status));
+            }
+            let leader = statuses.first().map_or(0, |(_, status)| status.leader);
+            let agreed = leader != 0 && statuses.iter().all(|(_, status)| status.leader == leader);
+            let member =
+                |status: &StatusResponse| status.header.as_ref().map_or(0, |header| header.member_id);
+            found = statuses.iter().find(|(_, status)| member(status) == leader).map(|(number, _)| *number);
+            agreed && found.is_some()
+        })
+        .await;
+        found.unwrap()
+    }
+
+    async fn has_leader_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            let mut ready = 0;
+            for node in &self.nodes {
+                if node.status().await.is_some_and(|status| status.leader != 0) {
+                    ready += 1;
+                }
+            }
+            if ready == self.nodes.len() {
+                return true;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        false
+    }
+
+    /// Waits until all nodes have applied what any of them has committed by now.
+    pub async fn wait_until_equal(&self) {
+        eventually("all nodes have applied the same", async || {
+            let mut positions = Vec::new();
+            for node in &self.nodes {
+                let Some(status) = node.status().await else { return false };
+                positions
+                    .push((status.header.map_or(0, |header| header.revision), status.raft_applied_index));
+            }
+            let newest = positions.iter().map(|(revision, _)| *revision).max();
+            positions.iter().all(|(revision, _)| Some(*revision) == newest)
+        })
+        .await;
+    }
+
+    /// The end of each node's log, for reports.
+    pub fn logs(&self) -> String {
+        let tail = |node: &Node| {
+            let text = std::fs::read_to_string(&node.log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().rev().take(15).collect();
+            let lines: Vec<&str> = lines.into_iter().rev().collect();
+            format!("--- {}\n{}\n", node.name, lines.join("\n"))
+        };
+        self.nodes.iter().map(tail).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        self.nodes.iter_mut().for_each(Node::kill);
+    }
+}
+
+impl Node {
+    /// Starts the process; its output is appended to its log.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_hadron"))
+            .arg("serve")
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.unwrap());
+    }
+
+    /// Runs the node with more arguments until it ends by itself: for starts that must fail.
+    pub fn run_with(&self, extra: &[&str]) -> std::process::Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hadron"));
+        command.arg("serve").args(&self.arguments).args(extra).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// `kill -9`, and waits until the process is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// A connection, made with the first request.
+    pub fn channel(&self) -> Channel {
+        channel(&self.client_url)
+    }
+
+    /// What the node says about itself; `None` while it does not answer.
+    pub async fn status(&self) -> Option<StatusResponse> {
+        let mut client = MaintenanceClient::new(self.channel());
+        let answer = tokio::time::timeout(Duration::from_secs(2), client.status(StatusRequest {})).await;
+        answer.ok()?.ok().map(tonic::Response::into_inner)
+    }
+
+    /// Waits until the node serves linearizable reads.
+    pub async fn wait_until_serving(&self) {
+        eventually(&format!("{} serves", self.name), async || {
+            let read = RangeRequest { key: "x".into(), ..RangeRequest::default() };
+            let mut client = KvClient::new(self.channel());
+            let answer = tokio::time::timeout(Duration::from_secs(2), client.range(read)).await;
+            answer.is_ok_and(|answer| answer.is_ok())
+        })
+        .await;
+    }
+}
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// A connection that is made with the first request.
+pub fn channel(url: &str) -> Channel {
+    let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
+    endpoint.connect_timeout(Duration::from_secs(1)).tcp_nodelay(true).connect_lazy()
+}
+
+/// Polls until `condition` holds; panics after [`PATIENCE`].
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Every event of the keyspace up to `revision`, from one node.
+pub async fn complete_history(node: &Node, revision: i64) -> Vec<Event> {
+    let create = WatchCreateRequest {
+        key: vec![0].into(),
+        range_end: vec![0].into(),
+        start_revision: 1,
+        ..WatchCreateRequest::default()
+    };
+    let request = WatchRequest { request_union: Some(watch_request::RequestUnion::CreateRequest(create)) };
+    let requests = tokio_stream::once(request).chain(tokio_stream::pending());
+    let mut client = WatchClient::new(node.channel()).max_decoding_message_size(usize::MAX);
+    let mut stream = client.watch(requests).await.unwrap().into_inner();
+    let mut events: Vec<Event> = Vec::new();
+    while events.last().map_or(0, |event| event.revision) < revision {
+        let message = tokio::time::timeout(PATIENCE, stream.next()).await.expect("the history goes on");
+        let message = message.expect("the stream stays open").unwrap();
+        assert!(!message.canceled, "the watch was cancelled: {message:?}");
+        events.extend(message.events.iter().filter_map(hadron_sim::etcd::event));
+    }
+    events
+}
+
+/// The hash of a node's keyspace at `revision`.
+pub async fn hash_kv(node: &Node, revision: i64) -> (u32, i64) {
+    let mut client = MaintenanceClient::new(node.channel());
+    let answer = client.hash_kv(HashKvRequest { revision }).await.unwrap().into_inner();
+    (answer.hash, answer.compact_revision)
+}

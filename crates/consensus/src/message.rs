@@ -45,7 +45,8 @@ pub enum Message {
         commit: Index,
         /// The newest round of reads; each answer that names it confirms the leader.
         round: u64,
-        /// Whether an answer is wanted even if there is nothing new to acknowledge.
+        /// Whether an answer is wanted at once. Entries are acknowledged when they are durable in any case, and a new
+        /// round is always answered.
         answer: bool,
         /// Consecutive, the first one at `previous.index + 1`.
         entries: Vec<Entry>,

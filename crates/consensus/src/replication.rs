@@ -115,7 +115,7 @@ impl<'a> Source<'a> {
         let (entries, bytes) = self.batch(progress.next);
         let Some(last) = entries.last().map(|entry| entry.index) else { return false };
         progress.sent(last, bytes);
-        self.send(progress, previous, true, entries, effects);
+        self.send(progress, previous, false, entries, effects);
         true
     }
 
@@ -287,10 +287,13 @@ impl Group {
         self.follow(from, effects);
         let matched = Index(previous.index.0 + entries.len() as u64);
         let (now, term) = (self.now, self.hard_state.term);
+        let has_entries = !entries.is_empty();
         let result = self.take(previous, entries);
+        // Entries are acknowledged when they are durable; if they have long been, the leader missed that.
+        let is_repetition = has_entries && matched <= self.persistence.durable();
         let RoleState::Follower(follower) = &mut self.role else { return };
         follower.heard_at = now;
-        follower.answer_owed |= answer || round > follower.round;
+        follower.answer_owed |= answer || round > follower.round || is_repetition;
         follower.round = follower.round.max(round);
         match result {
             Ok(()) => {

@@ -56,7 +56,7 @@ pub(crate) struct Follower {
     pub(crate) suspected_at: Option<Time>,
     /// The log is known to be equal to the leader's up to here. At least the commit index.
     pub(crate) verified: Index,
-    /// What the leader has been told of that. `acknowledged <= verified`, and durable.
+    /// What the leader has been told of that, or will be in answer to its first probe. `acknowledged <= verified`.
     pub(crate) acknowledged: Index,
     /// The leader wants an answer, whatever there is to say.
     pub(crate) answer_owed: bool,
@@ -73,7 +73,7 @@ impl Follower {
             heard_at: now,
             suspected_at: None,
             verified: commit,
-            acknowledged: Index(0),
+            acknowledged: commit,
             answer_owed: false,
             round: 0,
         }

@@ -111,7 +111,7 @@ impl Runner {
                 self.network
                     .retain(|(sender, receiver, _)| (*sender, *receiver) != (replica(from), replica(to)));
             }
-            // cut r1 r2: nothing gets from r1 to r2 until `mend`.
+            // cut r1 r2: what r1 sends to r2 is lost until `mend`.
             ["cut", from, to] => drop(self.cut.insert((replica(from), replica(to)))),
             ["mend"] => self.cut.clear(),
             // silence r1 / hear r1: what the failure detectors say of r1's node.
@@ -124,6 +124,10 @@ impl Runner {
             // quiet COMMAND: what comes of it is not shown.
             ["quiet", ..] => self.run(command.trim_start_matches("quiet "), &mut Vec::new()),
             ["wait", millis] => self.wait(millis.parse().unwrap(), output),
+            // run MILLIS: time passes, and everything is delivered and persisted at once.
+            ["run", millis] => self.run_for(millis.parse().unwrap(), output),
+            // pause MILLIS: time passes, and nobody looks.
+            ["pause", millis] => self.now = self.now.plus_micros(millis.parse::<u64>().unwrap() * 1_000),
             ["crash", id] => self.crash(replica(id)),
             ["restart", id] => self.restart(replica(id)),
             ["damage", id, at] => self.damage(replica(id), index(at)),
@@ -148,6 +152,9 @@ impl Runner {
         self.voters = voters.to_vec();
         self.learners = rest.to_vec();
         self.now = Time(10_000_000);
+        self.network.clear();
+        self.silent_since.clear();
+        self.cut.clear();
         for id in all {
             self.replicas.insert(id, Replica::default());
             self.restart(id);
@@ -199,7 +206,9 @@ impl Runner {
         output.extend(show::effects(&effects).into_iter().map(|line| format!("{id} {line}")));
         for (to, message) in effects.messages {
             output.push(format!("{id} → {to} {}", show::message(&message)));
-            self.network.push_back((id, to, message));
+            if !self.cut.contains(&(id, to)) {
+                self.network.push_back((id, to, message));
+            }
         }
         let applied = effects.committed.last().map(Entry::position);
         state.writes.extend(effects.persist);
@@ -215,9 +224,7 @@ impl Runner {
             waiting.into_iter().partition(|(from, to, _)| chosen(*from, *to));
         self.network.extend(later);
         for (from, to, message) in now {
-            if !self.cut.contains(&(from, to)) {
-                self.step(to, Event::Message { from, message }, output);
-            }
+            self.step(to, Event::Message { from, message }, output);
         }
     }
 
@@ -260,6 +267,14 @@ impl Runner {
             self.step(id, Event::Timer, output);
         }
         self.now = end;
+    }
+
+    fn run_for(&mut self, millis: u64, output: &mut Vec<String>) {
+        for _ in 0..millis {
+            self.settle(output);
+            self.wait(1, output);
+        }
+        self.settle(output);
     }
 
     fn crash(&mut self, id: ReplicaId) {

@@ -36,7 +36,7 @@ pub(crate) fn message(message: &Message) -> String {
             position(*previous),
             entries(new),
             if *round > 0 { format!(" round {round}") } else { String::new() },
-            flag(!*answer, " (no answer needed)")
+            flag(*answer, ", answer!")
         ),
         Message::AppendAck { term, round, matched } => {
             format!(

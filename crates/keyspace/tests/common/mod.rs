@@ -1,0 +1,140 @@
+//! What the tests share: a replica that applies a log, flushes and crashes, and a client of a watch stream.
+#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use hadron_keyspace::{
+    Applied, Command, Error, Exporter, Importer, Keyspace, Options, Response, WatchStream,
+};
+use hadron_proto::etcdserverpb as pb;
+use hadron_storage::engine::{Engine, ModelEngine};
+
+pub const GROUP: u64 = 7;
+
+pub type Answers = Vec<Result<Response, Error>>;
+
+/// One entry: its stamp and commands. Its index is its place in the log, from 1.
+pub type Entry = (u64, Vec<Command>);
+
+pub struct Replica {
+    pub engine: Arc<ModelEngine>,
+    pub keyspace: Arc<Keyspace>,
+    pub options: Options,
+}
+
+impl Replica {
+    pub fn new(options: Options) -> Replica {
+        let engine = Arc::new(ModelEngine::new());
+        let keyspace = Keyspace::open(engine.clone(), GROUP, options.clone()).unwrap();
+        Replica { engine, keyspace, options }
+    }
+
+    pub fn index(&self) -> u64 {
+        self.keyspace.applied().index
+    }
+
+    /// Applies what it lacks of the log; returns the answers to the last entry.
+    pub fn follow(&self, log: &[Entry]) -> Answers {
+        let mut answers = Vec::new();
+        for (index, (stamp_ms, commands)) in log.iter().enumerate().skip(self.index() as usize) {
+            let applied =
+                Applied { term: 1, index: index as u64 + 1, checksum: index as u64, stamp_ms: *stamp_ms };
+            // Through their bytes, as in an entry.
+            let commands = commands.iter().map(|c| Command::decode(c.to_bytes()).unwrap()).collect();
+            answers = self.keyspace.apply(applied, commands);
+        }
+        answers
+    }
+
+    /// Flushes once; false if there was nothing to flush.
+    pub fn flush(&self, durable_index: u64, max_bytes: usize) -> bool {
+        let Some(mut flush) = self.keyspace.take_flush(durable_index, max_bytes) else { return false };
+        assert!(self.keyspace.take_flush(u64::MAX, max_bytes).is_none(), "one flush at a time");
+        self.engine.write(std::mem::take(&mut flush.batch)).unwrap();
+        let index = flush.index();
+        self.keyspace.flush_done(flush);
+        assert_eq!(self.keyspace.flushed_index(), index);
+        true
+    }
+
+    pub fn flush_all(&self) {
+        while self.flush(u64::MAX, 1 << 20) {}
+        assert_eq!(self.keyspace.unflushed_bytes(), 0);
+    }
+
+    pub fn sweep(&self, limit: usize) -> bool {
+        let Some(batch) = self.keyspace.take_sweep(limit) else { return false };
+        self.engine.write(batch).unwrap();
+        true
+    }
+
+    /// Loses what is not durable, but for the oldest `keep` batches, and opens again.
+    pub fn crash(&mut self, keep: usize) {
+        self.engine.crash(keep);
+        self.keyspace = Keyspace::open(self.engine.clone(), GROUP, self.options.clone()).unwrap();
+    }
+
+    pub fn exporter(&self) -> Option<Exporter> {
+        Exporter::new(self.engine.snapshot(), GROUP).ok()
+    }
+
+    /// Takes in what `exporter` gives; stops after `chunks_max` chunks and returns false if that was not all.
+    pub fn import(&self, mut exporter: Exporter, chunk_bytes: usize, chunks_max: usize) -> bool {
+        let mut importer = Importer::new(self.engine.clone(), GROUP).unwrap();
+        let mut chunks = 0;
+        while let Some(chunk) = exporter.next_chunk(chunk_bytes).unwrap() {
+            if chunks == chunks_max {
+                return false;
+            }
+            importer.chunk(chunk).unwrap();
+            chunks += 1;
+        }
+        assert_eq!(importer.finish().unwrap(), exporter.applied());
+        self.keyspace.reload().unwrap();
+        true
+    }
+}
+
+#[derive(Default)]
+pub struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A client that reads its stream to the end of what there is.
+pub struct Client {
+    pub stream: WatchStream,
+    woken: Arc<Woken>,
+}
+
+impl Client {
+    pub fn new(keyspace: &Arc<Keyspace>) -> Client {
+        Client { stream: keyspace.watch_stream(Default::default()), woken: Arc::default() }
+    }
+
+    /// True if the stream woke its task since the last [`Client::next`].
+    pub fn was_woken(&self) -> bool {
+        self.woken.0.load(Ordering::SeqCst)
+    }
+
+    pub fn next(&mut self) -> Option<pb::WatchResponse> {
+        let waker = Waker::from(self.woken.clone());
+        loop {
+            self.woken.0.store(false, Ordering::SeqCst);
+            match self.stream.poll_next(&mut Context::from_waker(&waker)) {
+                Poll::Ready(response) => return Some(response),
+                Poll::Pending if self.was_woken() => {}
+                Poll::Pending => return None,
+            }
+        }
+    }
+
+    pub fn drain(&mut self) -> Vec<pb::WatchResponse> {
+        std::iter::from_fn(|| self.next()).collect()
+    }
+}

@@ -1,0 +1,262 @@
+//! What scripts cannot show: damage, pins, readers beside apply, snapshots that fail.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{Client, GROUP, Replica};
+use hadron_keyspace::{Applied, Command, Error, Importer, Keyspace, OpenError, Options, SnapshotError};
+use hadron_proto::etcdserverpb as pb;
+use hadron_storage::engine::{Change, Engine, ModelEngine, Read, Space};
+
+fn put(key: &str, value: impl Into<bytes::Bytes>) -> Command {
+    Command::Put(pb::PutRequest { key: key.to_owned().into(), value: value.into(), ..Default::default() })
+}
+
+fn all(revision: i64) -> pb::RangeRequest {
+    pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), revision, ..Default::default() }
+}
+
+/// The only key of a space that a keyspace of this test wrote.
+fn only_key(engine: &ModelEngine, space: Space) -> bytes::Bytes {
+    let mut found = None;
+    engine
+        .scan(space, &[], &[255; 16], &mut |key, _| {
+            found = Some(bytes::Bytes::copy_from_slice(key));
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    found.unwrap()
+}
+
+#[test]
+fn damaged_metadata_is_noticed_at_open() {
+    let replica = Replica::new(Options::default());
+    replica.follow(&[(1, vec![put("k", "v")])]);
+    replica.flush_all();
+    let key = only_key(&replica.engine, Space::Versions);
+    let mut record = replica.engine.get(Space::Versions, &key).unwrap().unwrap().to_vec();
+    record[17] ^= 1;
+    replica.engine.write(vec![Change::Put(Space::Versions, key.clone(), record.into())]).unwrap();
+    let opened = Keyspace::open(replica.engine.clone(), GROUP, Options::default());
+    assert!(matches!(opened, Err(OpenError::Damaged { .. })));
+    replica.engine.write(vec![Change::Delete(Space::Versions, key)]).unwrap();
+    let opened = Keyspace::open(replica.engine.clone(), GROUP, Options::default());
+    assert!(matches!(opened, Err(OpenError::Damaged { .. })));
+}
+
+#[test]
+fn a_damaged_value_is_not_served() {
+    let mut replica = Replica::new(Options::default());
+    replica.follow(&[(1, vec![put("k", "v")])]);
+    replica.flush_all();
+    let key = only_key(&replica.engine, Space::Values);
+    replica.engine.write(vec![Change::Put(Space::Values, key, "x".into())]).unwrap();
+    assert!(replica.keyspace.range(&all(0)).is_ok(), "still in the cache");
+    replica.crash(usize::MAX);
+    assert!(matches!(replica.keyspace.range(&all(0)), Err(Error::Storage(_))));
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let replica = Replica::new(Options::default());
+    replica.follow(&[(1, vec![put("k", "v")])]);
+    replica.flush_all();
+    let key = only_key(&replica.engine, Space::State);
+    replica.engine.write(vec![Change::Put(Space::State, key, [9; 57].to_vec().into())]).unwrap();
+    let opened = Keyspace::open(replica.engine.clone(), GROUP, Options::default());
+    assert!(matches!(opened, Err(OpenError::Newer { found: 9, supported: 1 })));
+}
+
+#[test]
+fn flushes_end_where_entries_end_and_stay_behind_the_log() {
+    let replica = Replica::new(Options::default());
+    replica.follow(&[
+        (1, vec![put("a", vec![1; 500]), put("b", vec![1; 500])]),
+        (2, vec![put("c", "v")]),
+        (3, vec![]),
+    ]);
+    assert!(replica.keyspace.take_flush(0, 1 << 20).is_none(), "nothing is durable in the log");
+    assert!(replica.flush(2, 1));
+    assert_eq!(replica.keyspace.flushed_index(), 1, "one entry, however large");
+    assert!(replica.flush(2, 1 << 20));
+    assert_eq!(replica.keyspace.flushed_index(), 2);
+    assert!(!replica.flush(2, 1 << 20));
+    replica.flush_all();
+    assert_eq!(replica.keyspace.flushed_index(), 3, "an empty entry is flushed too");
+}
+
+#[test]
+fn groups_share_an_engine() {
+    let engine = Arc::new(ModelEngine::new());
+    let keyspaces = [1, 2].map(|group| Keyspace::open(engine.clone(), group, Options::default()).unwrap());
+    for (number, keyspace) in keyspaces.iter().enumerate() {
+        let applied = Applied { index: 1, ..Applied::default() };
+        keyspace.apply(applied, vec![put("k", vec![number as u8])]).pop().unwrap().unwrap();
+        let mut flush = keyspace.take_flush(1, 1000).unwrap();
+        engine.write(std::mem::take(&mut flush.batch)).unwrap();
+        keyspace.flush_done(flush);
+    }
+    for group in [1, 2] {
+        let keyspace = Keyspace::open(engine.clone(), group, Options::default()).unwrap();
+        assert_eq!(keyspace.range(&all(0)).unwrap().kvs[0].value.as_ref(), [group as u8 - 1]);
+    }
+}
+
+#[test]
+fn bad_snapshots_change_nothing() {
+    let source = Replica::new(Options::default());
+    let log: Vec<_> = (0..20).map(|n| (n, vec![put(&format!("k{n}"), vec![n as u8; 100])])).collect();
+    source.follow(&log);
+    assert!(source.exporter().is_none(), "nothing was flushed");
+    source.flush_all();
+    let chunks = || {
+        let mut exporter = source.exporter().unwrap();
+        std::iter::from_fn(move || exporter.next_chunk(300).unwrap()).collect::<Vec<_>>()
+    };
+    let target = Replica::new(Options::default());
+    target.follow(&log[..3]);
+    target.flush_all();
+
+    let mut importer = Importer::new(target.engine.clone(), GROUP).unwrap();
+    let all_chunks = chunks();
+    assert!(all_chunks.len() > 3);
+    importer.chunk(all_chunks[0].clone()).unwrap();
+    assert!(
+        matches!(importer.chunk(all_chunks[2].clone()), Err(SnapshotError::BadChunk(_))),
+        "one is missing"
+    );
+    assert!(matches!(importer.finish(), Err(SnapshotError::BadChunk(_))), "the end is missing");
+
+    let mut importer = Importer::new(target.engine.clone(), GROUP).unwrap();
+    let mut bad = all_chunks[0].to_vec();
+    *bad.last_mut().unwrap() ^= 1;
+    assert!(matches!(importer.chunk(bad.into()), Err(SnapshotError::BadChunk(_))));
+
+    target.keyspace.reload().unwrap();
+    assert_eq!(target.keyspace.applied().index, 3);
+    while target.sweep(7) {}
+    assert!(target.import(source.exporter().unwrap(), 300, usize::MAX));
+    assert_eq!(target.keyspace.digest(), source.keyspace.digest());
+    while target.sweep(7) {}
+    let count = |replica: &Replica| {
+        let mut count = 0;
+        let visit = &mut |_: &[u8], _: &[u8]| {
+            count += 1;
+            std::ops::ControlFlow::Continue(())
+        };
+        replica.engine.scan(Space::Versions, &[], &[255; 16], visit).unwrap();
+        count
+    };
+    assert_eq!(count(&target), count(&source), "what former generations left is swept");
+    assert_eq!(target.keyspace.range(&all(0)), source.keyspace.range(&all(0)));
+}
+
+#[test]
+fn watchers_survive_a_snapshot() {
+    let (source, target) = (Replica::new(Options::default()), Replica::new(Options::default()));
+    let log: Vec<_> = (0..20).map(|n| (n, vec![put("k", vec![n as u8; 10])])).collect();
+    target.follow(&log[..5]);
+    let mut client = Client::new(&target.keyspace);
+    client.stream.create(pb::WatchCreateRequest { key: "k".into(), start_revision: 4, ..Default::default() });
+    client.drain();
+    target.follow(&log[..7]);
+    source.follow(&log);
+    source.flush_all();
+    target.import(source.exporter().unwrap(), 100, usize::MAX);
+    assert!(client.was_woken());
+    let revisions: Vec<i64> =
+        client.drain().iter().flat_map(|r| &r.events).map(|e| e.kv.as_ref().unwrap().mod_revision).collect();
+    assert_eq!(revisions, (7..=21).collect::<Vec<_>>());
+}
+
+#[test]
+fn readers_and_watchers_beside_apply_see_whole_revisions() {
+    let replica = Replica::new(Options { cache_bytes: 5000, watch_buffer_bytes: 2000, ..Options::default() });
+    let is_over = AtomicBool::new(false);
+    let pair = |number: u32| {
+        let op = |key: &str| pb::RequestOp {
+            request: Some(pb::request_op::Request::RequestPut(pb::PutRequest {
+                key: format!("{key}{}", number % 50).into(),
+                value: number.to_be_bytes().to_vec().into(),
+                ..Default::default()
+            })),
+        };
+        Command::Txn(pb::TxnRequest { success: vec![op("a"), op("b")], ..Default::default() })
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let response = replica.keyspace.range(&all(0)).unwrap();
+                    let (a, b) = response.kvs.split_at(response.kvs.len() / 2);
+                    assert!(
+                        a.iter().zip(b).all(|(a, b)| a.value == b.value && a.mod_revision == b.mod_revision)
+                    );
+                }
+            });
+        }
+        scope.spawn(|| {
+            let mut client = Client::new(&replica.keyspace);
+            let create =
+                pb::WatchCreateRequest { key: "a".into(), range_end: "b".into(), ..Default::default() };
+            client.stream.create(pb::WatchCreateRequest { start_revision: 2, ..create });
+            let mut next = 2;
+            while next < 3002 {
+                let Some(response) = client.next() else { continue };
+                assert_eq!(response.compact_revision, 0);
+                for event in response.events {
+                    assert_eq!(event.kv.unwrap().mod_revision, next);
+                    next += 1;
+                }
+            }
+        });
+        for number in 0..3000_u32 {
+            let applied = Applied { index: u64::from(number) + 1, ..Applied::default() };
+            replica.keyspace.apply(applied, vec![pair(number)]);
+            if number % 100 == 99 {
+                replica.flush_all();
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Readers read an old revision while compactions and sweeps go on: each gets all of it, or is told that it is gone.
+#[test]
+fn sweeps_wait_for_readers() {
+    let replica = Replica::new(Options { cache_bytes: 0, ..Options::default() });
+    let is_over = AtomicBool::new(false);
+    let keys = 3000;
+    let fill: Vec<Command> = (0..keys).map(|n| put(&format!("k{n:05}"), "first")).collect();
+    replica.keyspace.apply(Applied { index: 1, ..Applied::default() }, fill);
+    replica.flush_all();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let revision = replica.keyspace.revision();
+                match replica.keyspace.range(&all(revision)) {
+                    Ok(response) => {
+                        assert_eq!(response.count, keys);
+                        assert!(
+                            response.kvs.iter().all(|kv| kv.mod_revision <= revision && !kv.value.is_empty())
+                        );
+                    }
+                    Err(error) => assert_eq!(error, Error::Compacted),
+                }
+            }
+        });
+        for round in 0..60_u64 {
+            let changes: Vec<Command> = (0..50).map(|n| put(&format!("k{:05}", n * 60), "again")).collect();
+            replica.keyspace.apply(Applied { index: 2 * round + 2, ..Applied::default() }, changes);
+            let revision = replica.keyspace.revision();
+            let compact = Command::Compact(pb::CompactionRequest { revision, physical: false });
+            replica.keyspace.apply(Applied { index: 2 * round + 3, ..Applied::default() }, vec![compact]);
+            replica.flush_all();
+            while replica.sweep(20) {}
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}

@@ -1,0 +1,437 @@
+//! Random histories against a naive model: two replicas that flush, sweep, crash and import snapshots at different times
+//! hold, answer and tell their watchers the same as a list of all events would.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{Client, Entry, Replica};
+use hadron_keyspace::{Command, Options, Response};
+use hadron_proto::etcdserverpb as pb;
+use hadron_proto::mvccpb::{Event, KeyValue, event::EventType};
+use pb::request_op::Request;
+use proptest::prelude::*;
+
+/// All events ever, and what is alive.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    events: Vec<Event>,
+    live: BTreeMap<Vec<u8>, KeyValue>,
+    /// Granted seconds and expiry.
+    leases: BTreeMap<i64, (i64, u64)>,
+    revision: i64,
+    compacted: i64,
+}
+
+impl Model {
+    fn put(&mut self, revision: i64, key: &[u8], value: &[u8], lease: i64) {
+        let before = self.live.get(key).cloned();
+        let kv = KeyValue {
+            key: key.to_vec().into(),
+            value: value.to_vec().into(),
+            create_revision: before.as_ref().map_or(revision, |kv| kv.create_revision),
+            mod_revision: revision,
+            version: before.as_ref().map_or(0, |kv| kv.version) + 1,
+            lease,
+        };
+        self.live.insert(key.to_vec(), kv.clone());
+        self.events.push(Event { r#type: EventType::Put as i32, kv: Some(kv), prev_kv: before });
+    }
+
+    fn delete(&mut self, revision: i64, from: &[u8], to: &[u8]) -> i64 {
+        let doomed: Vec<Vec<u8>> = self.live.keys().filter(|key| in_range(key, from, to)).cloned().collect();
+        for key in &doomed {
+            let before = self.live.remove(key);
+            let kv = KeyValue { key: key.clone().into(), mod_revision: revision, ..Default::default() };
+            self.events.push(Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: before });
+        }
+        doomed.len() as i64
+    }
+
+    fn end_lease(&mut self, id: i64) {
+        if self.leases.remove(&id).is_none() {
+            return;
+        }
+        let keys: Vec<Vec<u8>> =
+            self.live.iter().filter(|(_, kv)| kv.lease == id).map(|(key, _)| key.clone()).collect();
+        let revision = self.revision + 1;
+        for key in &keys {
+            self.delete(revision, key, b"");
+        }
+        self.revision += i64::from(!keys.is_empty());
+    }
+
+    fn at(&self, revision: i64) -> Vec<KeyValue> {
+        let mut live = BTreeMap::new();
+        for event in &self.events {
+            let kv = event.kv.clone().unwrap();
+            if kv.mod_revision > revision {
+                break;
+            }
+            match event.r#type() {
+                EventType::Put => live.insert(kv.key.clone(), kv),
+                EventType::Delete => live.remove(&kv.key),
+            };
+        }
+        live.into_values().collect()
+    }
+}
+
+fn in_range(key: &[u8], from: &[u8], to: &[u8]) -> bool {
+    match to {
+        [] => key == from,
+        [0] => key >= from,
+        _ => key >= from && key < to,
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Put { key: u8, len: u16, lease: i64 },
+    Delete { from: u8, to: u8 },
+    Txn { compare: u8, version: i64, put: u8, delete: u8 },
+    Compact { back: i64 },
+    Grant { id: i64, ttl: i64 },
+    Revoke { id: i64 },
+    KeepAlive { id: i64 },
+    Expire { after_ms: u64 },
+    Empty,
+    Flush { replica: usize, max_bytes: usize },
+    Persist { replica: usize },
+    Sweep { replica: usize, limit: usize },
+    Crash { replica: usize, keep: usize },
+    Import { replica: usize, chunk_bytes: usize, chunks_max: usize },
+    Drain { watcher: usize },
+}
+
+fn key(number: u8) -> Vec<u8> {
+    vec![b'a' + number / 4, b'0' + number % 4]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        12 => (0..12u8, 0..300u16, 0..4i64).prop_map(|(key, len, lease)| Op::Put { key, len, lease }),
+        3 => (0..12u8, 0..12u8).prop_map(|(from, to)| Op::Delete { from, to }),
+        3 => (0..12u8, 0..3i64, 0..6u8, 6..12u8)
+            .prop_map(|(compare, version, put, delete)| Op::Txn { compare, version, put, delete }),
+        2 => (0..8i64).prop_map(|back| Op::Compact { back }),
+        2 => (1..4i64, 1..5i64).prop_map(|(id, ttl)| Op::Grant { id, ttl }),
+        1 => (1..4i64).prop_map(|id| Op::Revoke { id }),
+        1 => (1..4i64).prop_map(|id| Op::KeepAlive { id }),
+        1 => (0..4000u64).prop_map(|after_ms| Op::Expire { after_ms }),
+        1 => Just(Op::Empty),
+        5 => (0..2usize, 1..2000usize).prop_map(|(replica, max_bytes)| Op::Flush { replica, max_bytes }),
+        2 => (0..2usize).prop_map(|replica| Op::Persist { replica }),
+        4 => (0..2usize, 1..8usize).prop_map(|(replica, limit)| Op::Sweep { replica, limit }),
+        2 => (0..2usize, 0..4usize).prop_map(|(replica, keep)| Op::Crash { replica, keep }),
+        1 => (0..2usize, 1..2000usize, prop_oneof![Just(usize::MAX), 0..3usize])
+            .prop_map(|(replica, chunk_bytes, chunks_max)| Op::Import { replica, chunk_bytes, chunks_max }),
+        4 => (0..6usize).prop_map(|watcher| Op::Drain { watcher }),
+    ]
+}
+
+/// A client that resumes its watch where it was when its replica restarts.
+struct Watcher {
+    replica: usize,
+    client: Client,
+    from: &'static [u8],
+    to: &'static [u8],
+    /// What it has to see next.
+    next: i64,
+    seen: Vec<Event>,
+    /// The start of the events that it has to see; later if it learned that they are compacted.
+    start: i64,
+}
+
+impl Watcher {
+    fn new(replica: usize, replicas: &[Replica; 2], from: &'static [u8], to: &'static [u8]) -> Watcher {
+        let client = Client::new(&replicas[replica].keyspace);
+        let mut watcher = Watcher { replica, client, from, to, next: 2, seen: Vec::new(), start: 2 };
+        watcher.begin();
+        watcher
+    }
+
+    fn begin(&mut self) {
+        self.client.stream.create(pb::WatchCreateRequest {
+            key: self.from.into(),
+            range_end: self.to.into(),
+            start_revision: self.next,
+            ..Default::default()
+        });
+    }
+
+    fn drain(&mut self) {
+        while let Some(response) = self.client.next() {
+            if response.compact_revision != 0 {
+                assert!(response.compact_revision > self.next);
+                (self.next, self.start) = (response.compact_revision, response.compact_revision);
+                self.seen.clear();
+                self.client.stream.cancel(response.watch_id);
+                self.begin();
+            }
+            for event in response.events {
+                let revision = event.kv.as_ref().unwrap().mod_revision;
+                assert!(revision >= self.next, "an event came twice or out of order");
+                self.seen.push(event);
+            }
+            // Revisions come whole.
+            self.next = self.seen.last().map_or(self.next, |last| last.kv.as_ref().unwrap().mod_revision + 1);
+        }
+    }
+}
+
+struct Run {
+    model: Model,
+    log: Vec<Entry>,
+    stamp_ms: u64,
+    replicas: [Replica; 2],
+    watchers: Vec<Watcher>,
+}
+
+impl Run {
+    fn new() -> Run {
+        let small = Options { cache_bytes: 2000, watch_buffer_bytes: 700, ..Options::default() };
+        let replicas = [Replica::new(Options::default()), Replica::new(small)];
+        let ranges: [(&[u8], &[u8]); 3] = [(b"a0", b""), (b"b", b"c"), (b"a2", b"\0")];
+        let watchers =
+            (0..6).map(|n| Watcher::new(n % 2, &replicas, ranges[n / 2].0, ranges[n / 2].1)).collect();
+        let model = Model { revision: 1, compacted: -1, ..Model::default() };
+        Run { model, log: Vec::new(), stamp_ms: 0, replicas, watchers }
+    }
+
+    fn apply(&mut self, command: Command) -> Option<Response> {
+        self.stamp_ms += 7;
+        self.log.push((self.stamp_ms, vec![command]));
+        let answers: Vec<_> = self.replicas.iter().map(|replica| replica.follow(&self.log)).collect();
+        assert_eq!(answers[0], answers[1]);
+        answers.into_iter().next()?.pop()?.ok()
+    }
+
+    fn step(&mut self, op: Op) {
+        match op {
+            Op::Put { key: number, len, lease } => self.put(key(number), vec![len as u8; len.into()], lease),
+            Op::Delete { from, to } => self.delete(key(from), key(to)),
+            Op::Txn { compare, version, put, delete } => {
+                self.txn(key(compare), version, key(put), key(delete))
+            }
+            Op::Compact { back } => {
+                let revision = self.model.revision - back;
+                let answer =
+                    self.apply(Command::Compact(pb::CompactionRequest { revision, physical: false }));
+                assert_eq!(answer.is_some(), revision > self.model.compacted);
+                self.model.compacted = self.model.compacted.max(revision);
+            }
+            Op::Grant { id, ttl } => {
+                let granted = self.apply(Command::LeaseGrant(pb::LeaseGrantRequest { id, ttl }));
+                assert_eq!(granted.is_some(), !self.model.leases.contains_key(&id));
+                self.model.leases.entry(id).or_insert((ttl, self.stamp_ms + ttl as u64 * 1000));
+            }
+            Op::Revoke { id } => {
+                self.apply(Command::LeaseRevoke(pb::LeaseRevokeRequest { id }));
+                self.model.end_lease(id);
+            }
+            Op::KeepAlive { id } => {
+                self.apply(Command::LeaseKeepAlive(vec![id]));
+                if let Some((ttl, expiry_ms)) = self.model.leases.get_mut(&id) {
+                    *expiry_ms = self.stamp_ms + *ttl as u64 * 1000;
+                }
+            }
+            Op::Expire { after_ms } => self.expire(after_ms),
+            Op::Empty => {
+                self.log.push((self.stamp_ms, vec![Command::DigestMark]));
+                self.replicas.iter().for_each(|replica| drop(replica.follow(&self.log)));
+                let marks =
+                    self.replicas.each_ref().map(|r| r.keyspace.digest_at(self.log.len() as u64).unwrap());
+                assert_eq!(marks[0], marks[1]);
+            }
+            Op::Flush { replica, max_bytes } => {
+                self.replicas[replica].flush(self.log.len() as u64, max_bytes);
+            }
+            Op::Persist { replica } => {
+                hadron_storage::engine::Engine::persist(self.replicas[replica].engine.as_ref()).unwrap();
+            }
+            Op::Sweep { replica, limit } => {
+                self.replicas[replica].sweep(limit);
+            }
+            Op::Crash { replica, keep } => self.crash(replica, keep),
+            Op::Import { replica, chunk_bytes, chunks_max } => self.import(replica, chunk_bytes, chunks_max),
+            Op::Drain { watcher } => self.watchers[watcher].drain(),
+        }
+    }
+
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>, lease: i64) {
+        let request = pb::PutRequest {
+            key: key.clone().into(),
+            value: value.clone().into(),
+            lease,
+            ..Default::default()
+        };
+        let answer = self.apply(Command::Put(request));
+        assert_eq!(answer.is_some(), lease == 0 || self.model.leases.contains_key(&lease));
+        if answer.is_some() {
+            self.model.revision += 1;
+            self.model.put(self.model.revision, &key, &value, lease);
+        }
+    }
+
+    fn delete(&mut self, from: Vec<u8>, to: Vec<u8>) {
+        let request =
+            pb::DeleteRangeRequest { key: from.clone().into(), range_end: to.clone().into(), prev_kv: true };
+        let Some(Response::DeleteRange(answer)) = self.apply(Command::DeleteRange(request)) else { panic!() };
+        let first = self.model.events.len();
+        let deleted = self.model.delete(self.model.revision + 1, &from, &to);
+        self.model.revision += i64::from(deleted > 0);
+        assert_eq!(answer.deleted, deleted);
+        let expected: Vec<_> =
+            self.model.events[first..].iter().map(|e| e.prev_kv.clone().unwrap()).collect();
+        assert_eq!(answer.prev_kvs, expected);
+    }
+
+    /// If the version of one key is as given, puts a key, reads it back, and deletes another; else reads.
+    fn txn(&mut self, compare: Vec<u8>, version: i64, put: Vec<u8>, delete: Vec<u8>) {
+        let op = |request| pb::RequestOp { request: Some(request) };
+        let range = Request::RequestRange(pb::RangeRequest { key: put.clone().into(), ..Default::default() });
+        let request = pb::TxnRequest {
+            compare: vec![pb::Compare {
+                key: compare.clone().into(),
+                target: pb::compare::CompareTarget::Version as i32,
+                target_union: Some(pb::compare::TargetUnion::Version(version)),
+                ..Default::default()
+            }],
+            success: vec![
+                op(Request::RequestPut(pb::PutRequest {
+                    key: put.clone().into(),
+                    value: "txn".into(),
+                    ..Default::default()
+                })),
+                op(range.clone()),
+                op(Request::RequestDeleteRange(pb::DeleteRangeRequest {
+                    key: delete.clone().into(),
+                    ..Default::default()
+                })),
+            ],
+            failure: vec![op(range)],
+        };
+        let Some(Response::Txn(answer)) = self.apply(Command::Txn(request)) else { panic!() };
+        let succeeds = self.model.live.get(&compare).map_or(0, |kv| kv.version) == version;
+        assert_eq!(answer.succeeded, succeeds);
+        let read = usize::from(succeeds);
+        if succeeds {
+            self.model.revision += 1;
+            self.model.put(self.model.revision, &put, b"txn", 0);
+            self.model.delete(self.model.revision, &delete, b"");
+        }
+        assert_eq!(answer.header.unwrap().revision, self.model.revision);
+        let Some(pb::response_op::Response::ResponseRange(range)) = &answer.responses[read].response else {
+            panic!()
+        };
+        assert_eq!(range.kvs, Vec::from_iter(self.model.live.get(&put).cloned()));
+    }
+
+    fn expire(&mut self, after_ms: u64) {
+        self.stamp_ms += after_ms;
+        let clock_ms = self.stamp_ms + 7;
+        let over = self.replicas[0].keyspace.expired_leases(clock_ms, 2);
+        let Some(Response::LeaseExpire(ended)) = self.apply(Command::LeaseExpire(over.clone())) else {
+            panic!()
+        };
+        assert_eq!(ended, over);
+        for id in ended {
+            assert!(self.model.leases[&id].1 <= clock_ms);
+            self.model.end_lease(id);
+        }
+    }
+
+    fn crash(&mut self, replica: usize, keep: usize) {
+        self.watchers.iter_mut().filter(|w| w.replica == replica).for_each(Watcher::drain);
+        self.replicas[replica].crash(keep);
+        self.replicas[replica].follow(&self.log);
+        for watcher in self.watchers.iter_mut().filter(|watcher| watcher.replica == replica) {
+            watcher.client = Client::new(&self.replicas[replica].keyspace);
+            watcher.begin();
+        }
+    }
+
+    /// From the other replica, which may be behind: then the log brings the rest again.
+    fn import(&mut self, replica: usize, chunk_bytes: usize, chunks_max: usize) {
+        if let Some(exporter) = self.replicas[1 - replica].exporter() {
+            // A node only takes in snapshots that are ahead; behind would make watchers see events twice.
+            self.replicas[1 - replica].flush_all();
+            let exporter = self.replicas[1 - replica].exporter().unwrap_or(exporter);
+            self.replicas[replica].import(exporter, chunk_bytes, chunks_max);
+        }
+    }
+
+    fn check(&self) {
+        let model = &self.model;
+        for replica in &self.replicas {
+            let keyspace = &replica.keyspace;
+            assert_eq!(keyspace.revision(), model.revision);
+            assert_eq!(keyspace.len(), model.live.len());
+            assert_eq!(keyspace.compact_revision(), model.compacted);
+            let mut leases = keyspace.leases();
+            leases.sort_unstable();
+            assert_eq!(leases, model.leases.keys().copied().collect::<Vec<_>>());
+            for revision in model.compacted.max(1)..=model.revision {
+                let request = pb::RangeRequest {
+                    key: "a".into(),
+                    range_end: "\0".into(),
+                    revision,
+                    ..Default::default()
+                };
+                assert_eq!(
+                    keyspace.range(&request).unwrap().kvs,
+                    model.at(revision),
+                    "at revision {revision}"
+                );
+            }
+            for id in model.leases.keys() {
+                let keys = keyspace.lease_time_to_live(*id, true, 0).keys;
+                let attached = model.live.values().filter(|kv| kv.lease == *id).map(|kv| kv.key.clone());
+                assert_eq!(keys, attached.collect::<Vec<_>>());
+            }
+        }
+        let [a, b] = &self.replicas;
+        assert_eq!(a.keyspace.digest(), b.keyspace.digest());
+        assert_eq!(a.keyspace.hash_kv(0), b.keyspace.hash_kv(0));
+    }
+
+    fn check_watchers(&mut self) {
+        for watcher in &mut self.watchers {
+            watcher.drain();
+            let concerns = |event: &&Event| {
+                let kv = event.kv.as_ref().unwrap();
+                kv.mod_revision >= watcher.start && in_range(&kv.key, watcher.from, watcher.to)
+            };
+            let expected: Vec<Event> = self.model.events.iter().filter(concerns).cloned().collect();
+            let seen: Vec<_> = watcher.seen.iter().map(|event| (event.r#type, event.kv.clone())).collect();
+            let expected: Vec<_> = expected.into_iter().map(|event| (event.r#type, event.kv)).collect();
+            assert_eq!(seen, expected, "watcher of {:?}..{:?}", watcher.from, watcher.to);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { max_shrink_iters: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn replicas_and_watchers_agree_with_the_model(ops in prop::collection::vec(op(), 1..120)) {
+        let mut run = Run::new();
+        for (number, op) in ops.into_iter().enumerate() {
+            run.step(op);
+            if number % 8 == 7 {
+                run.check();
+            }
+        }
+        run.check();
+        run.check_watchers();
+        for replica in 0..2 {
+            run.replicas[replica].flush_all();
+            while run.replicas[replica].sweep(100) {}
+            run.crash(replica, usize::MAX);
+        }
+        run.check();
+        run.check_watchers();
+    }
+}

@@ -47,4 +47,4 @@ pub use envelope::{Envelope, Origin, decode as decode_envelope};
 pub use event::{Effects, Event, Failure, FlushJob, Reply, SnapshotJob};
 pub use membership::{Bootstrap, Member, NODES_PREFIX, node_id};
 pub use node::Node;
-pub use peer::{PeerDecodeError, PeerMessage};
+pub use peer::{Forward, PeerDecodeError, PeerMessage};

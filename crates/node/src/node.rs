@@ -274,9 +274,7 @@ impl Node {
                     self.suspect(from, effects);
                 }
             }
-            PeerMessage::Forward { group, term, incarnation, number, commands } => {
-                self.on_forward(from, group, term, incarnation, number, commands, effects);
-            }
+            PeerMessage::Forward(forward) => self.on_forward(from, forward, effects),
             PeerMessage::NotProposed { group, term, incarnation, busy, tokens } => {
                 self.on_not_proposed(group, term, incarnation, busy, tokens, effects);
             }

@@ -29,19 +29,8 @@ pub enum PeerMessage {
         /// Whether the sender's disk completed its writes lately. A node with a hung disk must not keep leading.
         vouches: bool,
     },
-    /// Proposals of the sender's clients, for the leader of `term`. In any other term they are refused.
-    Forward {
-        /// The group.
-        group: GroupId,
-        /// The term whose leader the sender believes in.
-        term: Term,
-        /// The sender's process: together with a command's token it names the proposal.
-        incarnation: u64,
-        /// Grows with each forward of one sender; a leader takes each number once.
-        number: u64,
-        /// Token and encoded command.
-        commands: Vec<(u64, Bytes)>,
-    },
+    /// Proposals of the sender's clients.
+    Forward(Forward),
     /// These forwarded commands were certainly not proposed, and may be sent elsewhere.
     NotProposed {
         /// The group.
@@ -82,6 +71,21 @@ pub enum PeerMessage {
     },
 }
 
+/// Proposals of the sender's clients, for the leader of `term`. In any other term they are refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forward {
+    /// The group.
+    pub group: GroupId,
+    /// The term whose leader the sender believes in.
+    pub term: Term,
+    /// The sender's process: together with a command's token it names the proposal.
+    pub incarnation: u64,
+    /// Grows with each forward of one sender; a leader takes each number once.
+    pub number: u64,
+    /// Token and encoded command.
+    pub commands: Vec<(u64, Bytes)>,
+}
+
 /// A message that is not one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerDecodeError {
@@ -119,7 +123,7 @@ impl PeerMessage {
                 out.put_u64_le(*incarnation);
                 out.put_u8(u8::from(*hears) | u8::from(*vouches) << 1);
             }
-            PeerMessage::Forward { group, term, incarnation, number, commands } => {
+            PeerMessage::Forward(Forward { group, term, incarnation, number, commands }) => {
                 out.put_u8(FORWARD);
                 out.put_u64_le(group.0);
                 out.put_u64_le(term.0);
@@ -207,7 +211,7 @@ impl PeerMessage {
 }
 
 fn decode_forward(bytes: &mut Bytes) -> Result<PeerMessage, PeerDecodeError> {
-    Ok(PeerMessage::Forward {
+    Ok(PeerMessage::Forward(Forward {
         group: GroupId(read_u64(bytes)?),
         term: Term(read_u64(bytes)?),
         incarnation: read_u64(bytes)?,
@@ -217,7 +221,7 @@ fn decode_forward(bytes: &mut Bytes) -> Result<PeerMessage, PeerDecodeError> {
             let length = read_u32(bytes)? as usize;
             Ok((token, read_bytes(bytes, length)?))
         })?,
-    })
+    }))
 }
 
 /// A list whose items take at least `item_bytes_min` bytes each, so that a lying count allocates nothing.

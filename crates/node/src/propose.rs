@@ -20,7 +20,7 @@ use crate::envelope::{self, Origin};
 use crate::event::{Effects, Failure, Reply};
 use crate::groups::{Proposed, Replica};
 use crate::node::Node;
-use crate::peer::PeerMessage;
+use crate::peer::{Forward, PeerMessage};
 
 /// Microseconds before a command that could not be taken is offered again.
 pub(crate) const RETRY_US: u64 = 20_000;
@@ -56,16 +56,8 @@ impl Node {
     }
 
     /// Another node's clients' commands, for the leader of `term`.
-    pub(crate) fn on_forward(
-        &mut self,
-        from: NodeId,
-        group: GroupId,
-        term: Term,
-        incarnation: u64,
-        number: u64,
-        commands: Vec<(u64, Bytes)>,
-        effects: &mut Effects,
-    ) {
+    pub(crate) fn on_forward(&mut self, from: NodeId, forward: Forward, effects: &mut Effects) {
+        let Forward { group, term, incarnation, number, commands } = forward;
         if !self.is_new_forward(from, incarnation, number) {
             return;
         }
@@ -224,7 +216,8 @@ impl Node {
         }
         self.forward_number += 1;
         let (incarnation, number) = (self.config.incarnation, self.forward_number);
-        effects.sends.push((leader, PeerMessage::Forward { group, term, incarnation, number, commands }));
+        let forward = Forward { group, term, incarnation, number, commands };
+        effects.sends.push((leader, PeerMessage::Forward(forward)));
     }
 
     /// Whether this forward has not been seen: a leader takes each number of a sender's process once.

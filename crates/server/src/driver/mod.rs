@@ -6,10 +6,10 @@
 //!  peers runtime ── messages ───▶ │ loop  │ ── messages ─▶ peers runtime         │
 //!                ◀─ snapshots ──▶ └───────┘ ◀──────────── completions ───────────┘
 //! ```
-//! - *shard* (one thread): the only one that touches the node. Never waits for disk or network. [`shard`]
-//! - *log* (one thread, and one that prepares segments): one write and one fsync for all that waits. [`log`]
-//! - *flush* (one thread): the engine's writes and fsyncs. [`flush`]
-//! - *peers* (one thread, a tokio runtime): the transport, and the tasks of snapshots. [`snapshots`]
+//! - *shard* (one thread): the only one that touches the node. Never waits for disk or network. `shard.rs`
+//! - *log* (one thread, and one that prepares segments): one write and one fsync for all that waits. `log.rs`
+//! - *flush* (one thread): the engine's writes and fsyncs. `flush.rs`
+//! - *peers* (one thread, a tokio runtime): the transport, and the tasks of snapshots. `snapshots.rs`
 //!
 //! Nothing is decided here about groups: what the simulator does not see must not matter to safety. A local fault of log or
 //! engine stops the process; nothing is retried.

@@ -87,3 +87,38 @@ pub fn decode(mut data: Bytes) -> Result<Envelope, PeerDecodeError> {
     }
     if data.is_empty() { Ok(Envelope { stamp_ms, commands }) } else { Err(PeerDecodeError::Truncated) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn commands_keep_their_order_origin_and_stamp(
+            stamp in any::<u64>(),
+            commands in proptest::collection::vec((any::<[u64; 3]>(), any::<Vec<u8>>()), 0..8),
+        ) {
+            let commands: Vec<(Origin, Bytes)> = commands
+                .into_iter()
+                .map(|(n, bytes)| {
+                    let origin = Origin { node: NodeId(n[0]), incarnation: n[1], token: n[2] };
+                    (origin, Bytes::from(bytes))
+                })
+                .collect();
+            let data = encode(stamp, &commands);
+            prop_assert_eq!(stamp_ms(&data), Some(stamp));
+            prop_assert_eq!(decode(data), Ok(Envelope { stamp_ms: stamp, commands }));
+        }
+
+        #[test]
+        fn noise_is_refused_or_understood_and_never_a_panic(bytes in any::<Vec<u8>>()) {
+            let _ = decode(bytes.into());
+        }
+    }
+
+    #[test]
+    fn an_empty_first_entry_has_no_stamp() {
+        assert_eq!(stamp_ms(&Bytes::new()), None);
+    }
+}

@@ -169,6 +169,16 @@ impl Node {
         self.append_record(Record::Floor(group, position), effects);
     }
 
+    /// A crash between the installation of a snapshot and the record of its floor left a log that ends before the engine:
+    /// the record is made up for before anything is appended.
+    pub(crate) fn log_new_floor(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if std::mem::take(&mut replica.floor_is_new) {
+            let position = replica.core.floor();
+            self.append_record(Record::Floor(group, position), effects);
+        }
+    }
+
     fn cut_log(&mut self, group: GroupId, floor: Index, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         if floor <= replica.core.floor().index {

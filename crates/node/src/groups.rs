@@ -66,6 +66,9 @@ pub(crate) struct Replica {
     pub(crate) touched: bool,
     /// This replica differs from the others: it neither serves nor leads.
     pub(crate) quarantined: bool,
+    /// The engine was ahead of the whole log when the replica was restored: the log on disk does not know its floor yet,
+    /// and would take the next entry for one after a gap.
+    pub(crate) floor_is_new: bool,
 }
 
 /// A command that is in some leader's hands.
@@ -110,6 +113,7 @@ impl Replica {
         let in_engine =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
         let (floor, entries) = fit_log_to_engine(id, in_engine, recovered.floor, recovered.entries)?;
+        let floor_is_new = floor != recovered.floor;
         let last = entries.last().map_or(floor.index, |entry| entry.index);
         let restored =
             Restored { hard_state: recovered.hard_state, floor, entries, applied: in_engine.index };
@@ -140,6 +144,7 @@ impl Replica {
             timer: None,
             touched: false,
             quarantined: false,
+            floor_is_new,
         })
     }
 

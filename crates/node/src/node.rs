@@ -110,6 +110,7 @@ impl Node {
     pub fn start(&mut self, now: Time, effects: &mut Effects) {
         self.now = now;
         for group in self.replicas.keys().copied().collect::<Vec<_>>() {
+            self.log_new_floor(group, effects);
             let alone = self.replicas.get(&group).is_some_and(|replica| replica.nodes.len() == 1);
             if alone {
                 self.step_group(group, CoreEvent::Campaign, effects);

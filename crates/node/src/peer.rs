@@ -252,3 +252,58 @@ pub(crate) fn read_u64(bytes: &mut Bytes) -> Result<u64, PeerDecodeError> {
 pub(crate) fn read_bytes(bytes: &mut Bytes, length: usize) -> Result<Bytes, PeerDecodeError> {
     if bytes.len() < length { Err(PeerDecodeError::Truncated) } else { Ok(bytes.split_to(length)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_message() -> impl Strategy<Value = PeerMessage> {
+        let node = any::<u64>().prop_map(NodeId);
+        let command = (any::<u64>(), proptest::collection::vec(any::<u8>(), 0..40))
+            .prop_map(|(token, bytes)| (token, Bytes::from(bytes)));
+        prop_oneof![
+            (any::<u64>(), any::<bool>(), any::<bool>()).prop_map(|(incarnation, hears, vouches)| {
+                PeerMessage::Heartbeat { incarnation, hears, vouches }
+            }),
+            (any::<[u64; 4]>(), proptest::collection::vec(command, 0..5)).prop_map(|(n, commands)| {
+                let (group, term) = (GroupId(n[0]), Term(n[1]));
+                PeerMessage::Forward(Forward { group, term, incarnation: n[2], number: n[3], commands })
+            }),
+            (any::<[u64; 3]>(), any::<bool>(), any::<Vec<u64>>()).prop_map(|(n, busy, tokens)| {
+                let (group, term) = (GroupId(n[0]), Term(n[1]));
+                PeerMessage::NotProposed { group, term, incarnation: n[2], busy, tokens }
+            }),
+            (any::<[u64; 3]>(), any::<bool>(), proptest::collection::vec((node, any::<u64>()), 0..5))
+                .prop_map(|(n, won, votes)| {
+                    let (group, term, candidate) = (GroupId(n[0]), Term(n[1]), NodeId(n[2]));
+                    PeerMessage::Elected { group, term, candidate, won, votes }
+                }),
+            (any::<[u64; 3]>(), any::<bool>()).prop_map(|(n, answer)| {
+                PeerMessage::Digest { group: GroupId(n[0]), index: n[1], live: n[2], answer }
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_said_is_what_is_heard(message in any_message()) {
+            let mut bytes = BytesMut::new();
+            message.encode(&mut bytes);
+            prop_assert_eq!(PeerMessage::decode(bytes.freeze()), Ok(message));
+        }
+
+        #[test]
+        fn a_message_cut_short_is_refused(message in any_message(), cut in any::<prop::sample::Index>()) {
+            let mut bytes = BytesMut::new();
+            message.encode(&mut bytes);
+            let cut = cut.index(bytes.len());
+            prop_assert!(PeerMessage::decode(bytes.freeze().slice(..cut)).is_err());
+        }
+
+        #[test]
+        fn noise_is_refused_or_understood_and_never_a_panic(bytes in any::<Vec<u8>>()) {
+            let _ = PeerMessage::decode(bytes.into());
+        }
+    }
+}

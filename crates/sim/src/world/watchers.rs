@@ -1,7 +1,8 @@
 //! Watchers: each follows a range of keys on some node, and goes on from where it stood on another when that node fails.
 
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 use hadron_keyspace::{Keyspace, WatchStream};
@@ -25,7 +26,9 @@ pub(super) struct Watching {
     stream: Option<(Life, WatchStream)>,
     /// Changes stream now and then even if its node is well.
     restless: bool,
+    /// Looks without anything new since its node's revision was [`Watching::looked_at`].
     quiet_looks: u32,
+    looked_at: i64,
 }
 
 impl Watching {
@@ -40,7 +43,7 @@ impl Watching {
             events: Vec::new(),
             complete_to: 0,
         };
-        Watching { seen, stream: None, restless: rng.random_bool(0.5), quiet_looks: 0 }
+        Watching { seen, stream: None, restless: rng.random_bool(0.5), quiet_looks: 0, looked_at: 0 }
     }
 
     /// What it saw, as its checker takes it.
@@ -57,11 +60,34 @@ impl Watching {
     fn take(&mut self) -> Result<usize, String> {
         let Some((_, stream)) = &mut self.stream else { return Ok(0) };
         let before = self.seen.events.len();
-        let mut context = Context::from_waker(Waker::noop());
-        while let Poll::Ready(response) = stream.poll_next(&mut context) {
+        while let Some(response) = poll(stream) {
             self.seen.events.extend(events(&response)?);
         }
         Ok(self.seen.events.len() - before)
+    }
+}
+
+/// The next response, if there is one without anything new happening. A stream that only wants others to have their turn
+/// wakes its task at once and is polled again.
+fn poll(stream: &mut WatchStream) -> Option<WatchResponse> {
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    loop {
+        match stream.poll_next(&mut Context::from_waker(&waker)) {
+            Poll::Ready(response) => return Some(response),
+            Poll::Pending if woken.0.swap(false, Ordering::Relaxed) => {}
+            Poll::Pending => return None,
+        }
+    }
+}
+
+/// Whether a task was woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -94,7 +120,21 @@ impl World {
             self.open_watch(number, any);
         }
         let taken = self.watchers[number].take();
+        let life = self.watchers[number].stream.as_ref().map(|(life, _)| *life);
+        let keyspace =
+            life.and_then(|life| self.process(life)).and_then(|process| process.default_keyspace());
+        let revision = keyspace.map_or(0, |keyspace| keyspace.revision());
         let watching = &mut self.watchers[number];
+        if self.trace.is_verbose() {
+            let now = self.schedule.now();
+            self.trace.note(
+                now,
+                format_args!("watcher {number} looks at {life:?}, revision {revision}: {taken:?}"),
+            );
+        }
+        if watching.looked_at != revision {
+            (watching.looked_at, watching.quiet_looks) = (revision, 0);
+        }
         match taken {
             Ok(0) => watching.quiet_looks += 1,
             Ok(count) => {
@@ -129,7 +169,7 @@ impl World {
         let done = self
             .watchers
             .iter()
-            .all(|watching| watching.stream.is_some() && watching.quiet_looks >= QUIET_LOOKS);
+            .all(|watching| watching.looked_at == last_revision && watching.quiet_looks >= QUIET_LOOKS);
         if done {
             self.watchers.iter_mut().for_each(|watching| watching.seen.complete_to = last_revision);
         }
@@ -141,9 +181,8 @@ impl World {
 pub(super) fn complete_history(keyspace: &Arc<Keyspace>) -> Result<Vec<Event>, String> {
     let everything = Bytes::from_static(&[0]);
     let mut stream = open(keyspace, &everything, &everything, 1);
-    let mut context = Context::from_waker(Waker::noop());
     let mut history = Vec::new();
-    while let Poll::Ready(response) = stream.poll_next(&mut context) {
+    while let Some(response) = poll(&mut stream) {
         history.extend(events(&response)?);
     }
     Ok(history)

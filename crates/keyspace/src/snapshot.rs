@@ -89,6 +89,8 @@ impl Exporter {
             chunk.put_u8(ITEM_STATE);
             chunk.put_slice(&self.state.encode());
         }
+        // However small the chunks are wished, each holds a record.
+        let max_bytes = max_bytes.max(chunk.len() + 1);
         while chunk.len() < max_bytes && self.space < SPACES.len() {
             self.add_items(&mut chunk, max_bytes)?;
         }

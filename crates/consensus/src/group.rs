@@ -19,6 +19,9 @@ use crate::quorum::Voters;
 use crate::read::Asking;
 use crate::role::{Follower, Role, RoleState, VoteAnswer};
 
+/// Messages that may wait for the disk.
+const HELD_MAX: usize = 64;
+
 /// What a group is told when it is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -397,7 +400,11 @@ impl Group {
     }
 
     /// Sends a message as soon as the present term and vote are durable, at the latest when they are.
+    /// Behind a disk that stands still the oldest ones are lost: any message may be.
     pub(crate) fn send_when_durable(&mut self, to: ReplicaId, message: Message) {
+        if self.held.len() == HELD_MAX {
+            self.held.remove(0);
+        }
         self.held.push((to, message));
     }
 

@@ -40,6 +40,10 @@ impl Group {
                 self.persistence.restarted(position.index);
             }
         }
+        if position.term > self.hard_state.term {
+            // The log's terms never exceed the replica's own; it has certainly not voted in that one.
+            self.become_follower(position.term, None, effects);
+        }
         self.applied = position.index;
         self.delivered = self.delivered.max(position.index);
         self.hard_state.commit = self.hard_state.commit.max(position.index);

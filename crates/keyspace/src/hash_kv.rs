@@ -92,7 +92,7 @@ impl Keyspace {
         })
     }
 
-    /// Some records of the engine, and where to go on.
+    /// Some records of the engine, without values, and where to go on.
     fn hash_piece(
         &self,
         scope: &Scope,
@@ -120,9 +120,6 @@ impl Keyspace {
             let (main, sub) = last.version.place();
             record::version_key(self.group, scope.generation, (main, sub + 1))
         });
-        for record in &mut records {
-            record.value = self.values(scope.generation).get(&record.version)?;
-        }
         Ok((records, next))
     }
 
@@ -134,8 +131,14 @@ impl Keyspace {
             }
             let counted: Vec<&Record> = piece.iter().filter(|record| counts(&state, scope, record)).collect();
             drop(state);
+            // Only now: the value of a version that does not count may be swept already.
             for record in counted {
-                crc = add(crc, record);
+                let is_in_memory = record.value.len() == record.version.value_len as usize;
+                let value = match is_in_memory {
+                    true => record.value.clone(),
+                    false => self.values(scope.generation).get(&record.version)?,
+                };
+                crc = add(crc, record, value);
             }
         }
         Ok(crc)
@@ -156,7 +159,7 @@ fn counts(state: &State, scope: &Scope, record: &Record) -> bool {
     survived && (scope.keeps_nothing || is_newest_at(scope.revision))
 }
 
-fn add(crc: u32, record: &Record) -> u32 {
+fn add(crc: u32, record: &Record, value: Bytes) -> u32 {
     let version = &record.version;
     let mut key = Vec::with_capacity(18);
     key.extend_from_slice(&version.main.to_be_bytes());
@@ -170,7 +173,7 @@ fn add(crc: u32, record: &Record) -> u32 {
         stored.mod_revision = version.main;
         stored.version = version.version;
         stored.lease = version.lease;
-        stored.value = record.value.clone();
+        stored.value = value;
     }
     let crc = crc32c::crc32c_append(crc, &key);
     crc32c::crc32c_append(crc, &stored.encode_to_vec())

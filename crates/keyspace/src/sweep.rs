@@ -61,7 +61,7 @@ fn is_nothing_there(engine: &dyn Engine, space: Space, from: &[u8], to: &[u8]) -
 
 impl Keyspace {
     /// Deletions for about `limit` versions that nobody can reach any more; `None` if there are none now. Write the batch
-    /// before the next flush is taken, and ask again.
+    /// before asking again: the oldest versions of a key must go first.
     ///
     /// An engine that fails here is left to fail at the next write.
     pub fn take_sweep(&self, limit: usize) -> Option<Batch> {

@@ -1,5 +1,5 @@
 //! What scripts cannot show: damage, pins, readers beside apply, snapshots that fail.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod common;
 

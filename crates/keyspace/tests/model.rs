@@ -1,6 +1,6 @@
 //! Random histories against a naive model: two replicas that flush, sweep, crash and import snapshots at different times
 //! hold, answer and tell their watchers the same as a list of all events would.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod common;
 

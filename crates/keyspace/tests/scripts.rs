@@ -14,7 +14,7 @@
 //! cancel CLIENT ID | progress CLIENT | tick CLIENT | read CLIENT
 //! ```
 //! `*` as an end means every key from there on; a key is written with `\0` for a zero byte.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod common;
 

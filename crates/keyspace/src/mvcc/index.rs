@@ -50,6 +50,9 @@ pub(crate) type Versions = VecDeque<Version>;
 #[derive(Clone, Debug)]
 struct Superseded {
     by: (i64, u32),
+    /// The compaction that reaches it: the revision of `by`; one later if the old version is of that revision too, so
+    /// that a watcher that starts at the compacted revision sees the whole of it.
+    removable_at: i64,
     key: Bytes,
 }
 
@@ -154,11 +157,13 @@ impl Index {
             "versions come in order"
         );
         let was_live = previous.is_some_and(|previous| !previous.is_tombstone());
-        if previous.is_some() {
-            self.superseded.push_back(Superseded { by: version.place(), key: stored.clone() });
+        let by = version.place();
+        if let Some(previous) = previous {
+            let removable_at = by.0 + i64::from(previous.main == by.0);
+            self.superseded.push_back(Superseded { by, removable_at, key: stored.clone() });
         }
         if version.is_tombstone() {
-            self.tombstones.push_back(Superseded { by: version.place(), key: stored.clone() });
+            self.tombstones.push_back(Superseded { by, removable_at: by.0 + 1, key: stored.clone() });
         }
         self.live = self.live + usize::from(!version.is_tombstone()) - usize::from(was_live);
         (stored, previous)
@@ -170,11 +175,15 @@ impl Index {
     pub(crate) fn sweep(&mut self, compacted: i64, limit: usize) -> Vec<(i64, u32)> {
         let mut removed = Vec::new();
         while removed.len() < limit {
-            let Some(next) = pop_if(&mut self.superseded, |next| next.by.0 <= compacted) else { break };
+            let Some(next) = pop_if(&mut self.superseded, |next| next.removable_at <= compacted) else {
+                break;
+            };
             removed.extend(self.remove_oldest(&next.key, |oldest| oldest.place() < next.by));
         }
         while removed.len() < limit {
-            let Some(next) = pop_if(&mut self.tombstones, |next| next.by.0 < compacted) else { break };
+            let Some(next) = pop_if(&mut self.tombstones, |next| next.removable_at <= compacted) else {
+                break;
+            };
             removed.extend(self.remove_oldest(&next.key, |oldest| oldest.place() == next.by));
         }
         removed

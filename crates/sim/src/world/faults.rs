@@ -21,8 +21,8 @@ impl World {
             32..36 => self.stop_some(self.settings.nodes as usize),
             36..60 => self.partition(),
             60..70 => self.break_connections(),
-            70..80 => self.slow_a_disk(),
-            80..92 => self.pause_a_process(),
+            70..82 => self.slow_disks(),
+            82..93 => self.pause_a_process(),
             _ => self.transfer_leadership(),
         }
         let pause = self.rng.random_range(0..=2 * self.settings.fault_pause_us);
@@ -133,12 +133,30 @@ impl World {
         }
     }
 
-    fn slow_a_disk(&mut self) {
+    /// One disk or all become slow, until their machines restart or all is healed. Often the power goes soon after, while
+    /// much is written and not yet durable.
+    fn slow_disks(&mut self) {
         let victim = self.victim();
-        let slowness = *super::settings::pick(&mut self.rng, &[1, 10, 100, 500]);
-        self.trace.note(self.schedule.now(), format_args!("n{victim}'s disk is {slowness} times slower"));
-        if let Some(machine) = self.machines.get_mut(&victim) {
-            machine.slowness = slowness;
+        let all = self.rng.random_bool(0.4);
+        let slowness = *super::settings::pick(&mut self.rng, &[10, 100, 500]);
+        let power_loss_in = self.rng.random_bool(0.5).then(|| self.rng.random_range(10_000..800_000));
+        for node in (1..=self.settings.nodes).filter(|node| all || *node == victim) {
+            self.trace.note(self.schedule.now(), format_args!("n{node}'s disk is {slowness} times slower"));
+            if let Some(machine) = self.machines.get_mut(&node) {
+                machine.slowness = slowness;
+            }
+            if let Some(delay) = power_loss_in {
+                self.schedule.after(delay, Happening::PowerLoss(node));
+            }
+        }
+    }
+
+    /// A machine loses its power and comes back soon.
+    pub(super) fn lose_power(&mut self, node: u64) {
+        if self.faults_on {
+            self.stop(node, true);
+            let down_us = self.rng.random_range(1_000..200_000);
+            self.schedule.after(down_us, Happening::Boot(node));
         }
     }
 

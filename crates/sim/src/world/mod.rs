@@ -100,6 +100,8 @@ enum Happening {
     Watch(usize),
     /// The next fault begins.
     Fault,
+    /// A machine loses its power.
+    PowerLoss(u64),
     /// A machine that was down comes back.
     Boot(u64),
     /// A partition ends.
@@ -284,6 +286,7 @@ impl World {
             }
             Happening::Watch(watcher) => self.watch(watcher),
             Happening::Fault => self.fault(),
+            Happening::PowerLoss(node) => self.lose_power(node),
             Happening::Boot(node) => self.boot(node),
             Happening::Heal(partition) => self.end_partition(partition),
         }

@@ -1,0 +1,75 @@
+//! Restarts in states that a crash can leave and that random worlds meet rarely.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, LogPosition, NodeId, ROOT_GROUP, Term, Time};
+use hadron_keyspace::{Applied, Command, Keyspace};
+use hadron_node::{Bootstrap, Config, Effects, Limits, Member, Node};
+use hadron_proto::etcdserverpb::PutRequest;
+use hadron_storage::disk::MemoryDisk;
+use hadron_storage::engine::{Engine, ModelEngine};
+use hadron_storage::wal::{Options, Record, Wal};
+
+const POSITION: LogPosition = LogPosition { term: Term(2), index: Index(7), checksum: 77 };
+
+fn config() -> Config {
+    let members = (1..=3).map(|id| Member { id, name: format!("n{id}"), ..Member::default() }).collect();
+    let pool = Bootstrap { cluster_id: 1, members };
+    Config {
+        node: NodeId(1),
+        incarnation: 2,
+        groups: pool.groups(),
+        members: pool.members,
+        heartbeat_us: 100_000,
+        election_timeout_us: 1_000_000,
+        seed: 1,
+        limits: Limits::default(),
+    }
+}
+
+/// An engine that holds the state of the default group at [`POSITION`], as an installed snapshot leaves it.
+fn engine_at_position() -> Arc<ModelEngine> {
+    let engine = Arc::new(ModelEngine::new());
+    let keyspace = Keyspace::open(engine.clone(), DEFAULT_GROUP.0, Default::default()).unwrap();
+    let put = PutRequest { key: "a".into(), value: "1".into(), ..PutRequest::default() };
+    let applied =
+        Applied { term: POSITION.term.0, index: POSITION.index.0, checksum: POSITION.checksum, stamp_ms: 1 };
+    keyspace.apply(applied, vec![Command::Put(put)]);
+    let flush = keyspace.take_flush(u64::MAX, usize::MAX).unwrap();
+    engine.write(flush.batch.clone()).unwrap();
+    engine.persist().unwrap();
+    engine
+}
+
+fn open_keyspaces(engine: &Arc<ModelEngine>) -> BTreeMap<GroupId, Arc<Keyspace>> {
+    let open = |group: GroupId| Keyspace::open(engine.clone(), group.0, Default::default()).unwrap();
+    [ROOT_GROUP, DEFAULT_GROUP].map(|group| (group, open(group))).into()
+}
+
+/// A snapshot is durable in the engine before the log knows its floor. After a crash in between the log ends before the
+/// engine, and took the leader's next entry for one after a gap: the node stopped. So the floor is logged at the start.
+#[test]
+fn a_crash_between_a_snapshot_and_its_floor_leaves_a_log_that_can_go_on() {
+    let engine = engine_at_position();
+    let options = || Options { segment_bytes: 64 << 10, log_id: 1, ballast_bytes: 0 };
+    let disk = Arc::new(MemoryDisk::new());
+    let (mut wal, recovered) = Wal::open(disk.clone(), Path::new("/log"), options()).unwrap();
+    let mut node = Node::new(config(), recovered.groups, &open_keyspaces(&engine), Time(1)).unwrap();
+    let mut effects = Effects::default();
+    node.start(Time(1), &mut effects);
+    assert!(effects.log.contains(&Record::Floor(DEFAULT_GROUP, POSITION)), "{:?}", effects.log);
+
+    wal.append(&effects.log).unwrap();
+    wal.sync().unwrap();
+    drop(wal);
+    let (_, recovered) = Wal::open(disk, Path::new("/log"), options()).unwrap();
+    assert_eq!(recovered.groups[&DEFAULT_GROUP].floor, POSITION);
+    let mut node = Node::new(config(), recovered.groups, &open_keyspaces(&engine), Time(1)).unwrap();
+    let mut effects = Effects::default();
+    node.start(Time(1), &mut effects);
+    assert!(effects.log.is_empty(), "once is enough: {:?}", effects.log);
+}

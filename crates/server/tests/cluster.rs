@@ -123,6 +123,8 @@ async fn a_node_that_missed_many_writes_catches_up_while_the_others_serve() {
     assert!(load.writes_since(0) > 0, "the others served meanwhile");
     load.stop().await;
     cluster.wait_until_equal().await;
+    let snapshots = cluster.nodes[away].counter("hadron_snapshots_received_total").await;
+    assert!(snapshots > 0, "the log should have been cut by then");
     let mut hashes = Vec::new();
     for node in &cluster.nodes {
         hashes.push(support::hash_kv(node, goal).await);

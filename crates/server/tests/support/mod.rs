@@ -19,11 +19,16 @@ use hadron_proto::etcdserverpb::{
     watch_request,
 };
 use hadron_sim::history::Event;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 
 /// How long anything that must happen may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Clusters of one test binary take turns, so that times are measured on a machine that has nothing else to do.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 /// Attempts to start on ports that somebody else may have taken meanwhile.
 const START_ATTEMPTS: usize = 5;
 
@@ -31,6 +36,7 @@ const START_ATTEMPTS: usize = 5;
 pub struct Cluster {
     pub nodes: Vec<Node>,
     directory: tempfile::TempDir,
+    _turn: MutexGuard<'static, ()>,
 }
 
 /// One node: its command line and, while it runs, its process.
@@ -46,7 +52,7 @@ impl Cluster {
     /// Starts `count` nodes with `extra` arguments each and waits until they have a leader.
     pub async fn start(count: usize, extra: &[&str]) -> Cluster {
         for _ in 0..START_ATTEMPTS {
-            let mut cluster = Cluster::prepare(count, extra);
+            let mut cluster = Cluster::prepare(count, extra, ONE_AT_A_TIME.lock().await);
             cluster.nodes.iter_mut().for_each(Node::start);
             if cluster.has_leader_within(PATIENCE).await {
                 return cluster;
@@ -56,7 +62,7 @@ impl Cluster {
         panic!("no cluster after {START_ATTEMPTS} attempts");
     }
 
-    fn prepare(count: usize, extra: &[&str]) -> Cluster {
+    fn prepare(count: usize, extra: &[&str], turn: MutexGuard<'static, ()>) -> Cluster {
         let directory = tempfile::tempdir().unwrap();
         // Held until all are known, so that no port is given out twice.
         let listeners: Vec<TcpListener> =
@@ -90,7 +96,8 @@ impl Cluster {
                 child: None,
             }
         };
-        Cluster { nodes: (0..count).map(node).collect(), directory }
+        let nodes = (0..count).map(node).collect();
+        Cluster { nodes, directory, _turn: turn }
     }
 
     /// The nodes' URLs for clients.
@@ -215,6 +222,18 @@ impl Node {
         let mut client = MaintenanceClient::new(self.channel());
         let answer = tokio::time::timeout(Duration::from_secs(2), client.status(StatusRequest {})).await;
         answer.ok()?.ok().map(tonic::Response::into_inner)
+    }
+
+    /// One of the node's counters, from its page of metrics; 0 when it is not there.
+    pub async fn counter(&self, name: &str) -> u64 {
+        let authority = self.client_url.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(authority).await.unwrap();
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0, |value| value.trim().parse().unwrap())
     }
 
     /// Waits until the node serves linearizable reads.

@@ -15,9 +15,6 @@ const SEEDS: u64 = 60;
 /// Threads that run worlds; each world is one thread's business.
 const THREADS: usize = 2;
 
-/// Seeds that once showed a bug: see the table in `docs/testing.md`.
-const REGRESSIONS: &[u64] = &[];
-
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
@@ -75,11 +72,6 @@ fn many_worlds_keep_every_promise_and_heal() {
         assert!(sum(|report| report.snapshots) > 0);
         assert!(sum(|report| report.unknown as u64) > 0);
     }
-}
-
-#[test]
-fn worlds_that_once_went_wrong_go_right() {
-    run_all(REGRESSIONS);
 }
 
 #[test]

@@ -8,14 +8,14 @@
 //!                         consensus (who leads, what is committed)
 //!                         keyspace  (what it means)
 //! ```
-//! The life of a Put is the list of modules: [`propose`] (admit, propose, reply), [`persist`], [`replicate`], [`apply`];
-//! beside it [`read`], [`flush`], [`snapshot`], [`lease`], [`integrity`], [`liveness`], [`membership`].
+//! The life of a Put is the list of modules: `propose` (admit, propose, reply), `persist`, `replicate`, `apply`;
+//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`, `membership`.
 //!
 //! Invariants:
 //! - No clock, thread, socket, file or unseeded randomness: the same events at the same times give the same effects.
 //! - A reply to a write leaves only after this node's replica applied it, which is after a quorum has it durably.
-//! - A command is proposed at most once per certain refusal (see [`propose`]).
-//! - flushed ≤ min(applied, locally durable), and the log is cut only below what the engine holds durably ([`flush`]).
+//! - A command is proposed at most once per certain refusal (see `propose`).
+//! - flushed ≤ min(applied, locally durable), and the log is cut only below what the engine holds durably (`flush`).
 //!
 //! Left out: threads and sockets (the server's driver, the simulator's world), what a command means (`keyspace`), how a
 //! group agrees (`consensus`).

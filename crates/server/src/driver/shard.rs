@@ -220,8 +220,9 @@ impl Shard {
             let cancel = Event::Cancel { token, group: waiter.group };
             self.node.step(self.clock.now(), cancel, &mut self.effects);
             let why = self.why_it_took_too_long(&waiter);
-            waiter.slot.fail(why);
+            // First the room: whoever has the answer may ask again at once.
             drop(waiter.admitted);
+            waiter.slot.fail(why);
         }
     }
 

@@ -138,8 +138,10 @@ impl Waiters {
 
     /// Hands an answer over. Nobody waits for the answers to the node's own requests.
     pub(super) fn answer(&mut self, token: u64, reply: Reply) {
-        if let Some(waiter) = self.by_token.remove(&token) {
-            waiter.slot.answer(reply);
+        if let Some(Waiter { slot, admitted, .. }) = self.by_token.remove(&token) {
+            // First the room: whoever has the answer may ask again at once.
+            drop(admitted);
+            slot.answer(reply);
         }
     }
 

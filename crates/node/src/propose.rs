@@ -285,3 +285,108 @@ fn split(commands: Gathered, entry_bytes: usize) -> Vec<Gathered> {
     }
     entries
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use hadron_consensus::{DEFAULT_GROUP, Time};
+    use hadron_keyspace::Keyspace;
+    use hadron_storage::engine::ModelEngine;
+
+    use crate::config::{Config, Limits};
+    use crate::membership::{Bootstrap, Member};
+
+    /// The first of three nodes; nobody leads yet.
+    fn node() -> Node {
+        let members = (1..=3).map(|id| Member { id, ..Member::default() }).collect();
+        let pool = Bootstrap { cluster_id: 1, members };
+        let config = Config {
+            node: NodeId(1),
+            incarnation: 7,
+            groups: pool.groups(),
+            members: pool.members,
+            heartbeat_us: 100_000,
+            election_timeout_us: 1_000_000,
+            seed: 1,
+            limits: Limits::default(),
+        };
+        let engine = Arc::new(ModelEngine::new());
+        let open = |id: GroupId| (id, Keyspace::open(engine.clone(), id.0, Default::default()).unwrap());
+        let keyspaces = config.groups.iter().map(|group| open(group.group)).collect();
+        Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap()
+    }
+
+    fn proposed_in(term: Term) -> Node {
+        let mut node = node();
+        let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
+        replica.proposed.insert(5, Proposed { term, command: Bytes::from_static(b"put") });
+        node
+    }
+
+    fn refuse_in(node: &mut Node, term: Term, busy: bool) -> Effects {
+        let mut effects = Effects::default();
+        node.on_not_proposed(DEFAULT_GROUP, term, 7, busy, vec![5], &mut effects);
+        effects
+    }
+
+    /// A deposed leader refused a forward, slowly. Meanwhile the command was reclaimed and given to the next leader,
+    /// which logged it. The late refusal was believed, and the command was proposed a second time.
+    #[test]
+    fn a_late_refusal_of_an_earlier_term_touches_nothing() {
+        for busy in [false, true] {
+            let mut node = proposed_in(Term(2));
+            let effects = refuse_in(&mut node, Term(1), busy);
+            let replica = &node.replicas[&DEFAULT_GROUP];
+            assert!(effects.replies.is_empty(), "the client must not be told that it did not happen");
+            assert!(replica.waiting.is_empty(), "the command must not be proposed again");
+            assert!(replica.proposed.contains_key(&5));
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_the_same_term_lets_the_command_wait_again() {
+        let mut node = proposed_in(Term(2));
+        refuse_in(&mut node, Term(2), false);
+        let replica = &node.replicas[&DEFAULT_GROUP];
+        assert!(replica.proposed.is_empty());
+        assert_eq!(replica.waiting.len(), 1);
+    }
+
+    #[test]
+    fn a_busy_leader_is_told_to_the_client() {
+        let mut node = proposed_in(Term(2));
+        let effects = refuse_in(&mut node, Term(2), true);
+        assert_eq!(effects.replies, [(5, Reply::Failed(Failure::Busy))]);
+    }
+
+    #[test]
+    fn an_entry_of_a_later_term_frees_what_was_proposed_before() {
+        let mut node = proposed_in(Term(2));
+        let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
+        replica.reclaim_proposals_before(Term(2));
+        assert!(replica.waiting.is_empty(), "the entries of this term may still hold it");
+        replica.reclaim_proposals_before(Term(3));
+        assert_eq!(replica.waiting, [(5, Bytes::from_static(b"put"))]);
+    }
+
+    #[test]
+    fn a_forward_is_taken_once() {
+        let mut node = node();
+        assert!(node.is_new_forward(NodeId(2), 1, 1));
+        assert!(!node.is_new_forward(NodeId(2), 1, 1));
+        assert!(node.is_new_forward(NodeId(2), 2, 1), "a new process counts anew");
+        assert!(!node.is_new_forward(NodeId(2), 1, 9), "an old one is over");
+    }
+
+    #[test]
+    fn commands_are_cut_into_entries_of_bounded_size() {
+        let origin = Origin { node: NodeId(1), incarnation: 1, token: 1 };
+        let commands: Gathered = (0..10).map(|_| (origin, Bytes::from(vec![0; 100]))).collect();
+        let sizes: Vec<usize> = split(commands, 400).iter().map(Vec::len).collect();
+        assert_eq!(sizes, [3, 3, 3, 1]);
+        let large: Gathered = vec![(origin, Bytes::from(vec![0; 1_000]))];
+        assert_eq!(split(large, 400).len(), 1, "a command that is larger stands alone");
+    }
+}

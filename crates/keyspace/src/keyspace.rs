@@ -16,7 +16,7 @@ use crate::read::Values;
 use crate::record::{self, StateRecord};
 use crate::state::{Applied, Flushed, State};
 use crate::sweep::Dropped;
-use crate::watch::Hub;
+use crate::watch::{Hub, WatcherCounts};
 
 /// What may be chosen when a keyspace is opened.
 #[derive(Clone, Debug)]
@@ -182,6 +182,11 @@ impl Keyspace {
     /// When the next lease ends, on the group's clock in milliseconds.
     pub fn next_expiry(&self) -> Option<u64> {
         self.state.read().leases.by_expiry().next().map(|(expiry_ms, _)| expiry_ms)
+    }
+
+    /// How many watchers there are, and how many of them lag.
+    pub fn watcher_counts(&self) -> WatcherCounts {
+        self.hub.population()
     }
 
     /// Bytes that were applied and are not in the engine yet, about; what back-pressure goes by.

@@ -53,4 +53,4 @@ pub use flush::Flush;
 pub use keyspace::{Keyspace, Options};
 pub use snapshot::{Exporter, Importer, SnapshotError};
 pub use state::Applied;
-pub use watch::{WatchOptions, WatchStream};
+pub use watch::{WatchOptions, WatchStream, WatcherCounts};

@@ -1,7 +1,7 @@
 //! Apply: committed entries change the state, in order, and answer the clients of this node.
 
 use hadron_consensus::{Entry, Event as CoreEvent, GroupId};
-use hadron_keyspace::{Applied, Command};
+use hadron_keyspace::{Applied, Command, Response};
 
 use crate::clock::GroupClock;
 use crate::envelope::{self, Origin};
@@ -51,6 +51,11 @@ impl Node {
             Applied { term: entry.term.0, index: entry.index.0, checksum: entry.checksum, stamp_ms };
         let responses = replica.keyspace.apply(applied, commands);
         for (origin, response) in origins.into_iter().zip(responses) {
+            if let Ok(Response::LeaseExpire(expired)) = &response
+                && replica.core.is_leader()
+            {
+                replica.board.count_expired(expired.len());
+            }
             let is_ours = origin.node == me && origin.incarnation == incarnation;
             if is_ours && replica.proposed.remove(&origin.token).is_some() {
                 let reply = Reply::Written { response, term: entry.term.0 };

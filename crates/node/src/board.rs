@@ -34,6 +34,9 @@ pub struct GroupBoard {
     commit: AtomicU64,
     applied: AtomicU64,
     quarantined: AtomicBool,
+    digests_same: AtomicU64,
+    digests_different: AtomicU64,
+    leases_expired: AtomicU64,
     clock: Mutex<GroupClock>,
     shares: Mutex<Vec<LogShare>>,
 }
@@ -73,6 +76,15 @@ pub struct LogShare {
     pub share: f64,
     /// Entries between the leader's last and what the node acknowledged.
     pub lag: u64,
+}
+
+/// How often a replica's digest was compared with another replica's at the same index, since this node started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DigestComparisons {
+    /// The two were the same.
+    pub same: u64,
+    /// One of the two replicas is damaged.
+    pub different: u64,
 }
 
 impl Board {
@@ -120,6 +132,9 @@ impl Board {
             commit: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             quarantined: AtomicBool::new(false),
+            digests_same: AtomicU64::new(0),
+            digests_different: AtomicU64::new(0),
+            leases_expired: AtomicU64::new(0),
             clock: Mutex::default(),
             shares: Mutex::default(),
         });
@@ -181,6 +196,28 @@ impl GroupBoard {
     /// C(x) of each node; empty where this node does not lead.
     pub fn shares(&self) -> Vec<LogShare> {
         self.shares.lock().clone()
+    }
+
+    /// Comparisons of this replica's digest with others': the leader counts each answer, a follower each question.
+    pub fn digest_comparisons(&self) -> DigestComparisons {
+        DigestComparisons {
+            same: self.digests_same.load(Ordering::Relaxed),
+            different: self.digests_different.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Leases that expired while this replica led.
+    pub fn leases_expired(&self) -> u64 {
+        self.leases_expired.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_digest(&self, is_same: bool) {
+        let counter = if is_same { &self.digests_same } else { &self.digests_different };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_expired(&self, leases: usize) {
+        self.leases_expired.fetch_add(leases as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn set_status(&self, leader: Option<NodeId>, term: Term, commit: u64) {

@@ -114,10 +114,13 @@ impl Node {
         answer: bool,
         effects: &mut Effects,
     ) {
+        let me = self.config.node;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         if answer {
-            if let Some(round) = replica.integrity.round.as_mut().filter(|round| round.index == index) {
-                round.digests.insert(from, live);
+            if let Some(round) = replica.integrity.round.as_mut().filter(|round| round.index == index)
+                && round.digests.insert(from, live).is_none()
+            {
+                replica.board.count_digest(round.digests.get(&me) == Some(&live));
             }
             return self.judge_round(group, effects);
         }
@@ -134,6 +137,7 @@ impl Node {
     fn answer_digest(&mut self, to: NodeId, group: GroupId, index: u64, theirs: u64, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let Some(mine) = replica.keyspace.digest_at(index) else { return };
+        replica.board.count_digest(mine == theirs);
         if mine != theirs {
             tracing::error!(
                 group = group.0,

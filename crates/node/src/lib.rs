@@ -40,7 +40,7 @@ mod read;
 mod replicate;
 mod snapshot;
 
-pub use board::{Board, ElectionRecord, GroupBoard, LogShare};
+pub use board::{Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare};
 pub use clock::GroupClock;
 pub use config::{Config, GroupConfig, Limits};
 pub use envelope::{Envelope, Origin, decode as decode_envelope};

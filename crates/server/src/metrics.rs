@@ -32,6 +32,11 @@ impl Counter {
         self.0.fetch_add(amount, Ordering::Relaxed);
     }
 
+    /// Takes over a total that is counted elsewhere.
+    pub fn set_total(&self, total: u64) {
+        self.0.store(total, Ordering::Relaxed);
+    }
+
     /// The number now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -65,9 +70,25 @@ impl Gauge {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
+    /// Adds one until the guard is dropped.
+    pub fn hold(&self) -> Held<'_> {
+        self.add(1.0);
+        Held(self)
+    }
+
     /// The number now.
     pub fn get(&self) -> f64 {
         f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// What [`Gauge::hold`] added, taken away again when dropped.
+#[derive(Debug)]
+pub struct Held<'a>(&'a Gauge);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.add(-1.0);
     }
 }
 
@@ -124,10 +145,19 @@ impl<M: Default> Family<M> {
         }
         Arc::clone(self.members.write().entry(values).or_default())
     }
+}
 
-    /// Forgets all members, for instance before a list of nodes is written anew.
-    pub fn clear(&self) {
-        self.members.write().clear();
+impl Family<Gauge> {
+    /// Replaces all members by these label values and numbers at once: no page shows some of them.
+    pub fn replace(&self, members: impl IntoIterator<Item = (Vec<String>, f64)>) {
+        let member = |(values, number): (Vec<String>, f64)| {
+            assert_eq!(values.len(), self.label_names.len(), "one value for each of {:?}", self.label_names);
+            let gauge = Gauge::default();
+            gauge.set(number);
+            (values, Arc::new(gauge))
+        };
+        let members = members.into_iter().map(member).collect();
+        *self.members.write() = members;
     }
 }
 
@@ -243,27 +273,23 @@ metrics! {
     is_leader: Gauge = "etcd_server_is_leader", "Whether this node leads the keyspace `default`: 1 or 0.";
     is_learner: Gauge = "etcd_server_is_learner", "Whether this node has no vote yet: 1 or 0.";
     leader_changes_seen: Counter = "etcd_server_leader_changes_seen_total", "Changes of leader that this node saw.";
-    heartbeat_send_failures: Counter = "etcd_server_heartbeat_send_failures_total", "Heartbeats that could not be sent in time.";
     proposals_committed: Gauge = "etcd_server_proposals_committed_total", "The commit index of the keyspace `default`.";
     proposals_applied: Gauge = "etcd_server_proposals_applied_total", "The applied index of the keyspace `default`.";
     proposals_pending: Gauge = "etcd_server_proposals_pending", "Writes of this node's clients that wait for their outcome.";
-    proposals_failed: Counter = "etcd_server_proposals_failed_total", "Writes of this node's clients that failed without an answer of the state machine.";
+    proposals_failed: Counter = "etcd_server_proposals_failed_total", "Writes of this node's clients that ended without an answer of the state machine.";
     read_indexes_failed: Counter = "etcd_server_read_indexes_failed_total", "Linearizable reads that could not be confirmed.";
-    slow_read_indexes: Counter = "etcd_server_slow_read_indexes_total", "Linearizable reads that took too long to confirm.";
-    slow_apply: Counter = "etcd_server_slow_apply_total", "Entries that took too long to apply.";
-    apply_duration: Histogram = "etcd_server_apply_duration_seconds", "Time to apply one entry.";
-    lease_expired: Counter = "etcd_debugging_server_lease_expired_total", "Leases that expired.";
-    quota_backend_bytes: Gauge = "etcd_server_quota_backend_bytes", "Limit of the stored bytes; 0 for none.";
+    slow_read_indexes: Counter = "etcd_server_slow_read_indexes_total", "Linearizable reads that were not confirmed before their time-out.";
+    slow_apply: Counter = "etcd_server_slow_apply_total", "Entries of the keyspace `default` applied in a turn of the loop that took over 100 ms.";
+    lease_expired: Counter = "etcd_debugging_server_lease_expired_total", "Leases that expired while this node led their group.";
     health_success: Counter = "etcd_server_health_success", "Health checks over HTTP that succeeded.";
     health_failures: Counter = "etcd_server_health_failures", "Health checks over HTTP that failed.";
-    client_requests: Family<Counter>["type", "client_api_version"] = "etcd_server_client_requests_total", "Client connections' first requests, by the client's version.";
 
-    wal_fsync_duration: Histogram = "etcd_disk_wal_fsync_duration_seconds", "Time of one fdatasync of the log.";
-    wal_write_duration: Histogram = "etcd_disk_wal_write_duration_seconds", "Time of one write to the log.";
-    wal_write_bytes: Counter = "etcd_disk_wal_write_bytes_total", "Bytes written to the log.";
-    backend_commit_duration: Histogram = "etcd_disk_backend_commit_duration_seconds", "Time to write one flush to the engine.";
-    db_total_bytes: Gauge = "etcd_mvcc_db_total_size_in_bytes", "Bytes that the keyspace `default` takes in the engine.";
-    db_in_use_bytes: Gauge = "etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes thereof that are in use.";
+    wal_fsync_duration: Histogram = "etcd_disk_wal_fsync_duration_seconds", "Time to make one batch of the log durable.";
+    wal_write_duration: Histogram = "etcd_disk_wal_write_duration_seconds", "Time to append one batch to the log.";
+    wal_write_bytes: Counter = "etcd_disk_wal_write_bytes_total", "Bytes written to the log since the start, framing included.";
+    backend_commit_duration: Histogram = "etcd_disk_backend_commit_duration_seconds", "Time to make durable what was flushed to the engine.";
+    db_total_bytes: Gauge = "etcd_mvcc_db_total_size_in_bytes", "Bytes that the engine takes on disk, all keyspaces together, as of its last commit.";
+    db_in_use_bytes: Gauge = "etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of the versions of the keyspace `default` that are kept: keys, values and metadata.";
 
     range_total: Counter = "etcd_mvcc_range_total", "Ranges asked of this node.";
     put_total: Counter = "etcd_mvcc_put_total", "Puts asked of this node.";
@@ -273,28 +299,32 @@ metrics! {
     compact_revision: Gauge = "etcd_debugging_mvcc_compact_revision", "The revision up to which history was compacted.";
     keys_total: Gauge = "etcd_debugging_mvcc_keys_total", "Keys that exist now.";
     watch_streams: Gauge = "etcd_debugging_mvcc_watch_stream_total", "Watch streams that are open.";
-    watchers: Gauge = "etcd_debugging_mvcc_watcher_total", "Watchers that exist.";
-    slow_watchers: Gauge = "etcd_debugging_mvcc_slow_watcher_total", "Watchers that read history because they are behind.";
+    watchers: Gauge = "etcd_debugging_mvcc_watcher_total", "Watchers of the keyspace `default` on this node.";
+    slow_watchers: Gauge = "etcd_debugging_mvcc_slow_watcher_total", "Watchers thereof that read history because they are behind.";
     watch_events: Counter = "etcd_debugging_mvcc_events_total", "Events sent to watchers.";
     leases_granted: Counter = "etcd_debugging_lease_granted_total", "Leases granted through this node.";
     leases_revoked: Counter = "etcd_debugging_lease_revoked_total", "Leases revoked through this node.";
     leases_renewed: Counter = "etcd_debugging_lease_renewed_total", "Leases kept alive through this node.";
 
-    peer_sent_bytes: Family<Counter>["To"] = "etcd_network_peer_sent_bytes_total", "Bytes sent to a node.";
-    peer_received_bytes: Family<Counter>["From"] = "etcd_network_peer_received_bytes_total", "Bytes received from a node.";
+    peer_sent_bytes: Family<Counter>["To"] = "etcd_network_peer_sent_bytes_total", "Bytes sent to a node, snapshots included.";
+    peer_received_bytes: Family<Counter>["From"] = "etcd_network_peer_received_bytes_total", "Bytes received from a node, snapshots included.";
     active_peers: Family<Gauge>["Local", "Remote"] = "etcd_network_active_peers", "Whether a node is connected: 1 or 0.";
     grpc_started: Family<Counter>["grpc_method", "grpc_service", "grpc_type"] = "grpc_server_started_total", "Calls that began.";
     grpc_handled: Family<Counter>["grpc_code", "grpc_method", "grpc_service", "grpc_type"] = "grpc_server_handled_total", "Unary calls that were answered, and streams that were opened or refused.";
     client_connections: Gauge = "hadron_client_connections", "Client connections that are open.";
+    client_requests_waiting: Gauge = "hadron_client_requests_waiting", "Requests of clients, reads and writes, that wait for the loop's answer.";
 
     election_vote_share: Family<Gauge>["group", "candidate"] = "hadron_election_vote_share", "P(x): the part of the counted votes that a candidate got in the group's last election.";
     elections: Family<Counter>["group", "outcome"] = "hadron_elections_total", "Elections by outcome: won or split.";
-    log_share: Family<Gauge>["group", "node"] = "hadron_log_share", "C(x): a node's part of the log entries that the group's replicas acknowledged lately.";
-    replication_lag_entries: Family<Gauge>["group", "node"] = "hadron_replication_lag_entries", "Entries that a node's replica is behind the leader.";
-    digest_checks: Family<Counter>["group", "result"] = "hadron_digest_checks_total", "Comparisons of replicas' digests by result: same or different.";
-    corrupt_replicas: Family<Gauge>["group", "node"] = "hadron_corrupt_replica", "1 for a node whose replica differs from the majority.";
-    unflushed_bytes: Gauge = "hadron_unflushed_bytes", "Bytes applied that the engine does not have yet.";
-    wal_segments: Gauge = "hadron_wal_segments", "Segments of the log on disk.";
+    log_share: Family<Gauge>["group", "node"] = "hadron_log_share", "C(x): a node's part of the log entries that the group's replicas acknowledged within the last 20 s. Shown by the leader.";
+    replication_lag_entries: Family<Gauge>["group", "node"] = "hadron_replication_lag_entries", "Entries between the leader's last one and what a node's replica acknowledged. Shown by the leader.";
+    digest_checks: Family<Counter>["group", "result"] = "hadron_digest_checks_total", "Comparisons of this replica's digest with another's, by result: same or different.";
+    corrupt_replicas: Family<Gauge>["group", "node"] = "hadron_corrupt_replica", "1 for a node whose replica differs from the majority, until it is rebuilt.";
+    unflushed_bytes: Family<Gauge>["group"] = "hadron_unflushed_bytes", "Bytes that a group's replica applied and the engine does not have yet.";
+    unflushed_entries: Family<Gauge>["group"] = "hadron_unflushed_entries", "Entries that a group's replica applied and the engine does not have yet.";
+    engine_flush_duration: Histogram = "hadron_engine_flush_duration_seconds", "Time to write one flush to the engine, not yet durable.";
+    turn_duration: Histogram = "hadron_turn_duration_seconds", "Time of one turn of the node's loop: requests, messages, proposals and applies taken together.";
+    wal_segments: Gauge = "hadron_wal_segments", "Segments that hold the log.";
     wal_batch_records: Counter = "hadron_wal_batch_records_total", "Records written to the log; divided by the fsyncs, the batch size.";
     snapshots_sent: Counter = "hadron_snapshots_sent_total", "Snapshots streamed to other nodes.";
     snapshots_received: Counter = "hadron_snapshots_received_total", "Snapshots received from other nodes.";
@@ -342,13 +372,37 @@ mod tests {
         }
     }
 
+    /// A metric that nobody can look up is half a metric, and a row about one that is gone is worse.
+    #[test]
+    fn the_page_in_docs_names_every_metric_with_its_kind_and_no_other() {
+        const DOCS: &str = include_str!("../../../docs/metrics.md");
+        let page = Metrics::default().render();
+        let exposed = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let mut exposed: Vec<(&str, &str)> = exposed.filter_map(|line| line.split_once(' ')).collect();
+        let mut documented: Vec<(&str, &str)> = Vec::new();
+        for row in DOCS.lines().filter_map(|line| line.strip_prefix("| `")) {
+            let (metric, rest) = row.split_once('`').unwrap();
+            let cells: Vec<&str> = rest.split('|').map(str::trim).collect();
+            documented.push((metric.split('{').next().unwrap(), cells[1]));
+            assert!(cells[2..4].iter().all(|cell| !cell.is_empty()), "unit and meaning of {metric}");
+        }
+        exposed.sort_unstable();
+        documented.sort_unstable();
+        assert_eq!(documented, exposed);
+    }
+
     #[test]
     fn gauges_add_and_families_share_members() {
         let family: Family<Gauge> = Family::new(&["x"]);
         family.with(&["1"]).add(2.0);
         family.with(&["1"]).add(-0.5);
         assert_eq!(family.with(&["1"]).get(), 1.5);
-        family.clear();
-        assert_eq!(family.with(&["1"]).get(), 0.0);
+        let held = family.with(&["1"]);
+        let hold = held.hold();
+        assert_eq!(held.get(), 2.5);
+        drop(hold);
+        assert_eq!(held.get(), 1.5);
+        family.replace([(vec!["2".to_owned()], 4.0)]);
+        assert_eq!((family.with(&["1"]).get(), family.with(&["2"]).get()), (0.0, 4.0));
     }
 }

@@ -76,6 +76,15 @@ impl Delivery {
     }
 }
 
+/// How many watchers a keyspace has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatcherCounts {
+    /// All of them.
+    pub all: usize,
+    /// Those that read history, because they began in the past or fell behind.
+    pub lagging: usize,
+}
+
 /// All synced watchers of a keyspace.
 #[derive(Debug)]
 pub(crate) struct Hub {
@@ -90,6 +99,8 @@ struct HubState {
     /// Every event up to here was offered to every watcher here.
     revision: i64,
     next_number: WatcherNumber,
+    /// Numbers that were given out and have not left: the watchers here and those that lag.
+    numbered: usize,
     watchers: BTreeMap<WatcherNumber, Synced>,
     matcher: Matcher,
 }
@@ -105,8 +116,13 @@ struct Synced {
 impl Hub {
     /// A hub without watchers. Mailboxes hold about `buffer_bytes`.
     pub(crate) fn new(revision: i64, buffer_bytes: usize) -> Hub {
-        let state =
-            HubState { revision, next_number: 1, watchers: BTreeMap::new(), matcher: Matcher::default() };
+        let state = HubState {
+            revision,
+            next_number: 1,
+            numbered: 0,
+            watchers: BTreeMap::new(),
+            matcher: Matcher::default(),
+        };
         Hub { state: Mutex::new(state), watchers: AtomicUsize::new(0), buffer_bytes }
     }
 
@@ -120,10 +136,11 @@ impl Hub {
         self.state.lock().revision
     }
 
-    /// A number for a new watcher.
+    /// A number for a new watcher, who gives it back with [`Hub::leave`], wherever it is then.
     pub(crate) fn number(&self) -> WatcherNumber {
         let mut state = self.state.lock();
         state.next_number += 1;
+        state.numbered += 1;
         state.next_number - 1
     }
 
@@ -146,11 +163,18 @@ impl Hub {
         Ok(())
     }
 
-    /// Lets a watcher go.
+    /// Lets a watcher go, whether it was here or lagged.
     pub(crate) fn leave(&self, number: WatcherNumber) {
         let mut state = self.state.lock();
         state.remove(number);
+        state.numbered -= 1;
         self.watchers.store(state.watchers.len(), Ordering::Release);
+    }
+
+    /// How many watchers there are.
+    pub(crate) fn population(&self) -> WatcherCounts {
+        let state = self.state.lock();
+        WatcherCounts { all: state.numbered, lagging: state.numbered - state.watchers.len() }
     }
 
     /// Runs `look` while nothing can be published, with the present revision.

@@ -24,4 +24,5 @@ mod matcher;
 mod stream;
 
 pub(crate) use hub::Hub;
+pub use hub::WatcherCounts;
 pub use stream::{WatchOptions, WatchStream};

@@ -287,6 +287,7 @@ impl WatchStream {
     fn fail(&mut self, id: i64, reason: &str) -> Step {
         if let Some(watcher) = self.watchers.remove(&id) {
             self.ids.remove(&watcher.number);
+            self.keyspace.hub.leave(watcher.number);
         }
         Step::Ready(pb::WatchResponse {
             header: header(self.keyspace.hub.revision()),

@@ -49,6 +49,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// The elections that this node took part in, oldest first.
     fn elections(&self) -> Vec<hadron::Election>;
 
+    /// C(x) in each group that this node leads, by group.
+    fn log_shares(&self) -> Vec<hadron::LogShares>;
+
     /// Hands the leadership of `group`, which this node must hold, to the replica on `to`; returns when that leads.
     fn transfer_leader(
         &self,

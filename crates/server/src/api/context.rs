@@ -82,6 +82,9 @@ impl<B: Backend> Context<B> {
             Ok(()) => self.keyspace(),
             Err(error) => {
                 self.metrics.read_indexes_failed.inc();
+                if error.may_have_happened() {
+                    self.metrics.slow_read_indexes.inc();
+                }
                 Err(error.into())
             }
         }
@@ -101,6 +104,7 @@ impl<B: Backend> Context<B> {
 
     /// Proposes a command and returns the state machine's answer with the term of its entry.
     pub(super) async fn write(&self, command: Command) -> Result<(Response, Term), Status> {
+        let _pending = self.metrics.proposals_pending.hold();
         match self.backend.write(self.group, command).await {
             Ok(Written { response: Ok(response), term }) => Ok((response, term)),
             Ok(Written { response: Err(error), .. }) => Err(refusal(error)),

@@ -142,9 +142,10 @@ fn metrics<B: Backend>(context: &Context<B>) -> String {
         metrics.current_revision.set(keyspace.revision() as f64);
         metrics.compact_revision.set(keyspace.compact_revision() as f64);
         metrics.keys_total.set(keyspace.len() as f64);
-        metrics.db_total_bytes.set(keyspace.db_bytes() as f64);
         metrics.db_in_use_bytes.set(keyspace.db_bytes() as f64);
-        metrics.unflushed_bytes.set(keyspace.unflushed_bytes() as f64);
+        let watchers = keyspace.watcher_counts();
+        metrics.watchers.set_integer(watchers.all as u64);
+        metrics.slow_watchers.set_integer(watchers.lagging as u64);
     }
     metrics.render()
 }

@@ -35,6 +35,8 @@ impl<B: Backend> hadron::pool_server::Pool for Pool<B> {
         };
         let mut elections = self.context.backend.elections();
         elections.retain(|election| group.is_none_or(|group| election.group == group.0));
-        Ok(Response::new(ElectionHistoryResponse { elections }))
+        let mut log_shares = self.context.backend.log_shares();
+        log_shares.retain(|shares| group.is_none_or(|group| shares.group == group.0));
+        Ok(Response::new(ElectionHistoryResponse { elections, log_shares }))
     }
 }

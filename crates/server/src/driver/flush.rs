@@ -59,6 +59,7 @@ pub(super) fn start(
     let (sender, jobs) = unbounded();
     let run = move || {
         let outcome: Result<(), EngineError> = (|| {
+            metrics.db_total_bytes.set_integer(engine.disk_bytes());
             for job in jobs {
                 let done = carry_out(&*engine, job, &metrics)?;
                 let _ = shard.send(Input::Event(done));
@@ -78,10 +79,16 @@ fn carry_out(engine: &dyn Engine, job: Job, metrics: &Metrics) -> Result<Event, 
         Job::Flush(FlushJob { group, mut flush }) => {
             let began = Instant::now();
             engine.write(std::mem::take(&mut flush.batch))?;
-            metrics.backend_commit_duration.observe(began.elapsed());
+            metrics.engine_flush_duration.observe(began.elapsed());
             Ok(Event::Flushed { group, flush })
         }
         Job::Sweep(group, batch) => engine.write(batch).map(|()| Event::Swept { group }),
-        Job::Persist(ticket) => engine.persist().map(|()| Event::EnginePersisted { ticket }),
+        Job::Persist(ticket) => {
+            let began = Instant::now();
+            engine.persist()?;
+            metrics.backend_commit_duration.observe(began.elapsed());
+            metrics.db_total_bytes.set_integer(engine.disk_bytes());
+            Ok(Event::EnginePersisted { ticket })
+        }
     }
 }

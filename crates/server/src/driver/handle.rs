@@ -7,7 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 use hadron_consensus::{GroupId, Index, NodeId};
 use hadron_keyspace::{Command, Keyspace};
-use hadron_node::{Board, ElectionRecord, Event};
+use hadron_node::{Board, ElectionRecord, Event, GroupBoard};
 use hadron_proto::{etcdserverpb, hadron};
 use tokio::sync::oneshot;
 
@@ -146,6 +146,10 @@ impl Backend for Handle {
         records.into_iter().map(|record| election(record, self.0.clock)).collect()
     }
 
+    fn log_shares(&self) -> Vec<hadron::LogShares> {
+        self.0.board.groups().into_iter().filter_map(|(id, group)| log_shares(id, &group)).collect()
+    }
+
     async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<(), Unavailable> {
         let admitted = self.0.admission.admit(0)?;
         self.ask(group, admitted, Slot::Other, |token| Event::TransferLeader { token, group, to }).await
@@ -169,4 +173,21 @@ fn election(record: ElectionRecord, clock: Clock) -> hadron::Election {
         recorded_at_ms: clock.wall_ms(record.at),
         shares: shares.collect(),
     }
+}
+
+/// The shares that the leader of a group measured; `None` where this node does not lead.
+fn log_shares(id: GroupId, group: &GroupBoard) -> Option<hadron::LogShares> {
+    let shares = group.shares();
+    let leader = group.leader().filter(|_| !shares.is_empty())?;
+    let share = |share: hadron_node::LogShare| hadron::LogShare {
+        node: share.node.0,
+        share: share.share,
+        lag: share.lag,
+    };
+    Some(hadron::LogShares {
+        group: id.0,
+        term: group.term().0,
+        leader: leader.0,
+        shares: shares.into_iter().map(share).collect(),
+    })
 }

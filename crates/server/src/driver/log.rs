@@ -81,6 +81,7 @@ struct LogWriter {
 
 impl LogWriter {
     fn run(mut self) -> Result<(), WalError> {
+        self.metrics.wal_segments.set_integer(self.wal.segment_count() as u64);
         loop {
             match self.batches.recv_timeout(IDLE) {
                 Ok(batch) => self.write(batch)?,
@@ -109,11 +110,13 @@ impl LogWriter {
         self.append(&records)?;
         let written = Instant::now();
         self.wal.sync()?;
+        let durable = Instant::now();
         let _ = self.shard.send(Input::Event(Event::LogDurable { sequence }));
         self.metrics.wal_write_duration.observe(written - began);
-        self.metrics.wal_fsync_duration.observe(written.elapsed());
-        self.metrics.wal_write_bytes.add(bytes as u64);
+        self.metrics.wal_fsync_duration.observe(durable - written);
+        self.metrics.wal_write_bytes.set_total(self.wal.written_bytes());
         self.metrics.wal_batch_records.add(records.len() as u64);
+        self.metrics.wal_segments.set_integer(self.wal.segment_count() as u64);
         Ok(())
     }
 
@@ -133,7 +136,6 @@ impl LogWriter {
             return;
         }
         self.looked_at = Instant::now();
-        self.metrics.wal_segments.set_integer(self.wal.segment_count() as u64);
         if let Some(failure) = self.wal.background_failure() {
             warn!(%failure, "preparing log segments failed");
         }

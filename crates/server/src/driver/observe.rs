@@ -1,11 +1,12 @@
 //! What people and dashboards see of the node beside what the services report: elections, shares, lags.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hadron_consensus::NodeId;
-use hadron_node::{ElectionRecord, PeerMessage};
+use hadron_consensus::{GroupId, NodeId};
+use hadron_node::{ElectionRecord, GroupBoard, PeerMessage};
+use hadron_proto::etcdserverpb::AlarmType;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -40,39 +41,127 @@ pub(super) async fn run(handle: Handle, metrics: Arc<Metrics>) {
     let mut seen = HashMap::new();
     loop {
         ticks.tick().await;
-        metrics.proposals_pending.set_integer(handle.waiting_requests() as u64);
-        for record in handle.board().elections() {
+        metrics.client_requests_waiting.set_integer(handle.waiting_requests() as u64);
+        let elections = handle.board().elections();
+        for record in &elections {
             let counted = seen.entry((record.group, record.candidate)).or_insert(0);
             if record.term.0 > *counted {
                 *counted = record.term.0;
-                show_election(&record, &metrics);
+                tell_election(record, &metrics);
             }
         }
-        show_shares(&handle, &metrics);
+        show_vote_shares(&elections, &metrics);
+        show_groups(&handle.board().groups(), &metrics);
     }
 }
 
-fn show_election(record: &ElectionRecord, metrics: &Metrics) {
+fn tell_election(record: &ElectionRecord, metrics: &Metrics) {
     let group = record.group.0.to_string();
     let outcome = if record.won { "won" } else { "split" };
     metrics.elections.with(&[&group, outcome]).inc();
     for (candidate, votes) in &record.votes {
-        let share = record.share(*candidate);
-        let candidate = format!("{:x}", candidate.0);
-        metrics.election_vote_share.with(&[&group, &candidate]).set(share);
+        let (share, candidate) = (record.share(*candidate), hex(*candidate));
         info!(group, term = record.term.0, candidate, votes, share, outcome, "election");
     }
 }
 
-fn show_shares(handle: &Handle, metrics: &Metrics) {
-    metrics.log_share.clear();
-    metrics.replication_lag_entries.clear();
-    for (id, group) in handle.board().groups() {
-        let id = id.0.to_string();
-        for share in group.shares() {
-            let node = format!("{:x}", share.node.0);
-            metrics.log_share.with(&[&id, &node]).set(share.share);
-            metrics.replication_lag_entries.with(&[&id, &node]).set_integer(share.lag);
+/// The last election of each group: of the newest term, and there the one that was won, if one was.
+fn last_elections(elections: &[ElectionRecord]) -> BTreeMap<GroupId, &ElectionRecord> {
+    let mut last: BTreeMap<GroupId, &ElectionRecord> = BTreeMap::new();
+    for record in elections {
+        let kept = last.entry(record.group).or_insert(record);
+        if (record.term, record.won) > (kept.term, kept.won) {
+            *kept = record;
         }
+    }
+    last
+}
+
+fn show_vote_shares(elections: &[ElectionRecord], metrics: &Metrics) {
+    let shares = last_elections(elections).into_iter().flat_map(|(group, record)| {
+        let share = move |candidate: &NodeId| (label(group, *candidate), record.share(*candidate));
+        record.votes.keys().map(share)
+    });
+    metrics.election_vote_share.replace(shares);
+}
+
+fn show_groups(groups: &[(GroupId, Arc<GroupBoard>)], metrics: &Metrics) {
+    let (mut shares, mut lags, mut corrupt) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, group) in groups {
+        for share in group.shares() {
+            shares.push((label(*id, share.node), share.share));
+            lags.push((label(*id, share.node), share.lag as f64));
+        }
+        let alarms = group.keyspace.alarms().into_iter().filter(|alarm| alarm.alarm() == AlarmType::Corrupt);
+        corrupt.extend(alarms.map(|alarm| (label(*id, NodeId(alarm.member_id)), 1.0)));
+        show_counts(*id, group, metrics);
+    }
+    metrics.log_share.replace(shares);
+    metrics.replication_lag_entries.replace(lags);
+    metrics.corrupt_replicas.replace(corrupt);
+    metrics.lease_expired.set_total(groups.iter().map(|(_, group)| group.leases_expired()).sum());
+}
+
+fn show_counts(id: GroupId, group: &GroupBoard, metrics: &Metrics) {
+    let id = id.0.to_string();
+    let digests = group.digest_comparisons();
+    metrics.digest_checks.with(&[&id, "same"]).set_total(digests.same);
+    metrics.digest_checks.with(&[&id, "different"]).set_total(digests.different);
+    let backlog = group.applied().saturating_sub(group.keyspace.flushed_index());
+    metrics.unflushed_bytes.with(&[&id]).set_integer(group.keyspace.unflushed_bytes() as u64);
+    metrics.unflushed_entries.with(&[&id]).set_integer(backlog);
+}
+
+/// Values of the labels of a family by group and node.
+fn label(group: GroupId, node: NodeId) -> Vec<String> {
+    vec![group.0.to_string(), hex(node)]
+}
+
+fn hex(node: NodeId) -> String {
+    format!("{:x}", node.0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use hadron_consensus::{Term, Time};
+
+    use super::*;
+
+    fn election(group: u64, term: u64, candidate: u64, won: bool, votes: &[(u64, u64)]) -> ElectionRecord {
+        ElectionRecord {
+            group: GroupId(group),
+            term: Term(term),
+            candidate: NodeId(candidate),
+            won,
+            votes: votes.iter().map(|(node, votes)| (NodeId(*node), *votes)).collect(),
+            at: Time(0),
+        }
+    }
+
+    /// Candidates of earlier elections used to stay on the page beside those of the last one.
+    #[test]
+    fn only_the_last_election_of_each_group_is_shown() {
+        let metrics = Metrics::default();
+        let elections = [
+            election(1, 2, 1, true, &[(1, 3)]),
+            election(0, 2, 3, true, &[(3, 2)]),
+            election(1, 5, 2, true, &[(2, 2), (3, 1)]),
+            election(1, 5, 3, false, &[(3, 1)]),
+        ];
+        show_vote_shares(&elections[..1], &metrics);
+        show_vote_shares(&elections, &metrics);
+        let page = metrics.render();
+        let shares: Vec<&str> =
+            page.lines().filter_map(|line| line.strip_prefix("hadron_election_vote_share")).collect();
+        assert_eq!(
+            shares,
+            [
+                r#"{group="0",candidate="3"} 1"#,
+                &format!(r#"{{group="1",candidate="2"}} {}"#, 2.0 / 3.0),
+                &format!(r#"{{group="1",candidate="3"}} {}"#, 1.0 / 3.0),
+            ]
+        );
     }
 }

@@ -30,6 +30,9 @@ use crate::transport::{MessageBatch, Transport};
 /// Inputs taken in one turn. Bounds how long the first of them waits for its effects.
 const TURN_INPUTS_MAX: usize = 1_024;
 
+/// A turn that takes longer is slow: etcd's bound for applying an entry.
+const SLOW_TURN: Duration = Duration::from_millis(100);
+
 /// Something for the loop.
 pub(super) enum Input {
     /// It goes to the node as it is.
@@ -113,7 +116,7 @@ pub(super) struct Shard {
     lost_at: HashMap<NodeId, Instant>,
     /// Permits of the messages of this turn.
     permits: Vec<OwnedSemaphorePermit>,
-    default_group: LeaderWatch,
+    default_group: DefaultGroup,
     stopping: bool,
 }
 
@@ -121,7 +124,7 @@ impl Shard {
     /// A loop that is not running yet.
     pub(super) fn new(setup: Setup) -> Shard {
         let Setup { node, clock, inputs, outlets, request_timeout, election_timeout, metrics, ready } = setup;
-        let default_group = LeaderWatch::new(node.board().group(DEFAULT_GROUP), metrics, ready);
+        let default_group = DefaultGroup::new(node.board().group(DEFAULT_GROUP), metrics, ready);
         Shard {
             node,
             clock,
@@ -163,6 +166,7 @@ impl Shard {
     }
 
     fn turn(&mut self, first: Option<Input>) {
+        let began = Instant::now();
         let mut next = first;
         for _ in 0..TURN_INPUTS_MAX {
             let Some(input) = next else { break };
@@ -181,6 +185,7 @@ impl Shard {
         self.carry_out();
         self.permits.clear();
         self.default_group.look();
+        self.default_group.count_turn(began.elapsed());
     }
 
     fn take(&mut self, input: Input) {
@@ -275,17 +280,34 @@ impl Shard {
     }
 }
 
-/// Notices who leads the group `default`, for the log and for those who wait until the node is of use.
-struct LeaderWatch {
+/// Notices who leads the group `default`, for the log and for those who wait until the node is of use, and how long its
+/// entries take.
+struct DefaultGroup {
     group: Option<Arc<GroupBoard>>,
     leader: Option<NodeId>,
+    /// The applied index after the last turn.
+    applied: u64,
     metrics: Arc<Metrics>,
     ready: watch::Sender<bool>,
 }
 
-impl LeaderWatch {
-    fn new(group: Option<Arc<GroupBoard>>, metrics: Arc<Metrics>, ready: watch::Sender<bool>) -> LeaderWatch {
-        LeaderWatch { group, leader: None, metrics, ready }
+impl DefaultGroup {
+    fn new(
+        group: Option<Arc<GroupBoard>>,
+        metrics: Arc<Metrics>,
+        ready: watch::Sender<bool>,
+    ) -> DefaultGroup {
+        let applied = group.as_ref().map_or(0, |group| group.applied());
+        DefaultGroup { group, leader: None, applied, metrics, ready }
+    }
+
+    fn count_turn(&mut self, took: Duration) {
+        self.metrics.turn_duration.observe(took);
+        let Some(group) = &self.group else { return };
+        let before = std::mem::replace(&mut self.applied, group.applied());
+        if took > SLOW_TURN {
+            self.metrics.slow_apply.add(self.applied.saturating_sub(before));
+        }
     }
 
     fn look(&mut self) {

@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 use super::frame::{self, BODY_BYTES_MAX, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind, Messages};
 use super::handshake::{Class, Hello, Identity, Welcome, check_hello, encode_refusal};
 use super::{Inbound, IncomingSnapshot, Shared};
+use crate::metrics::Counter;
 
 /// Connections that have not said who they are.
 const STRANGERS_MAX: usize = 64;
@@ -140,7 +141,7 @@ impl Incoming {
         from: NodeId,
     ) -> FrameError {
         let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-        let received_bytes = self.shared.metrics.peer_received_bytes.with(&[&format!("{:x}", from.0)]);
+        let received_bytes = self.received_bytes(from);
         let budget = Arc::new(Semaphore::new(self.shared.options.inbound_bytes_max));
         let silence = self.shared.options.silence_timeout + self.shared.options.ping_interval;
         let pong = frame::encode(Kind::Pong, &[]);
@@ -170,8 +171,15 @@ impl Incoming {
         }
     }
 
+    /// Where bytes from a node are counted.
+    fn received_bytes(&self, from: NodeId) -> Arc<Counter> {
+        self.shared.metrics.peer_received_bytes.with(&[&format!("{:x}", from.0)])
+    }
+
     async fn serve_bulk(&self, stream: TcpStream, from: &Identity) -> Result<(), FrameError> {
-        let snapshot = IncomingSnapshot::open(stream, self.shared.options.bulk_timeout).await?;
+        let received_bytes = self.received_bytes(from.node);
+        let snapshot =
+            IncomingSnapshot::open(stream, self.shared.options.bulk_timeout, received_bytes).await?;
         (self.shared.receive)(from.node, Inbound::Snapshot(snapshot));
         Ok(())
     }

@@ -111,6 +111,11 @@ impl Outgoing {
         }
     }
 
+    /// Where bytes to the node are counted.
+    pub(super) fn sent_bytes(&self) -> &Arc<Counter> {
+        &self.sent_bytes
+    }
+
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -15,6 +16,7 @@ use super::Shared;
 use super::frame::{self, BODY_BYTES_MAX, FrameError, Kind};
 use super::handshake::Class;
 use super::outgoing::{DialError, Outgoing, write_all};
+use crate::metrics::Counter;
 
 /// First byte of an answer: installed.
 const INSTALLED: u8 = 0;
@@ -56,6 +58,7 @@ pub struct OutgoingSnapshot {
     stream: TcpStream,
     step_timeout: Duration,
     install_timeout: Duration,
+    sent_bytes: Arc<Counter>,
 }
 
 impl OutgoingSnapshot {
@@ -66,7 +69,8 @@ impl OutgoingSnapshot {
     ) -> Result<OutgoingSnapshot, SnapshotError> {
         let (stream, _) = peer.dial(Class::Bulk).await?;
         let (step_timeout, install_timeout) = (shared.options.bulk_timeout, shared.options.install_timeout);
-        let mut snapshot = OutgoingSnapshot { stream, step_timeout, install_timeout };
+        let sent_bytes = Arc::clone(peer.sent_bytes());
+        let mut snapshot = OutgoingSnapshot { stream, step_timeout, install_timeout, sent_bytes };
         snapshot.write(Kind::SnapshotBegin, header).await?;
         Ok(snapshot)
     }
@@ -89,10 +93,14 @@ impl OutgoingSnapshot {
     }
 
     async fn write(&mut self, kind: Kind, body: Bytes) -> Result<(), SnapshotError> {
+        let bytes = frame::HEADER_BYTES + body.len();
         let mut frames = VecDeque::from([frame::header(kind, &body), body]);
         let written = timeout(self.step_timeout, write_all(&mut self.stream, &mut frames)).await;
         match written {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                self.sent_bytes.add(bytes as u64);
+                Ok(())
+            }
             // The receiver may have said why before it hung up.
             Ok(Err(error)) => match self.read_answer(Duration::from_secs(1)).await {
                 Err(SnapshotError::Receiver(reason)) => Err(SnapshotError::Receiver(reason)),
@@ -121,16 +129,20 @@ pub struct IncomingSnapshot {
     stream: TcpStream,
     header: Bytes,
     step_timeout: Duration,
+    received_bytes: Arc<Counter>,
 }
 
 impl IncomingSnapshot {
     pub(super) async fn open(
         mut stream: TcpStream,
         step_timeout: Duration,
+        received_bytes: Arc<Counter>,
     ) -> Result<IncomingSnapshot, FrameError> {
         let begin = timeout(step_timeout, frame::read(&mut stream, BODY_BYTES_MAX)).await;
         match begin.map_err(|_| FrameError::TimedOut)?? {
-            (Kind::SnapshotBegin, header) => Ok(IncomingSnapshot { stream, header, step_timeout }),
+            (Kind::SnapshotBegin, header) => {
+                Ok(IncomingSnapshot { stream, header, step_timeout, received_bytes })
+            }
             _ => Err(FrameError::Unexpected("a bulk connection begins with a snapshot's header")),
         }
     }
@@ -147,7 +159,10 @@ impl IncomingSnapshot {
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, FrameError> {
         let next = timeout(self.step_timeout, frame::read(&mut self.stream, BODY_BYTES_MAX)).await;
         match next.map_err(|_| FrameError::TimedOut)?? {
-            (Kind::SnapshotChunk, chunk) => Ok(Some(chunk)),
+            (Kind::SnapshotChunk, chunk) => {
+                self.received_bytes.add((frame::HEADER_BYTES + chunk.len()) as u64);
+                Ok(Some(chunk))
+            }
             (Kind::SnapshotEnd, _) => Ok(None),
             _ => Err(FrameError::Unexpected("neither a chunk nor the end of a snapshot")),
         }

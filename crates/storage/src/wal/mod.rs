@@ -199,6 +199,7 @@ pub struct Wal {
     /// The last batch is a seal.
     sealed: bool,
     poisoned: bool,
+    written_bytes: u64,
     /// Released last, when nobody works on the files any more.
     _lock: Box<dyn DirectoryLock>,
 }
@@ -267,6 +268,7 @@ impl Wal {
             durable: outcome.next_sequence - 1,
             sealed: false,
             poisoned: false,
+            written_bytes: 0,
             _lock: lock,
         };
         Ok((wal, outcome.recovered))
@@ -358,6 +360,11 @@ impl Wal {
         self.segments.iter().map(|segment| segment.size).sum()
     }
 
+    /// Bytes written to segments since the log was opened.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
     /// How many segments hold the log.
     pub fn segment_count(&self) -> usize {
         self.segments.len()
@@ -444,6 +451,7 @@ impl Wal {
         if was_below_half && current.offset >= half {
             self.pool.want_spare();
         }
+        self.written_bytes += bytes.len() as u64;
         self.next_sequence += 1;
         self.encoder.shrink();
         Ok(())

@@ -120,6 +120,11 @@ impl Backend for TestBackend {
         vec![election(0, 1), election(1, 1), election(1, 2)]
     }
 
+    fn log_shares(&self) -> Vec<hadron::LogShares> {
+        let shares = |group| hadron::LogShares { group, term: 2, leader: 1, ..Default::default() };
+        vec![shares(0), shares(1)]
+    }
+
     async fn transfer_leader(&self, _: GroupId, to: NodeId) -> Result<(), Unavailable> {
         if to == NodeId(1) { Ok(()) } else { Err(Unavailable::BadTransferTarget) }
     }

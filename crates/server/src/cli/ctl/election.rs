@@ -1,10 +1,11 @@
-//! `election history`: the elections that nodes recorded, with each candidate's share of the votes. Hadron's own.
+//! `election history`: the elections that nodes recorded, with each candidate's share of the votes, and how the log of
+//! each group is spread over its nodes now. Hadron's own.
 
 use std::collections::BTreeMap;
 
 use clap::Subcommand;
 use hadron_proto::hadron::pool_client::PoolClient;
-use hadron_proto::hadron::{Election as Record, ElectionHistoryRequest};
+use hadron_proto::hadron::{Election as Record, ElectionHistoryRequest, LogShares};
 
 use super::failure::Failure;
 use super::print::json::{self, Object};
@@ -16,7 +17,8 @@ use crate::cli::clock::utc;
 /// Subcommands of `election`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Election {
-    /// Show past elections with the share P(x) = V(x) / sum of V(i) of each candidate
+    /// Show past elections with the share P(x) = V(x) / sum of V(i) of each candidate, and the present share
+    /// C(x) = L(x) / sum of L(i) of each node in the entries acknowledged lately
     History {
         /// Only elections of this keyspace
         #[arg(long, default_value = "", hide_default_value = true)]
@@ -30,11 +32,14 @@ impl Election {
         let Election::History { keyspace } = self;
         let session = Session::new(global)?;
         let request = ElectionHistoryRequest { keyspace };
-        let (mut records, mut errors) = (Vec::new(), Vec::new());
+        let (mut records, mut shares, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         for endpoint in &session.client.endpoints {
             let call = async |channel| PoolClient::new(channel).election_history(request.clone()).await;
             match session.client.only(endpoint).read(call).await {
-                Ok(reply) => records.extend(reply.elections),
+                Ok(reply) => {
+                    records.extend(reply.elections);
+                    shares.extend(reply.log_shares);
+                }
                 Err(error) => errors.push(error),
             }
         }
@@ -43,12 +48,17 @@ impl Election {
         {
             return Err(error.into());
         }
-        session.printer.print(&History(merge(records)))
+        session.printer.print(&History { elections: merge(records), log_shares: newest(shares) })
     }
 }
 
-/// Elections, oldest first.
-pub(crate) struct History(pub(crate) Vec<Record>);
+/// What `election history` shows.
+pub(crate) struct History {
+    /// Oldest first.
+    elections: Vec<Record>,
+    /// By group.
+    log_shares: Vec<LogShares>,
+}
 
 /// One record per group and term: the one that counted most votes, which is the winner's own.
 pub(crate) fn merge(records: Vec<Record>) -> Vec<Record> {
@@ -64,6 +74,18 @@ pub(crate) fn merge(records: Vec<Record>) -> Vec<Record> {
     merged
 }
 
+/// One for each group: that of the newest leader, since a deposed one may not know yet that it is.
+fn newest(shares: Vec<LogShares>) -> Vec<LogShares> {
+    let mut newest: BTreeMap<u64, LogShares> = BTreeMap::new();
+    for shares in shares {
+        let kept = newest.entry(shares.group).or_insert_with(|| shares.clone());
+        if shares.term > kept.term {
+            *kept = shares;
+        }
+    }
+    newest.into_values().collect()
+}
+
 fn votes(record: &Record) -> (bool, u64) {
     (record.winner != 0, record.shares.iter().map(|share| share.votes).sum())
 }
@@ -77,8 +99,26 @@ pub(crate) fn shares(record: &Record, name: impl Fn(u64) -> String) -> String {
     shares.collect::<Vec<_>>().join(", ")
 }
 
+/// `C(a1) = 0.33 (2 entries behind)`, nodes separated by commas.
+fn log_shares(shares: &LogShares) -> String {
+    let shares = shares.shares.iter().map(|share| {
+        let entries = if share.lag == 1 { "entry" } else { "entries" };
+        format!("C({:x}) = {:.2} ({} {entries} behind)", share.node, share.share, share.lag)
+    });
+    shares.collect::<Vec<_>>().join(", ")
+}
+
 impl History {
     fn as_table(&self) -> Table {
+        let present = |shares: &LogShares| {
+            vec![
+                "now".to_owned(),
+                shares.group.to_string(),
+                shares.term.to_string(),
+                format!("{:x}", shares.leader),
+                log_shares(shares),
+            ]
+        };
         let row = |record: &Record| {
             vec![
                 utc(record.recorded_at_ms.saturating_mul(1000), 3),
@@ -90,7 +130,7 @@ impl History {
         };
         Table {
             header: vec!["time", "group", "term", "winner", "shares"],
-            rows: self.0.iter().map(row).collect(),
+            rows: self.elections.iter().map(row).chain(self.log_shares.iter().map(present)).collect(),
         }
     }
 }
@@ -101,7 +141,7 @@ impl Reply for History {
     }
 
     fn fields(&self, _: Style, out: &mut Vec<u8>) {
-        for record in &self.0 {
+        for record in &self.elections {
             field(out, "Group", record.group);
             field(out, "Term", record.term);
             field(out, "Winner", record.winner);
@@ -110,6 +150,17 @@ impl Reply for History {
                 field(out, "Candidate", share.node);
                 field(out, "Votes", share.votes);
                 field(out, "Share", share.share);
+            }
+            line(out, "");
+        }
+        for shares in &self.log_shares {
+            field(out, "Group", shares.group);
+            field(out, "Term", shares.term);
+            field(out, "Leader", shares.leader);
+            for share in &shares.shares {
+                field(out, "Node", share.node);
+                field(out, "LogShare", share.share);
+                field(out, "Lag", share.lag);
             }
             line(out, "");
         }
@@ -132,7 +183,25 @@ impl Reply for History {
                 .raw("shares", &json::list(record.shares.iter().map(share).collect()))
                 .end()
         };
-        json::list(self.0.iter().map(record).collect())
+        let log_share = |share: &hadron_proto::hadron::LogShare| {
+            Object::new()
+                .number("node", share.node)
+                .raw("share", &share.share.to_string())
+                .raw("lag", &share.lag.to_string())
+                .end()
+        };
+        let shares = |shares: &LogShares| {
+            Object::new()
+                .raw("group", &shares.group.to_string())
+                .number("term", shares.term)
+                .number("leader", shares.leader)
+                .raw("shares", &json::list(shares.shares.iter().map(log_share).collect()))
+                .end()
+        };
+        Object::new()
+            .raw("elections", &json::list(self.elections.iter().map(record).collect()))
+            .raw("log_shares", &json::list(self.log_shares.iter().map(shares).collect()))
+            .end()
     }
 
     fn table(&self) -> Option<Table> {
@@ -144,7 +213,7 @@ impl Reply for History {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use hadron_proto::hadron::VoteShare;
+    use hadron_proto::hadron::{LogShare, VoteShare};
 
     use super::*;
 
@@ -165,17 +234,39 @@ mod tests {
         assert_eq!(found, [(0, 2, 0xa1), (1, 2, 0xa1), (1, 3, 0xa1)]);
     }
 
+    fn log_shares(term: u64, leader: u64) -> LogShares {
+        let shares = vec![
+            LogShare { node: 0xa1, share: 0.625, lag: 0 },
+            LogShare { node: 0xb2, share: 0.375, lag: 1 },
+        ];
+        LogShares { group: 1, term, leader, shares }
+    }
+
+    #[test]
+    fn a_deposed_leader_s_shares_are_left_out() {
+        assert_eq!(newest(vec![log_shares(3, 0xa1), log_shares(2, 0xb2)]), [log_shares(3, 0xa1)]);
+        assert_eq!(newest(vec![log_shares(2, 0xb2), log_shares(3, 0xa1)]), [log_shares(3, 0xa1)]);
+    }
+
     #[test]
     fn golden_lines() {
+        let history =
+            History { elections: vec![record(1, 2, 0xa1, 2)], log_shares: vec![log_shares(2, 0xa1)] };
         let mut out = Vec::new();
-        History(vec![record(1, 2, 0xa1, 2)]).simple(Style::default(), &mut out);
+        history.simple(Style::default(), &mut out);
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "2026-11-23T02:00:00.125Z, 1, 2, a1, P(a1) = 1.00 (2 votes)\n"
+            "2026-11-23T02:00:00.125Z, 1, 2, a1, P(a1) = 1.00 (2 votes)\n\
+             now, 1, 2, a1, C(a1) = 0.62 (0 entries behind), C(b2) = 0.38 (1 entry behind)\n"
         );
         assert_eq!(
-            History(vec![record(1, 2, 0xa1, 2)]).json(Style::default()),
-            r#"[{"group":1,"term":2,"winner":161,"recorded_at_ms":1795399200125,"shares":[{"node":161,"votes":2,"share":1}]}]"#
+            history.json(Style::default()),
+            concat!(
+                r#"{"elections":[{"group":1,"term":2,"winner":161,"recorded_at_ms":1795399200125,"#,
+                r#""shares":[{"node":161,"votes":2,"share":1}]}],"#,
+                r#""log_shares":[{"group":1,"term":2,"leader":161,"#,
+                r#""shares":[{"node":161,"share":0.625,"lag":0},{"node":178,"share":0.375,"lag":1}]}]}"#
+            )
         );
     }
 }

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::process::{Command, Output};
 
 use hadron_proto::etcdserverpb::kv_client::KvClient;
@@ -155,4 +156,84 @@ async fn a_data_directory_of_another_cluster_is_refused_and_left_alone() {
         kv.range(read).await.is_ok_and(|found| found.into_inner().kvs.len() == 1)
     })
     .await;
+}
+
+/// A node that has written something and was killed, and a number that grows with what it knows.
+async fn killed_after_a_write() -> (Cluster, i64) {
+    let mut cluster = Cluster::start(1, &[]).await;
+    let mut kv = KvClient::new(cluster.nodes[0].channel());
+    let revision = kv.put(put("a", "1")).await.unwrap().into_inner().header.unwrap().revision;
+    cluster.nodes[0].kill();
+    (cluster, revision)
+}
+
+async fn assert_serves_again(cluster: &mut Cluster, revision: i64) {
+    cluster.nodes[0].start();
+    cluster.nodes[0].wait_until_serving().await;
+    let read = RangeRequest { key: "a".into(), ..RangeRequest::default() };
+    let mut kv = KvClient::new(cluster.nodes[0].channel());
+    let found = kv.range(read).await.unwrap().into_inner();
+    assert_eq!(found.kvs.first().map(|pair| pair.mod_revision), Some(revision));
+}
+
+fn move_away(path: &Path) {
+    std::fs::rename(path, path.with_extension("away")).unwrap();
+}
+
+fn put_back(path: &Path) {
+    // What a refused start must not have made.
+    let _ = std::fs::remove_dir(path);
+    std::fs::rename(path.with_extension("away"), path).unwrap();
+}
+
+/// A node used to start without its log as if it had received a snapshot: with its votes and newest writes forgotten.
+#[tokio::test]
+async fn a_log_or_an_engine_that_is_gone_is_refused_by_name_and_nothing_is_made_in_its_place() {
+    let (mut cluster, revision) = killed_after_a_write().await;
+    for (lost, said) in [("wal", "its write-ahead log in"), ("engine", "its engine in")] {
+        let path = cluster.nodes[0].data_dir().join(lost);
+        move_away(&path);
+        let place = path.display().to_string();
+        assert_fails_naming(&cluster.nodes[0].run_with(&[]), &[said, &place, "missing or empty", "rebuild"]);
+        assert!(!path.exists(), "{lost} was made anew");
+        std::fs::create_dir(&path).unwrap();
+        assert_fails_naming(&cluster.nodes[0].run_with(&[]), &[said, &place, "missing or empty", "rebuild"]);
+        put_back(&path);
+        assert_serves_again(&mut cluster, revision).await;
+        cluster.nodes[0].kill();
+    }
+}
+
+#[tokio::test]
+async fn a_wal_dir_that_points_elsewhere_than_before_is_refused() {
+    let (mut cluster, revision) = killed_after_a_write().await;
+    let elsewhere = cluster.nodes[0].data_dir().join("elsewhere");
+    let place = elsewhere.display().to_string();
+    let output = cluster.nodes[0].run_with(&["--wal-dir", &place]);
+    assert_fails_naming(&output, &["its write-ahead log in", &place, "--wal-dir"]);
+    assert_serves_again(&mut cluster, revision).await;
+}
+
+#[tokio::test]
+async fn a_log_whose_segments_were_deleted_is_refused_once_the_engine_has_state() {
+    let mut cluster = Cluster::start(1, &[]).await;
+    let mut kv = KvClient::new(cluster.nodes[0].channel());
+    kv.put(put("a", "1")).await.unwrap();
+    eventually("the engine has it durably", async || {
+        cluster.nodes[0].counter("etcd_disk_backend_commit_duration_seconds_count").await > 0
+            && cluster.nodes[0].counter("hadron_unflushed_entries{group=\"1\"}").await == 0
+    })
+    .await;
+    cluster.nodes[0].kill();
+    let wal = cluster.nodes[0].data_dir().join("wal");
+    for entry in std::fs::read_dir(&wal).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().is_some_and(|name| name != "LOCK") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    for _ in 0..2 {
+        let output = cluster.nodes[0].run_with(&[]);
+        assert_fails_naming(&output, &["its write-ahead log in", &wal.display().to_string(), "rebuild"]);
+    }
 }

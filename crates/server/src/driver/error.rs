@@ -24,6 +24,30 @@ pub enum RunError {
     /// The data directory cannot be used: another process has it, or it is not this node's.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// The node ran before, and its log is gone.
+    #[error(
+        "data directory {}: its write-ahead log in {} is missing or empty. Without it this node has forgotten its votes \
+         and what it acknowledged. Put the log back, or point --wal-dir at it; if it is lost, move the data directory \
+         away and rebuild this member from the others", data_dir.display(), wal_dir.display()
+    )]
+    LogMissing {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Where the log should be.
+        wal_dir: PathBuf,
+    },
+    /// The node ran before, and its engine is gone.
+    #[error(
+        "data directory {}: its engine in {} is missing or empty. Without it this node has forgotten what was cut from \
+         its log. Put the engine back; if it is lost, move the data directory and the write-ahead log away and rebuild \
+         this member from the others", data_dir.display(), engine.display()
+    )]
+    EngineMissing {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Where the engine should be.
+        engine: PathBuf,
+    },
     /// A file cannot be read or written.
     #[error("{action} {}: {error}", path.display())]
     Files {

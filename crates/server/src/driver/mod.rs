@@ -29,6 +29,7 @@ mod start;
 #[cfg(test)]
 mod tests;
 mod waiters;
+mod whole;
 
 pub use error::RunError;
 pub use handle::Handle;

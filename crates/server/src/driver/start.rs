@@ -25,6 +25,7 @@ use super::fatal::Fatal;
 use super::handle::Handle;
 use super::shard::{Input, Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
+use super::whole::Places;
 use super::{flush, log, observe};
 use crate::api;
 use crate::config::Config;
@@ -193,11 +194,17 @@ impl Stored {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let home = Home::open(&disk, config)?;
         let path = home.directory.engine_path();
+        let places = Places {
+            data_dir: config.data_dir.clone(),
+            wal_dir: config.wal_dir.clone(),
+            engine: path.clone(),
+        };
+        places.check(&*disk)?;
         let engine = FjallEngine::open(&path, &FjallOptions::default())
             .map_err(|error| RunError::Engine { path: path.clone(), error })?;
         let engine: Arc<dyn Engine> = Arc::new(engine);
         let options = WalOptions { log_id: home.data_dir_id(), ..WalOptions::default() };
-        let (wal, recovered) = Wal::open(disk, &config.wal_dir, options)?;
+        let (wal, recovered) = Wal::open(disk.clone(), &config.wal_dir, options)?;
         if let Some(tail) = &recovered.torn_tail {
             warn!(
                 file = %tail.file.display(), offset = tail.offset, bytes = tail.bytes,
@@ -210,6 +217,8 @@ impl Stored {
                 .map_err(|error| RunError::Unusable(format!("group {}: {error}", group.group)))?;
             keyspaces.insert(group.group, keyspace);
         }
+        places.check_opened(&recovered, &keyspaces)?;
+        places.mark(&*disk)?;
         Ok(Stored { home, engine, wal, recovered, keyspaces })
     }
 }

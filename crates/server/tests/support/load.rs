@@ -60,6 +60,12 @@ impl Load {
         operations.iter().rev().take_while(|one| one.returned >= moment).filter(|one| wrote(one)).count()
     }
 
+    /// How many writes that began after `moment` were acknowledged.
+    pub fn writes_begun_since(&self, moment: u64) -> usize {
+        let operations = self.recorder.operations.lock().unwrap();
+        operations.iter().filter(|one| one.invoked >= moment && wrote(one)).count()
+    }
+
     /// Lets every client finish, and returns what they saw.
     pub async fn stop(self) -> Vec<Operation> {
         self.stop.store(true, Ordering::Relaxed);

@@ -8,7 +8,7 @@ pub mod load;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use hadron_proto::etcdserverpb::kv_client::KvClient;
@@ -44,6 +44,7 @@ pub struct Node {
     pub name: String,
     pub client_url: String,
     arguments: Vec<String>,
+    environment: Vec<(&'static str, PathBuf)>,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -92,6 +93,7 @@ impl Cluster {
                 name: format!("n{number}"),
                 client_url: clients[number].clone(),
                 arguments,
+                environment: Vec::new(),
                 log: directory.path().join(format!("n{number}.log")),
                 child: None,
             }
@@ -186,6 +188,7 @@ impl Node {
         let child = Command::new(env!("CARGO_BIN_EXE_hadron"))
             .arg("serve")
             .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -197,6 +200,34 @@ impl Node {
     pub fn run_with(&self, extra: &[&str]) -> std::process::Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hadron"));
         command.arg("serve").args(&self.arguments).args(extra).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Environment variables of later starts, beside those of this process.
+    pub fn set_environment(&mut self, variables: &[(&'static str, PathBuf)]) {
+        self.environment = variables.to_vec();
+    }
+
+    /// Waits until the process has ended by itself.
+    pub async fn wait_for_exit(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().expect("it was started");
+        let mut status = None;
+        eventually(&format!("{} ends by itself", self.name), async || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        self.child = None;
+        status.unwrap()
+    }
+
+    /// Everything that the node has said in all its starts.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Where the node's data is.
+    pub fn data_dir(&self) -> PathBuf {
+        self.log.with_extension("")
     }
 
     /// `kill -9`, and waits until the process is gone.

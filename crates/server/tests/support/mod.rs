@@ -257,14 +257,20 @@ impl Node {
 
     /// One of the node's counters, from its page of metrics; 0 when it is not there.
     pub async fn counter(&self, name: &str) -> u64 {
+        let page = self.metrics().await;
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0, |value| value.trim().parse().unwrap())
+    }
+
+    /// The node's page of metrics.
+    pub async fn metrics(&self) -> String {
         let authority = self.client_url.trim_start_matches("http://");
         let mut stream = TcpStream::connect(authority).await.unwrap();
         let request = format!("GET /metrics HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut page = String::new();
         stream.read_to_string(&mut page).await.unwrap();
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0, |value| value.trim().parse().unwrap())
+        page
     }
 
     /// Waits until the node serves linearizable reads.

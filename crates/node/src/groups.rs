@@ -86,8 +86,8 @@ pub(crate) enum Install {
     /// None is offered.
     #[default]
     None,
-    /// Offered under this ticket; waits for a flush that is on its way.
-    Offered(u64),
+    /// Offered under this ticket with state up to this index; waits for a flush that is on its way.
+    Offered(u64, Index),
     /// The driver is switching the engine to it.
     Switching,
 }

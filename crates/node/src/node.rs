@@ -25,6 +25,8 @@ use crate::propose::RETRY_US;
 const OWN_TOKENS: u64 = 1 << 63;
 /// Heartbeats between two looks at whether this node's own record is published.
 const PUBLISH_EVERY: u64 = 5;
+/// Heartbeats after which a publication that was not applied is taken for lost. Another one does no harm.
+const PUBLISH_LOST_AFTER: u64 = 100;
 
 /// A node without sockets, threads and files.
 #[derive(Debug)]
@@ -322,6 +324,9 @@ impl Node {
         let Some(root) = self.replicas.get_mut(&ROOT_GROUP) else { return };
         let published = membership::published(&root.keyspace);
         let in_root = published.iter().any(|member| member == record);
+        // A forward can be lost with its connection. A client's request then times out; nobody waits for this one.
+        let lost = OWN_TOKENS | self.heartbeats.saturating_sub(PUBLISH_LOST_AFTER);
+        root.proposed.retain(|token, _| token & OWN_TOKENS == 0 || *token > lost);
         let on_its_way =
             !root.waiting.is_empty() || root.proposed.keys().any(|token| token & OWN_TOKENS != 0);
         if (is_published && in_root) || on_its_way || root.core.leader().is_none() {
@@ -367,5 +372,66 @@ impl Node {
             self.timers.insert((deadline, group));
         }
         replica.timer = deadline;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use bytes::Bytes;
+    use hadron_consensus::Term;
+    use hadron_storage::engine::ModelEngine;
+
+    use crate::config::Limits;
+    use crate::groups::Proposed;
+    use crate::membership::Bootstrap;
+
+    /// A node that is alone and leads.
+    fn leading() -> Node {
+        let members = vec![Member { id: 1, data_dir_id: 5, ..Member::default() }];
+        let pool = Bootstrap { cluster_id: 1, members };
+        let config = Config {
+            node: NodeId(1),
+            incarnation: 7,
+            groups: pool.groups(),
+            members: pool.members,
+            heartbeat_us: 100_000,
+            election_timeout_us: 1_000_000,
+            seed: 1,
+            limits: Limits::default(),
+        };
+        let engine = Arc::new(ModelEngine::new());
+        let open = |id: GroupId| (id, Keyspace::open(engine.clone(), id.0, Default::default()).unwrap());
+        let keyspaces = config.groups.iter().map(|group| open(group.group)).collect();
+        let mut node = Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap();
+        let mut effects = Effects::default();
+        node.start(Time(1), &mut effects);
+        let sequence = effects.log_sequence;
+        node.step(Time(2), Event::LogDurable { sequence }, &mut effects);
+        assert!(node.replicas[&ROOT_GROUP].core.is_leader());
+        node
+    }
+
+    /// The forward of a node's own record was lost with its connection. It counted as on its way for as long as the term
+    /// lasted, and the other members never learnt the record.
+    #[test]
+    fn a_record_whose_publication_was_lost_is_published_again() {
+        let mut node = leading();
+        let term = Term(1);
+        let root = node.replicas.get_mut(&ROOT_GROUP).unwrap();
+        root.waiting.clear();
+        root.proposed.clear();
+        root.proposed.insert(OWN_TOKENS | 1, Proposed { term, command: Bytes::new() });
+        root.proposed.insert(1, Proposed { term, command: Bytes::new() });
+        node.heartbeats = PUBLISH_LOST_AFTER;
+        node.publish_own_record();
+        assert!(node.replicas[&ROOT_GROUP].waiting.is_empty(), "it may still arrive");
+        node.heartbeats += 1;
+        node.publish_own_record();
+        let root = &node.replicas[&ROOT_GROUP];
+        assert_eq!(root.waiting.len(), 1);
+        assert!(root.proposed.contains_key(&1), "a client's request has a time-out of its own");
     }
 }

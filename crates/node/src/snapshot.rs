@@ -54,22 +54,25 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return effects.installs.push((ticket, false));
         };
-        let is_newer = offered.index > replica.applied().0;
-        if !is_newer || replica.install != Install::None || replica.core.is_leader() {
+        if replica.install != Install::None {
             return effects.installs.push((ticket, false));
         }
-        replica.install = Install::Offered(ticket);
+        replica.install = Install::Offered(ticket, Index(offered.index));
         self.answer_install(group, effects);
     }
 
-    /// Allows the switch once nothing of the old state is on its way to the engine.
+    /// Allows the switch once nothing of the old state is on its way to the engine. While the offer waited for that,
+    /// this replica may have applied more than the snapshot holds, or been elected: the state must not go back.
     pub(crate) fn answer_install(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        let Install::Offered(ticket) = replica.install else { return };
-        if replica.flush.is_quiet() {
-            replica.install = Install::Switching;
-            effects.installs.push((ticket, true));
+        let Install::Offered(ticket, index) = replica.install else { return };
+        let is_wanted = index > replica.applied() && !replica.core.is_leader();
+        if is_wanted && !replica.flush.is_quiet() {
+            return;
         }
+        replica.install = if is_wanted { Install::Switching } else { Install::None };
+        effects.installs.push((ticket, is_wanted));
+        self.touch(group);
     }
 
     /// The engine has switched: so do the state and the log.
@@ -93,5 +96,89 @@ impl Node {
         self.step_group(group, CoreEvent::SnapshotInstalled { position }, effects);
         self.refresh_members();
         self.touch(group);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use hadron_consensus::{DEFAULT_GROUP, NodeId, Time};
+    use hadron_keyspace::Keyspace;
+    use hadron_storage::engine::ModelEngine;
+
+    use crate::config::{Config, Limits};
+    use crate::membership::{Bootstrap, Member};
+
+    /// The first of three nodes; one entry is applied, and its flush is on its way.
+    fn flushing() -> Node {
+        let members = (1..=3).map(|id| Member { id, ..Member::default() }).collect();
+        let pool = Bootstrap { cluster_id: 1, members };
+        let config = Config {
+            node: NodeId(1),
+            incarnation: 7,
+            groups: pool.groups(),
+            members: pool.members,
+            heartbeat_us: 100_000,
+            election_timeout_us: 1_000_000,
+            seed: 1,
+            limits: Limits::default(),
+        };
+        let engine = Arc::new(ModelEngine::new());
+        let open = |id: GroupId| (id, Keyspace::open(engine.clone(), id.0, Default::default()).unwrap());
+        let keyspaces = config.groups.iter().map(|group| open(group.group)).collect();
+        let mut node = Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap();
+        apply(&mut node, 1);
+        let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
+        replica.durable.restart(Index(1));
+        let mut effects = Effects::default();
+        node.now = Time(1_000_000);
+        node.maybe_flush(DEFAULT_GROUP, &mut effects);
+        assert_eq!(effects.flushes.len(), 1);
+        // The engine has it, and the node has not heard so yet.
+        node
+    }
+
+    fn at(index: u64) -> Applied {
+        Applied { term: 1, index, checksum: index, stamp_ms: 0 }
+    }
+
+    fn apply(node: &mut Node, index: u64) {
+        node.replicas[&DEFAULT_GROUP].keyspace.apply(at(index), Vec::new());
+    }
+
+    fn flush_ends(node: &mut Node) -> Effects {
+        let mut effects = Effects::default();
+        let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
+        replica.flush = crate::flush::FlushState::new(Index(1), Time(1));
+        node.answer_install(DEFAULT_GROUP, &mut effects);
+        effects
+    }
+
+    /// An offer waited for a flush; meanwhile the replica caught up by its log. The switch was allowed all the same and
+    /// took the state back to before what had been applied and answered.
+    #[test]
+    fn an_offer_that_was_overtaken_while_it_waited_is_refused() {
+        let mut node = flushing();
+        let mut effects = Effects::default();
+        node.on_snapshot_offered(DEFAULT_GROUP, 9, at(2), &mut effects);
+        assert_eq!(effects.installs, [], "it waits for the flush");
+        apply(&mut node, 2);
+        apply(&mut node, 3);
+        assert_eq!(flush_ends(&mut node).installs, [(9, false)]);
+        assert_eq!(node.replicas[&DEFAULT_GROUP].install, Install::None);
+    }
+
+    #[test]
+    fn an_offer_that_is_still_ahead_is_taken_after_the_flush() {
+        let mut node = flushing();
+        let mut effects = Effects::default();
+        node.on_snapshot_offered(DEFAULT_GROUP, 9, at(2), &mut effects);
+        assert_eq!(flush_ends(&mut node).installs, [(9, true)]);
+        assert_eq!(node.replicas[&DEFAULT_GROUP].install, Install::Switching);
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Client, GROUP, Replica};
-use hadron_keyspace::{Applied, Command, Error, Importer, Keyspace, OpenError, Options, SnapshotError};
+use hadron_keyspace::{
+    Applied, Command, Error, Importer, Keyspace, OpenError, Options, SnapshotError, WatcherCounts,
+};
 use hadron_proto::etcdserverpb as pb;
 use hadron_storage::engine::{Change, Engine, ModelEngine, Read, Space};
 
@@ -170,6 +172,29 @@ fn watchers_survive_a_snapshot() {
     let revisions: Vec<i64> =
         client.drain().iter().flat_map(|r| &r.events).map(|e| e.kv.as_ref().unwrap().mod_revision).collect();
     assert_eq!(revisions, (7..=21).collect::<Vec<_>>());
+}
+
+#[test]
+fn watchers_are_counted_wherever_they_are_and_until_they_go() {
+    let replica = Replica::new(Options::default());
+    let log: Vec<_> = (0..5).map(|n| (n, vec![put("k", "v")])).collect();
+    replica.follow(&log);
+    let counts = || replica.keyspace.watcher_counts();
+    let (mut first, mut second) = (Client::new(&replica.keyspace), Client::new(&replica.keyspace));
+    let create =
+        |start_revision| pb::WatchCreateRequest { key: "k".into(), start_revision, ..Default::default() };
+    first.stream.create(create(0));
+    first.stream.create(create(2));
+    second.stream.create(create(0));
+    assert_eq!(counts(), WatcherCounts { all: 3, lagging: 1 });
+    first.drain();
+    assert_eq!(counts(), WatcherCounts { all: 3, lagging: 0 });
+    first.stream.cancel(0);
+    first.stream.cancel(0);
+    assert_eq!(counts(), WatcherCounts { all: 2, lagging: 0 });
+    drop(first);
+    drop(second);
+    assert_eq!(counts(), WatcherCounts::default());
 }
 
 #[test]

@@ -277,7 +277,45 @@ fn majority(digests: &BTreeMap<NodeId, u64>, replicas: usize) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use hadron_consensus::DEFAULT_GROUP;
+    use hadron_keyspace::Applied;
+
     use super::*;
+    use crate::board::DigestComparisons;
+    use crate::propose::tests::node;
+
+    /// A node whose replica of `default` has a mark at index 1, and the digest there.
+    fn marked() -> (Node, u64) {
+        let node = node();
+        let keyspace = node.replicas[&DEFAULT_GROUP].keyspace.clone();
+        let applied = Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 };
+        drop(keyspace.apply(applied, vec![Command::DigestMark]));
+        let live = keyspace.digest();
+        (node, live)
+    }
+
+    fn hear(node: &mut Node, from: u64, live: u64, answer: bool) -> DigestComparisons {
+        node.on_digest(NodeId(from), DEFAULT_GROUP, 1, live, answer, &mut Effects::default());
+        node.replicas[&DEFAULT_GROUP].board.digest_comparisons()
+    }
+
+    #[test]
+    fn a_follower_counts_each_question_that_it_compares_itself_with() {
+        let (mut node, live) = marked();
+        assert_eq!(hear(&mut node, 2, live, false), DigestComparisons { same: 1, different: 0 });
+        assert_eq!(hear(&mut node, 2, live + 1, false), DigestComparisons { same: 1, different: 1 });
+    }
+
+    #[test]
+    fn a_leader_counts_each_answer_once() {
+        let (mut node, live) = marked();
+        let round = Round { index: 1, digests: BTreeMap::from([(NodeId(1), live)]) };
+        let replica = node.replicas.get_mut(&DEFAULT_GROUP);
+        replica.expect("it is there").integrity.round = Some(round);
+        assert_eq!(hear(&mut node, 2, live, true), DigestComparisons { same: 1, different: 0 });
+        assert_eq!(hear(&mut node, 2, live, true), DigestComparisons { same: 1, different: 0 });
+        assert_eq!(hear(&mut node, 3, live + 1, true), DigestComparisons { same: 1, different: 1 });
+    }
 
     #[test]
     fn a_majority_is_of_all_replicas_not_of_those_that_answered() {

@@ -287,7 +287,7 @@ fn split(commands: Gathered, entry_bytes: usize) -> Vec<Gathered> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::sync::Arc;
 
@@ -299,7 +299,7 @@ mod tests {
     use crate::membership::{Bootstrap, Member};
 
     /// The first of three nodes; nobody leads yet.
-    fn node() -> Node {
+    pub(crate) fn node() -> Node {
         let members = (1..=3).map(|id| Member { id, ..Member::default() }).collect();
         let pool = Bootstrap { cluster_id: 1, members };
         let config = Config {

@@ -72,8 +72,9 @@ impl Message {
                 put_all(out, [commit.0, *round]);
                 put_entries(out, entries);
             }
-            Message::AppendAck { term, round, matched } => {
+            Message::AppendAck { term, round, matched, full } => {
                 out.put_u8(APPEND_ACK);
+                out.put_u8(u8::from(*full));
                 put_all(out, [term.0, *round, matched.0]);
             }
             Message::AppendReject { term, round, rejected, hint_index, hint_term } => {
@@ -134,7 +135,9 @@ fn decode_body(kind: u8, from: &mut Bytes) -> Result<Message, DecodeError> {
         }
         APPEND => decode_append(from)?,
         APPEND_ACK => {
-            Message::AppendAck { term: take_term(from)?, round: varint(from)?, matched: take_index(from)? }
+            let [full, _, _] = flags(from, 1)?;
+            let (term, round, matched) = (take_term(from)?, varint(from)?, take_index(from)?);
+            Message::AppendAck { term, round, matched, full }
         }
         APPEND_REJECT => Message::AppendReject {
             term: take_term(from)?,

@@ -60,6 +60,12 @@ pub enum Event {
         /// The position that the snapshot contains.
         position: LogPosition,
     },
+    /// Whether the state machine cannot keep up. A follower that is `full` takes no entries, so that its log does not
+    /// grow beyond what it can get rid of, and the leader sends it none; it votes, answers and learns of commits as ever.
+    Pressure {
+        /// It cannot.
+        full: bool,
+    },
     /// Sending the snapshot that [`Effects::snapshots`] asked for ended.
     SnapshotSent {
         /// Its receiver.

@@ -88,6 +88,8 @@ pub struct Group {
     pub(crate) applied: Index,
     /// Messages that wait for the present term and vote to be durable.
     held: Vec<(ReplicaId, Message)>,
+    /// The state machine cannot keep up: no entries are taken from a leader.
+    pub(crate) full: bool,
 }
 
 impl Group {
@@ -127,6 +129,7 @@ impl Group {
             delivered: applied,
             applied,
             held: Vec::new(),
+            full: false,
             config,
         }
     }
@@ -150,6 +153,7 @@ impl Group {
             Event::Compact { index } => self.on_compact(index),
             Event::SnapshotInstalled { position } => self.on_snapshot_installed(position, effects),
             Event::SnapshotSent { to, position } => self.on_snapshot_sent(to, position),
+            Event::Pressure { full } => self.on_pressure(full),
             Event::Suspect { replica } => self.on_suspect(replica, contacts, effects),
             Event::TransferLeader { to } => self.on_transfer(to),
             Event::Campaign => self.on_campaign(effects),
@@ -253,6 +257,11 @@ impl Group {
         }
     }
 
+    /// Bytes of data in the retained entries.
+    pub fn log_bytes(&self) -> usize {
+        self.log.bytes()
+    }
+
     /// Bytes of entries that wait for a quorum; 0 unless this replica leads.
     pub fn uncommitted_bytes(&self) -> usize {
         match &self.role {
@@ -348,7 +357,9 @@ impl Group {
             Message::Append { previous, commit, round, answer, entries, .. } => {
                 self.on_append(from, previous, commit, (round, answer), entries, effects);
             }
-            Message::AppendAck { term, round, matched } => self.on_append_ack(from, term, round, matched),
+            Message::AppendAck { term, round, matched, full } => {
+                self.on_append_ack(from, term, round, (matched, full));
+            }
             Message::AppendReject { term, round, rejected, hint_index, hint_term } => {
                 self.on_append_reject(from, term, round, rejected, (hint_index, hint_term));
             }

@@ -17,6 +17,8 @@ pub(crate) struct Log {
     /// The last entry that is no longer here: the state machine has it durably.
     floor: LogPosition,
     entries: VecDeque<Entry>,
+    /// Bytes of data in the entries.
+    bytes: usize,
 }
 
 impl Log {
@@ -38,7 +40,8 @@ impl Log {
             assert!(entry.checksum == checksum, "the recovered log's checksum is broken at {}", entry.index);
             previous = entry.position();
         }
-        Log { group, floor, entries: entries.into() }
+        let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+        Log { group, floor, entries: entries.into(), bytes }
     }
 
     /// The position before the first entry.
@@ -54,6 +57,11 @@ impl Log {
     /// The retained entries, oldest first.
     pub(crate) fn entries(&self) -> impl DoubleEndedIterator<Item = &Entry> + ExactSizeIterator {
         self.entries.iter()
+    }
+
+    /// Bytes of data in the retained entries.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The entries from `from` (which must be after the floor) on.
@@ -94,6 +102,7 @@ impl Log {
         let last = self.last();
         let index = last.index.next();
         let checksum = chain_checksum(last.checksum, self.group, term, index, &data);
+        self.bytes += data.len();
         self.entries.push_back(Entry { term, index, checksum, data });
         index
     }
@@ -108,19 +117,22 @@ impl Log {
         let last = self.last();
         assert!(entry.index == last.index.next(), "a gap before {} in the log", entry.index);
         assert!(entry.term >= last.term, "the term decreases at {} in the log", entry.index);
+        self.bytes += entry.data.len();
         self.entries.push_back(entry);
     }
 
     /// Drops `from` and everything after it.
     pub(crate) fn truncate(&mut self, from: Index) {
         assert!(from > self.floor.index, "the log cannot be cut at {from}, below its floor");
-        self.entries.truncate(self.offset(from));
+        let dropped = self.entries.drain(self.offset(from).min(self.entries.len())..);
+        self.bytes -= dropped.map(|entry| entry.data.len()).sum::<usize>();
     }
 
     /// Drops everything up to and including `to`.
     pub(crate) fn compact(&mut self, to: Index) {
         if let Some(floor) = self.position_at(to) {
-            self.entries.drain(..(to.0 - self.floor.index.0) as usize);
+            let dropped = self.entries.drain(..(to.0 - self.floor.index.0) as usize);
+            self.bytes -= dropped.map(|entry| entry.data.len()).sum::<usize>();
             self.floor = floor;
         }
     }
@@ -128,6 +140,7 @@ impl Log {
     /// Forgets all entries: the log goes on after `floor`.
     pub(crate) fn restart_at(&mut self, floor: LogPosition) {
         self.entries.clear();
+        self.bytes = 0;
         self.floor = floor;
     }
 

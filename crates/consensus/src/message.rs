@@ -59,6 +59,8 @@ pub enum Message {
         round: u64,
         /// The last index that is durable and known to be equal.
         matched: Index,
+        /// The follower takes no entries now: its state machine cannot keep up.
+        full: bool,
     },
     /// The follower does not have `previous` of an append.
     AppendReject {

@@ -14,7 +14,8 @@
 //!          └──────────┘
 //! ```
 //! *Probe*: one append at a time, to find out where the two logs agree. *Replicate*: appends follow each other without
-//! waiting, until `inflight_bytes` are unacknowledged. *Snapshot*: nothing but heartbeats.
+//! waiting, until `inflight_bytes` are unacknowledged. *Snapshot*: nothing but heartbeats. A follower that is full, in
+//! whatever state, gets no entries and no snapshot until it says that it is not.
 //!
 //! Invariant: `matched < next <= last + 1`. `matched` never decreases: it is durable at the follower, and ids of
 //! replicas that lost their disk are not used again.
@@ -51,6 +52,8 @@ pub struct Progress {
     pub(crate) responsive: bool,
     /// It has said something since the last tick.
     pub(crate) answered: bool,
+    /// It takes no entries now, and says so in its answers.
+    pub full: bool,
     /// The commit index that it was told.
     pub(crate) commit_sent: Index,
     /// The newest round of reads it was told.
@@ -79,6 +82,7 @@ impl Progress {
             paused: false,
             responsive: true,
             answered: false,
+            full: false,
             commit_sent: Index(0),
             round_sent: 0,
             round_acknowledged: 0,
@@ -122,6 +126,14 @@ impl Progress {
             ProgressState::Replicate => self.next = self.next.max(matched.next()),
             _ => {}
         }
+    }
+
+    /// Whether it takes entries. What was on its way to one that does not is taken for lost.
+    pub(crate) fn set_full(&mut self, full: bool) {
+        if full && self.state != ProgressState::Snapshot {
+            self.become_probe(self.matched.next());
+        }
+        self.full = full;
     }
 
     /// It does not have the entry `rejected`; the logs may agree up to `candidate`. False if that is old news.

@@ -99,6 +99,9 @@ impl<'a> Source<'a> {
 
     /// Sends one append with entries, if there are some and `progress` permits.
     fn send_entries(&self, progress: &mut Progress, effects: &mut Effects) -> bool {
+        if progress.full {
+            return false;
+        }
         let may_send = match progress.state {
             ProgressState::Probe => !progress.paused && progress.responsive,
             ProgressState::Replicate => progress.inflight_bytes() < self.config.inflight_bytes,
@@ -214,7 +217,13 @@ impl Group {
         self.commit_to(index);
     }
 
-    pub(crate) fn on_append_ack(&mut self, from: ReplicaId, term: Term, round: u64, matched: Index) {
+    pub(crate) fn on_append_ack(
+        &mut self,
+        from: ReplicaId,
+        term: Term,
+        round: u64,
+        (matched, full): (Index, bool),
+    ) {
         if term != self.hard_state.term {
             return;
         }
@@ -224,6 +233,7 @@ impl Group {
         assert!(matched <= last, "{from} acknowledged {matched}, but the log ends at {last}");
         progress.heard(round);
         progress.acknowledged(matched, floor);
+        progress.set_full(full);
     }
 
     pub(crate) fn on_append_reject(
@@ -281,10 +291,14 @@ impl Group {
         previous: LogPosition,
         commit: Index,
         (round, answer): (u64, bool),
-        entries: Vec<Entry>,
+        mut entries: Vec<Entry>,
         effects: &mut Effects,
     ) {
         self.follow(from, effects);
+        let turned_away = self.full && !entries.is_empty();
+        if turned_away {
+            entries.clear();
+        }
         let matched = Index(previous.index.0 + entries.len() as u64);
         let (now, term) = (self.now, self.hard_state.term);
         let has_entries = !entries.is_empty();
@@ -293,7 +307,7 @@ impl Group {
         let is_repetition = has_entries && matched <= self.persistence.durable();
         let RoleState::Follower(follower) = &mut self.role else { return };
         follower.heard_at = now;
-        follower.answer_owed |= answer || round > follower.round || is_repetition;
+        follower.answer_owed |= answer || round > follower.round || is_repetition || turned_away;
         follower.round = follower.round.max(round);
         match result {
             Ok(()) => {
@@ -380,6 +394,14 @@ impl Group {
         Ok(())
     }
 
+    /// The state machine falls behind, or has caught up: then the leader, who holds entries back, is told.
+    pub(crate) fn on_pressure(&mut self, full: bool) {
+        let was_full = std::mem::replace(&mut self.full, full);
+        if let RoleState::Follower(follower) = &mut self.role {
+            follower.answer_owed |= was_full && !full;
+        }
+    }
+
     fn diverged(&self, index: Index, expected: u64, found: u64) -> Refused {
         Refused::Diverged(Divergence { replica: self.config.id, index, expected, found })
     }
@@ -387,7 +409,7 @@ impl Group {
     /// Tells the leader what is durable, if that is news or it asked. Only called while the hard state is durable: an
     /// acknowledgement is also a promise not to take anything from earlier terms.
     pub(crate) fn acknowledge(&mut self, effects: &mut Effects) {
-        let (term, durable) = (self.hard_state.term, self.persistence.durable());
+        let (term, durable, full) = (self.hard_state.term, self.persistence.durable(), self.full);
         let RoleState::Follower(Follower {
             leader: Some(leader),
             verified,
@@ -403,7 +425,7 @@ impl Group {
         if *answer_owed || matched > *acknowledged {
             *answer_owed = false;
             *acknowledged = matched.max(*acknowledged);
-            effects.messages.push((*leader, Message::AppendAck { term, round: *round, matched }));
+            effects.messages.push((*leader, Message::AppendAck { term, round: *round, matched, full }));
         }
     }
 }

@@ -41,7 +41,7 @@ fn message() -> impl Strategy<Value = Message> {
                 let voted_for = (c % 2 == 0).then_some(ReplicaId(d));
                 Message::VoteAnswer { term, election: Term(b), pre: x, granted: y, voted_for }
             }
-            2 => Message::AppendAck { term, round: b, matched: Index(c) },
+            2 => Message::AppendAck { term, round: b, matched: Index(c), full: a % 2 == 1 },
             3 => Message::AppendReject {
                 term,
                 round: b,

@@ -88,6 +88,11 @@ fn conflicts() {
 }
 
 #[test]
+fn pressure() {
+    check("pressure.txt");
+}
+
+#[test]
 fn snapshots() {
     check("snapshots.txt");
 }

@@ -38,10 +38,11 @@ pub(crate) fn message(message: &Message) -> String {
             if *round > 0 { format!(" round {round}") } else { String::new() },
             flag(*answer, ", answer!")
         ),
-        Message::AppendAck { term, round, matched } => {
+        Message::AppendAck { term, round, matched, full } => {
             format!(
-                "AppendAck {term} up to {matched}{}",
-                if *round > 0 { format!(" round {round}") } else { String::new() }
+                "AppendAck {term} up to {matched}{}{}",
+                if *round > 0 { format!(" round {round}") } else { String::new() },
+                flag(*full, ", full")
             )
         }
         Message::AppendReject { term, rejected, hint_index, hint_term, .. } => {

@@ -9,7 +9,7 @@ impl World {
     /// One random fault.
     pub(crate) fn fault(&mut self) {
         let replica = self.rng.random_range(0..self.replicas.len());
-        match self.rng.random_range(0..17) {
+        match self.rng.random_range(0..19) {
             0..=2 => self.crash_for_a_while(replica),
             3 => (0..self.replicas.len()).for_each(|replica| self.crash_for_a_while(replica)),
             4..=5 => self.partition(),
@@ -20,6 +20,10 @@ impl World {
             12 => self.replicas[replica].disk_latency_us = 300,
             13..=14 => self.transfer(replica),
             15 => self.step(replica, Event::Campaign),
+            16..=17 => {
+                let full = self.rng.random_bool(0.5);
+                self.step(replica, Event::Pressure { full });
+            }
             _ => {
                 let until = self.now.plus_micros(self.rng.random_range(1_000..400_000));
                 self.replicas[replica].paused_until = until;

@@ -195,6 +195,7 @@ impl World {
             self.replicas[replica].disk_latency_us = 300;
             self.replicas[replica].paused_until = self.now;
             self.restart(replica);
+            self.step(replica, Event::Pressure { full: false });
         }
     }
 

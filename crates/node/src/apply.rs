@@ -14,8 +14,10 @@ impl Node {
     pub(crate) fn apply_committed(&mut self, group: GroupId, effects: &mut Effects) {
         let mut applied_any = false;
         loop {
+            self.count_memory(group);
+            let max = self.unflushed_bytes_max();
             let Some(replica) = self.replicas.get_mut(&group) else { return };
-            let flush_is_behind = replica.keyspace.unflushed_bytes() >= self.config.limits.unflushed_bytes;
+            let flush_is_behind = replica.keyspace.unflushed_bytes() >= max;
             if flush_is_behind || replica.install == Install::Switching {
                 break;
             }

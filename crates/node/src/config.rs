@@ -45,6 +45,10 @@ pub struct Limits {
     pub uncommitted_bytes: usize,
     /// Applied bytes that the engine does not have yet, per group, before a leader refuses and a follower pauses.
     pub unflushed_bytes: usize,
+    /// Applied bytes that the engine does not have yet, all groups together. A group may have as many as are left.
+    pub node_unflushed_bytes: usize,
+    /// Bytes of retained log entries, all groups together. A group may retain as many as are left.
+    pub node_log_bytes: usize,
     /// Requests of one group that may wait for a leader before new ones are refused.
     pub waiting_requests: usize,
     /// Bytes in one flush.
@@ -70,6 +74,8 @@ impl Default for Limits {
             inflight_bytes: 16 << 20,
             uncommitted_bytes: 64 << 20,
             unflushed_bytes: 64 << 20,
+            node_unflushed_bytes: 256 << 20,
+            node_log_bytes: 256 << 20,
             waiting_requests: 10_000,
             flush_bytes: 4 << 20,
             flush_interval_us: 200_000,

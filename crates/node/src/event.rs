@@ -73,7 +73,8 @@ pub enum Event {
         /// See [`Effects::log_sequence`].
         sequence: u64,
     },
-    /// The log keeps old segments only for these groups: move or rewrite their entries.
+    /// The log keeps old segments only for these groups: they must move on. To be looked for at intervals longer than
+    /// that between two fsyncs of the engine.
     LogPinned {
         /// The groups, as [`hadron_storage::wal::Wal::pinning`] names them.
         groups: Vec<GroupId>,

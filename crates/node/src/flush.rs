@@ -120,7 +120,7 @@ impl Node {
 
     /// Asks for an engine fsync when one is due.
     pub(crate) fn maybe_persist_engine(&mut self, effects: &mut Effects) {
-        let deadline = self.engine_persist.deadline(self.config.limits.persist_interval_us);
+        let deadline = self.engine_persist.deadline(self.persist_interval_us());
         if deadline.is_none_or(|deadline| deadline > self.now) {
             return;
         }
@@ -140,22 +140,31 @@ impl Node {
         }
         self.engine_persist.in_flight = false;
         for (group, index) in std::mem::take(&mut self.engine_persist.covers) {
+            let free = self.log_bytes_free();
+            let limits = &self.config.limits;
+            let (tail, for_snapshot) = (limits.log_tail_bytes.min(free), limits.snapshot_log_bytes.min(free));
             let Some(replica) = self.replicas.get_mut(&group) else { continue };
             replica.flush.durable = replica.flush.durable.max(index);
-            let floor = replica
-                .log_floor_wanted(self.config.limits.log_tail_bytes, self.config.limits.snapshot_log_bytes);
+            let floor = replica.log_floor_wanted(tail, for_snapshot);
             self.cut_log(group, floor, effects);
+            self.count_memory(group);
         }
     }
 
-    /// Old segments are kept for these groups alone: give up their tails, and rewrite what cannot be given up at the
-    /// head of the log.
+    /// Old segments are kept for these groups alone. They give up their tails, which is enough for most; what is still
+    /// named the next time cannot be given up, and is written again at the head of the log.
     pub(crate) fn on_log_pinned(&mut self, groups: Vec<GroupId>, effects: &mut Effects) {
-        for group in groups {
-            let Some(replica) = self.replicas.get_mut(&group) else { continue };
+        let again = std::mem::take(&mut self.pinning);
+        for group in &groups {
+            let Some(replica) = self.replicas.get_mut(group) else { continue };
             let durable = replica.flush.durable;
-            self.cut_log(group, durable, effects);
-            self.rewrite_log(group, effects);
+            self.cut_log(*group, durable, effects);
+            if again.contains(group) {
+                self.rewrite_log(*group, effects);
+            } else {
+                self.pinning.insert(*group);
+            }
+            self.touch(*group);
         }
     }
 

@@ -16,6 +16,7 @@ use crate::config::{Config, GroupConfig};
 use crate::envelope::{self, Origin};
 use crate::flush::FlushState;
 use crate::integrity::Integrity;
+use crate::memory::Pressure;
 use crate::persist::DurableTail;
 use crate::read::Reads;
 
@@ -54,6 +55,7 @@ pub(crate) struct Replica {
     pub(crate) durable: DurableTail,
     pub(crate) flush: FlushState,
     pub(crate) integrity: Integrity,
+    pub(crate) pressure: Pressure,
     /// Followers that are being sent a snapshot: the log is kept for them.
     pub(crate) snapshots_in_flight: Vec<ReplicaId>,
     /// A snapshot that may be, or is being, installed.
@@ -138,6 +140,7 @@ impl Replica {
             durable: DurableTail::new(last),
             flush: FlushState::new(in_engine.index, now),
             integrity: Integrity::new(now),
+            pressure: Pressure::default(),
             snapshots_in_flight: Vec::new(),
             install: Install::None,
             transfer: None,

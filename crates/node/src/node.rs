@@ -17,6 +17,7 @@ use crate::flush::EnginePersist;
 use crate::groups::Replica;
 use crate::liveness::Liveness;
 use crate::membership::{self, Member};
+use crate::memory::MemoryUse;
 use crate::peer::PeerMessage;
 use crate::persist::LogQueue;
 use crate::propose::RETRY_US;
@@ -37,6 +38,10 @@ pub struct Node {
     pub(crate) liveness: Liveness,
     pub(crate) board: Arc<Board>,
     pub(crate) log: LogQueue,
+    /// Groups for which old segments of the log were kept when somebody last looked.
+    pub(crate) pinning: BTreeSet<GroupId>,
+    /// What all groups hold.
+    pub(crate) memory: MemoryUse,
     pub(crate) engine_persist: EnginePersist,
     /// Nodes with a connection, and the incarnation at its other end.
     pub(crate) connected: BTreeMap<NodeId, u64>,
@@ -87,6 +92,8 @@ impl Node {
             liveness,
             board,
             log: LogQueue::default(),
+            pinning: BTreeSet::new(),
+            memory: MemoryUse::default(),
             engine_persist: EnginePersist::default(),
             connected: BTreeMap::new(),
             forwards_seen: BTreeMap::new(),
@@ -126,7 +133,7 @@ impl Node {
     /// When [`Event::Timer`] is due.
     pub fn deadline(&self) -> Time {
         let group = self.timers.first().map(|(at, _)| *at);
-        let persist = self.engine_persist.deadline(self.config.limits.persist_interval_us);
+        let persist = self.engine_persist.deadline(self.persist_interval_us());
         [group, persist].into_iter().flatten().fold(self.heartbeat_at, Time::min)
     }
 
@@ -191,6 +198,7 @@ impl Node {
         self.maybe_expire_leases(group, effects);
         self.maybe_check_integrity(group, effects);
         self.maybe_flush(group, effects);
+        self.heed_pressure(group, effects);
         if let Some(replica) = self.replicas.get(&group) {
             let leader = replica.leader_node();
             replica.board.set_status(leader, replica.core.term(), replica.core.commit().0);
@@ -299,17 +307,7 @@ impl Node {
 
     fn hand_over(&mut self, effects: &mut Effects) {
         for group in self.replicas.keys().copied().collect::<Vec<_>>() {
-            let Some(replica) = self.replicas.get(&group).filter(|replica| replica.core.is_leader()) else {
-                continue;
-            };
-            let is_reachable =
-                |id| replica.nodes.get(id).is_some_and(|node| self.connected.contains_key(node));
-            let progress = replica.core.progress();
-            let best = progress
-                .iter()
-                .filter(|other| is_reachable(&other.replica))
-                .max_by_key(|other| other.matched);
-            if let Some(to) = best.map(|other| other.replica) {
+            if let Some(to) = self.best_successor(group) {
                 self.step_group(group, CoreEvent::TransferLeader { to }, effects);
             }
         }
@@ -352,7 +350,9 @@ impl Node {
         let limits = &self.config.limits;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let retry = (!replica.waiting.is_empty()).then(|| self.now.plus_micros(RETRY_US));
-        let integrity = replica.core.is_leader().then_some(replica.integrity.next_at);
+        let leads = replica.core.is_leader();
+        let integrity = leads.then_some(replica.integrity.next_at);
+        let hand_over = replica.pressure.hand_over_at(self.config.election_timeout_us).filter(|_| leads);
         let candidates = [
             replica.core.deadline(),
             replica.expiry_deadline(),
@@ -360,6 +360,7 @@ impl Node {
             replica.reads.retry_deadline(),
             retry,
             integrity,
+            hand_over,
         ];
         let deadline = candidates.into_iter().flatten().min();
         if deadline == replica.timer {

@@ -152,6 +152,8 @@ pub enum Outcome {
 pub struct Operation {
     /// Who asked.
     pub client: u64,
+    /// Of which keyspace: the number of its group.
+    pub keyspace: u64,
     /// Which node was asked.
     pub node: u64,
     /// When it was asked.
@@ -188,7 +190,7 @@ impl Operation {
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{}..{}] client {} at n{}: ", self.invoked, self.returned, self.client, self.node)?;
+        write!(f, "[{}..{}] client {} of {} at n{}: ", self.invoked, self.returned, self.client, self.keyspace, self.node)?;
         write!(f, "{:?} -> {:?}", self.action, self.outcome)
     }
 }

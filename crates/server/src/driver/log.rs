@@ -23,8 +23,9 @@ const BATCH_BYTES_MAX: usize = 16 << 20;
 const IDLE: Duration = Duration::from_secs(1);
 /// How often old segments that somebody keeps alive are looked for.
 const PINNING_INTERVAL: Duration = Duration::from_secs(5);
-/// Segments may be kept alive up to here before those who keep them are asked to move on.
-const PINNED_BYTES_MAX: u64 = 512 << 20;
+/// Segments may be kept alive up to here before those who keep them are asked to move on. Several times what can be
+/// alive (see `Limits::node_log_bytes`), so that little of what is written is written twice.
+const PINNED_BYTES_MAX: u64 = 1 << 30;
 
 /// Records of one turn.
 struct Batch {

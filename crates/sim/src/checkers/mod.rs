@@ -5,8 +5,9 @@
 //!
 //! The checkers of histories ([`durable_ack`], [`linearizable`], [`revision_order`], [`watch_order`],
 //! [`lease_promise`]) are functions over a finished run. Those of replicas ([`election_safety`],
-//! [`state_machine_safety`], [`digest_agreement`]) observe while it runs, so that a run stops where it went wrong.
+//! [`state_machine_safety`], [`digest_agreement`], [`bounded_memory`]) observe while it runs, so that a run stops where it went wrong.
 
+pub mod bounded_memory;
 pub mod digest_agreement;
 pub mod durable_ack;
 pub mod election_safety;

@@ -133,7 +133,7 @@ mod tests {
             false => (Action::get("a"), StepResult::Got(None)),
         };
         let outcome = Outcome::Done(Response { revision, succeeded: true, results: vec![result] });
-        Operation { client: 1, node: 1, invoked, returned, action, outcome }
+        Operation { client: 1, keyspace: 1, node: 1, invoked, returned, action, outcome }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use hadron_consensus::DEFAULT_GROUP;
+use hadron_consensus::GroupId;
 use hadron_keyspace::{Command, Error, Response as CommandResponse};
 use hadron_node::{Event as NodeEvent, Failure as NodeFailure, Reply};
 use hadron_proto::etcdserverpb::RangeRequest;
@@ -14,18 +14,26 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::machine::Asked;
-use super::{Happening, Life, World};
+use super::{Happening, Life, Settings, World};
 use crate::etcd::{self, Request};
 use crate::history::{Action, Guard, Operation, Outcome, Response, Step, StepResult, Transaction, Violation};
 
 /// Keys that all clients share.
 const KEYS: u64 = 6;
+/// Further clients of a busy keyspace.
+const BUSY_CLIENTS: usize = 10;
+/// How much less they think.
+const BUSY_FACTOR: u64 = 20;
 /// Bytes of a large value.
 const LARGE_VALUE: usize = 6 << 10;
 
 /// A client that reads and writes.
 pub(super) struct Client {
     number: u64,
+    /// The group of its keyspace.
+    keyspace: GroupId,
+    /// Mean pause between two operations, in microseconds.
+    think_us: u64,
     /// Stays with one node as long as that answers, or goes to another each time.
     faithful: bool,
     node: u64,
@@ -35,8 +43,19 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(number: u64, rng: &mut SmallRng) -> Client {
-        Client { number, faithful: rng.random_bool(0.5), node: 0, values: 0, seen: BTreeMap::new() }
+    /// The clients of a world, by their numbers.
+    pub(super) fn all(settings: &Settings, rng: &mut SmallRng) -> Vec<Client> {
+        let think_us = settings.think_us;
+        let usual = (0..settings.clients).map(|number| (GroupId(1 + number % settings.keyspaces), think_us));
+        let busy = settings.busy_keyspaces.iter();
+        let busy = busy.flat_map(|group| [(*group, think_us / BUSY_FACTOR); BUSY_CLIENTS]);
+        let all = (0..).zip(usual.chain(busy));
+        all.map(|(number, (keyspace, think_us))| Client::new(number, keyspace, think_us, rng)).collect()
+    }
+
+    fn new(number: u64, keyspace: GroupId, think_us: u64, rng: &mut SmallRng) -> Client {
+        let faithful = rng.random_bool(0.5);
+        Client { number, keyspace, think_us, faithful, node: 0, values: 0, seen: BTreeMap::new() }
     }
 
     fn action(&mut self, rng: &mut SmallRng, large_value_one_in: u32, newest: i64) -> Action {
@@ -111,11 +130,12 @@ impl World {
         let Some(life) = self.choose_node(number) else {
             return self.schedule.after(100_000, Happening::ClientNext(number));
         };
-        let newest = self.observer.last_revision();
+        let keyspace = self.clients[number].keyspace;
+        let newest = self.observer.last_revision(keyspace);
         let large_value_one_in = self.settings.large_value_one_in;
         let client = &mut self.clients[number];
         let action = client.action(&mut self.rng, large_value_one_in, newest);
-        self.begin_operation(number as u64, life, action);
+        self.begin_operation(number as u64, keyspace, life, action);
     }
 
     /// A node that accepts connections; the client's own, if it is faithful and that is up.
@@ -134,11 +154,18 @@ impl World {
     }
 
     /// Writes an operation into the history and sends it on its way.
-    pub(super) fn begin_operation(&mut self, client: u64, life: Life, action: Action) -> usize {
+    pub(super) fn begin_operation(
+        &mut self,
+        client: u64,
+        keyspace: GroupId,
+        life: Life,
+        action: Action,
+    ) -> usize {
         let now = self.schedule.now();
         let operation = self.history.len();
         self.history.push(Operation {
             client,
+            keyspace: keyspace.0,
             node: life.node,
             invoked: now,
             returned: now,
@@ -168,9 +195,10 @@ impl World {
             Request::Txn(request) => Some(Command::Txn(request)),
             Request::Revoke(request) => Some(Command::LeaseRevoke(request)),
         };
+        let group = GroupId(self.history[operation].keyspace);
         let token = self.ask(life, Asked::Operation(operation), |token| match command {
-            Some(command) => NodeEvent::Write { token, group: DEFAULT_GROUP, command: command.to_bytes() },
-            None => NodeEvent::Read { token, group: DEFAULT_GROUP },
+            Some(command) => NodeEvent::Write { token, group, command: command.to_bytes() },
+            None => NodeEvent::Read { token, group },
         });
         if let Some(token) = token {
             let timeout = self.settings.client_timeout_us;
@@ -201,7 +229,8 @@ impl World {
     /// The front end reads the local keyspace.
     pub(super) fn serve_read(&mut self, operation: usize, life: Life) {
         let action = self.history[operation].action.clone();
-        let Some(keyspace) = self.process(life).and_then(|process| process.default_keyspace()) else {
+        let group = GroupId(self.history[operation].keyspace);
+        let Some(keyspace) = self.process(life).and_then(|process| process.keyspace(group)) else {
             return self.answer(operation, Outcome::Failed);
         };
         let Request::Range(range) = etcd::request(&action) else { return };
@@ -234,7 +263,8 @@ impl World {
     pub(super) fn give_up(&mut self, operation: usize, life: Life, token: u64) {
         let Some(process) = self.process(life) else { return };
         if process.asked.remove(&token).is_some() {
-            self.deliver(life, NodeEvent::Cancel { token, group: DEFAULT_GROUP });
+            let group = GroupId(self.history[operation].keyspace);
+            self.deliver(life, NodeEvent::Cancel { token, group });
             self.answer(operation, Outcome::Unknown);
         }
     }
@@ -261,7 +291,7 @@ impl World {
                 if unanswered {
                     state.node = 0;
                 }
-                let think = self.rng.random_range(0..=2 * self.settings.think_us);
+                let think = self.rng.random_range(0..=2 * state.think_us);
                 self.schedule.after(think, Happening::ClientNext(client));
             }
             None => self.on_lease_answer(number),

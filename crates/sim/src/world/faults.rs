@@ -7,7 +7,7 @@ use hadron_node::Event as NodeEvent;
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use super::{Happening, World};
+use super::{Happening, TROUBLE_US, Trouble, World};
 
 impl World {
     /// Lets one thing go wrong and arranges the next.
@@ -43,7 +43,16 @@ impl World {
                     process.paused_until = now;
                 }
             }
+            if let Some(life) = self.life(node) {
+                self.resume_flushes(life);
+            }
         }
+    }
+
+    /// Whether this trouble ails its group now.
+    pub(super) fn is_troubled(&self, trouble: Trouble) -> bool {
+        let now = self.schedule.now();
+        self.faults_on && now >= TROUBLE_US && self.settings.troubles.contains(&trouble)
     }
 
     fn nodes_in_any_order(&mut self) -> Vec<u64> {

@@ -15,7 +15,7 @@ use crate::history::{Action, Operation, Outcome, Step, StepResult, Transaction};
 /// Seconds that leases are granted for.
 const TTL_S: i64 = 2;
 /// Client numbers of lease clients in the history begin here.
-const NUMBERS: u64 = 1_000;
+const NUMBERS: u64 = 1_000_000;
 /// Microseconds between two looks at whether the key is gone.
 const LOOK_US: u64 = 150_000;
 /// Microseconds after which a lease client gives up an answer.
@@ -81,7 +81,7 @@ impl World {
             Stage::Grant => self.grant(number, life),
             Stage::Attach => {
                 let action = self.leases[number].attach();
-                self.begin_operation(NUMBERS + number as u64, life, action);
+                self.begin_operation(NUMBERS + number as u64, DEFAULT_GROUP, life, action);
             }
             Stage::Keep(_) => {
                 let lease = self.leases[number].lease();
@@ -89,7 +89,7 @@ impl World {
             }
             Stage::Look => {
                 let action = Action::get(self.leases[number].key());
-                self.begin_operation(NUMBERS + number as u64, life, action);
+                self.begin_operation(NUMBERS + number as u64, DEFAULT_GROUP, life, action);
             }
         }
     }
@@ -107,6 +107,7 @@ impl World {
         // Its expiry may remove the key at any time from now on, as far as the order of operations is concerned.
         self.history.push(Operation {
             client: NUMBERS + number as u64,
+            keyspace: DEFAULT_GROUP.0,
             node: life.node,
             invoked: now,
             returned: now,

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, Time};
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{
-    Bootstrap, Config, Effects, Event as NodeEvent, Failure as NodeFailure, Member, Node, PeerMessage, Reply,
+    Bootstrap, Config, Effects, Event as NodeEvent, Failure as NodeFailure, GroupConfig, Member, Node, PeerMessage, Reply,
 };
 use hadron_storage::disk::{Disk, MemoryDisk};
 use hadron_storage::engine::{Engine, ModelEngine};
@@ -16,9 +16,10 @@ use hadron_storage::wal::{Options as WalOptions, Wal};
 use rand::Rng;
 
 use super::network::{Direction, Fate};
+use super::observe::Observed;
 use super::snapshots::Incoming;
 use super::threads::{EngineThread, LogThread};
-use super::{Happening, Life, World};
+use super::{Happening, Life, Trouble, World};
 use crate::history::Violation;
 
 /// The directory of the log on each disk.
@@ -47,6 +48,7 @@ pub(super) struct Process {
     pub(super) keyspaces: BTreeMap<GroupId, Arc<Keyspace>>,
     pub(super) log: LogThread,
     pub(super) engine: EngineThread,
+    pub(super) observed: Vec<Observed>,
     started_at: u64,
     /// The process stands still until then.
     pub(super) paused_until: u64,
@@ -84,14 +86,23 @@ impl Machine {
 }
 
 impl Process {
-    pub(super) fn default_keyspace(&self) -> Option<Arc<Keyspace>> {
-        self.keyspaces.get(&DEFAULT_GROUP).cloned()
+    pub(super) fn keyspace(&self, group: GroupId) -> Option<Arc<Keyspace>> {
+        self.keyspaces.get(&group).cloned()
     }
 
     /// The process's own monotonic clock.
     fn time(&self, now: u64) -> Time {
         Time(now - self.started_at + 1)
     }
+}
+
+/// The root group and one group for each keyspace.
+fn groups(members: &[Member], keyspaces: u64) -> Vec<GroupConfig> {
+    let mut groups = Bootstrap { cluster_id: 1, members: members.to_vec() }.groups();
+    let voters = groups.first().map(|root| root.voters.clone()).unwrap_or_default();
+    let further = DEFAULT_GROUP.0 + 1..=keyspaces;
+    groups.extend(further.map(|group| GroupConfig { group: GroupId(group), voters: voters.clone() }));
+    groups
 }
 
 impl World {
@@ -131,7 +142,7 @@ impl World {
             WalOptions { segment_bytes: self.settings.segment_bytes, log_id: node, ballast_bytes: 0 };
         let (wal, recovered) =
             Wal::open(disk, Path::new(LOG_DIRECTORY), options).map_err(|error| error.to_string())?;
-        let groups = Bootstrap { cluster_id: 1, members: members.clone() }.groups();
+        let groups = groups(&members, self.settings.keyspaces);
         let mut keyspaces = BTreeMap::new();
         for group in &groups {
             let engine: Arc<dyn Engine> = machine.engine.clone();
@@ -150,12 +161,14 @@ impl World {
         };
         let torn = recovered.torn_tail.is_some();
         let shell = Node::new(config, recovered.groups, &keyspaces, Time(1))?;
+        let observed = Observed::all(&shell.board());
         let positions: Vec<u64> = keyspaces.values().map(|keyspace| keyspace.applied().index).collect();
         machine.process = Some(Process {
             node: shell,
             keyspaces,
             log: LogThread::new(wal),
             engine: EngineThread::default(),
+            observed,
             started_at: now,
             paused_until: 0,
             inbox: Vec::new(),
@@ -290,6 +303,11 @@ impl World {
     /// Sends a peer message, in its encoded form.
     fn send(&mut self, life: Life, to: u64, message: &PeerMessage) {
         let direction = (life.node, to);
+        if let PeerMessage::Group { group, .. } = message
+            && self.is_troubled(Trouble::NoQuorum(*group))
+        {
+            return;
+        }
         let Some(target) = self.life(to) else { return };
         let mut bytes = BytesMut::new();
         message.encode(&mut bytes);

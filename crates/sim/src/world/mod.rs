@@ -23,6 +23,7 @@ mod clients;
 mod faults;
 mod leases;
 mod machine;
+mod memory;
 mod network;
 mod observe;
 mod schedule;
@@ -36,13 +37,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
-use hadron_consensus::{GroupId, LogPosition, ReplicaId};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, LogPosition, ReplicaId};
 use hadron_node::Event as NodeEvent;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-pub use settings::Settings;
+pub use settings::{Settings, TROUBLE_US, Trouble};
 
+use crate::checkers::bounded_memory::Usage;
 use crate::history::{Operation, Outcome, Violation};
 use clients::Client;
 use leases::LeaseClient;
@@ -100,6 +102,8 @@ enum Happening {
     Watch(usize),
     /// The next fault begins.
     Fault,
+    /// Somebody looks at how much memory and log the nodes use.
+    Measure,
     /// A machine loses its power.
     PowerLoss(u64),
     /// A machine that was down comes back.
@@ -127,6 +131,8 @@ pub struct Report {
     pub snapshots: u64,
     /// The last revision.
     pub revision: i64,
+    /// The most that a node held in memory and in its log at a time.
+    pub usage: Usage,
     /// The longest time without an acknowledged write while all was well again, in microseconds.
     pub recovery_us: u64,
 }
@@ -174,6 +180,8 @@ pub struct World {
     crashes: u64,
     snapshots: u64,
     tickets: u64,
+    /// See [`Report::usage`].
+    usage: Usage,
 }
 
 impl World {
@@ -197,7 +205,7 @@ impl World {
     fn new(settings: Settings) -> World {
         let mut rng = SmallRng::seed_from_u64(settings.seed);
         let machines = (1..=settings.nodes).map(|node| (node, Machine::new())).collect();
-        let clients = (0..settings.clients).map(|number| Client::new(number, &mut rng)).collect();
+        let clients = Client::all(&settings, &mut rng);
         let leases = (0..settings.lease_clients).map(LeaseClient::new).collect();
         let watchers = (0..settings.watchers).map(|number| Watching::new(number, &mut rng)).collect();
         World {
@@ -219,6 +227,7 @@ impl World {
             crashes: 0,
             snapshots: 0,
             tickets: 0,
+            usage: Usage::default(),
             settings,
         }
     }
@@ -237,6 +246,12 @@ impl World {
             self.schedule.at(500_000, Happening::Watch(watcher));
         }
         self.schedule.at(2_000_000, Happening::Fault);
+        self.schedule.at(2_000_000, Happening::Measure);
+        for at in self.settings.blackouts_us.clone() {
+            for node in 1..=self.settings.nodes {
+                self.schedule.at(at, Happening::PowerLoss(node));
+            }
+        }
     }
 
     /// Faults, then healing, then silence, then the checks. Returns how long the recovery took.
@@ -286,6 +301,7 @@ impl World {
             }
             Happening::Watch(watcher) => self.watch(watcher),
             Happening::Fault => self.fault(),
+            Happening::Measure => self.measure(),
             Happening::PowerLoss(node) => self.lose_power(node),
             Happening::Boot(node) => self.boot(node),
             Happening::Heal(partition) => self.end_partition(partition),
@@ -304,7 +320,7 @@ impl World {
                 .iter()
                 .filter(|operation| operation.response().is_some())
                 .map(|operation| operation.client)
-                .filter(|client| *client < self.settings.clients)
+                .filter(|client| *client < self.clients.len() as u64)
                 .collect();
             if served.len() >= self.clients.len() {
                 let recovered_at = self.schedule.now();
@@ -344,7 +360,8 @@ impl World {
             terms_led: self.observer.terms_led(),
             crashes: self.crashes,
             snapshots: self.snapshots,
-            revision: self.observer.last_revision(),
+            revision: self.observer.last_revision(DEFAULT_GROUP),
+            usage: self.usage,
             recovery_us,
         }
     }

@@ -1,5 +1,6 @@
 //! What a world is like: most of it drawn from the seed, so that different seeds are different worlds.
 
+use hadron_consensus::GroupId;
 use hadron_node::Limits;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -13,12 +14,16 @@ pub struct Settings {
     pub seed: u64,
     /// Nodes, each with a replica of every group.
     pub nodes: u64,
-    /// Clients that read and write.
+    /// Keyspaces, the first of which is `default`; each has a group of its own.
+    pub keyspaces: u64,
+    /// Clients that read and write, each in one keyspace. They take turns.
     pub clients: u64,
     /// Clients that hold leases.
     pub lease_clients: u64,
     /// Watchers.
     pub watchers: u64,
+    /// Keyspaces that have ten more clients, who hardly think.
+    pub busy_keyspaces: Vec<GroupId>,
     /// Microseconds during which faults happen.
     pub faults_us: u64,
     /// Microseconds within which the healed pool must serve every client, and later be equal everywhere.
@@ -31,10 +36,16 @@ pub struct Settings {
     pub think_us: u64,
     /// Mean pause between two faults, in microseconds.
     pub fault_pause_us: u64,
+    /// Troubles of single groups, from [`TROUBLE_US`] on until everything is healed.
+    pub troubles: Vec<Trouble>,
+    /// When all machines lose their power at once, in microseconds.
+    pub blackouts_us: Vec<u64>,
     /// Microseconds that an fsync takes at most when the disk is well.
     pub sync_us_max: u64,
     /// Bytes in a segment of the log.
     pub segment_bytes: u64,
+    /// Bytes of log that may be kept before those for whom it is kept must move on.
+    pub pinned_bytes_max: u64,
     /// One value in this many is large.
     pub large_value_one_in: u32,
     /// The nodes' bounds and rhythms.
@@ -44,15 +55,29 @@ pub struct Settings {
     pub(super) delays: Delays,
 }
 
+/// When the troubles of single groups begin, in microseconds.
+pub const TROUBLE_US: u64 = 3_000_000;
+
+/// What ails one group while all others are well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Its replicas cannot talk to each other.
+    NoQuorum(GroupId),
+    /// The engine of this node does not finish the flush that it was given for the group.
+    StalledFlush(u64, GroupId),
+}
+
 impl Settings {
     /// The world of `seed`.
     pub fn of_seed(seed: u64) -> Settings {
         // Drawn from another stream than what happens in the world.
         let mut rng = SmallRng::seed_from_u64(seed ^ 0x5e77_1465);
         let nodes = *pick(&mut rng, &[3, 3, 5]);
+        let segment_bytes = *pick(&mut rng, &[64 << 10, 256 << 10]);
         Settings {
             seed,
             nodes,
+            keyspaces: *pick(&mut rng, &[1, 1, 1, 3]),
             clients: rng.random_range(4..=8),
             lease_clients: 1,
             watchers: 2,
@@ -62,8 +87,12 @@ impl Settings {
             client_timeout_us: *pick(&mut rng, &[1_500_000, 3_000_000, 7_000_000]),
             think_us: *pick(&mut rng, &[10_000, 30_000, 80_000]),
             fault_pause_us: *pick(&mut rng, &[400_000, 800_000, 1_500_000]),
+            busy_keyspaces: Vec::new(),
+            troubles: Vec::new(),
+            blackouts_us: Vec::new(),
             sync_us_max: *pick(&mut rng, &[300, 2_000, 10_000]),
-            segment_bytes: *pick(&mut rng, &[64 << 10, 256 << 10]),
+            segment_bytes,
+            pinned_bytes_max: 4 * segment_bytes,
             large_value_one_in: *pick(&mut rng, &[0, 10, 50]),
             limits: limits(&mut rng),
             tail_lines: 60,
@@ -84,6 +113,8 @@ fn limits(rng: &mut SmallRng) -> Limits {
         inflight_bytes: *pick(rng, &[8 << 10, 16 << 20]),
         uncommitted_bytes: *pick(rng, &[32 << 10, 64 << 20]),
         unflushed_bytes: *pick(rng, &[128 << 10, 64 << 20]),
+        node_unflushed_bytes: *pick(rng, &[128 << 10, 256 << 20]),
+        node_log_bytes: *pick(rng, &[256 << 10, 512 << 20]),
         flush_bytes: *pick(rng, &[1 << 10, 4 << 20]),
         flush_interval_us: *pick(rng, &[50_000, 200_000]),
         persist_interval_us: *pick(rng, &[200_000, 2_000_000]),

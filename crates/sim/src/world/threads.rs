@@ -10,11 +10,11 @@ use hadron_storage::wal::{Record, Wal};
 use rand::Rng;
 
 use super::snapshots::Incoming;
-use super::{Happening, Life, World};
+use super::{Happening, Life, Trouble, World};
 use crate::history::Violation;
 
-/// Syncs between two looks at which groups pin old segments.
-const PINNING_EVERY: u64 = 16;
+/// Microseconds between two looks at which groups pin old segments.
+const PINNING_US: u64 = 500_000;
 
 /// The log and the thread that alone touches it.
 pub(super) struct LogThread {
@@ -24,13 +24,15 @@ pub(super) struct LogThread {
     waiting_sequence: u64,
     /// The newest batch in the write that is under way: written, not yet synced.
     writing: Option<u64>,
-    syncs: u64,
+    looked_at: u64,
 }
 
 /// The engine's thread: jobs in the order they were given.
 #[derive(Default)]
 pub(super) struct EngineThread {
     jobs: VecDeque<EngineJob>,
+    /// Flushes that hang.
+    stalled: Vec<FlushJob>,
     busy: bool,
 }
 
@@ -45,8 +47,13 @@ pub(super) enum EngineJob {
 }
 
 impl LogThread {
+    /// Bytes that the log takes on disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.wal.disk_bytes()
+    }
+
     pub(super) fn new(wal: Wal) -> LogThread {
-        LogThread { wal, waiting: Vec::new(), waiting_sequence: 0, writing: None, syncs: 0 }
+        LogThread { wal, waiting: Vec::new(), waiting_sequence: 0, writing: None, looked_at: 0 }
     }
 }
 
@@ -77,7 +84,7 @@ impl World {
 
     /// The sync ends: what was written is durable.
     pub(super) fn on_log_synced(&mut self, life: Life) {
-        let now = self.schedule.now();
+        let (now, pinned_bytes_max) = (self.schedule.now(), self.settings.pinned_bytes_max);
         let Some(process) = self.process(life) else { return };
         if process.paused_until > now {
             let until = process.paused_until;
@@ -88,13 +95,11 @@ impl World {
             let found = format!("n{} cannot sync its log: {error}", life.node);
             return self.violate(Violation::new("no_fatal", found));
         }
-        process.log.syncs += 1;
-        let look = process.log.syncs.is_multiple_of(PINNING_EVERY);
-        let segment_bytes = self.settings.segment_bytes;
-        let pinning = match self.process(life) {
-            Some(process) if look => process.log.wal.pinning(4 * segment_bytes),
-            _ => Vec::new(),
-        };
+        let mut pinning = Vec::new();
+        if now >= process.log.looked_at + PINNING_US {
+            process.log.looked_at = now;
+            pinning = process.log.wal.pinning(pinned_bytes_max);
+        }
         self.deliver(life, NodeEvent::LogDurable { sequence });
         if !pinning.is_empty() {
             self.deliver(life, NodeEvent::LogPinned { groups: pinning });
@@ -149,10 +154,21 @@ impl World {
         self.start_engine_job(life);
     }
 
+    /// Flushes that hung until everything was healed.
+    pub(super) fn resume_flushes(&mut self, life: Life) {
+        let Some(process) = self.process(life) else { return };
+        for job in std::mem::take(&mut process.engine.stalled) {
+            self.queue_engine_job(life, EngineJob::Flush(job));
+        }
+    }
+
     fn do_engine_job(&mut self, life: Life, job: EngineJob) -> Result<(), String> {
         let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
         let engine = machine.engine.clone();
         match job {
+            EngineJob::Flush(job) if self.is_troubled(Trouble::StalledFlush(life.node, job.group)) => {
+                self.process(life).map(|process| process.engine.stalled.push(job));
+            }
             EngineJob::Flush(FlushJob { group, flush }) => {
                 engine.write(flush.batch.clone()).map_err(|error| error.to_string())?;
                 self.deliver(life, NodeEvent::Flushed { group, flush });

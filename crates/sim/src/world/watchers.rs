@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
+use hadron_consensus::DEFAULT_GROUP;
 use hadron_keyspace::{Keyspace, WatchStream};
 use hadron_proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use rand::Rng;
@@ -122,7 +123,7 @@ impl World {
         let taken = self.watchers[number].take();
         let life = self.watchers[number].stream.as_ref().map(|(life, _)| *life);
         let keyspace =
-            life.and_then(|life| self.process(life)).and_then(|process| process.default_keyspace());
+            life.and_then(|life| self.process(life)).and_then(|process| process.keyspace(DEFAULT_GROUP));
         let revision = keyspace.map_or(0, |keyspace| keyspace.revision());
         let watching = &mut self.watchers[number];
         if self.trace.is_verbose() {
@@ -154,7 +155,7 @@ impl World {
 
     fn open_watch(&mut self, number: usize, node: u64) {
         let Some(life) = self.life(node) else { return };
-        let Some(keyspace) = self.process(life).and_then(|process| process.default_keyspace()) else {
+        let Some(keyspace) = self.process(life).and_then(|process| process.keyspace(DEFAULT_GROUP)) else {
             return;
         };
         let watching = &mut self.watchers[number];
@@ -165,7 +166,7 @@ impl World {
 
     /// Whether every watcher has looked often enough to have seen everything. Replicas must be equal.
     pub(super) fn watchers_are_done(&mut self) -> bool {
-        let last_revision = self.observer.last_revision();
+        let last_revision = self.observer.last_revision(DEFAULT_GROUP);
         let done = self
             .watchers
             .iter()

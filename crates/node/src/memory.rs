@@ -1,0 +1,115 @@
+//! Memory: what all groups of a node hold together, what each of them may hold, and what happens when that is too much.
+//!
+//! Two things can grow: applied state that the engine does not have yet, and the log's retained entries. Beside its own
+//! bound, a group may hold of each at most as much as all groups together leave free of the node's budget (dynamic
+//! thresholds, Choudhury and Hahne 1998). So one group that cannot get rid of what it holds, because its flush hangs or
+//! it has no quorum, keeps half of the budget at most, and every other group may still have as much as that one.
+//!
+//! A follower over its bound takes no entries. A leader over its bound refuses proposals; if that lasts for an election
+//! timeout it hands over to a replica that keeps up.
+
+use hadron_consensus::{Event as CoreEvent, GroupId, ReplicaId, Time};
+
+use crate::event::Effects;
+use crate::node::Node;
+
+/// Bytes that groups hold in memory until a disk has them, or followers have them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Applied state that the engine does not have yet.
+    pub unflushed: usize,
+    /// Data of the retained log entries.
+    pub log: usize,
+}
+
+/// Whether a replica holds as much as it may.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pressure {
+    /// What it holds, as it was last counted.
+    counted: MemoryUse,
+    /// Since when it has held too much; a leader that hands over begins to count anew.
+    full_since: Option<Time>,
+}
+
+impl Node {
+    /// What all groups hold together.
+    pub fn memory_use(&self) -> MemoryUse {
+        self.memory
+    }
+
+    /// How many bytes of applied state `group` may keep from the engine.
+    pub(crate) fn unflushed_bytes_max(&self) -> usize {
+        let free = self.config.limits.node_unflushed_bytes.saturating_sub(self.memory.unflushed);
+        self.config.limits.unflushed_bytes.min(free)
+    }
+
+    /// How long to wait between two fsyncs of the engine, which are what lets logs be cut.
+    pub(crate) fn persist_interval_us(&self) -> u64 {
+        let limits = &self.config.limits;
+        let hurry = self.memory.log > limits.node_log_bytes / 2;
+        if hurry { limits.persist_interval_us / 8 } else { limits.persist_interval_us }
+    }
+
+    /// How many bytes of its log a group may retain.
+    pub(crate) fn log_bytes_free(&self) -> usize {
+        self.config.limits.node_log_bytes.saturating_sub(self.memory.log)
+    }
+
+    /// Brings the sums up to date with what `group` holds now.
+    pub(crate) fn count_memory(&mut self, group: GroupId) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let held =
+            MemoryUse { unflushed: replica.keyspace.unflushed_bytes(), log: replica.core.log_bytes() };
+        let counted = std::mem::replace(&mut replica.pressure.counted, held);
+        self.memory.unflushed = self.memory.unflushed - counted.unflushed + held.unflushed;
+        self.memory.log = self.memory.log - counted.log + held.log;
+    }
+
+    /// Lets the group know whether its state keeps up, and hands over what has not kept up for too long.
+    pub(crate) fn heed_pressure(&mut self, group: GroupId, effects: &mut Effects) {
+        self.count_memory(group);
+        let (now, unflushed_max, log_max) = (self.now, self.unflushed_bytes_max(), self.log_bytes_free());
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let held = replica.pressure.counted;
+        let full = held.unflushed >= unflushed_max || (!replica.core.is_leader() && held.log > log_max);
+        let was_full = replica.pressure.full_since.is_some();
+        if full != was_full {
+            replica.pressure.full_since = full.then_some(now);
+            self.step_group(group, CoreEvent::Pressure { full }, effects);
+        }
+        self.hand_over_if_stuck(group, effects);
+    }
+
+    fn hand_over_if_stuck(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let due = replica.pressure.hand_over_at(self.config.election_timeout_us);
+        if !replica.core.is_leader() || due.is_none_or(|due| due > self.now) {
+            return;
+        }
+        replica.pressure.full_since = Some(self.now);
+        if let Some(to) = self.best_successor(group) {
+            tracing::warn!(
+                group = %group,
+                to = %to,
+                "the state that waits for the engine is at its limit: leadership goes to a replica that keeps up"
+            );
+            self.step_group(group, CoreEvent::TransferLeader { to }, effects);
+        }
+    }
+
+    /// The reachable replica that lacks least, of those that keep up.
+    pub(crate) fn best_successor(&self, group: GroupId) -> Option<ReplicaId> {
+        let replica = self.replicas.get(&group)?;
+        let is_reachable = |id| replica.nodes.get(id).is_some_and(|node| self.connected.contains_key(node));
+        let others = replica.core.progress().iter();
+        let best = others.filter(|other| is_reachable(&other.replica) && !other.full);
+        best.max_by_key(|other| other.matched).map(|other| other.replica)
+    }
+}
+
+impl Pressure {
+    /// When a leader that stays full hands over.
+    pub(crate) fn hand_over_at(&self, election_timeout_us: u64) -> Option<Time> {
+        self.full_since.map(|since| since.plus_micros(election_timeout_us))
+    }
+}

@@ -1,0 +1,35 @@
+//! How much memory and log the nodes use, looked at every now and then.
+
+use super::{Happening, World};
+use crate::checkers::bounded_memory::{self, Bounds, Usage};
+
+/// Microseconds between two looks.
+const LOOK_US: u64 = 50_000;
+/// Bytes that groups may go beyond their bounds: an entry or two of each that is written to at that moment.
+const SLACK_BYTES: usize = 512 << 10;
+/// Bytes that the log may have beyond what is alive in it and what may be kept: what comes in before those who keep
+/// segments have been asked twice to move on.
+const SPARE_LOG_BYTES: u64 = 4 << 20;
+
+impl World {
+    /// Looks at every node that runs.
+    pub(super) fn measure(&mut self) {
+        let limits = &self.settings.limits;
+        for (node, machine) in &self.machines {
+            let Some(process) = &machine.process else { continue };
+            let held = process.node.memory_use();
+            let usage =
+                Usage { unflushed: held.unflushed, log: held.log, log_on_disk: process.log.disk_bytes() };
+            let bounds = Bounds {
+                unflushed: limits.node_unflushed_bytes + SLACK_BYTES,
+                log: limits.node_log_bytes + SLACK_BYTES,
+                log_on_disk: self.settings.pinned_bytes_max + SPARE_LOG_BYTES,
+            };
+            self.usage = self.usage.max(usage);
+            if let Err(violation) = bounded_memory::check(format_args!("n{node}"), usage, bounds) {
+                return self.violate(violation);
+            }
+        }
+        self.schedule.after(LOOK_US, Happening::Measure);
+    }
+}

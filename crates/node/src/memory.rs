@@ -58,8 +58,7 @@ impl Node {
     /// Brings the sums up to date with what `group` holds now.
     pub(crate) fn count_memory(&mut self, group: GroupId) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        let held =
-            MemoryUse { unflushed: replica.keyspace.unflushed_bytes(), log: replica.core.log_bytes() };
+        let held = MemoryUse { unflushed: replica.keyspace.unflushed_bytes(), log: replica.core.log_bytes() };
         let counted = std::mem::replace(&mut replica.pressure.counted, held);
         self.memory.unflushed = self.memory.unflushed - counted.unflushed + held.unflushed;
         self.memory.log = self.memory.log - counted.log + held.log;

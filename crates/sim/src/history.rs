@@ -190,7 +190,11 @@ impl Operation {
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{}..{}] client {} of {} at n{}: ", self.invoked, self.returned, self.client, self.keyspace, self.node)?;
+        write!(
+            f,
+            "[{}..{}] client {} of {} at n{}: ",
+            self.invoked, self.returned, self.client, self.keyspace, self.node
+        )?;
         write!(f, "{:?} -> {:?}", self.action, self.outcome)
     }
 }

@@ -94,9 +94,7 @@ impl Runner {
             ["transfer", id, to] => self.step(replica(id), Event::TransferLeader { to: replica(to) }, output),
             ["compact", id, to] => self.step(replica(id), Event::Compact { index: index(to) }, output),
             // pressure r1 full|over: whether its state machine cannot keep up.
-            ["pressure", id, how] => {
-                self.step(replica(id), Event::Pressure { full: how == "full" }, output)
-            }
+            ["pressure", id, how] => self.step(replica(id), Event::Pressure { full: how == "full" }, output),
             // snapshot r1 r2 ok|fails: r1's state reaches r2, or does not.
             ["snapshot", from, to, outcome] => {
                 self.snapshot(replica(from), replica(to), outcome == "ok", output)

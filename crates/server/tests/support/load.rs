@@ -129,7 +129,8 @@ impl Client {
             let answered = matches!(outcome, Outcome::Done(_));
             let node = self.node as u64;
             self.learn(&action, &outcome);
-            let operation = Operation { client: self.number, keyspace: 1, node, invoked, returned, action, outcome };
+            let operation =
+                Operation { client: self.number, keyspace: 1, node, invoked, returned, action, outcome };
             self.recorder.operations.lock().unwrap().push(operation);
             if !answered {
                 self.node = (self.node + 1) % self.channels.len();

@@ -100,7 +100,15 @@ mod tests {
     use crate::history::{KeyValue, Response};
 
     fn put(value: &'static str, outcome: Outcome) -> Operation {
-        Operation { client: 1, keyspace: 1, node: 1, invoked: 0, returned: 1, action: Action::put("a", value), outcome }
+        Operation {
+            client: 1,
+            keyspace: 1,
+            node: 1,
+            invoked: 0,
+            returned: 1,
+            action: Action::put("a", value),
+            outcome,
+        }
     }
 
     fn done(revision: i64) -> Outcome {

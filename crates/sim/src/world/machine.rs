@@ -8,7 +8,8 @@ use bytes::{Bytes, BytesMut};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, Time};
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{
-    Bootstrap, Config, Effects, Event as NodeEvent, Failure as NodeFailure, GroupConfig, Member, Node, PeerMessage, Reply,
+    Bootstrap, Config, Effects, Event as NodeEvent, Failure as NodeFailure, GroupConfig, Member, Node,
+    PeerMessage, Reply,
 };
 use hadron_storage::disk::{Disk, MemoryDisk};
 use hadron_storage::engine::{Engine, ModelEngine};

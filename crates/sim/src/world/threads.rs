@@ -167,7 +167,9 @@ impl World {
         let engine = machine.engine.clone();
         match job {
             EngineJob::Flush(job) if self.is_troubled(Trouble::StalledFlush(life.node, job.group)) => {
-                self.process(life).map(|process| process.engine.stalled.push(job));
+                if let Some(process) = self.process(life) {
+                    process.engine.stalled.push(job);
+                }
             }
             EngineJob::Flush(FlushJob { group, flush }) => {
                 engine.write(flush.batch.clone()).map_err(|error| error.to_string())?;

@@ -1,7 +1,8 @@
 //! The log's thread: owns the write-ahead log, writes everything that waits as one batch, syncs once, reports.
 //!
 //! The queue needs no bound: what can be in it is bounded by what the groups may have uncommitted and in flight.
-//! A failed write or fsync is fatal. Nothing that waits is ever reported durable after it.
+//! A failed write or fsync is fatal. Nothing that waits is ever reported durable after it. Before the first batch of a node's
+//! life is reported, the data directory remembers that its log is in use ([`Places::mark`]).
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -15,6 +16,7 @@ use tracing::{info, warn};
 use super::error::RunError;
 use super::fatal::Fatal;
 use super::shard::Input;
+use super::whole::Places;
 use crate::metrics::Metrics;
 
 /// Entry bytes written as one batch, about.
@@ -48,6 +50,7 @@ impl LogQueue {
 /// Starts the log's thread, and the one that prepares its segments. The first ends, after sealing the log, when the queue is gone.
 pub(super) fn start(
     wal: Wal,
+    places: Places,
     shard: Sender<Input>,
     metrics: Arc<Metrics>,
     fatal: Fatal,
@@ -58,7 +61,7 @@ pub(super) fn start(
         .spawn(move || preparer.run())
         .map_err(RunError::Threads)?;
     let (sender, batches) = unbounded();
-    let writer = LogWriter { wal, batches, shard, metrics, looked_at: Instant::now() };
+    let writer = LogWriter { wal, places, batches, shard, metrics, looked_at: Instant::now() };
     let thread = thread::Builder::new()
         .name("log".into())
         .spawn(move || {
@@ -74,6 +77,7 @@ pub(super) fn start(
 
 struct LogWriter {
     wal: Wal,
+    places: Places,
     batches: Receiver<Batch>,
     shard: Sender<Input>,
     metrics: Arc<Metrics>,
@@ -81,7 +85,7 @@ struct LogWriter {
 }
 
 impl LogWriter {
-    fn run(mut self) -> Result<(), WalError> {
+    fn run(mut self) -> Result<(), RunError> {
         self.metrics.wal_segments.set_integer(self.wal.segment_count() as u64);
         loop {
             match self.batches.recv_timeout(IDLE) {
@@ -97,7 +101,7 @@ impl LogWriter {
     }
 
     /// One write and one fsync for everything that waits.
-    fn write(&mut self, first: Batch) -> Result<(), WalError> {
+    fn write(&mut self, first: Batch) -> Result<(), RunError> {
         let Batch { mut sequence, mut records } = first;
         let mut bytes = data_bytes(&records);
         while bytes < BATCH_BYTES_MAX
@@ -112,6 +116,7 @@ impl LogWriter {
         let written = Instant::now();
         self.wal.sync()?;
         let durable = Instant::now();
+        self.places.mark()?;
         let _ = self.shard.send(Input::Event(Event::LogDurable { sequence }));
         self.metrics.wal_write_duration.observe(written - began);
         self.metrics.wal_fsync_duration.observe(durable - written);

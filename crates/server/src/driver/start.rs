@@ -57,6 +57,7 @@ pub struct Running {
 /// What was read from disk.
 struct Stored {
     home: Home,
+    places: Places,
     engine: Arc<dyn Engine>,
     wal: Wal,
     recovered: Recovered,
@@ -74,7 +75,7 @@ impl Running {
         metrics: Arc<Metrics>,
     ) -> Result<Running, RunError> {
         let clock = Clock::start();
-        let Stored { home, engine, wal, recovered, keyspaces } = Stored::open(config)?;
+        let Stored { home, places, engine, wal, recovered, keyspaces } = Stored::open(config)?;
         let node_config = node_config(config, &home);
         let node =
             Node::new(node_config, recovered.groups, &keyspaces, clock.now()).map_err(RunError::Unusable)?;
@@ -82,7 +83,8 @@ impl Running {
 
         let fatal = Fatal::new();
         let (inputs, shard_inputs) = unbounded();
-        let (log_queue, log_thread) = log::start(wal, inputs.clone(), metrics.clone(), fatal.clone())?;
+        let (log_queue, log_thread) =
+            log::start(wal, places, inputs.clone(), metrics.clone(), fatal.clone())?;
         let (flush_queue, flush_thread) =
             flush::start(engine.clone(), inputs.clone(), metrics.clone(), fatal.clone())?;
         let peers = peers_runtime()?;
@@ -194,17 +196,12 @@ impl Stored {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let home = Home::open(&disk, config)?;
         let path = home.directory.engine_path();
-        let places = Places {
-            data_dir: config.data_dir.clone(),
-            wal_dir: config.wal_dir.clone(),
-            engine: path.clone(),
-        };
-        places.check(&*disk)?;
+        let places = Places::look(&disk, config.data_dir.clone(), config.wal_dir.clone(), path.clone())?;
         let engine = FjallEngine::open(&path, &FjallOptions::default())
             .map_err(|error| RunError::Engine { path: path.clone(), error })?;
         let engine: Arc<dyn Engine> = Arc::new(engine);
         let options = WalOptions { log_id: home.data_dir_id(), ..WalOptions::default() };
-        let (wal, recovered) = Wal::open(disk.clone(), &config.wal_dir, options)?;
+        let (wal, recovered) = Wal::open(disk, &config.wal_dir, options)?;
         if let Some(tail) = &recovered.torn_tail {
             warn!(
                 file = %tail.file.display(), offset = tail.offset, bytes = tail.bytes,
@@ -218,8 +215,7 @@ impl Stored {
             keyspaces.insert(group.group, keyspace);
         }
         places.check_opened(&recovered, &keyspaces)?;
-        places.mark(&*disk)?;
-        Ok(Stored { home, engine, wal, recovered, keyspaces })
+        Ok(Stored { home, places, engine, wal, recovered, keyspaces })
     }
 }
 

@@ -5,8 +5,9 @@
 //! promises if it started; a `--wal-dir` that points elsewhere than last time looks the same. A node without its
 //! engine has forgotten everything that was cut from its log. Both are refused before anything is made anew.
 //!
-//! That both halves exist is remembered by a file, [`MARK`], written when they do and before the node says anything. A
-//! crash before it leaves nothing that anybody relies on.
+//! That both halves are in use is remembered by a file, [`MARK`]. It is written once, when the log has its first batch
+//! durably and before anybody is told so: a crash before it leaves nothing that anybody relies on, and with it the log is
+//! never without records.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,62 +20,72 @@ use hadron_storage::wal::Recovered;
 
 use super::error::RunError;
 
-/// There once both log and engine were made.
+/// There once log and engine are in use.
 const MARK: &str = "COMPLETE";
 /// What a file system that was just made holds.
 const NEW_FILE_SYSTEM: &str = "lost+found";
 const MARK_TEXT: &[u8] =
-    b"The write-ahead log and the engine were made; a start without one of them is refused.\n";
+    b"The write-ahead log and the engine are in use; a start without one of them is refused.\n";
 
 /// The three places of a node's files.
 pub(super) struct Places {
-    /// The data directory.
-    pub(super) data_dir: PathBuf,
-    /// The write-ahead log, maybe elsewhere.
-    pub(super) wal_dir: PathBuf,
-    /// The engine.
-    pub(super) engine: PathBuf,
+    disk: Arc<dyn Disk>,
+    data_dir: PathBuf,
+    /// Maybe not in the data directory.
+    wal_dir: PathBuf,
+    engine: PathBuf,
+    /// The mark is there.
+    marked: bool,
 }
 
 impl Places {
-    /// Refuses a node that has run before and lacks one of its halves. To be called before either is opened, since
-    /// opening makes what is not there.
-    pub(super) fn check(&self, disk: &dyn Disk) -> Result<(), RunError> {
-        let mark = self.data_dir.join(MARK);
-        if !disk.exists(&mark).map_err(RunError::files("reading", &mark))? {
-            return Ok(());
+    /// Looks at the places before anything there is opened, since opening makes what is missing.
+    ///
+    /// # Errors
+    /// The node has run before and lacks its log or its engine.
+    pub(super) fn look(
+        disk: &Arc<dyn Disk>,
+        data_dir: PathBuf,
+        wal_dir: PathBuf,
+        engine: PathBuf,
+    ) -> Result<Places, RunError> {
+        let mark = data_dir.join(MARK);
+        let marked = disk.exists(&mark).map_err(RunError::files("reading", &mark))?;
+        let places = Places { disk: disk.clone(), data_dir, wal_dir, engine, marked };
+        if marked && is_empty(&**disk, &places.wal_dir)? {
+            return Err(places.log_missing());
         }
-        if is_empty(disk, &self.wal_dir)? {
-            return Err(self.log_missing());
-        }
-        if is_empty(disk, &self.engine)? {
-            let (data_dir, engine) = (self.data_dir.clone(), self.engine.clone());
+        if marked && is_empty(&**disk, &places.engine)? {
+            let Places { data_dir, engine, .. } = places;
             return Err(RunError::EngineMissing { data_dir, engine });
         }
-        Ok(())
+        Ok(places)
     }
 
-    /// Refuses a log that holds nothing beside an engine that holds something: the engine only ever gets what the log
-    /// has durably.
+    /// Refuses a log that was opened and holds nothing, where it should.
     pub(super) fn check_opened(
         &self,
         recovered: &Recovered,
         keyspaces: &BTreeMap<GroupId, Arc<Keyspace>>,
     ) -> Result<(), RunError> {
+        // The engine only ever gets what the log has durably.
         let engine_has_state = keyspaces.values().any(|keyspace| keyspace.applied().index > 0);
-        if recovered.groups.is_empty() && engine_has_state { Err(self.log_missing()) } else { Ok(()) }
+        let lacks_records = recovered.groups.is_empty() && (self.marked || engine_has_state);
+        if lacks_records { Err(self.log_missing()) } else { Ok(()) }
     }
 
-    /// Remembers, durably, that both halves are there.
-    pub(super) fn mark(&self, disk: &dyn Disk) -> Result<(), RunError> {
-        let mark = self.data_dir.join(MARK);
-        if disk.exists(&mark).map_err(RunError::files("reading", &mark))? {
+    /// The log has something durably: remembers that, durably, the first time. Cheap afterwards.
+    pub(super) fn mark(&mut self) -> Result<(), RunError> {
+        if self.marked {
             return Ok(());
         }
-        for directory in [&self.wal_dir, &self.engine, &self.data_dir] {
-            disk.sync_dir(directory).map_err(RunError::files("syncing", directory))?;
+        for directory in [&self.wal_dir, &self.engine] {
+            self.disk.sync_dir(directory).map_err(RunError::files("syncing", directory))?;
         }
-        write_atomically(disk, &self.data_dir, MARK, MARK_TEXT).map_err(RunError::files("writing", mark))
+        let failed = RunError::files("writing", self.data_dir.join(MARK));
+        write_atomically(&*self.disk, &self.data_dir, MARK, MARK_TEXT).map_err(failed)?;
+        self.marked = true;
+        Ok(())
     }
 
     fn log_missing(&self) -> RunError {
@@ -108,56 +119,62 @@ mod tests {
 
     const GROUP: GroupId = GroupId(1);
 
-    /// Places with something in them.
-    fn whole() -> (TempDir, Places) {
-        let directory = tempfile::tempdir().unwrap();
-        let data_dir = directory.path().to_path_buf();
-        let places = Places { wal_dir: data_dir.join("wal"), engine: data_dir.join("engine"), data_dir };
-        for made in [&places.wal_dir, &places.engine] {
-            fs::create_dir(made).unwrap();
-            fs::write(made.join("file"), "x").unwrap();
-        }
-        (directory, places)
+    fn look(data_dir: &Path) -> Result<Places, RunError> {
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        Places::look(&disk, data_dir.to_path_buf(), data_dir.join("wal"), data_dir.join("engine"))
     }
 
-    fn refusal(places: &Places) -> String {
-        places.check(&RealDisk).unwrap_err().to_string()
+    /// A directory with something in both halves.
+    fn whole() -> TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for half in ["wal", "engine"] {
+            fs::create_dir(directory.path().join(half)).unwrap();
+            fs::write(directory.path().join(half).join("file"), "x").unwrap();
+        }
+        directory
     }
 
     #[test]
     fn a_first_start_that_was_cut_short_begins_again() {
-        let (_directory, places) = whole();
-        fs::remove_dir_all(&places.wal_dir).unwrap();
-        places.check(&RealDisk).unwrap();
+        let directory = whole();
+        fs::remove_dir_all(directory.path().join("wal")).unwrap();
+        look(directory.path()).unwrap().check_opened(&Recovered::default(), &BTreeMap::new()).unwrap();
     }
 
     #[test]
     fn a_missing_and_an_empty_half_are_refused_by_name() {
         for lost in ["wal", "engine"] {
-            let (_directory, places) = whole();
-            places.mark(&RealDisk).unwrap();
-            places.mark(&RealDisk).unwrap();
-            places.check(&RealDisk).unwrap();
-            let path = places.data_dir.join(lost);
+            let directory = whole();
+            look(directory.path()).unwrap().mark().unwrap();
+            look(directory.path()).unwrap().mark().unwrap();
+            let path = directory.path().join(lost);
+            let refusal = || look(directory.path()).err().unwrap().to_string();
             fs::remove_dir_all(&path).unwrap();
-            let missing = refusal(&places);
+            let missing = refusal();
             assert!(missing.contains(&format!("{} is missing or empty", path.display())), "{missing}");
             fs::create_dir_all(path.join("lost+found")).unwrap();
-            assert_eq!(refusal(&places), missing);
+            assert_eq!(refusal(), missing);
         }
     }
 
     #[test]
-    fn a_log_without_records_beside_an_engine_with_state_is_refused() {
-        let (_directory, places) = whole();
+    fn a_log_without_records_is_refused_where_there_were_some() {
+        let directory = whole();
         let keyspace = Keyspace::open(Arc::new(ModelEngine::new()), GROUP.0, Options::default()).unwrap();
         let keyspaces = BTreeMap::from([(GROUP, keyspace.clone())]);
         let nothing = Recovered::default();
+        let groups = BTreeMap::from([(GROUP, RecoveredGroup::default())]);
+        let something = Recovered { groups, torn_tail: None };
+
+        let mut places = look(directory.path()).unwrap();
         places.check_opened(&nothing, &keyspaces).unwrap();
         keyspace.apply(Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 }, Vec::new());
         let error = places.check_opened(&nothing, &keyspaces).unwrap_err().to_string();
         assert!(error.contains("write-ahead log"), "{error}");
-        let groups = BTreeMap::from([(GROUP, RecoveredGroup::default())]);
-        places.check_opened(&Recovered { groups, torn_tail: None }, &keyspaces).unwrap();
+        places.check_opened(&something, &keyspaces).unwrap();
+
+        places.mark().unwrap();
+        assert!(places.check_opened(&nothing, &BTreeMap::new()).is_err());
+        places.check_opened(&something, &BTreeMap::new()).unwrap();
     }
 }

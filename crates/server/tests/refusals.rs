@@ -147,7 +147,7 @@ async fn a_data_directory_of_another_cluster_is_refused_and_left_alone() {
     let mut kv = KvClient::new(cluster.nodes[0].channel());
     kv.put(put("a", "1")).await.unwrap();
     cluster.nodes[0].kill();
-    let output = cluster.nodes[0].run_with(&["--initial-cluster-token", "another"]);
+    let output = cluster.nodes[0].run_with(&["--initial-cluster-token", "another"]).await;
     assert_fails_naming(&output, &["cluster"]);
     cluster.nodes[0].start();
     eventually("the old cluster serves", async || {
@@ -194,10 +194,16 @@ async fn a_log_or_an_engine_that_is_gone_is_refused_by_name_and_nothing_is_made_
         let path = cluster.nodes[0].data_dir().join(lost);
         move_away(&path);
         let place = path.display().to_string();
-        assert_fails_naming(&cluster.nodes[0].run_with(&[]), &[said, &place, "missing or empty", "rebuild"]);
+        assert_fails_naming(
+            &cluster.nodes[0].run_with(&[]).await,
+            &[said, &place, "missing or empty", "rebuild"],
+        );
         assert!(!path.exists(), "{lost} was made anew");
         std::fs::create_dir(&path).unwrap();
-        assert_fails_naming(&cluster.nodes[0].run_with(&[]), &[said, &place, "missing or empty", "rebuild"]);
+        assert_fails_naming(
+            &cluster.nodes[0].run_with(&[]).await,
+            &[said, &place, "missing or empty", "rebuild"],
+        );
         put_back(&path);
         assert_serves_again(&mut cluster, revision).await;
         cluster.nodes[0].kill();
@@ -209,7 +215,7 @@ async fn a_wal_dir_that_points_elsewhere_than_before_is_refused() {
     let (mut cluster, revision) = killed_after_a_write().await;
     let elsewhere = cluster.nodes[0].data_dir().join("elsewhere");
     let place = elsewhere.display().to_string();
-    let output = cluster.nodes[0].run_with(&["--wal-dir", &place]);
+    let output = cluster.nodes[0].run_with(&["--wal-dir", &place]).await;
     assert_fails_naming(&output, &["its write-ahead log in", &place, "--wal-dir"]);
     assert_serves_again(&mut cluster, revision).await;
 }
@@ -225,7 +231,7 @@ async fn a_log_whose_segments_were_deleted_is_refused_however_young_the_node() {
         }
     }
     for _ in 0..2 {
-        let output = cluster.nodes[0].run_with(&[]);
+        let output = cluster.nodes[0].run_with(&[]).await;
         assert_fails_naming(&output, &["its write-ahead log in", &wal.display().to_string(), "rebuild"]);
     }
 }

@@ -8,7 +8,7 @@ pub mod load;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use hadron_proto::etcdserverpb::kv_client::KvClient;
@@ -29,6 +29,8 @@ use tonic::transport::{Channel, Endpoint};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Clusters of one test binary take turns, so that times are measured on a machine that has nothing else to do.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+/// A node that is to refuse to start has so much time for it.
+const START_MUST_FAIL_WITHIN: Duration = Duration::from_secs(30);
 /// Attempts to start on ports that somebody else may have taken meanwhile.
 const START_ATTEMPTS: usize = 5;
 
@@ -196,10 +198,19 @@ impl Node {
         self.child = Some(child.unwrap());
     }
 
-    /// Runs the node with more arguments until it ends by itself: for starts that must fail.
-    pub fn run_with(&self, extra: &[&str]) -> std::process::Output {
+    /// Runs the node with more arguments until it ends by itself: for starts that must fail. One that does not end is
+    /// killed, which is no way to end by itself.
+    pub async fn run_with(&self, extra: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hadron"));
-        command.arg("serve").args(&self.arguments).args(extra).stdin(Stdio::null()).output().unwrap()
+        command.arg("serve").args(&self.arguments).args(extra).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + START_MUST_FAIL_WITHIN;
+        while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
+            tokio::time::sleep(POLL).await;
+        }
+        // It may have ended meanwhile.
+        let _ = child.kill();
+        child.wait_with_output().unwrap()
     }
 
     /// Environment variables of later starts, beside those of this process.

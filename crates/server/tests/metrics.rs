@@ -136,7 +136,7 @@ async fn what_is_counted_moves_when_it_happens() {
     check_calls(&before, &after, &Page::of(other).await);
     check_growth(&before, &after);
     check_present(&after);
-    check_network(&after);
+    wait_for_the_network(used).await;
     assert_eq!(Page::of(leader).await.value("etcd_server_is_leader"), 1.0);
 
     until_page(used, "all watchers are at the present", |page| {
@@ -208,13 +208,19 @@ fn check_present(page: &Page) {
     }
 }
 
-fn check_network(page: &Page) {
-    for metric in ["etcd_network_peer_sent_bytes_total", "etcd_network_peer_received_bytes_total"] {
+/// Both other nodes are connected, and talk in both directions.
+async fn wait_for_the_network(node: &Node) {
+    let talk = |page: &Page, metric: &str| {
         let bytes = page.all(metric, "");
-        assert!(bytes.len() == 2 && bytes.iter().all(|bytes| *bytes > 0.0), "{metric}: {bytes:?}");
-    }
-    assert_eq!(page.all("etcd_network_active_peers", ""), [1.0, 1.0]);
-    assert!(page.value("hadron_client_connections") >= 1.0);
+        bytes.len() == 2 && bytes.iter().all(|bytes| *bytes > 0.0)
+    };
+    until_page(node, "two connected peers that talk", |page| {
+        talk(page, "etcd_network_peer_sent_bytes_total")
+            && talk(page, "etcd_network_peer_received_bytes_total")
+            && page.all("etcd_network_active_peers", "") == [1.0, 1.0]
+            && page.value("hadron_client_connections") >= 1.0
+    })
+    .await;
 }
 
 /// What follows a while after the calls: flushes and commits of the engine, expiry, comparisons of digests.

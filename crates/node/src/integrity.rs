@@ -21,6 +21,9 @@ use crate::peer::PeerMessage;
 
 /// Questions that wait for this replica to reach the index they are about.
 const QUESTIONS_MAX: usize = 16;
+/// A new leader does not know what the others have before they acknowledged something: it waits for so small a part of
+/// the check interval, once, before it samples.
+const FIRST_SAMPLE_PART: u64 = 20;
 /// Samples of the window over which C(x) is counted; one per check interval.
 const WINDOW_SAMPLES: usize = 4;
 
@@ -35,8 +38,10 @@ pub(crate) struct Integrity {
     round: Option<Round>,
     /// Questions of the leader about an index that is not applied yet: who asks, the index, its digest.
     questions: VecDeque<(NodeId, u64, u64)>,
-    /// What each replica had acknowledged at the last samples, oldest first.
+    /// What each replica had acknowledged at the last samples, oldest first. Without those that nothing is known of.
     acknowledged: VecDeque<BTreeMap<ReplicaId, u64>>,
+    /// The first sample of this leadership was put off.
+    has_waited: bool,
 }
 
 #[derive(Debug)]
@@ -53,6 +58,7 @@ impl Integrity {
             round: None,
             questions: VecDeque::new(),
             acknowledged: VecDeque::new(),
+            has_waited: false,
         }
     }
 }
@@ -65,8 +71,9 @@ impl Node {
         if !replica.core.is_leader() || replica.integrity.next_at > now {
             return;
         }
-        replica.integrity.next_at = now.plus_micros(interval_us);
-        replica.sample_shares();
+        let is_sampled = replica.sample_shares();
+        let wait_us = if is_sampled { interval_us } else { interval_us / FIRST_SAMPLE_PART };
+        replica.integrity.next_at = now.plus_micros(wait_us);
         let revision = replica.keyspace.revision();
         if replica.integrity.marked_revision == Some(revision) {
             return;
@@ -232,16 +239,20 @@ impl Replica {
         self.board.set_quarantined();
     }
 
-    /// Publishes C(x) and the lag of each replica.
-    fn sample_shares(&mut self) {
+    /// Publishes C(x) and the lag of each replica; false if that has to wait for the others' first acknowledgements.
+    fn sample_shares(&mut self) -> bool {
         let last = self.core.last().0;
         let mut matched: BTreeMap<ReplicaId, u64> =
             self.core.progress().iter().map(|progress| (progress.replica, progress.matched.0)).collect();
+        let is_unknown = matched.values().any(|matched| *matched == 0);
         matched.insert(self.me, self.durable.index().0);
-        let before = self.integrity.acknowledged.front().unwrap_or(&matched);
+        if is_unknown && !std::mem::replace(&mut self.integrity.has_waited, true) {
+            return false;
+        }
         let acknowledged = |replica: &ReplicaId| {
             let now = matched.get(replica).copied().unwrap_or_default();
-            now.saturating_sub(before.get(replica).copied().unwrap_or(now))
+            let before = self.integrity.acknowledged.iter().find_map(|sample| sample.get(replica));
+            now.saturating_sub(before.copied().unwrap_or(now))
         };
         let sum: u64 = matched.keys().map(acknowledged).sum();
         let share = |replica: &ReplicaId| match sum {
@@ -256,7 +267,9 @@ impl Replica {
         if self.integrity.acknowledged.len() == WINDOW_SAMPLES {
             self.integrity.acknowledged.pop_front();
         }
+        matched.retain(|_, matched| *matched > 0);
         self.integrity.acknowledged.push_back(matched);
+        true
     }
 
     /// Forgets what only a leader knows.
@@ -264,6 +277,7 @@ impl Replica {
         self.integrity.round = None;
         self.integrity.marked_revision = None;
         self.integrity.acknowledged.clear();
+        self.integrity.has_waited = false;
         self.board.set_shares(Vec::new());
     }
 }

@@ -316,6 +316,11 @@ async fn elections_and_failures_are_counted() {
     let (second, third) = ((first + 1) % 3, (first + 2) % 3);
     let changes = "etcd_server_leader_changes_seen_total";
     let won = "hadron_elections_total{group=\"1\",outcome=\"won\"}";
+    let mut kv = KvClient::new(cluster.nodes[third].channel());
+    for number in 0..PUTS {
+        kv.put(put(format!("k{number}"))).await.unwrap();
+    }
+    cluster.wait_until_equal().await;
     let before = Page::of(&cluster.nodes[third]).await;
     cluster.nodes[first].kill();
     until_page(&cluster.nodes[third], "another leader is seen and its election counted", |page| {
@@ -325,8 +330,16 @@ async fn elections_and_failures_are_counted() {
     })
     .await;
 
+    // A new leader used to take those that it had not heard of yet for empty ones.
+    let leader = cluster.leader().await;
+    until_page(&cluster.nodes[leader], "the lags, that of the dead one alone a long one", |page| {
+        let lags = page.all("hadron_replication_lag_entries", "group=\"1\"");
+        assert!(lags.iter().filter(|lag| **lag >= PUTS as f64).count() <= 1, "{lags:?}");
+        lags.len() == 3
+    })
+    .await;
+
     cluster.nodes[second].kill();
-    let mut kv = KvClient::new(cluster.nodes[third].channel());
     let failing = tokio::spawn(async move { kv.put(put("a")).await });
     until_page(&cluster.nodes[third], "a write waits", |page| {
         page.value("etcd_server_proposals_pending") == 1.0

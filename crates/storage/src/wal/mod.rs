@@ -16,7 +16,8 @@
 //!   written. Where a batch is missing, later ones that call it durable prove damage: opening refuses, names file and
 //!   offset, and has written nothing. Otherwise it is the torn tail of a crash, which is cut and reported. A
 //!   [`Wal::seal`] after the last sync makes even the last batch provable.
-//! - **A failed write or sync poisons.** After it nobody knows what is on disk, so every later call fails.
+//! - **A failed write or sync poisons.** After it nobody knows what is on disk, so every later call fails. Opening writes
+//!   the last batches once more, because what can be read after a failed sync need not be on the disk.
 //! - **Only live entries pin segments.** Each segment begins with a table of all groups' hard states and floors, so a
 //!   segment may go once no group has a live entry in it, in order, after the records that killed them are durable.
 //! - **What is appended can be recovered**: entries that would leave a gap or break their group's chain of checksums
@@ -45,6 +46,7 @@ use hadron_consensus::{Entry, GroupId, HardState, LogPosition};
 use self::format::{BatchEncoder, FIRST_BATCH, TERMINATOR};
 use self::index::LiveIndex;
 use self::pool::{Listing, Pool, Retired, Segment};
+use self::recover::Outcome;
 use crate::disk::{DirectoryLock, Disk, write_ballast};
 
 pub use self::pool::Preparer;
@@ -182,6 +184,20 @@ impl WalError {
     }
 }
 
+/// Makes durable all that was read. What can be read may not be on the disk: a killed process may not have synced it, and
+/// after a failed sync the operating system may count pages as clean that it never wrote, so that a sync alone does
+/// nothing for them. What no batch calls durable is therefore written once more.
+fn make_durable(outcome: &Outcome) -> Result<(), WalError> {
+    if let (Some(unproven), Some((path, file))) = (&outcome.unproven, outcome.files.last()) {
+        let written = file.write_at(unproven.offset, &unproven.bytes);
+        written.map_err(|source| WalError::io("writing", path, source))?;
+    }
+    outcome
+        .files
+        .iter()
+        .try_for_each(|(path, file)| file.sync().map_err(|source| WalError::io("syncing", path, source)))
+}
+
 /// An open log. It belongs to one thread.
 pub struct Wal {
     disk: Arc<dyn Disk>,
@@ -224,7 +240,8 @@ impl Current {
 
 impl Wal {
     /// Opens the log in `directory`, which is created when it does not exist, and reads all of it. Nothing is written
-    /// before all of it is found good, but for a file that locks the directory.
+    /// before all of it is found good, but for a file that locks the directory; then what may not be durable yet is
+    /// made so.
     pub fn open(
         disk: Arc<dyn Disk>,
         directory: &Path,
@@ -239,9 +256,7 @@ impl Wal {
         })?;
         let listing = Listing::read(&*disk, directory).map_err(failed)?;
         let outcome = recover::recover(&*disk, directory, options.log_id, &listing)?;
-        for (path, file) in &outcome.files {
-            file.sync().map_err(|source| WalError::io("syncing", path, source))?;
-        }
+        make_durable(&outcome)?;
         let usual =
             (options.segment_bytes.next_multiple_of(FIRST_BATCH).max(4 * FIRST_BATCH), options.log_id);
         if let Some(parent) = directory.parent() {

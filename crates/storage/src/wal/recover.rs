@@ -6,7 +6,7 @@
 //! *after* the end that calls the missing one durable proves that something was lost that must not be. Batches after
 //! the end that do not were written in the same moment as the missing one, before any sync, and nobody relied on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +39,14 @@ pub(super) struct Outcome {
     pub(super) unused: Vec<Retired>,
     /// The files of the log, to be synced: what a killed process had written may not be durable yet.
     pub(super) files: Vec<(PathBuf, Arc<dyn DiskFile>)>,
+    /// The last batches, as far as none calls them durable; they are in the last of `files`.
+    pub(super) unproven: Option<Unproven>,
+}
+
+/// Batches that can be read and of which nothing proves that they are on the disk.
+pub(super) struct Unproven {
+    pub(super) offset: u64,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// Reads the log in `directory`.
@@ -174,6 +182,8 @@ struct Recovery {
     next_sequence: Option<u64>,
     /// The segments that hold batches.
     used: Vec<Segment>,
+    /// Of the last of them. A segment begins only when all before it is durable.
+    unproven: Option<Unproven>,
     end: Option<End>,
     /// Segments without an intact first batch since the last one that has it.
     unused: Vec<(Segment, End)>,
@@ -188,6 +198,7 @@ impl Recovery {
             replay: Replay::default(),
             next_sequence: None,
             used: Vec::new(),
+            unproven: None,
             end: None,
             unused: Vec::new(),
             skipped: Vec::new(),
@@ -256,6 +267,8 @@ impl Recovery {
     fn replay_segment(&mut self, loaded: Loaded, first: u64) -> Result<(), WalError> {
         let mut offset = FIRST_BATCH;
         let mut sequence = first;
+        // Sequence numbers and places of batches that no later one calls durable.
+        let mut unproven = VecDeque::new();
         while let Some((header, payload)) = loaded.batch(offset) {
             if header.sequence != sequence {
                 break;
@@ -269,9 +282,17 @@ impl Recovery {
                 }
                 self.replay.record(record, place).map_err(|what| loaded.damaged(offset, what))?;
             }
+            unproven.push_back((sequence, offset));
+            while unproven.front().is_some_and(|(sequence, _)| *sequence <= header.durable) {
+                unproven.pop_front();
+            }
             sequence += 1;
             offset += header.extent() as u64;
         }
+        self.unproven = unproven.front().map(|(_, begin)| Unproven {
+            offset: *begin,
+            bytes: loaded.bytes[*begin as usize..offset as usize].to_vec(),
+        });
         self.next_sequence = Some(sequence);
         self.end = Some(end_of(&loaded, offset));
         self.used.push(loaded.segment);
@@ -299,7 +320,8 @@ impl Recovery {
             _ => None,
         };
         let recovered = Recovered { groups, torn_tail };
-        Ok(Outcome { recovered, index, segments, current, next_sequence, spare, unused, files })
+        let unproven = self.unproven;
+        Ok(Outcome { recovered, index, segments, current, next_sequence, spare, unused, files, unproven })
     }
 
     /// A clean unused segment is the next one; the others are put away.

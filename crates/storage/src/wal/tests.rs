@@ -244,6 +244,33 @@ fn a_failed_sync_or_write_poisons_for_good() {
     }
 }
 
+/// After a failed fsync Linux counts the pages as clean: a process that is started again reads them, and syncs them in
+/// vain. The log took them for durable, and the next power loss left a hole in front of what was acknowledged later.
+#[test]
+fn what_is_read_after_a_failed_sync_is_made_durable_before_it_is_relied_on() {
+    for seed in 1..20 {
+        let disk = MemoryDisk::new();
+        let (mut wal, _) = open(&disk).unwrap();
+        let end = fill(&mut wal, GROUP, LogPosition::default(), 3, 700);
+        let fails =
+            Fault { operation: Some(Operation::Sync), after: 0, kind: io::ErrorKind::Other, lasting: false };
+        disk.set_fault(Some(fails));
+        for entry in entries_after(GROUP, end, 1, 2, 700) {
+            wal.append(&[Record::Entries(GROUP, vec![entry])]).unwrap();
+        }
+        wal.sync().unwrap_err();
+        drop(wal);
+        disk.kill();
+        let (mut wal, recovered) = open(&disk).unwrap();
+        let entries = recovered.groups[&GROUP].entries.clone();
+        assert_eq!(entries.len(), 5);
+        fill(&mut wal, GROUP, entries[4].position(), 1, 10);
+        disk.crash(seed);
+        let (_, recovered) = open(&disk).unwrap();
+        assert_eq!(recovered.groups[&GROUP].entries.len(), 6);
+    }
+}
+
 #[test]
 fn records_that_could_not_be_recovered_are_refused() {
     let disk = MemoryDisk::new();

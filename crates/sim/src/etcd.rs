@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use hadron_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use hadron_proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp,
-    ResponseHeader, ResponseOp, TxnRequest, TxnResponse, request_op, response_op,
+    CompactionRequest, Compare, DeleteRangeRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
+    RangeResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse, request_op, response_op,
 };
 use hadron_proto::mvccpb;
 
@@ -23,6 +23,8 @@ pub enum Request {
     Txn(TxnRequest),
     /// A revocation.
     Revoke(LeaseRevokeRequest),
+    /// A compaction.
+    Compact(CompactionRequest),
 }
 
 /// What to send for `action`.
@@ -41,6 +43,9 @@ pub fn request(action: &Action) -> Request {
             Request::Range(RangeRequest { key: key.clone(), revision: *revision, ..RangeRequest::default() })
         }
         Action::Revoke(lease) => Request::Revoke(LeaseRevokeRequest { id: *lease }),
+        Action::Compact(revision) => {
+            Request::Compact(CompactionRequest { revision: *revision, physical: false })
+        }
     }
 }
 
@@ -75,6 +80,9 @@ fn txn(transaction: &Transaction) -> TxnRequest {
 fn compare(guard: &Guard) -> Compare {
     let (key, target, value) = match guard {
         Guard::ModRevision(key, revision) => (key, CompareTarget::Mod, TargetUnion::ModRevision(*revision)),
+        Guard::CreateRevision(key, revision) => {
+            (key, CompareTarget::Create, TargetUnion::CreateRevision(*revision))
+        }
         Guard::Value(key, value) => (key, CompareTarget::Value, TargetUnion::Value(value.clone())),
     };
     Compare {
@@ -109,8 +117,8 @@ pub fn txn_response(response: &TxnResponse) -> Response {
     }
 }
 
-/// The response to a revocation.
-pub fn revoke_response(header: &Option<ResponseHeader>) -> Response {
+/// The response to a revocation or a compaction.
+pub fn plain_response(header: &Option<ResponseHeader>) -> Response {
     Response { revision: revision(header), succeeded: true, results: Vec::new() }
 }
 

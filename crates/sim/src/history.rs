@@ -3,7 +3,7 @@
 //! It is independent of how the operations were carried out, so that the simulated world and the tests over real
 //! processes record into the same types. Times are microseconds on one clock shared by all clients of a run.
 //!
-//! Left out: ranges over several keys, nested transactions and compaction, which other tests cover.
+//! Left out: ranges over several keys and nested transactions, which other tests cover.
 
 use std::fmt;
 
@@ -31,6 +31,8 @@ pub struct KeyValue {
 pub enum Guard {
     /// The key's last revision is this; 0 while the key does not exist.
     ModRevision(Bytes, i64),
+    /// The key was created at this revision; 0 while the key does not exist.
+    CreateRevision(Bytes, i64),
     /// The key exists and has this value.
     Value(Bytes, Bytes),
 }
@@ -81,6 +83,8 @@ pub enum Action {
     /// was invoked when the lease was granted: it may happen at any time after, or never. Its timing is judged by
     /// [`crate::checkers::lease_promise`].
     Revoke(i64),
+    /// Forget what was superseded by this revision.
+    Compact(i64),
 }
 
 impl Action {
@@ -121,7 +125,7 @@ pub struct Response {
     pub revision: i64,
     /// Whether the guards held; true where there were none.
     pub succeeded: bool,
-    /// One result for each step that was carried out; empty for a revocation.
+    /// One result for each step that was carried out; empty for a revocation or a compaction.
     pub results: Vec<StepResult>,
 }
 
@@ -143,6 +147,8 @@ pub enum Outcome {
     Done(Response),
     /// It certainly was not, and never will be.
     Failed,
+    /// It was not carried out, because the revision that it names has been compacted.
+    Compacted,
     /// It may have been carried out at any time after its invocation, may still be, or never.
     Unknown,
 }
@@ -171,7 +177,7 @@ impl Operation {
     pub fn response(&self) -> Option<&Response> {
         match &self.outcome {
             Outcome::Done(response) => Some(response),
-            Outcome::Failed | Outcome::Unknown => None,
+            Outcome::Failed | Outcome::Compacted | Outcome::Unknown => None,
         }
     }
 

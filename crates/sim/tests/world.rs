@@ -8,7 +8,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hadron_sim::world::{Report, Settings, World};
+use hadron_sim::world::{Report, Scenario, Settings, World};
 
 /// Worlds in a usual test run.
 const SEEDS: u64 = 60;
@@ -19,8 +19,13 @@ fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
+/// `SIM_SCENARIO` chooses another kind of world than the usual one.
+fn scenario() -> Scenario {
+    std::env::var("SIM_SCENARIO").map_or(Scenario::Usual, |name| name.parse().unwrap())
+}
+
 fn run(seed: u64) -> Report {
-    match World::run(Settings::of_seed(seed)) {
+    match World::run(Settings::of(scenario(), seed)) {
         Ok(report) => report,
         Err(failure) => {
             panic!("{failure}\nagain: SIM_SEED={seed} cargo test -p hadron-sim --test world many")
@@ -78,5 +83,22 @@ fn many_worlds_keep_every_promise_and_heal() {
 fn one_seed_makes_one_world() {
     for seed in [1, 2] {
         assert_eq!(run(seed), run(seed));
+    }
+}
+
+#[test]
+fn every_scenario_keeps_every_promise_and_tells_the_same_story_twice() {
+    for scenario in Scenario::ALL {
+        let tell = |seed| {
+            let mut lines = Vec::new();
+            let outcome =
+                World::run_with(Settings::of(scenario, seed), &mut |story| lines.push(story.to_string()));
+            let report = outcome.unwrap_or_else(|failure| panic!("{scenario}: {failure}"));
+            println!("{scenario}, seed {seed}: {report:?}");
+            (report, lines)
+        };
+        for seed in 1..=2 {
+            assert_eq!(tell(seed), tell(seed));
+        }
     }
 }

@@ -184,7 +184,9 @@ async fn carry_out(channel: &Channel, action: &Action) -> Result<Response, Statu
             etcd::response(&deleted.header, StepResult::Deleted(deleted.deleted))
         }
         Request::Txn(txn) => etcd::txn_response(&client.txn(txn).await?.into_inner()),
-        Request::Revoke(_) => unreachable!("this load has no leases"),
+        Request::Revoke(_) | Request::Compact(_) => {
+            unreachable!("this load has neither leases nor compactions")
+        }
     })
 }
 

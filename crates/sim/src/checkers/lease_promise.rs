@@ -39,13 +39,15 @@ pub struct Lease {
 }
 
 /// Checks one lease. `late_by_us` is what it may live too long: the time without a leader and the time that an expiry
-/// takes to be noticed and committed.
-pub fn check(lease: &Lease, late_by_us: u64) -> Result<(), Violation> {
+/// takes to be noticed and committed. Clocks may be fast or slow by `drift_ppm` parts in a million.
+pub fn check(lease: &Lease, late_by_us: u64, drift_ppm: u64) -> Result<(), Violation> {
+    let early_by_us = ROUNDING_US + lease.ttl_us * drift_ppm / 1_000_000;
+    let late_by_us = late_by_us + 2 * lease.ttl_us * drift_ppm / 1_000_000;
     let acknowledged = lease.renewals.iter().filter(|renewal| renewal.acknowledged);
     let promised = acknowledged.map(|renewal| renewal.invoked + lease.ttl_us).max();
     let revoked_before = |moment: u64| lease.revoked.is_some_and(|revoked| revoked <= moment);
     if let (Some(gone_by), Some(promised)) = (lease.gone_by, promised)
-        && gone_by + ROUNDING_US < promised
+        && gone_by + early_by_us < promised
         && !revoked_before(gone_by)
     {
         let found = format!("lease {} was gone by {gone_by}, promised until {promised}: {lease:?}", lease.id);
@@ -88,29 +90,29 @@ mod tests {
 
     #[test]
     fn an_expiry_in_its_time_passes() {
-        check(&Lease { alive_at: Some(7 * SECOND), gone_by: Some(7 * SECOND + 500), ..lease() }, SECOND)
+        check(&Lease { alive_at: Some(7 * SECOND), gone_by: Some(7 * SECOND + 500), ..lease() }, SECOND, 0)
             .unwrap();
     }
 
     #[test]
     fn an_early_expiry_is_caught() {
         let early = Lease { gone_by: Some(6 * SECOND), ..lease() };
-        check(&early, SECOND).unwrap_err();
-        check(&Lease { revoked: Some(SECOND), ..early }, SECOND).unwrap();
+        check(&early, SECOND, 0).unwrap_err();
+        check(&Lease { revoked: Some(SECOND), ..early }, SECOND, 0).unwrap();
     }
 
     #[test]
     fn an_unanswered_renewal_promises_nothing_but_may_count() {
         let mut lease = lease();
         lease.renewals[1].acknowledged = false;
-        check(&Lease { gone_by: Some(5 * SECOND), ..lease.clone() }, 0).unwrap();
-        check(&Lease { alive_at: Some(7 * SECOND), ..lease }, 0).unwrap();
+        check(&Lease { gone_by: Some(5 * SECOND), ..lease.clone() }, 0, 0).unwrap();
+        check(&Lease { alive_at: Some(7 * SECOND), ..lease }, 0, 0).unwrap();
     }
 
     #[test]
     fn a_lease_that_outlives_its_time_is_caught() {
-        check(&Lease { alive_at: Some(9 * SECOND), ..lease() }, SECOND).unwrap_err();
-        check(&Lease { alive_at: Some(9 * SECOND), ..lease() }, 3 * SECOND).unwrap();
+        check(&Lease { alive_at: Some(9 * SECOND), ..lease() }, SECOND, 0).unwrap_err();
+        check(&Lease { alive_at: Some(9 * SECOND), ..lease() }, 3 * SECOND, 0).unwrap();
     }
 
     #[test]
@@ -118,7 +120,15 @@ mod tests {
         check(
             &Lease { alive_at: Some(7 * SECOND + 600), gone_by: Some(7 * SECOND + 500), ..lease() },
             SECOND,
+            0,
         )
         .unwrap_err();
+    }
+
+    #[test]
+    fn clocks_may_drift_as_far_as_was_agreed() {
+        let early = Lease { gone_by: Some(7 * SECOND - 90_000), ..lease() };
+        check(&early, SECOND, 20_000).unwrap();
+        check(&early, SECOND, 10_000).unwrap_err();
     }
 }

@@ -148,8 +148,9 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn new(operations: &'a [Operation], claims: BTreeMap<i64, usize>, facts: Facts) -> Search<'a> {
         let count = operations.len();
-        let mut by_invocation: Vec<usize> =
-            (0..count).filter(|&number| operations[number].outcome != Outcome::Failed).collect();
+        let mut by_invocation: Vec<usize> = (0..count)
+            .filter(|&number| !matches!(operations[number].outcome, Outcome::Failed | Outcome::Compacted))
+            .collect();
         let mut by_return: Vec<usize> =
             (0..count).filter(|&number| operations[number].response().is_some()).collect();
         by_invocation.sort_by_key(|&number| operations[number].invoked);

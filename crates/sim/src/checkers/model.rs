@@ -51,6 +51,7 @@ impl Model {
                 self.remove_attached(*lease, &mut changes);
                 (true, Vec::new())
             }
+            Action::Compact(_) => (true, Vec::new()),
             Action::StaleGet(_) => return None,
         };
         let revision = self.revision + i64::from(!changes.is_empty());
@@ -98,6 +99,9 @@ impl Model {
         match guard {
             Guard::ModRevision(key, expected) => {
                 self.get_at(key, self.revision).map_or(0, |found| found.mod_revision) == *expected
+            }
+            Guard::CreateRevision(key, expected) => {
+                self.get_at(key, self.revision).map_or(0, |found| found.create_revision) == *expected
             }
             Guard::Value(key, expected) => {
                 self.get_at(key, self.revision).is_some_and(|found| found.value == *expected)

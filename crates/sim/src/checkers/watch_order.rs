@@ -19,6 +19,8 @@ pub struct Watcher {
     pub key_to: Bytes,
     /// What it received, in order.
     pub events: Vec<Event>,
+    /// Revisions, from the first to the second, that were compacted before it could see them.
+    pub gaps: Vec<(i64, i64)>,
     /// The revision up to which it must have seen everything: that of its newest event, or one that a progress
     /// notification promised, or the keyspace's last one when the run waited for it.
     pub complete_to: i64,
@@ -28,6 +30,7 @@ impl Watcher {
     fn wants(&self, event: &Event) -> bool {
         event.revision >= self.from_revision
             && event.key >= self.key_from
+            && !self.gaps.iter().any(|(from, to)| (*from..=*to).contains(&event.revision))
             && (self.key_to.is_empty() || event.key < self.key_to)
     }
 }
@@ -73,6 +76,7 @@ mod tests {
             key_from: "a".into(),
             key_to: "c".into(),
             events,
+            gaps: Vec::new(),
             complete_to,
         }
     }
@@ -89,6 +93,14 @@ mod tests {
     fn a_missed_event_is_caught() {
         check(&watcher(vec![event(4, "a")], 0), &history()).unwrap_err();
         check(&watcher(vec![event(3, "b"), event(4, "a")], 5), &history()).unwrap_err();
+    }
+
+    #[test]
+    fn what_was_compacted_may_be_missing_and_nothing_else() {
+        let gap = Watcher { gaps: vec![(3, 4)], ..watcher(vec![event(5, "b")], 5) };
+        check(&gap, &history()).unwrap();
+        check(&Watcher { gaps: vec![(3, 3)], ..gap.clone() }, &history()).unwrap_err();
+        check(&Watcher { events: vec![event(4, "a"), event(5, "b")], ..gap }, &history()).unwrap_err();
     }
 
     #[test]

@@ -13,6 +13,8 @@ use hadron_proto::etcdserverpb::RangeRequest;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use super::compaction::COMPACTOR;
+use super::lies::Lie;
 use super::machine::Asked;
 use super::{Happening, Life, Settings, World};
 use crate::etcd::{self, Request};
@@ -194,8 +196,15 @@ impl World {
             Request::Delete(request) => Some(Command::DeleteRange(request)),
             Request::Txn(request) => Some(Command::Txn(request)),
             Request::Revoke(request) => Some(Command::LeaseRevoke(request)),
+            Request::Compact(request) => Some(Command::Compact(request)),
         };
-        let group = GroupId(self.history[operation].keyspace);
+        if command.is_none() && self.lies(Lie::StaleRead) {
+            return self.schedule.after(0, Happening::ServeRead { operation, life });
+        }
+        let mut group = GroupId(self.history[operation].keyspace);
+        if command.is_some() {
+            group = self.group_of_write(group);
+        }
         let token = self.ask(life, Asked::Operation(operation), |token| match command {
             Some(command) => NodeEvent::Write { token, group, command: command.to_bytes() },
             None => NodeEvent::Read { token, group },
@@ -212,6 +221,7 @@ impl World {
             Reply::Written { response: Ok(response), .. } => Outcome::Done(command_response(response)),
             // A lease may have ended before a key was attached to it.
             Reply::Written { response: Err(Error::LeaseNotFound), .. } => Outcome::Failed,
+            Reply::Written { response: Err(Error::Compacted), .. } => Outcome::Compacted,
             Reply::Written { response: Err(error), .. } => {
                 let found = format!("{}: {error}", self.history[operation]);
                 return self.violate(Violation::new("linearizable", found));
@@ -220,7 +230,10 @@ impl World {
                 let delay = self.rng.random_range(0..200);
                 return self.schedule.after(delay, Happening::ServeRead { operation, life });
             }
-            Reply::Failed(NodeFailure::Unknown) => Outcome::Unknown,
+            Reply::Failed(NodeFailure::Unknown) => {
+                self.propose_again(operation);
+                Outcome::Unknown
+            }
             Reply::Failed(_) | Reply::Transferred => Outcome::Failed,
         };
         self.answer(operation, outcome);
@@ -236,7 +249,12 @@ impl World {
         let Request::Range(range) = etcd::request(&action) else { return };
         let outcome = match keyspace.range(&range) {
             Ok(found) => Outcome::Done(etcd::response(&found.header, etcd::got(&found))),
-            // No revision is compacted here, and a barrier leaves none in the future.
+            Err(Error::Compacted) => Outcome::Compacted,
+            Err(Error::Storage(what)) => {
+                return self
+                    .violate(Violation::new("no_fatal", format!("n{} cannot read: {what}", life.node)));
+            }
+            // A barrier leaves no revision in the future.
             Err(error) => {
                 let found = format!("{}: {error}", self.history[operation]);
                 return self.violate(Violation::new("linearizable", found));
@@ -254,7 +272,10 @@ impl World {
     /// The connection with the node is gone, and with it the answer.
     pub(super) fn on_connection_lost(&mut self, asked: Asked) {
         match asked {
-            Asked::Operation(operation) => self.answer(operation, Outcome::Unknown),
+            Asked::Operation(operation) => {
+                self.propose_again(operation);
+                self.answer(operation, Outcome::Unknown);
+            }
             Asked::Lease(client) => self.on_lease_connection_lost(client),
         }
     }
@@ -294,6 +315,7 @@ impl World {
                 let think = self.rng.random_range(0..=2 * state.think_us);
                 self.schedule.after(think, Happening::ClientNext(client));
             }
+            None if operation.client == COMPACTOR => self.on_compacted(number),
             None => self.on_lease_answer(number),
         }
     }
@@ -310,7 +332,8 @@ fn command_response(response: CommandResponse) -> Response {
             etcd::response(&delete.header, StepResult::Deleted(delete.deleted))
         }
         CommandResponse::Txn(txn) => etcd::txn_response(&txn),
-        CommandResponse::LeaseRevoke(revoke) => etcd::revoke_response(&revoke.header),
+        CommandResponse::LeaseRevoke(revoke) => etcd::plain_response(&revoke.header),
+        CommandResponse::Compact(compact) => etcd::plain_response(&compact.header),
         // Not what was asked for: a response that fits no action.
         _ => Response { revision: 0, succeeded: false, results: Vec::new() },
     }

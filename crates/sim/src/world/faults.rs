@@ -1,13 +1,70 @@
 //! What goes wrong, one thing after another, until the world is healed.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 
 use hadron_consensus::{DEFAULT_GROUP, NodeId};
 use hadron_node::Event as NodeEvent;
+use hadron_storage::disk::{Fault as DiskFault, Operation};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
+use super::story::{Stop, StoryEvent};
 use super::{Happening, TROUBLE_US, Trouble, World};
+
+/// Lets something go wrong.
+type Fault = fn(&mut World);
+
+/// How often each kind of fault happens, compared with the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Weights {
+    /// One node loses its power or is killed.
+    pub stop_one: u32,
+    /// Two do.
+    pub stop_two: u32,
+    /// All do.
+    pub stop_all: u32,
+    /// The network is cut.
+    pub partition: u32,
+    /// Connections of a node break.
+    pub connections: u32,
+    /// One disk becomes slow, or all do.
+    pub slow_disks: u32,
+    /// A disk is full, or fails a write or an fsync; or the engine fails. The node stops, and restarts when all is well.
+    pub bad_disk: u32,
+    /// A machine comes back with a flipped bit in its log, or is wiped. A minority of the machines at most.
+    pub damage: u32,
+    /// A process stands still, and its clock goes on.
+    pub pause: u32,
+    /// A machine stands still with its clock.
+    pub suspend: u32,
+    /// The leader is asked to hand over.
+    pub transfer: u32,
+}
+
+impl Weights {
+    /// A bit of everything.
+    pub fn usual() -> Weights {
+        Weights {
+            stop_one: 25,
+            stop_two: 7,
+            stop_all: 4,
+            partition: 24,
+            connections: 10,
+            slow_disks: 10,
+            bad_disk: 6,
+            damage: 1,
+            pause: 9,
+            suspend: 4,
+            transfer: 7,
+        }
+    }
+
+    /// No faults at all.
+    pub fn none() -> Weights {
+        Weights::default()
+    }
+}
 
 impl World {
     /// Lets one thing go wrong and arranges the next.
@@ -15,15 +72,31 @@ impl World {
         if !self.faults_on {
             return;
         }
-        match self.rng.random_range(0..100) {
-            0..25 => self.stop_some(1),
-            25..32 => self.stop_some(2),
-            32..36 => self.stop_some(self.settings.nodes as usize),
-            36..60 => self.partition(),
-            60..70 => self.break_connections(),
-            70..82 => self.slow_disks(),
-            82..93 => self.pause_a_process(),
-            _ => self.transfer_leadership(),
+        let weights = self.settings.weights.clone();
+        let kinds: [(u32, Fault); 11] = [
+            (weights.stop_one, |world| world.stop_some(1)),
+            (weights.stop_two, |world| world.stop_some(2)),
+            (weights.stop_all, |world| world.stop_some(world.settings.nodes as usize)),
+            (weights.partition, World::partition),
+            (weights.connections, World::break_connections),
+            (weights.slow_disks, World::slow_disks),
+            (weights.bad_disk, World::spoil_a_disk),
+            (weights.damage, World::damage_a_machine),
+            (weights.pause, |world| world.pause_a_process(false)),
+            (weights.suspend, |world| world.pause_a_process(true)),
+            (weights.transfer, World::transfer_leadership),
+        ];
+        let sum: u32 = kinds.iter().map(|(weight, _)| weight).sum();
+        if sum == 0 {
+            return;
+        }
+        let mut drawn = self.rng.random_range(0..sum);
+        for (weight, happens) in kinds {
+            if drawn < weight {
+                happens(self);
+                break;
+            }
+            drawn -= weight;
         }
         let pause = self.rng.random_range(0..=2 * self.settings.fault_pause_us);
         self.schedule.after(pause, Happening::Fault);
@@ -33,14 +106,15 @@ impl World {
     pub(super) fn heal_everything(&mut self) {
         let now = self.schedule.now();
         self.faults_on = false;
-        self.trace.note(now, format_args!("everything is healed"));
+        self.tell(StoryEvent::Healed);
         self.network.heal();
         for node in 1..=self.settings.nodes {
             self.boot(node);
             if let Some(machine) = self.machines.get_mut(&node) {
                 machine.slowness = 1;
+                machine.make_well();
                 if let Some(process) = &mut machine.process {
-                    process.paused_until = now;
+                    process.resume(now);
                 }
             }
             if let Some(life) = self.life(node) {
@@ -83,7 +157,7 @@ impl World {
         nodes.insert(0, first);
         let power_loss = self.rng.random_bool(0.7);
         for node in nodes.into_iter().take(count) {
-            self.stop(node, power_loss);
+            self.stop(node, if power_loss { Stop::PowerLoss } else { Stop::Killed });
             let down_us = *super::settings::pick(&mut self.rng, &[1_000, 100_000, 1_000_000, 4_000_000]);
             let down_us = self.rng.random_range(down_us / 2..=down_us);
             self.schedule.after(down_us, Happening::Boot(node));
@@ -114,7 +188,7 @@ impl World {
                 }
             }
         }
-        self.trace.note(self.schedule.now(), format_args!("partition: {blocked:?}"));
+        self.tell(StoryEvent::Partition { cut: blocked.clone() });
         blocked.into_iter().for_each(|direction| self.network.block(direction));
         self.partition += 1;
         let lasts_us = *super::settings::pick(&mut self.rng, &[300_000, 2_000_000, 5_000_000]);
@@ -124,14 +198,14 @@ impl World {
     /// Ends the partition of this number, if no newer one has begun.
     pub(super) fn end_partition(&mut self, number: u64) {
         if number == self.partition {
-            self.trace.note(self.schedule.now(), format_args!("the partition ends"));
+            self.tell(StoryEvent::PartitionEnds);
             self.network.heal();
         }
     }
 
     fn break_connections(&mut self) {
         let victim = self.victim();
-        self.trace.note(self.schedule.now(), format_args!("connections of n{victim} break"));
+        self.tell(StoryEvent::ConnectionsBreak { node: victim });
         for other in (1..=self.settings.nodes).filter(|other| *other != victim) {
             if self.rng.random_bool(0.7) {
                 self.disconnect((victim, other));
@@ -150,7 +224,7 @@ impl World {
         let slowness = *super::settings::pick(&mut self.rng, &[10, 100, 500]);
         let power_loss_in = self.rng.random_bool(0.5).then(|| self.rng.random_range(10_000..800_000));
         for node in (1..=self.settings.nodes).filter(|node| all || *node == victim) {
-            self.trace.note(self.schedule.now(), format_args!("n{node}'s disk is {slowness} times slower"));
+            self.tell(StoryEvent::SlowDisk { node, factor: slowness });
             if let Some(machine) = self.machines.get_mut(&node) {
                 machine.slowness = slowness;
             }
@@ -163,28 +237,74 @@ impl World {
     /// A machine loses its power and comes back soon.
     pub(super) fn lose_power(&mut self, node: u64) {
         if self.faults_on {
-            self.stop(node, true);
-            let down_us = self.rng.random_range(1_000..200_000);
-            self.schedule.after(down_us, Happening::Boot(node));
+            self.stop(node, Stop::PowerLoss);
+            self.boot_soon(node);
         }
     }
 
-    fn pause_a_process(&mut self) {
-        let victim = self.victim();
-        let pause_us = *super::settings::pick(&mut self.rng, &[50_000, 900_000, 2_500_000]);
-        let now = self.schedule.now();
-        self.trace.note(now, format_args!("n{victim} stands still for {pause_us} µs"));
-        if let Some(machine) = self.machines.get_mut(&victim)
-            && let Some(process) = &mut machine.process
-        {
-            process.paused_until = now + pause_us;
+    fn boot_soon(&mut self, node: u64) {
+        let down_us = self.rng.random_range(1_000..200_000);
+        self.schedule.after(down_us, Happening::Boot(node));
+    }
+
+    /// Now would be a bad time to lose power, so now and then that is when it happens.
+    pub(super) fn delicate_moment(&mut self, node: u64) {
+        let one_in = self.settings.delicate_one_in;
+        if self.faults_on && one_in > 0 && self.rng.random_range(0..one_in) == 0 {
+            // Not within the turn that goes on, but before anything else takes long.
+            let delay = self.rng.random_range(0..300);
+            self.schedule.after(delay, Happening::PowerLoss(node));
         }
+    }
+
+    /// A disk that will be full, or will fail soon.
+    fn spoil_a_disk(&mut self) {
+        let node = self.victim();
+        let after = self.rng.random_range(0..40);
+        let room = self.rng.random_range(0..self.settings.segment_bytes);
+        let lasting = self.rng.random_bool(0.5);
+        let kind = self.rng.random_range(0..4);
+        let Some(machine) = self.machines.get_mut(&node) else { return };
+        let Some(process) = machine.process.as_ref().filter(|_| !machine.is_ailing) else { return };
+        machine.is_ailing = true;
+        let fails =
+            |operation| DiskFault { operation: Some(operation), after, kind: ErrorKind::Other, lasting };
+        match kind {
+            0 => machine.disk.set_capacity(Some(process.log.disk_bytes() + room)),
+            1 => machine.disk.set_fault(Some(fails(Operation::Sync))),
+            2 => machine.disk.set_fault(Some(fails(Operation::Write))),
+            _ => machine.engine.set_failing(true),
+        }
+        self.tell(match kind {
+            0 => StoryEvent::FullDisk { node },
+            1 => StoryEvent::FailingDisk { node, what: "an fsync" },
+            2 => StoryEvent::FailingDisk { node, what: "a write" },
+            _ => StoryEvent::FailingDisk { node, what: "the engine" },
+        });
+    }
+
+    /// The node said that its disk failed, as it should. Its process or machine is started again when the disk is well.
+    pub(super) fn stop_for_its_disk(&mut self, node: u64) {
+        self.stop(node, Stop::Disk);
+        self.boot_soon(node);
+    }
+
+    fn pause_a_process(&mut self, clock: bool) {
+        let node = self.victim();
+        let for_us = *super::settings::pick(&mut self.rng, &[50_000, 900_000, 2_500_000]);
+        let now = self.schedule.now();
+        let Some(machine) = self.machines.get_mut(&node) else { return };
+        let Some(process) = machine.process.as_mut().filter(|process| process.paused_until <= now) else {
+            return;
+        };
+        process.pause(now, for_us, clock);
+        self.tell(StoryEvent::Pauses { node, for_us, clock });
     }
 
     fn transfer_leadership(&mut self) {
         let Some(life) = self.leader().and_then(|leader| self.life(leader)) else { return };
         let to = self.rng.random_range(1..=self.settings.nodes);
-        self.trace.note(self.schedule.now(), format_args!("n{} is to hand over to n{to}", life.node));
+        self.tell(StoryEvent::HandsOver { from: life.node, to });
         // Nobody waits for the answer.
         let event = NodeEvent::TransferLeader { token: 0, group: DEFAULT_GROUP, to: NodeId(to) };
         self.deliver(life, event);

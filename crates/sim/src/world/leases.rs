@@ -1,16 +1,21 @@
 //! Lease clients: each grants a lease, attaches a key to it, keeps it alive for a while, then lets it expire or revokes
 //! it, and looks until the key is gone.
+//!
+//! Some compete for one lock instead: the key that is created with the lease is the same for all, and whoever creates it
+//! holds the lock as long as its lease is promised to live.
 
 use hadron_consensus::DEFAULT_GROUP;
 use hadron_keyspace::{Command, Response as CommandResponse};
 use hadron_node::{Event as NodeEvent, Reply};
-use hadron_proto::etcdserverpb::LeaseGrantRequest;
+use hadron_proto::etcdserverpb::{LeaseGrantRequest, LeaseKeepAliveResponse};
 use rand::Rng;
 
+use super::lies::Lie;
 use super::machine::Asked;
-use super::{Happening, Life, World};
+use super::{Happening, Life, Settings, World};
+use crate::checkers::exclusion::Claim;
 use crate::checkers::lease_promise::{Lease, Renewal};
-use crate::history::{Action, Operation, Outcome, Step, StepResult, Transaction};
+use crate::history::{Action, Guard, Operation, Outcome, Response, Step, StepResult, Transaction};
 
 /// Seconds that leases are granted for.
 const TTL_S: i64 = 2;
@@ -18,6 +23,8 @@ const TTL_S: i64 = 2;
 const NUMBERS: u64 = 1_000_000;
 /// Microseconds between two looks at whether the key is gone.
 const LOOK_US: u64 = 150_000;
+/// The key that is the lock.
+const LOCK: &str = "lease/lock";
 /// Microseconds after which a lease client gives up an answer.
 const PATIENCE_US: u64 = 3_000_000;
 
@@ -31,6 +38,12 @@ pub(super) struct LeaseClient {
     /// When the request that is under way was asked, and its number, so that a late end is not taken for a later one's.
     asked: Option<(u64, u64)>,
     requests: u64,
+    /// Competes for the lock.
+    wants_lock: bool,
+    /// Parts in a million that it allows for the servers' clocks.
+    drift_ppm: u64,
+    /// The times in which it held the lock, the present one last.
+    claims: Vec<Claim>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,18 +54,39 @@ enum Stage {
     Attach,
     /// Keeps it alive this many more times.
     Keep(u32),
+    /// Revokes it.
+    Revoke,
     /// Waits for its end.
     Look,
 }
 
 impl LeaseClient {
-    pub(super) fn new(number: u64) -> LeaseClient {
-        LeaseClient { number, granted: 0, stage: Stage::Grant, stories: Vec::new(), asked: None, requests: 0 }
+    /// The lease clients of a world, then those that compete for the lock.
+    pub(super) fn all(settings: &Settings) -> Vec<LeaseClient> {
+        let leases = (0..settings.lease_clients).map(|_| false);
+        let kinds = leases.chain((0..settings.lock_clients).map(|_| true));
+        let client = |(number, wants_lock)| LeaseClient {
+            number,
+            granted: 0,
+            stage: Stage::Grant,
+            stories: Vec::new(),
+            asked: None,
+            requests: 0,
+            wants_lock,
+            drift_ppm: settings.drift_ppm,
+            claims: Vec::new(),
+        };
+        (0..).zip(kinds).map(client).collect()
     }
 
     /// What was seen of each lease.
     pub(super) fn stories(&self) -> &[Lease] {
         &self.stories
+    }
+
+    /// When it held the lock.
+    pub(super) fn claims(&self) -> &[Claim] {
+        &self.claims
     }
 
     fn lease(&self) -> i64 {
@@ -63,9 +97,39 @@ impl LeaseClient {
         format!("lease/{}", self.lease())
     }
 
-    fn attach(&self) -> Action {
-        let step = Step::Put(self.key().into(), format!("held by {}", self.lease()).into(), self.lease());
-        Action::Transaction(Transaction { then: vec![step], ..Transaction::default() })
+    fn attach(&mut self) -> Action {
+        let lease = self.lease();
+        if !self.wants_lock {
+            let step = Step::Put(self.key().into(), format!("held by {lease}").into(), lease);
+            return Action::Transaction(Transaction { then: vec![step], ..Transaction::default() });
+        }
+        self.requests += 1;
+        let value = format!("held by {lease} ({})", self.requests);
+        Action::Transaction(Transaction {
+            guards: vec![Guard::CreateRevision(LOCK.into(), 0)],
+            then: vec![Step::Put(LOCK.into(), value.into(), lease)],
+            otherwise: vec![Step::Get(LOCK.into())],
+        })
+    }
+
+    /// Until when the lease is promised to live, however fast the servers' clocks are.
+    fn promised_until(&self) -> u64 {
+        let Some(story) = self.stories.last() else { return 0 };
+        let renewals = story.renewals.iter().filter(|renewal| renewal.acknowledged);
+        let life = story.ttl_us - story.ttl_us * self.drift_ppm / 1_000_000 - 2_000;
+        renewals.map(|renewal| renewal.invoked + life).max().unwrap_or(0)
+    }
+
+    /// Holds the lock from now on.
+    fn claim(&mut self, now: u64, token: i64) {
+        let (holder, until) = (self.lease(), self.promised_until());
+        self.claims.push(Claim { holder, from: now, until, token });
+    }
+
+    /// The present claim, if there is one.
+    fn present_claim(&mut self) -> Option<&mut Claim> {
+        let lease = self.lease();
+        self.claims.last_mut().filter(|claim| claim.holder == lease)
     }
 }
 
@@ -87,7 +151,12 @@ impl World {
                 let lease = self.leases[number].lease();
                 self.ask_lease(number, life, Command::LeaseKeepAlive(vec![lease]));
             }
+            Stage::Revoke => self.revoke(number, life),
             Stage::Look => {
+                if self.lies(Lie::EndlessLease) {
+                    let lease = self.leases[number].lease();
+                    self.write_unasked(life, DEFAULT_GROUP, Command::LeaseKeepAlive(vec![lease]));
+                }
                 let action = Action::get(self.leases[number].key());
                 self.begin_operation(NUMBERS + number as u64, DEFAULT_GROUP, life, action);
             }
@@ -118,12 +187,30 @@ impl World {
         self.ask_lease(number, life, Command::LeaseGrant(LeaseGrantRequest { ttl: TTL_S, id: lease }));
     }
 
+    fn revoke(&mut self, number: usize, life: Life) {
+        let now = self.schedule.now();
+        let client = &mut self.leases[number];
+        let lease = client.lease();
+        if let Some(story) = client.stories.last_mut() {
+            story.revoked = Some(now);
+        }
+        if let Some(claim) = client.present_claim() {
+            claim.until = claim.until.min(now);
+        }
+        self.begin_operation(NUMBERS + number as u64, DEFAULT_GROUP, life, Action::Revoke(lease));
+    }
+
     /// Asks for a grant or a keep-alive.
     fn ask_lease(&mut self, number: usize, life: Life, command: Command) {
         let now = self.schedule.now();
         let client = &mut self.leases[number];
         client.requests += 1;
         client.asked = Some((now, client.requests));
+        if let (Command::LeaseKeepAlive(ids), true) = (&command, self.lies(Lie::KeepAliveUnasked)) {
+            let alive = LeaseKeepAliveResponse { header: None, id: ids[0], ttl: TTL_S };
+            let response = Ok(CommandResponse::LeaseKeepAlive(vec![alive]));
+            return self.on_lease_reply(life, number, Reply::Written { response, term: 0 });
+        }
         let event = |token| NodeEvent::Write { token, group: DEFAULT_GROUP, command: command.to_bytes() };
         let token = self.ask(life, Asked::Lease(number), event);
         let (request, token) = (self.leases[number].requests, token.unwrap_or(0));
@@ -147,7 +234,7 @@ impl World {
         self.end_renewal(number, false);
         let client = &mut self.leases[number];
         client.stage = match client.stage {
-            Stage::Keep(_) => Stage::Look,
+            Stage::Keep(_) if !client.wants_lock => Stage::Look,
             _ => Stage::Grant,
         };
         self.lease_later(number, 50_000);
@@ -163,6 +250,10 @@ impl World {
         // What was not acknowledged may still be carried out as long as some leader has it.
         let returned = if acknowledged { now } else { now + PATIENCE_US };
         story.renewals.push(Renewal { invoked, returned, acknowledged });
+        let until = client.promised_until();
+        if let Some(claim) = client.present_claim() {
+            claim.until = until;
+        }
     }
 
     /// The node answers a grant or a keep-alive.
@@ -195,11 +286,7 @@ impl World {
                 if let Some(story) = self.leases[number].stories.last_mut().filter(|_| !lives) {
                     story.gone_by = Some(now);
                 }
-                let again = lives && more > 0;
-                (
-                    if again { Stage::Keep(more - 1) } else { Stage::Look },
-                    self.rng.random_range(100_000..900_000),
-                )
+                (self.after_keeping(number, lives, more), self.rng.random_range(100_000..900_000))
             }
             _ => return self.on_lease_connection_lost(number),
         };
@@ -207,29 +294,63 @@ impl World {
         self.lease_later(number, delay);
     }
 
+    /// What a client does after its lease was kept alive once more, or was found gone.
+    fn after_keeping(&mut self, number: usize, lives: bool, more: u32) -> Stage {
+        let revokes = self.rng.random_bool(0.3);
+        match self.leases[number].wants_lock {
+            _ if lives && more > 0 => Stage::Keep(more - 1),
+            _ if lives && revokes => Stage::Revoke,
+            // Its key may be another's by now.
+            true => Stage::Grant,
+            false => Stage::Look,
+        }
+    }
+
     /// An operation of a lease client on its key ended.
     pub(super) fn on_lease_answer(&mut self, operation: usize) {
         let operation = &self.history[operation];
         let (invoked, returned) = (operation.invoked, operation.returned);
         let number = (operation.client - NUMBERS) as usize;
-        let result = operation.response().and_then(|response| response.results.first().cloned());
-        let client = &mut self.leases[number];
-        let Some(story) = client.stories.last_mut() else { return };
-        let (stage, delay) = match (client.stage, result) {
-            (Stage::Attach, Some(StepResult::Put)) => (Stage::Keep(self.rng.random_range(0..5)), 300_000),
-            // The put may have failed because the lease has ended; nothing more can be told.
-            (Stage::Attach, _) => (Stage::Grant, 100_000),
-            (Stage::Look, Some(StepResult::Got(Some(_)))) => {
-                story.alive_at = story.alive_at.max(Some(invoked));
-                (Stage::Look, LOOK_US)
+        let response = operation.response().cloned();
+        let result = response.as_ref().and_then(|response| response.results.first().cloned());
+        let (stage, delay) = match (self.leases[number].stage, result) {
+            (Stage::Attach, result) => self.after_attaching(number, returned, response, result),
+            (Stage::Look, Some(StepResult::Got(found))) => {
+                let client = &mut self.leases[number];
+                let Some(story) = client.stories.last_mut() else { return };
+                match found {
+                    Some(_) => story.alive_at = story.alive_at.max(Some(invoked)),
+                    None => story.gone_by = Some(returned),
+                }
+                if found.is_some() { (Stage::Look, LOOK_US) } else { (Stage::Grant, 100_000) }
             }
-            (Stage::Look, Some(StepResult::Got(None))) => {
-                story.gone_by = Some(returned);
-                (Stage::Grant, 100_000)
-            }
+            (Stage::Revoke, _) if self.leases[number].wants_lock => (Stage::Grant, 100_000),
+            (Stage::Revoke, _) => (Stage::Look, LOOK_US),
             (stage, _) => (stage, LOOK_US),
         };
-        client.stage = stage;
+        self.leases[number].stage = stage;
         self.lease_later(number, delay);
+    }
+
+    fn after_attaching(
+        &mut self,
+        number: usize,
+        now: u64,
+        response: Option<Response>,
+        result: Option<StepResult>,
+    ) -> (Stage, u64) {
+        let client = &mut self.leases[number];
+        match (response, result) {
+            (Some(response), Some(StepResult::Put)) => {
+                if client.wants_lock {
+                    client.claim(now, response.revision);
+                }
+                (Stage::Keep(self.rng.random_range(0..5)), 300_000)
+            }
+            // Another holds the lock.
+            (Some(_), Some(StepResult::Got(_))) => (Stage::Attach, self.rng.random_range(50_000..300_000)),
+            // The put may have failed because the lease has ended; nothing more can be told.
+            _ => (Stage::Grant, 100_000),
+        }
     }
 }

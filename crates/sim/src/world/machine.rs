@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, Time};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, Message, NodeId, Time};
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{
     Bootstrap, Config, Effects, Event as NodeEvent, Failure as NodeFailure, GroupConfig, Member, Node,
@@ -15,16 +15,20 @@ use hadron_storage::disk::{Disk, MemoryDisk};
 use hadron_storage::engine::{Engine, ModelEngine};
 use hadron_storage::wal::{Options as WalOptions, Wal};
 use rand::Rng;
+use rand::rngs::SmallRng;
 
+use super::damage::Damage;
+use super::lies::{Lie, Memories};
 use super::network::{Direction, Fate};
 use super::observe::Observed;
 use super::snapshots::Incoming;
+use super::story::{Stop, StoryEvent};
 use super::threads::{EngineThread, LogThread};
-use super::{Happening, Life, Trouble, World};
+use super::{Happening, Life, Settings, Trouble, World};
 use crate::history::Violation;
 
 /// The directory of the log on each disk.
-const LOG_DIRECTORY: &str = "/log";
+pub(super) const LOG_DIRECTORY: &str = "/log";
 /// Microseconds that a turn of the loop may take to begin.
 const TURN_US_MAX: u64 = 60;
 /// Timers within [`SPIN_US`] that are too many: a node whose deadline does not move on burns its processor.
@@ -41,6 +45,16 @@ pub(super) struct Machine {
     pub(super) process: Option<Process>,
     /// Multiplies the time that the disk takes.
     pub(super) slowness: u64,
+    /// The disk is full or fails: the node may stop because of it.
+    pub(super) is_ailing: bool,
+    /// What is to happen to it before it starts again.
+    pub(super) damage: Option<Damage>,
+    /// It never comes back.
+    pub(super) is_gone: bool,
+    /// What its clocks show when a million microseconds have passed.
+    clock_rate: u64,
+    /// Former states, for lies.
+    pub(super) memories: Memories,
 }
 
 /// A running node and its threads.
@@ -53,6 +67,11 @@ pub(super) struct Process {
     started_at: u64,
     /// The process stands still until then.
     pub(super) paused_until: u64,
+    /// Microseconds that its clock stood still, the present pause included.
+    stood_still_us: u64,
+    /// Whether the clock stands still in the present pause.
+    clock_pauses: bool,
+    clock_rate: u64,
     inbox: Vec<NodeEvent>,
     turn_is_due: bool,
     timer: Option<u64>,
@@ -75,14 +94,29 @@ pub(super) enum Asked {
 }
 
 impl Machine {
-    pub(super) fn new() -> Machine {
+    pub(super) fn new(settings: &Settings, rng: &mut SmallRng) -> Machine {
+        let drift = settings.drift_ppm;
+        let clock_rate = 1_000_000 - drift + rng.random_range(0..=2 * drift);
         Machine {
+            clock_rate: if settings.lie == Some(Lie::EarlyExpiry) { 1_500_000 } else { clock_rate },
+            is_ailing: false,
+            damage: None,
+            is_gone: false,
+            memories: Memories::default(),
             disk: MemoryDisk::new(),
             engine: Arc::new(ModelEngine::new()),
             incarnation: 0,
             process: None,
             slowness: 1,
         }
+    }
+
+    /// The disk works again and has room.
+    pub(super) fn make_well(&mut self) {
+        self.is_ailing = false;
+        self.disk.set_fault(None);
+        self.disk.set_capacity(None);
+        self.engine.set_failing(false);
     }
 }
 
@@ -91,9 +125,36 @@ impl Process {
         self.keyspaces.get(&group).cloned()
     }
 
+    /// A token that no request has had.
+    pub(super) fn take_token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
     /// The process's own monotonic clock.
     fn time(&self, now: u64) -> Time {
-        Time(now - self.started_at + 1)
+        let passed = (now - self.started_at).saturating_sub(self.stood_still_us);
+        Time(1 + (u128::from(passed) * u128::from(self.clock_rate) / 1_000_000) as u64)
+    }
+
+    /// When [`Process::time`] will be `time`, if the process does not stand still.
+    fn moment_of(&self, time: Time) -> u64 {
+        let passed = (u128::from(time.0.saturating_sub(1)) * 1_000_000).div_ceil(u128::from(self.clock_rate));
+        self.started_at + self.stood_still_us + passed as u64
+    }
+
+    /// The process stands still; its clock too, if `clock`.
+    pub(super) fn pause(&mut self, now: u64, for_us: u64, clock: bool) {
+        self.paused_until = now + for_us;
+        self.clock_pauses = clock;
+        self.stood_still_us += if clock { for_us } else { 0 };
+    }
+
+    /// The process goes on.
+    pub(super) fn resume(&mut self, now: u64) {
+        let rest = self.paused_until.saturating_sub(now);
+        self.stood_still_us -= if self.clock_pauses { rest } else { 0 };
+        self.paused_until -= rest;
     }
 }
 
@@ -121,27 +182,32 @@ impl World {
 
     /// Starts the process of a node that is down.
     pub(super) fn boot(&mut self, node: u64) {
-        if self.life(node).is_some() {
+        let is_gone = self.machines.get(&node).is_none_or(|machine| machine.is_gone);
+        if is_gone || self.life(node).is_some() || !self.suffer(node) {
             return;
         }
         let now = self.schedule.now();
         if let Err(what) = self.try_boot(node, now) {
-            self.trace.note(now, format_args!("n{node} does not start: {what}"));
-            self.violate(Violation::new("durable_ack", format!("n{node} does not start: {what}")));
+            self.violate(Violation::new("recovery", format!("n{node} does not start: {what}")));
         }
     }
 
+    pub(super) fn log_options(&self, node: u64) -> WalOptions {
+        WalOptions { segment_bytes: self.settings.segment_bytes, log_id: node, ballast_bytes: 0 }
+    }
+
     fn try_boot(&mut self, node: u64, now: u64) -> Result<(), String> {
+        self.falsify_disks(node);
         let members = self.members();
         let seed = self.rng.random();
+        let options = self.log_options(node);
+        let limits = self.limits_told();
         let Some(machine) = self.machines.get_mut(&node) else { return Ok(()) };
         machine.incarnation += 1;
         let life = Life { node, incarnation: machine.incarnation };
         let disk = Arc::new(machine.disk.clone());
         disk.create_dir(Path::new(LOG_DIRECTORY)).map_err(|error| error.to_string())?;
-        let options =
-            WalOptions { segment_bytes: self.settings.segment_bytes, log_id: node, ballast_bytes: 0 };
-        let (wal, recovered) =
+        let (wal, mut recovered) =
             Wal::open(disk, Path::new(LOG_DIRECTORY), options).map_err(|error| error.to_string())?;
         let groups = groups(&members, self.settings.keyspaces);
         let mut keyspaces = BTreeMap::new();
@@ -158,8 +224,11 @@ impl World {
             heartbeat_us: 100_000,
             election_timeout_us: 1_000_000,
             seed,
-            limits: self.settings.limits.clone(),
+            limits,
         };
+        if self.settings.lie == Some(Lie::ForgottenVote) {
+            recovered.groups.values_mut().for_each(|group| group.hard_state.voted_for = None);
+        }
         let torn = recovered.torn_tail.is_some();
         let shell = Node::new(config, recovered.groups, &keyspaces, Time(1))?;
         let observed = Observed::all(&shell.board());
@@ -172,6 +241,9 @@ impl World {
             observed,
             started_at: now,
             paused_until: 0,
+            stood_still_us: 0,
+            clock_pauses: false,
+            clock_rate: machine.clock_rate,
             inbox: Vec::new(),
             turn_is_due: false,
             timer: None,
@@ -180,10 +252,8 @@ impl World {
             asked: BTreeMap::new(),
             incoming: BTreeMap::new(),
         });
-        self.trace.note(
-            now,
-            format_args!("n{node} starts ({}), applied {positions:?}, torn tail {torn}", life.incarnation),
-        );
+        self.tell(StoryEvent::Starts { node, start: life.incarnation });
+        self.trace.note(now, format_args!("n{node} applied {positions:?}, torn tail {torn}"));
         self.first_turn(life);
         for other in (1..=self.settings.nodes).filter(|other| *other != node) {
             // Connections with its former life are found dead at once.
@@ -259,7 +329,7 @@ impl World {
         self.carry_out(life, effects);
         let now = self.schedule.now();
         let Some(process) = self.process(life) else { return };
-        let due = process.started_at + process.node.deadline().0 - 1;
+        let due = process.moment_of(process.node.deadline());
         let due = due.max(now + 1);
         if process.timer.is_none_or(|timer| timer != due) {
             process.timer = Some(due);
@@ -284,7 +354,7 @@ impl World {
             self.violate(Violation::new("no_fatal", format!("n{} stops: {what}", life.node)));
         }
         for (to, message) in sends {
-            self.send(life, to.0, &message);
+            self.send(life, to.0, message);
         }
         if !log.is_empty() {
             self.append_to_log(life, log_sequence, log);
@@ -302,13 +372,17 @@ impl World {
     }
 
     /// Sends a peer message, in its encoded form.
-    fn send(&mut self, life: Life, to: u64, message: &PeerMessage) {
+    fn send(&mut self, life: Life, to: u64, mut message: PeerMessage) {
         let direction = (life.node, to);
-        if let PeerMessage::Group { group, .. } = message
-            && self.is_troubled(Trouble::NoQuorum(*group))
-        {
-            return;
+        if let PeerMessage::Group { group, message: inner, .. } = &message {
+            if self.is_troubled(Trouble::NoQuorum(*group)) {
+                return;
+            }
+            if matches!(inner, Message::VoteAnswer { .. } | Message::TimeoutNow { .. }) {
+                self.delicate_moment(life.node);
+            }
         }
+        self.falsify_message(life, to, &mut message);
         let Some(target) = self.life(to) else { return };
         let mut bytes = BytesMut::new();
         message.encode(&mut bytes);
@@ -388,14 +462,14 @@ impl World {
         event: impl FnOnce(u64) -> NodeEvent,
     ) -> Option<u64> {
         let process = self.process(life)?;
-        let token = process.next_token;
-        process.next_token += 1;
+        let token = process.take_token();
         process.asked.insert(token, asked);
         self.deliver(life, event(token));
         Some(token)
     }
 
     fn on_reply(&mut self, life: Life, token: u64, reply: Reply) {
+        let token = self.falsify_receiver(life, token, &reply);
         let Some(process) = self.process(life) else { return };
         // A request that was given up, or one of the node's own.
         let Some(asked) = process.asked.remove(&token) else { return };
@@ -410,12 +484,17 @@ impl World {
     }
 
     /// Ends a process: with the machine's power, or alone.
-    pub(super) fn stop(&mut self, node: u64, power_loss: bool) {
+    pub(super) fn stop(&mut self, node: u64, cause: Stop) {
         let now = self.schedule.now();
+        // After a failure of the disk the machine is started anew, or the process alone.
+        let power_loss = cause == Stop::PowerLoss || cause == Stop::Disk && self.rng.random_bool(0.5);
         let (seed, keep_all) = (self.rng.random(), !power_loss && self.rng.random_bool(0.5));
         let kept_share: f64 = self.rng.random();
         let Some(machine) = self.machines.get_mut(&node) else { return };
         let Some(process) = machine.process.take() else { return };
+        if let Some(disk) = machine.memories.before_sync.take().filter(|_| power_loss) {
+            machine.disk = disk;
+        }
         match power_loss {
             true => machine.disk.crash(seed),
             false => machine.disk.kill(),
@@ -424,9 +503,11 @@ impl World {
         let kept = if keep_all { unpersisted } else { (unpersisted as f64 * kept_share) as usize };
         machine.engine.crash(kept);
         machine.slowness = 1;
-        self.crashes += 1;
-        let how = if power_loss { "loses power" } else { "is killed" };
-        self.trace.note(now, format_args!("n{node} {how}; engine keeps {kept} of {unpersisted} batches"));
+        machine.make_well();
+        self.crashes += u64::from(cause != Stop::Disk);
+        self.disk_failures += u64::from(cause == Stop::Disk);
+        self.tell(StoryEvent::Stops { node, cause });
+        self.trace.note(now, format_args!("n{node}'s engine keeps {kept} of {unpersisted} batches"));
         for asked in process.asked.into_values() {
             self.on_connection_lost(asked);
         }

@@ -14,6 +14,7 @@ const SPARE_LOG_BYTES: u64 = 4 << 20;
 impl World {
     /// Looks at every node that runs.
     pub(super) fn measure(&mut self) {
+        self.remember_disks();
         let limits = &self.settings.limits;
         for (node, machine) in &self.machines {
             let Some(process) = &machine.process else { continue };

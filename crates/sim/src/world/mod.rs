@@ -17,24 +17,32 @@
 //! Invariants: everything follows from the seed (no hash map is iterated, no clock is read); a run's trace has a hash,
 //! and two runs of one seed have the same one.
 //!
-//! Left out: bit rot, full disks and failing fsyncs, which stop a node by design; membership changes; compaction.
+//! [`lies`] tells nodes and clients things that are not true, so that it is known that the checkers would notice.
+//!
+//! Left out: membership changes, and so machines that are replaced: one that lost its data stays down.
 
 mod clients;
+mod compaction;
+mod damage;
 mod faults;
 mod leases;
+pub mod lies;
 mod machine;
 mod memory;
 mod network;
 mod observe;
+mod scenario;
 mod schedule;
 mod settings;
 mod snapshots;
+mod story;
 mod threads;
 mod trace;
 mod watchers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use hadron_consensus::{DEFAULT_GROUP, GroupId, LogPosition, ReplicaId};
@@ -42,10 +50,13 @@ use hadron_node::Event as NodeEvent;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+pub use faults::Weights;
+pub use scenario::Scenario;
 pub use settings::{Settings, TROUBLE_US, Trouble};
+pub use story::{Stop, Story, StoryEvent};
 
 use crate::checkers::bounded_memory::Usage;
-use crate::history::{Operation, Outcome, Violation};
+use crate::history::{Event, Operation, Outcome, Violation};
 use clients::Client;
 use leases::LeaseClient;
 use machine::Machine;
@@ -100,6 +111,8 @@ enum Happening {
     LeaseGiveUp { client: usize, request: u64, life: Life, token: u64 },
     /// A watcher looks for events, or for a node.
     Watch(usize),
+    /// Some keyspace is compacted.
+    Compact,
     /// The next fault begins.
     Fault,
     /// Somebody looks at how much memory and log the nodes use.
@@ -123,12 +136,22 @@ pub struct Report {
     pub acknowledged: usize,
     /// Operations whose outcome stayed unknown.
     pub unknown: usize,
+    /// Simulated time, in microseconds.
+    pub simulated_us: u64,
     /// Terms of the group `default` that had a leader.
     pub terms_led: usize,
     /// Crashes and kills.
     pub crashes: u64,
     /// Snapshots that were installed.
     pub snapshots: u64,
+    /// Compactions that were acknowledged.
+    pub compactions: u64,
+    /// Nodes that stopped because their disk failed.
+    pub disk_failures: u64,
+    /// Machines that were damaged for good.
+    pub gone: u64,
+    /// Times that a client held the lock.
+    pub locks_held: u64,
     /// The last revision.
     pub revision: i64,
     /// The most that a node held in memory and in its log at a time.
@@ -171,13 +194,20 @@ pub struct World {
     /// For each operation of the history: whether its client still waits for it.
     open: Vec<bool>,
     observer: Observer,
+    /// What was compacted away and what came before, by group: its history up to a revision.
+    past: BTreeMap<GroupId, (i64, Vec<Event>)>,
     violation: Option<Violation>,
+    /// What has not been told yet.
+    stories: Vec<Story>,
     /// Counts partitions, so that an old one's end does not heal a new one.
     partition: u64,
     faults_on: bool,
     /// Clients begin nothing new.
     quiet: bool,
+    /// When every client was served again after the healing.
+    recovered_at: Option<u64>,
     crashes: u64,
+    disk_failures: u64,
     snapshots: u64,
     tickets: u64,
     /// See [`Report::usage`].
@@ -190,23 +220,40 @@ impl World {
     /// # Errors
     /// The first guarantee that did not hold, with the seed and the last events.
     pub fn run(settings: Settings) -> Result<Report, Box<Failure>> {
+        World::run_with(settings, &mut |_| {})
+    }
+
+    /// Like [`World::run`], and tells the world's story while it runs. What is told follows from `settings` alone.
+    ///
+    /// A panic of what runs in the world counts as a violation of `assertion`.
+    ///
+    /// # Errors
+    /// As [`World::run`].
+    pub fn run_with(settings: Settings, tell: &mut dyn FnMut(&Story)) -> Result<Report, Box<Failure>> {
         let mut world = World::new(settings);
         world.begin();
-        match world.play() {
+        let played = catch_unwind(AssertUnwindSafe(|| world.play(tell)));
+        let outcome = played.unwrap_or_else(|panic| Err(Violation::new("assertion", message(&*panic))));
+        let result = match outcome {
             Ok(recovery_us) => Ok(world.report(recovery_us)),
-            Err(violation) => Err(Box::new(Failure {
-                seed: world.settings.seed,
-                violation,
-                tail: world.trace.tail(world.settings.tail_lines),
-            })),
-        }
+            Err(violation) => {
+                world.tell(StoryEvent::Violated { guarantee: violation.guarantee });
+                Err(Box::new(Failure {
+                    seed: world.settings.seed,
+                    violation,
+                    tail: world.trace.tail(world.settings.tail_lines),
+                }))
+            }
+        };
+        world.stories.iter().for_each(tell);
+        result
     }
 
     fn new(settings: Settings) -> World {
         let mut rng = SmallRng::seed_from_u64(settings.seed);
-        let machines = (1..=settings.nodes).map(|node| (node, Machine::new())).collect();
+        let machines = (1..=settings.nodes).map(|node| (node, Machine::new(&settings, &mut rng))).collect();
         let clients = Client::all(&settings, &mut rng);
-        let leases = (0..settings.lease_clients).map(LeaseClient::new).collect();
+        let leases = LeaseClient::all(&settings);
         let watchers = (0..settings.watchers).map(|number| Watching::new(number, &mut rng)).collect();
         World {
             network: Network::new(settings.delays),
@@ -220,11 +267,15 @@ impl World {
             history: Vec::new(),
             open: Vec::new(),
             observer: Observer::default(),
+            past: BTreeMap::new(),
             violation: None,
+            stories: Vec::new(),
             partition: 0,
             faults_on: true,
             quiet: false,
+            recovered_at: None,
             crashes: 0,
+            disk_failures: 0,
             snapshots: 0,
             tickets: 0,
             usage: Usage::default(),
@@ -247,6 +298,9 @@ impl World {
         }
         self.schedule.at(2_000_000, Happening::Fault);
         self.schedule.at(2_000_000, Happening::Measure);
+        if self.settings.compaction_us > 0 {
+            self.schedule.at(1_000_000, Happening::Compact);
+        }
         for at in self.settings.blackouts_us.clone() {
             for node in 1..=self.settings.nodes {
                 self.schedule.at(at, Happening::PowerLoss(node));
@@ -255,24 +309,33 @@ impl World {
     }
 
     /// Faults, then healing, then silence, then the checks. Returns how long the recovery took.
-    fn play(&mut self) -> Result<u64, Violation> {
-        self.run_until(self.settings.faults_us)?;
+    fn play(&mut self, tell: &mut dyn FnMut(&Story)) -> Result<u64, Violation> {
+        self.run_until(self.settings.faults_us, tell)?;
         self.heal_everything();
-        let recovery_us = self.recover()?;
+        let recovery_us = self.recover(tell)?;
         self.quiet = true;
-        self.converge()?;
+        self.converge(tell)?;
+        self.tell(StoryEvent::Equal);
         self.check_history()?;
         Ok(recovery_us)
     }
 
-    fn run_until(&mut self, until: u64) -> Result<(), Violation> {
+    fn run_until(&mut self, until: u64, tell: &mut dyn FnMut(&Story)) -> Result<(), Violation> {
         while let Some(happening) = self.schedule.next(until) {
             self.happen(happening);
+            self.stories.drain(..).for_each(|story| tell(&story));
             if let Some(violation) = self.violation.take() {
                 return Err(violation);
             }
         }
         Ok(())
+    }
+
+    /// Notes something in the trace, and for those who read the story.
+    fn tell(&mut self, event: StoryEvent) {
+        let now = self.schedule.now();
+        self.trace.note(now, format_args!("{event}"));
+        self.stories.push(Story { at_us: now, event });
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -300,6 +363,7 @@ impl World {
                 self.lease_give_up(client, request, life, token);
             }
             Happening::Watch(watcher) => self.watch(watcher),
+            Happening::Compact => self.compact(),
             Happening::Fault => self.fault(),
             Happening::Measure => self.measure(),
             Happening::PowerLoss(node) => self.lose_power(node),
@@ -309,13 +373,13 @@ impl World {
     }
 
     /// Waits until every client has been served by something it asked after the healing.
-    fn recover(&mut self) -> Result<u64, Violation> {
+    fn recover(&mut self, tell: &mut dyn FnMut(&Story)) -> Result<u64, Violation> {
         let healed_at = self.schedule.now();
         let first = self.history.len();
         let mut until = healed_at;
         while until < healed_at + self.settings.recovery_us_max {
             until += 50_000;
-            self.run_until(until)?;
+            self.run_until(until, tell)?;
             let served: BTreeSet<u64> = self.history[first..]
                 .iter()
                 .filter(|operation| operation.response().is_some())
@@ -324,7 +388,9 @@ impl World {
                 .collect();
             if served.len() >= self.clients.len() {
                 let recovered_at = self.schedule.now();
-                self.run_until(recovered_at + self.settings.calm_us)?;
+                self.recovered_at = Some(recovered_at);
+                self.tell(StoryEvent::Recovered { after_us: recovered_at - healed_at });
+                self.run_until(recovered_at + self.settings.calm_us, tell)?;
                 return Ok(recovered_at - healed_at);
             }
         }
@@ -335,12 +401,12 @@ impl World {
     }
 
     /// Waits until all replicas have applied the same.
-    fn converge(&mut self) -> Result<(), Violation> {
+    fn converge(&mut self, tell: &mut dyn FnMut(&Story)) -> Result<(), Violation> {
         let began_at = self.schedule.now();
         let mut until = began_at;
         while until < began_at + self.settings.recovery_us_max {
             until += 20_000;
-            self.run_until(until)?;
+            self.run_until(until, tell)?;
             if !self.open.contains(&true) && self.replicas_are_equal() && self.watchers_are_done() {
                 return Ok(());
             }
@@ -357,9 +423,14 @@ impl World {
             operations: self.history.len(),
             acknowledged: count(|outcome| matches!(outcome, Outcome::Done(_))),
             unknown: count(|outcome| *outcome == Outcome::Unknown),
+            simulated_us: self.schedule.now(),
             terms_led: self.observer.terms_led(),
             crashes: self.crashes,
             snapshots: self.snapshots,
+            compactions: self.compactions(),
+            disk_failures: self.disk_failures,
+            gone: self.machines.values().filter(|machine| machine.is_gone).count() as u64,
+            locks_held: self.leases.iter().map(|client| client.claims().len() as u64).sum(),
             revision: self.observer.last_revision(DEFAULT_GROUP),
             usage: self.usage,
             recovery_us,
@@ -376,4 +447,10 @@ impl World {
         self.trace.note(self.schedule.now(), format_args!("VIOLATION {violation}"));
         self.violation.get_or_insert(violation);
     }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
 }

@@ -1,18 +1,22 @@
 //! What is checked: at every turn what replicas show, at the end the history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
 use hadron_keyspace::Keyspace;
 use hadron_node::{Board, GroupBoard};
 
-use super::watchers::complete_history;
+use super::story::StoryEvent;
+use super::watchers::history_from;
 use super::{Life, World};
 use crate::checkers::digest_agreement::DigestAgreement;
 use crate::checkers::election_safety::ElectionSafety;
 use crate::checkers::state_machine_safety::StateMachineSafety;
-use crate::checkers::{durable_ack, lease_promise, linearizable, revision_order, watch_order};
+use crate::checkers::tenant_isolation::TenantIsolation;
+use crate::checkers::{
+    compaction, durable_ack, exclusion, lease_promise, linearizable, revision_order, watch_order,
+};
 use crate::history::{Event, Operation, Violation};
 
 /// The checkers of replicas.
@@ -22,6 +26,10 @@ pub(super) struct Observer {
     state_machines: StateMachineSafety,
     digests: DigestAgreement<u64>,
     last_revisions: BTreeMap<GroupId, i64>,
+    /// Elections that were told of: group, term, candidate.
+    elections_told: BTreeSet<(u64, u64, u64)>,
+    /// Replicas that were looked at.
+    looks: u64,
 }
 
 impl Observer {
@@ -82,26 +90,28 @@ impl World {
     /// Looks at all replicas of a node after its turn.
     pub(super) fn observe(&mut self, life: Life) {
         let Some(process) = self.process(life) else { return };
+        let terms = |observed: &Observed| (observed.seen.0, observed.seen.1);
+        let before: u64 = process.observed.iter().map(|observed| observed.seen.0).sum();
+        let leaders: Vec<_> = process.observed.iter().map(terms).collect();
         let shown: Vec<Shown> = process.observed.iter_mut().filter_map(Observed::news).collect();
+        let after: u64 = process.observed.iter().map(|observed| observed.seen.0).sum();
+        let changed = before != after || !process.observed.iter().map(terms).eq(leaders);
         for replica in shown {
             if let Err(violation) = self.observe_replica(life, &replica) {
                 self.violate(violation);
             }
+        }
+        if changed {
+            self.tell_elections(life);
         }
     }
 
     fn observe_replica(&mut self, life: Life, shown: &Shown) -> Result<(), Violation> {
         let group = shown.group.0;
         let observer = &mut self.observer;
+        observer.looks += 1;
         if let Some(leader) = shown.leader {
-            let known = observer.elections.terms_led(group);
             observer.elections.observe(group, shown.term, leader)?;
-            if observer.elections.terms_led(group) > known {
-                self.trace.note(
-                    self.schedule.now(),
-                    format_args!("n{leader} leads {} in term {}", shown.group, shown.term),
-                );
-            }
         }
         observer.state_machines.observe((life.node, life.incarnation), group, shown.applied)?;
         observer.digests.observe(format_args!("n{}", life.node), group, shown.applied.1, shown.digest)?;
@@ -110,10 +120,22 @@ impl World {
         Ok(())
     }
 
-    /// Whether all nodes are up and all replicas of each group have applied the same, and all there is.
+    /// Tells of the elections that this node knows and nobody has told of.
+    fn tell_elections(&mut self, life: Life) {
+        let Some(process) = self.process(life) else { return };
+        for record in process.node.board().elections() {
+            let (group, term, candidate) = (record.group.0, record.term.0, record.candidate.0);
+            if self.observer.elections_told.insert((group, term, candidate)) {
+                let votes = record.votes.iter().map(|(node, count)| (node.0, *count)).collect();
+                self.tell(StoryEvent::Election { group, term, candidate, won: record.won, votes });
+            }
+        }
+    }
+
+    /// Whether all nodes are up that can be, and all replicas of each group have applied the same, and all there is.
     pub(super) fn replicas_are_equal(&self) -> bool {
         let mut positions: Vec<Vec<(u64, u64)>> = Vec::new();
-        for machine in self.machines.values() {
+        for machine in self.machines.values().filter(|machine| !machine.is_gone) {
             let Some(process) = &machine.process else { return false };
             let applied = |keyspace: &Arc<Keyspace>| (keyspace.applied().index, keyspace.digest());
             positions.push(process.keyspaces.values().map(applied).collect());
@@ -143,44 +165,98 @@ impl World {
     }
 
     /// Reads the complete history of every keyspace from every node, and holds everything against it.
-    pub(super) fn check_history(&self) -> Result<(), Violation> {
-        let keyspaces = DEFAULT_GROUP.0..=self.settings.keyspaces;
-        keyspaces.map(GroupId).try_for_each(|keyspace| self.check_keyspace(keyspace))?;
+    pub(super) fn check_history(&mut self) -> Result<(), Violation> {
+        let looks = self.observer.looks;
+        for guarantee in ["election_safety", "state_machine_safety", "digest_agreement"] {
+            self.checked(guarantee, looks);
+        }
+        for keyspace in DEFAULT_GROUP.0..=self.settings.keyspaces {
+            self.check_keyspace(GroupId(keyspace))?;
+        }
+        self.check_watchers()?;
+        self.check_leases()
+    }
+
+    fn checked(&mut self, guarantee: &'static str, count: u64) {
+        self.tell(StoryEvent::Checked { guarantee, count });
+    }
+
+    fn check_watchers(&mut self) -> Result<(), Violation> {
         let events = self.agreed_history(DEFAULT_GROUP)?;
         self.watchers.iter().try_for_each(|watcher| watch_order::check(&watcher.seen(), &events))?;
+        let seen: usize = self.watchers.iter().map(|watcher| watcher.seen().events.len()).sum();
+        self.checked("watch_order", seen as u64);
+        Ok(())
+    }
+
+    fn check_leases(&mut self) -> Result<(), Violation> {
+        // A group's clock stands still while it has no leader, so until the recovery a lease may be late by anything.
+        let recovered_at = self.recovered_at.unwrap_or(u64::MAX / 2);
+        let mut leases = 0;
         for lease in self.leases.iter().flat_map(|client| client.stories()) {
             let renewed = lease.renewals.iter().map(|renewal| renewal.returned).max().unwrap_or(0);
-            let disturbed = (self.settings.faults_us + self.settings.recovery_us_max).saturating_sub(renewed);
-            lease_promise::check(lease, disturbed + 3_000_000)?;
+            let disturbed = recovered_at.saturating_sub(renewed);
+            lease_promise::check(lease, disturbed + 3_000_000, self.settings.drift_ppm)?;
+            leases += 1;
+        }
+        self.checked("lease_promise", leases);
+        let claims: Vec<_> = self.leases.iter().flat_map(|client| client.claims()).cloned().collect();
+        exclusion::check(&claims)?;
+        self.checked("exclusion", claims.len() as u64);
+        Ok(())
+    }
+
+    fn check_keyspace(&mut self, keyspace: GroupId) -> Result<(), Violation> {
+        let events = self.agreed_history(keyspace)?;
+        let operations: Vec<Operation> =
+            self.history.iter().filter(|operation| operation.keyspace == keyspace.0).cloned().collect();
+        let isolation = TenantIsolation::new(&self.history);
+        isolation.check_events(keyspace.0, &events)?;
+        operations.iter().try_for_each(|operation| isolation.check_operation(operation))?;
+        revision_order::check_events(&events)?;
+        revision_order::check_responses(&operations)?;
+        durable_ack::check(&operations, &events)?;
+        compaction::check(&operations)?;
+        linearizable::check(&operations, &events)?;
+        let count = operations.len() as u64;
+        for guarantee in ["tenant_isolation", "revision_order", "durable_ack", "compaction", "linearizable"] {
+            self.checked(guarantee, count);
         }
         Ok(())
     }
 
-    fn check_keyspace(&self, keyspace: GroupId) -> Result<(), Violation> {
-        let events = self.agreed_history(keyspace)?;
-        let operations: Vec<Operation> =
-            self.history.iter().filter(|operation| operation.keyspace == keyspace.0).cloned().collect();
-        revision_order::check_events(&events)?;
-        revision_order::check_responses(&operations)?;
-        durable_ack::check(&operations, &events)?;
-        linearizable::check(&operations, &events)
-    }
-
-    /// The complete history of a keyspace, which all nodes must show alike.
+    /// The complete history of a keyspace: what was written down before it was compacted, and the rest, which all nodes
+    /// must show alike.
     fn agreed_history(&self, group: GroupId) -> Result<Vec<Event>, Violation> {
+        let (recorded, past) = self.past(group);
         let mut agreed: Option<(u64, Vec<Event>)> = None;
         for (node, machine) in &self.machines {
             let keyspace = machine.process.as_ref().and_then(|process| process.keyspace(group));
             let Some(keyspace) = keyspace else { continue };
-            let events = complete_history(&keyspace).map_err(|what| {
+            let compacted = keyspace.compact_revision().max(0);
+            let shown = history_from(&keyspace, compacted + 1).map_err(|what| {
                 Violation::new("watch_order", format!("n{node} does not show its history: {what}"))
             })?;
+            let mut events: Vec<Event> =
+                past.iter().filter(|event| event.revision <= compacted).cloned().collect();
+            events.extend(shown);
+            let differs = |others: &[Event], what: String| match events.starts_with(others) {
+                true => Ok(()),
+                false => {
+                    let found = format!("n{node} shows another history of group {group} than {what}");
+                    Err(Violation::new("state_machine_safety", found))
+                }
+            };
+            differs(past, format!("was written down up to revision {recorded}"))?;
             match &agreed {
-                Some((first, others)) if *others != events => {
-                    let found = format!("n{first} and n{node} show different histories of group {group}");
+                Some((first, others)) if others.len() == events.len() => {
+                    differs(others, format!("n{first}"))?
+                }
+                Some((first, _)) => {
+                    let found =
+                        format!("n{node} shows more or less of the history of group {group} than n{first}");
                     return Err(Violation::new("state_machine_safety", found));
                 }
-                Some(_) => {}
                 None => agreed = Some((*node, events)),
             }
         }

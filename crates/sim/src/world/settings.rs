@@ -5,7 +5,10 @@ use hadron_node::Limits;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::faults::Weights;
+use super::lies::Lie;
 use super::network::Delays;
+use super::scenario::Scenario;
 
 /// The properties of one world. [`Settings::of_seed`] draws them.
 #[derive(Clone, Debug)]
@@ -20,6 +23,8 @@ pub struct Settings {
     pub clients: u64,
     /// Clients that hold leases.
     pub lease_clients: u64,
+    /// Clients that compete for one lock.
+    pub lock_clients: u64,
     /// Watchers.
     pub watchers: u64,
     /// Keyspaces that have ten more clients, who hardly think.
@@ -36,6 +41,15 @@ pub struct Settings {
     pub think_us: u64,
     /// Mean pause between two faults, in microseconds.
     pub fault_pause_us: u64,
+    /// How often each kind of fault happens, compared with the others.
+    pub weights: Weights,
+    /// At one in this many delicate moments (a vote on its way, a switch to a snapshot, a cut of the log) the machine
+    /// loses its power; 0 for never.
+    pub delicate_one_in: u32,
+    /// How many parts in a million a machine's clock may be fast or slow.
+    pub drift_ppm: u64,
+    /// Mean pause between two compactions, each of some keyspace, in microseconds; 0 for none.
+    pub compaction_us: u64,
     /// Troubles of single groups, from [`TROUBLE_US`] on until everything is healed.
     pub troubles: Vec<Trouble>,
     /// When all machines lose their power at once, in microseconds.
@@ -52,6 +66,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Lines of the trace in a report of failure.
     pub tail_lines: usize,
+    /// A lie that the world tells its nodes or clients, for tests of the checkers.
+    pub lie: Option<Lie>,
     pub(super) delays: Delays,
 }
 
@@ -68,39 +84,55 @@ pub enum Trouble {
 }
 
 impl Settings {
-    /// The world of `seed`.
+    /// The usual world of `seed`.
     pub fn of_seed(seed: u64) -> Settings {
+        Settings::of(Scenario::Usual, seed)
+    }
+
+    /// The world of `seed` in which one kind of fault or load prevails.
+    pub fn of(scenario: Scenario, seed: u64) -> Settings {
         // Drawn from another stream than what happens in the world.
         let mut rng = SmallRng::seed_from_u64(seed ^ 0x5e77_1465);
-        let nodes = *pick(&mut rng, &[3, 3, 5]);
-        let segment_bytes = *pick(&mut rng, &[64 << 10, 256 << 10]);
+        let mut settings = Settings::draw(seed, &mut rng);
+        scenario.change(&mut settings);
+        settings
+    }
+
+    fn draw(seed: u64, rng: &mut SmallRng) -> Settings {
+        let segment_bytes = *pick(rng, &[64 << 10, 256 << 10]);
         Settings {
             seed,
-            nodes,
-            keyspaces: *pick(&mut rng, &[1, 1, 1, 3]),
+            nodes: *pick(rng, &[3, 3, 5]),
+            keyspaces: *pick(rng, &[1, 1, 1, 3]),
             clients: rng.random_range(4..=8),
             lease_clients: 1,
+            lock_clients: *pick(rng, &[0, 2, 3]),
             watchers: 2,
             faults_us: 15_000_000,
             recovery_us_max: 15_000_000,
             calm_us: 1_000_000,
-            client_timeout_us: *pick(&mut rng, &[1_500_000, 3_000_000, 7_000_000]),
-            think_us: *pick(&mut rng, &[10_000, 30_000, 80_000]),
-            fault_pause_us: *pick(&mut rng, &[400_000, 800_000, 1_500_000]),
+            client_timeout_us: *pick(rng, &[1_500_000, 3_000_000, 7_000_000]),
+            think_us: *pick(rng, &[10_000, 30_000, 80_000]),
+            fault_pause_us: *pick(rng, &[400_000, 800_000, 1_500_000]),
+            weights: Weights::usual(),
+            delicate_one_in: *pick(rng, &[0, 50, 500]),
+            drift_ppm: *pick(rng, &[0, 1_000, 20_000]),
+            compaction_us: *pick(rng, &[0, 500_000, 3_000_000]),
             busy_keyspaces: Vec::new(),
             troubles: Vec::new(),
             blackouts_us: Vec::new(),
-            sync_us_max: *pick(&mut rng, &[300, 2_000, 10_000]),
+            sync_us_max: *pick(rng, &[300, 2_000, 10_000]),
             segment_bytes,
             pinned_bytes_max: 4 * segment_bytes,
-            large_value_one_in: *pick(&mut rng, &[0, 10, 50]),
-            limits: limits(&mut rng),
+            large_value_one_in: *pick(rng, &[0, 10, 50]),
+            limits: limits(rng),
             tail_lines: 60,
+            lie: None,
             delays: Delays {
-                least_us: *pick(&mut rng, &[50, 200, 2_000]),
-                jitter_us: *pick(&mut rng, &[100, 1_000, 8_000]),
-                spike_one_in: *pick(&mut rng, &[0, 100, 1_000]),
-                spike_us: *pick(&mut rng, &[20_000, 300_000]),
+                least_us: *pick(rng, &[50, 200, 2_000]),
+                jitter_us: *pick(rng, &[100, 1_000, 8_000]),
+                spike_one_in: *pick(rng, &[0, 100, 1_000]),
+                spike_us: *pick(rng, &[20_000, 300_000]),
             },
         }
     }

@@ -7,6 +7,7 @@ use hadron_consensus::{GroupId, Index, LogPosition, ReplicaId, Term};
 use hadron_keyspace::{Applied, Exporter, Importer};
 use hadron_node::{Event as NodeEvent, SnapshotJob};
 
+use super::story::StoryEvent;
 use super::threads::EngineJob;
 use super::{Happening, Life, World};
 use crate::history::Violation;
@@ -54,6 +55,7 @@ impl World {
         let Some(receiver) = self.life(job.node.0) else { return self.snapshot_fails(sender, job) };
         let Some(machine) = self.machines.get(&sender.node) else { return };
         let view = hadron_storage::engine::Engine::snapshot(&*machine.engine);
+        let view = self.cut_view(view, job.group);
         let (applied, chunks) = match export(view, job.group) {
             Ok(exported) => exported,
             Err(what) => {
@@ -96,6 +98,10 @@ impl World {
         }
         let next = chunk.rest.pop();
         if let Err(what) = self.receive(&chunk, next) {
+            if self.machines.get(&chunk.receiver.node).is_some_and(|machine| machine.is_ailing) {
+                self.snapshot_fails(chunk.sender, chunk.job);
+                return self.stop_for_its_disk(chunk.receiver.node);
+            }
             let found = format!("n{} cannot import a snapshot: {what}", chunk.receiver.node);
             return self.violate(Violation::new("no_fatal", found));
         }
@@ -147,10 +153,12 @@ impl World {
     pub(super) fn installed(&mut self, life: Life, incoming: &Incoming) {
         let (group, applied) = (incoming.job.group, incoming.applied);
         self.snapshots += 1;
-        self.trace.note(
-            self.schedule.now(),
-            format_args!("n{} has the snapshot of {group} at {}", life.node, applied.index),
-        );
+        self.tell(StoryEvent::Snapshot {
+            group: group.0,
+            from: incoming.sender.node,
+            to: life.node,
+            index: applied.index,
+        });
         self.deliver(life, NodeEvent::SnapshotInstalled { group, applied });
         let position =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };

@@ -9,6 +9,7 @@ use hadron_storage::engine::{Batch, Engine};
 use hadron_storage::wal::{Record, Wal};
 use rand::Rng;
 
+use super::lies::Lie;
 use super::snapshots::Incoming;
 use super::{Happening, Life, Trouble, World};
 use crate::history::Violation;
@@ -18,12 +19,12 @@ const PINNING_US: u64 = 500_000;
 
 /// The log and the thread that alone touches it.
 pub(super) struct LogThread {
-    wal: Wal,
+    pub(super) wal: Wal,
     /// Records that wait for the write that is under way.
     waiting: Vec<Record>,
     waiting_sequence: u64,
     /// The newest batch in the write that is under way: written, not yet synced.
-    writing: Option<u64>,
+    pub(super) writing: Option<u64>,
     looked_at: u64,
 }
 
@@ -75,9 +76,12 @@ impl World {
         let records = std::mem::take(&mut log.waiting);
         log.writing = Some(log.waiting_sequence);
         if let Err(error) = log.wal.append(&records) {
-            let found = format!("n{} cannot append to its log: {error}", life.node);
-            return self.violate(Violation::new("no_fatal", found));
+            return self.on_disk_failure(life, &format!("cannot append to its log: {error}"));
         }
+        if records.iter().any(|record| !matches!(record, Record::Entries(..))) {
+            self.delicate_moment(life.node);
+        }
+        self.report_too_early(life);
         let delay = self.disk_delay(life);
         self.schedule.after(delay, Happening::LogSynced(life));
     }
@@ -91,16 +95,21 @@ impl World {
             return self.schedule.at(until, Happening::LogSynced(life));
         }
         let Some(sequence) = process.log.writing.take() else { return };
-        if let Err(error) = process.log.wal.sync() {
-            let found = format!("n{} cannot sync its log: {error}", life.node);
-            return self.violate(Violation::new("no_fatal", found));
+        if let Err(error) = self.sync_log(life) {
+            return self.on_disk_failure(life, &format!("cannot sync its log: {error}"));
         }
+        let Some(process) = self.process(life) else { return };
         let mut pinning = Vec::new();
         if now >= process.log.looked_at + PINNING_US {
             process.log.looked_at = now;
             pinning = process.log.wal.pinning(pinned_bytes_max);
         }
-        self.deliver(life, NodeEvent::LogDurable { sequence });
+        if self.lies(Lie::PinnedForever) {
+            pinning.clear();
+        }
+        if !self.lies(Lie::DurableBeforeFsync) {
+            self.deliver(life, NodeEvent::LogDurable { sequence });
+        }
         if !pinning.is_empty() {
             self.deliver(life, NodeEvent::LogPinned { groups: pinning });
         }
@@ -149,7 +158,7 @@ impl World {
         process.engine.busy = false;
         let Some(job) = process.engine.jobs.pop_front() else { return };
         if let Err(what) = self.do_engine_job(life, job) {
-            self.violate(Violation::new("no_fatal", format!("n{}: the engine fails: {what}", life.node)));
+            return self.on_disk_failure(life, &format!("the engine fails: {what}"));
         }
         self.start_engine_job(life);
     }
@@ -172,6 +181,7 @@ impl World {
                 }
             }
             EngineJob::Flush(FlushJob { group, flush }) => {
+                self.remember_state(life.node, group);
                 engine.write(flush.batch.clone()).map_err(|error| error.to_string())?;
                 self.deliver(life, NodeEvent::Flushed { group, flush });
             }
@@ -180,21 +190,36 @@ impl World {
                 self.deliver(life, NodeEvent::Swept { group });
             }
             EngineJob::Persist(ticket) => {
-                engine.persist().map_err(|error| error.to_string())?;
+                if !self.lies(Lie::EngineForgets) {
+                    engine.persist().map_err(|error| error.to_string())?;
+                }
+                self.delicate_moment(life.node);
                 self.deliver(life, NodeEvent::EnginePersisted { ticket });
             }
             EngineJob::Install(mut incoming) => {
                 incoming.switch()?;
+                self.delicate_moment(life.node);
                 if let Some(process) = self.process(life) {
                     process.engine.jobs.push_front(EngineJob::InstallPersist(incoming));
                 }
             }
             EngineJob::InstallPersist(incoming) => {
                 engine.persist().map_err(|error| error.to_string())?;
+                self.delicate_moment(life.node);
                 self.installed(life, &incoming);
             }
         }
         Ok(())
+    }
+
+    /// The node stops when its disk fails, as it should; that is a violation only if nothing was wrong with the disk.
+    fn on_disk_failure(&mut self, life: Life, what: &str) {
+        let is_ailing = self.machines.get(&life.node).is_some_and(|machine| machine.is_ailing);
+        if is_ailing {
+            self.trace.note(self.schedule.now(), format_args!("n{} {what}", life.node));
+            return self.stop_for_its_disk(life.node);
+        }
+        self.violate(Violation::new("no_fatal", format!("n{} {what}", life.node)));
     }
 
     /// How long one write and sync takes on this machine now.

@@ -9,6 +9,15 @@ const LINES_MAX: usize = 200;
 /// Bytes of a line that are kept.
 const LINE_BYTES_MAX: usize = 400;
 
+/// A time, in seconds.
+pub(super) struct Seconds(pub(super) u64);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>5}.{:06}", self.0 / 1_000_000, self.0 % 1_000_000)
+    }
+}
+
 /// The trace of one run. Two runs with equal hashes did the same.
 pub(super) struct Trace {
     hasher: DefaultHasher,
@@ -28,7 +37,7 @@ impl Trace {
     }
 
     pub(super) fn note(&mut self, now: u64, what: fmt::Arguments<'_>) {
-        let line = format!("{:>12.6} {what}", now as f64 / 1e6);
+        let line = format!("{} {what}", Seconds(now));
         self.hasher.write(line.as_bytes());
         if self.verbose {
             println!("{line}");

@@ -42,6 +42,7 @@ impl Watching {
             key_from: key_from.into(),
             key_to: key_to.into(),
             events: Vec::new(),
+            gaps: Vec::new(),
             complete_to: 0,
         };
         Watching { seen, stream: None, restless: rng.random_bool(0.5), quiet_looks: 0, looked_at: 0 }
@@ -54,18 +55,44 @@ impl Watching {
 
     fn next_revision(&self) -> i64 {
         let after_newest = self.seen.events.last().map_or(0, |event| event.revision + 1);
-        self.seen.from_revision.max(after_newest)
+        let after_gap = self.seen.gaps.last().map_or(0, |(_, to)| to + 1);
+        self.seen.from_revision.max(after_newest).max(after_gap)
     }
 
     /// Takes what the stream has. An error says that the watch ended.
-    fn take(&mut self) -> Result<usize, String> {
-        let Some((_, stream)) = &mut self.stream else { return Ok(0) };
-        let before = self.seen.events.len();
+    fn take(&mut self) -> Result<Taken, String> {
+        let mut taken = Taken::default();
+        let Some((_, stream)) = &mut self.stream else { return Ok(taken) };
         while let Some(response) = poll(stream) {
-            self.seen.events.extend(events(&response)?);
+            if response.compact_revision > 0 {
+                taken.compacted_at = Some(response.compact_revision);
+                break;
+            }
+            taken.events.extend(events(&response)?);
         }
-        Ok(self.seen.events.len() - before)
+        Ok(taken)
     }
+
+    /// What it asked for next is not there any more; it goes on after that.
+    fn pass_over(&mut self, compacted_at: i64, compacted_at_most: i64) -> Result<(), String> {
+        let next = self.next_revision();
+        if compacted_at < next || compacted_at > compacted_at_most {
+            return Err(format!(
+                "the watch from revision {next} ended because of a compaction at {compacted_at},                  and nobody compacted beyond {compacted_at_most}"
+            ));
+        }
+        self.stream = None;
+        self.seen.gaps.push((next, compacted_at));
+        Ok(())
+    }
+}
+
+/// What a look at a stream brought.
+#[derive(Debug, Default)]
+struct Taken {
+    events: Vec<Event>,
+    /// The watch ended because what it asked for was compacted up to this revision.
+    compacted_at: Option<i64>,
 }
 
 /// The next response, if there is one without anything new happening. A stream that only wants others to have their turn
@@ -126,31 +153,35 @@ impl World {
             life.and_then(|life| self.process(life)).and_then(|process| process.keyspace(DEFAULT_GROUP));
         let revision = keyspace.map_or(0, |keyspace| keyspace.revision());
         let watching = &mut self.watchers[number];
-        if self.trace.is_verbose() {
-            let now = self.schedule.now();
-            self.trace.note(
-                now,
-                format_args!("watcher {number} looks at {life:?}, revision {revision}: {taken:?}"),
-            );
-        }
         if watching.looked_at != revision {
             (watching.looked_at, watching.quiet_looks) = (revision, 0);
         }
-        match taken {
-            Ok(0) => watching.quiet_looks += 1,
-            Ok(count) => {
-                watching.quiet_looks = 0;
-                let newest = watching.next_revision() - 1;
-                let now = self.schedule.now();
-                self.trace.note(now, format_args!("watcher {number} sees {count} events, up to {newest}"));
-            }
-            Err(what) => {
-                let found = format!("{}: {what}", watching.seen.name);
-                return self.violate(Violation::new("watch_order", found));
-            }
+        if let Err(what) = taken.and_then(|taken| self.note_taken(number, taken)) {
+            let found = format!("{}: {what}", self.watchers[number].seen.name);
+            return self.violate(Violation::new("watch_order", found));
         }
         let delay = self.rng.random_range(0..LOOK_US);
         self.schedule.after(delay, Happening::Watch(number));
+    }
+
+    fn note_taken(&mut self, number: usize, mut taken: Taken) -> Result<(), String> {
+        self.falsify_events(&mut taken.events);
+        let now = self.schedule.now();
+        let (count, compacted_at) = (taken.events.len(), taken.compacted_at);
+        let compacted_at_most = compacted_at.map_or(0, |_| self.compacted_at_most(DEFAULT_GROUP));
+        let watching = &mut self.watchers[number];
+        watching.seen.events.extend(taken.events);
+        if let Some(compacted_at) = compacted_at {
+            watching.pass_over(compacted_at, compacted_at_most)?;
+        }
+        if count == 0 && compacted_at.is_none() {
+            watching.quiet_looks += 1;
+            return Ok(());
+        }
+        watching.quiet_looks = 0;
+        let newest = watching.next_revision() - 1;
+        self.trace.note(now, format_args!("watcher {number} sees {count} events, up to {newest}"));
+        Ok(())
     }
 
     fn open_watch(&mut self, number: usize, node: u64) {
@@ -178,10 +209,10 @@ impl World {
     }
 }
 
-/// All events of a keyspace that was never compacted.
-pub(super) fn complete_history(keyspace: &Arc<Keyspace>) -> Result<Vec<Event>, String> {
+/// All events of a keyspace from this revision on, which must not be compacted.
+pub(super) fn history_from(keyspace: &Arc<Keyspace>, revision: i64) -> Result<Vec<Event>, String> {
     let everything = Bytes::from_static(&[0]);
-    let mut stream = open(keyspace, &everything, &everything, 1);
+    let mut stream = open(keyspace, &everything, &everything, revision);
     let mut history = Vec::new();
     while let Some(response) = poll(&mut stream) {
         history.extend(events(&response)?);

@@ -1,0 +1,158 @@
+//! Scenarios: worlds in which one kind of fault or load prevails, by name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use hadron_consensus::GroupId;
+use hadron_node::Limits;
+
+use super::faults::Weights;
+use super::{Settings, Trouble};
+
+/// What prevails in a world.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scenario {
+    /// A bit of everything.
+    #[default]
+    Usual,
+    /// The network is cut all the time.
+    Partitions,
+    /// Machines lose their power and processes are killed all the time, at the worst moments.
+    Crashes,
+    /// Disks are slow, full, failing or damaged.
+    Disks,
+    /// Clocks are fast or slow, processes and machines stand still.
+    Clocks,
+    /// Many leases and locks.
+    Leases,
+    /// Followers are always so far behind that they need snapshots.
+    Snapshots,
+    /// Frequent compaction, and reads and watches of the past.
+    Compactions,
+    /// Dozens of groups, two of them in trouble.
+    ManyGroups,
+}
+
+impl Scenario {
+    /// All of them.
+    pub const ALL: [Scenario; 9] = [
+        Scenario::Usual,
+        Scenario::Partitions,
+        Scenario::Crashes,
+        Scenario::Disks,
+        Scenario::Clocks,
+        Scenario::Leases,
+        Scenario::Snapshots,
+        Scenario::Compactions,
+        Scenario::ManyGroups,
+    ];
+
+    /// Its name, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scenario::Usual => "usual",
+            Scenario::Partitions => "partitions",
+            Scenario::Crashes => "crashes",
+            Scenario::Disks => "disks",
+            Scenario::Clocks => "clocks",
+            Scenario::Leases => "leases",
+            Scenario::Snapshots => "snapshots",
+            Scenario::Compactions => "compactions",
+            Scenario::ManyGroups => "many-groups",
+        }
+    }
+
+    pub(super) fn change(self, settings: &mut Settings) {
+        let weights = &mut settings.weights;
+        match self {
+            Scenario::Usual => {}
+            Scenario::Partitions => {
+                *weights = Weights { partition: 80, connections: 15, transfer: 5, ..Weights::none() };
+                settings.fault_pause_us = 600_000;
+            }
+            Scenario::Crashes => {
+                *weights = Weights { stop_one: 70, stop_two: 20, stop_all: 10, ..Weights::none() };
+                settings.fault_pause_us = 500_000;
+                settings.delicate_one_in = 20;
+            }
+            Scenario::Disks => {
+                weights.slow_disks = 40;
+                weights.bad_disk = 60;
+                weights.damage = 10;
+                settings.sync_us_max = 10_000;
+            }
+            Scenario::Clocks => {
+                *weights = Weights { pause: 50, suspend: 40, stop_one: 10, ..Weights::none() };
+                settings.drift_ppm = 20_000;
+                settings.lock_clients = 3;
+            }
+            Scenario::Leases => {
+                settings.lease_clients = 6;
+                settings.lock_clients = 5;
+                settings.drift_ppm = 20_000;
+                settings.calm_us = 8_000_000;
+            }
+            Scenario::Snapshots => {
+                settings.limits.log_tail_bytes = 1 << 10;
+                settings.limits.snapshot_log_bytes = 4 << 10;
+                settings.limits.flush_bytes = 1 << 10;
+                settings.limits.persist_interval_us = 200_000;
+                settings.large_value_one_in = 5;
+                settings.delicate_one_in = 20;
+            }
+            Scenario::Compactions => {
+                settings.compaction_us = 200_000;
+                settings.watchers = 5;
+            }
+            Scenario::ManyGroups => many_groups(settings),
+        }
+    }
+}
+
+/// Two groups in trouble, on nodes that have little room for them.
+fn many_groups(settings: &mut Settings) {
+    let (without_quorum, stalled) = (GroupId(7), GroupId(11));
+    settings.nodes = 3;
+    settings.keyspaces = 40;
+    settings.clients = 40;
+    settings.busy_keyspaces = vec![without_quorum, stalled];
+    settings.troubles =
+        vec![Trouble::NoQuorum(without_quorum), Trouble::StalledFlush(1 + settings.seed % 3, stalled)];
+    settings.blackouts_us = vec![9_000_000];
+    settings.fault_pause_us = 2_000_000;
+    settings.recovery_us_max = 30_000_000;
+    settings.client_timeout_us = 1_500_000;
+    settings.think_us = 200_000;
+    settings.large_value_one_in = 4;
+    settings.sync_us_max = 2_000;
+    settings.segment_bytes = 256 << 10;
+    settings.pinned_bytes_max = 4 << 20;
+    settings.limits = Limits {
+        unflushed_bytes: 128 << 10,
+        node_unflushed_bytes: 2 << 20,
+        node_log_bytes: 2 << 20,
+        log_tail_bytes: 16 << 10,
+        snapshot_log_bytes: 1 << 20,
+        persist_interval_us: 1_000_000,
+        ..Limits::default()
+    };
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Scenario {
+    type Err = String;
+
+    /// # Errors
+    /// Names the scenarios that there are.
+    fn from_str(text: &str) -> Result<Scenario, String> {
+        Scenario::ALL.into_iter().find(|scenario| scenario.name() == text).ok_or_else(|| {
+            let names = Scenario::ALL.map(Scenario::name).join(", ");
+            format!("no scenario {text:?}; there are {names}")
+        })
+    }
+}

@@ -81,8 +81,9 @@ impl Message {
                 out.put_u8(APPEND_REJECT);
                 put_all(out, [term.0, *round, rejected.0, hint_index.0, hint_term.0]);
             }
-            Message::Diverged { term, index, expected, found } => {
+            Message::Diverged { term, index, expected, found, broken } => {
                 out.put_u8(DIVERGED);
+                out.put_u8(u8::from(*broken));
                 put_all(out, [term.0, index.0]);
                 out.put_u64_le(*expected);
                 out.put_u64_le(*found);
@@ -146,12 +147,11 @@ fn decode_body(kind: u8, from: &mut Bytes) -> Result<Message, DecodeError> {
             hint_index: take_index(from)?,
             hint_term: take_term(from)?,
         },
-        DIVERGED => Message::Diverged {
-            term: take_term(from)?,
-            index: take_index(from)?,
-            expected: checksum(from)?,
-            found: checksum(from)?,
-        },
+        DIVERGED => {
+            let [broken, _, _] = flags(from, 1)?;
+            let (term, index) = (take_term(from)?, take_index(from)?);
+            Message::Diverged { term, index, expected: checksum(from)?, found: checksum(from)?, broken }
+        }
         STALE => Message::Stale { term: take_term(from)? },
         READ_REQUEST => Message::ReadRequest { term: take_term(from)?, batch: varint(from)? },
         READ_ANSWER => {

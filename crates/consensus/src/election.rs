@@ -59,7 +59,7 @@ impl Group {
     /// The election timer has run out: look whether the leader is alive; if not, campaign.
     pub(crate) fn on_election_timer(&mut self, contacts: &dyn Contacts, effects: &mut Effects) {
         match &self.role {
-            _ if !self.is_voter() => {}
+            _ if !self.may_campaign() => {}
             RoleState::Leader(_) => {}
             RoleState::Follower(Follower { leader: Some(leader), since, .. })
                 if self.is_leader_alive(contacts) =>
@@ -311,6 +311,16 @@ impl Group {
         let paused_us = self.now.micros_since(leader.ticked_at);
         if !leader.progress.is_empty() && paused_us > self.config.election_timeout_us {
             self.abdicate(effects);
+        }
+    }
+
+    /// This replica must not lead any more.
+    pub(crate) fn on_retire(&mut self, effects: &mut Effects) {
+        self.retired = true;
+        match self.role {
+            RoleState::Leader(_) => self.abdicate(effects),
+            RoleState::Candidate(_) => self.become_follower(self.hard_state.term, None, effects),
+            RoleState::Follower(_) => {}
         }
     }
 

@@ -90,6 +90,8 @@ pub struct Group {
     held: Vec<(ReplicaId, Message)>,
     /// The state machine cannot keep up: no entries are taken from a leader.
     pub(crate) full: bool,
+    /// This replica is damaged: it neither leads nor campaigns.
+    pub(crate) retired: bool,
 }
 
 impl Group {
@@ -130,6 +132,7 @@ impl Group {
             applied,
             held: Vec::new(),
             full: false,
+            retired: false,
             config,
         }
     }
@@ -154,6 +157,7 @@ impl Group {
             Event::SnapshotInstalled { position } => self.on_snapshot_installed(position, effects),
             Event::SnapshotSent { to, position } => self.on_snapshot_sent(to, position),
             Event::Pressure { full } => self.on_pressure(full),
+            Event::Retire => self.on_retire(effects),
             Event::Suspect { replica } => self.on_suspect(replica, contacts, effects),
             Event::TransferLeader { to } => self.on_transfer(to),
             Event::Campaign => self.on_campaign(effects),
@@ -171,7 +175,7 @@ impl Group {
                 Some(transfer.map_or(leader.tick_at, |until| until.min(leader.tick_at)))
             }
             _ => {
-                let election = self.is_voter().then(|| self.timer.unwrap_or_default());
+                let election = self.may_campaign().then(|| self.timer.unwrap_or_default());
                 election.into_iter().chain(self.asking.deadline()).min()
             }
         }
@@ -275,6 +279,11 @@ impl Group {
         self.voters.contains(self.config.id)
     }
 
+    /// Whether this replica may become leader.
+    pub(crate) fn may_campaign(&self) -> bool {
+        self.is_voter() && !self.retired
+    }
+
     fn status(&self) -> (Role, Term, Option<ReplicaId>) {
         (self.role(), self.hard_state.term, self.leader())
     }
@@ -293,7 +302,7 @@ impl Group {
     }
 
     fn on_campaign(&mut self, effects: &mut Effects) {
-        if self.is_voter() && !self.is_leader() {
+        if self.may_campaign() && !self.is_leader() {
             self.start_pre_vote(effects);
         }
     }
@@ -363,9 +372,9 @@ impl Group {
             Message::AppendReject { term, round, rejected, hint_index, hint_term } => {
                 self.on_append_reject(from, term, round, rejected, (hint_index, hint_term));
             }
-            Message::Diverged { term, index, expected, found } => {
+            Message::Diverged { term, index, expected, found, broken } => {
                 let divergence = Divergence { replica: from, index, expected, found };
-                self.on_diverged(from, term, divergence, effects);
+                self.on_diverged(from, term, (divergence, broken), effects);
             }
             Message::ReadRequest { term, batch } => self.on_read_request(from, term, batch),
             Message::ReadAnswer { term, batch, index } => {

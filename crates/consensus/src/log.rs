@@ -112,6 +112,15 @@ impl Log {
         chain_checksum(self.last().checksum, self.group, entry.term, entry.index, &entry.data)
     }
 
+    /// Whether the entry at `index` continues the one before it with the checksum that it has. True where nothing is
+    /// retained.
+    pub(crate) fn is_intact_at(&self, index: Index) -> bool {
+        let (Some(entry), Some(before)) = (self.entry(index), self.position_at(index.previous())) else {
+            return true;
+        };
+        entry.checksum == chain_checksum(before.checksum, self.group, entry.term, index, &entry.data)
+    }
+
     /// Appends an entry of the leader's.
     pub(crate) fn push(&mut self, entry: Entry) {
         let last = self.last();

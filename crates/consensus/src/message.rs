@@ -75,7 +75,8 @@ pub enum Message {
         /// ... nor with an entry of a higher term.
         hint_term: Term,
     },
-    /// The follower has an entry of the same term at the same index with another checksum: damage.
+    /// The follower has an entry of the same term at the same index with another checksum, or was sent one that
+    /// contradicts itself: damage.
     Diverged {
         /// The follower's term.
         term: Term,
@@ -85,6 +86,9 @@ pub enum Message {
         expected: u64,
         /// The follower's checksum there.
         found: u64,
+        /// The follower has nothing there: the entry does not fit the checksum that came with it, so the leader's own
+        /// log may be what is damaged.
+        broken: bool,
     },
     /// The receiver's term is over.
     Stale {

@@ -258,19 +258,25 @@ impl Group {
         &mut self,
         from: ReplicaId,
         term: Term,
-        divergence: Divergence,
+        (divergence, broken): (Divergence, bool),
         effects: &mut Effects,
     ) {
         if term != self.hard_state.term {
             return;
         }
+        let is_ours_intact = self.log.is_intact_at(divergence.index);
         let RoleState::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress_of(from) else { return };
-        // It takes nothing until it is rebuilt; sending it more would only repeat the report.
+        // A damaged one takes nothing until it is rebuilt; sending it more would only repeat the report.
         progress.heard(0);
         progress.become_probe(progress.next);
         progress.paused = true;
-        effects.divergence = Some(divergence);
+        effects.divergence = match (broken, is_ours_intact) {
+            (false, _) => Some(divergence),
+            (true, false) => Some(Divergence { replica: self.config.id, ..divergence }),
+            // It was damaged on the way; the next tick tries again.
+            (true, true) => None,
+        };
     }
 }
 
@@ -280,6 +286,8 @@ enum Refused {
     Conflict { hint: Index },
     /// Same term, same index, another checksum.
     Diverged(Divergence),
+    /// The entry continues this log, and does not fit its own checksum.
+    Broken(Divergence),
 }
 
 /// A follower's side.
@@ -323,11 +331,17 @@ impl Group {
                 self.send_when_durable(from, reject);
             }
             Err(Refused::Diverged(divergence)) => {
-                let Divergence { index, expected, found, .. } = divergence;
                 effects.divergence = Some(divergence);
-                self.send_when_durable(from, Message::Diverged { term, index, expected, found });
+                self.report(from, divergence, false);
             }
+            Err(Refused::Broken(divergence)) => self.report(from, divergence, true),
         }
+    }
+
+    fn report(&mut self, to: ReplicaId, divergence: Divergence, broken: bool) {
+        let term = self.hard_state.term;
+        let Divergence { index, expected, found, .. } = divergence;
+        self.send_when_durable(to, Message::Diverged { term, index, expected, found, broken });
     }
 
     /// Makes the log contain `entries` after `previous`, or says why not.
@@ -388,7 +402,9 @@ impl Group {
         }
         let checksum = self.log.next_checksum(&entry);
         if checksum != entry.checksum {
-            return Err(self.diverged(entry.index, entry.checksum, checksum));
+            let (replica, index) = (self.config.id, entry.index);
+            let (expected, found) = (entry.checksum, checksum);
+            return Err(Refused::Broken(Divergence { replica, index, expected, found }));
         }
         self.log.push(entry);
         Ok(())
@@ -427,5 +443,82 @@ impl Group {
             *acknowledged = matched.max(*acknowledged);
             effects.messages.push((*leader, Message::AppendAck { term, round: *round, matched, full }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::event::{Contacts, Event};
+    use crate::group::Restored;
+    use crate::ids::GroupId;
+    use bytes::Bytes;
+
+    struct AllWell;
+
+    impl Contacts for AllWell {
+        fn last_heard(&self, _: ReplicaId) -> Time {
+            Time(u64::MAX / 2)
+        }
+    }
+
+    fn step(group: &mut Group, event: Event) -> Effects {
+        let mut effects = Effects::default();
+        group.step(Time(1_000_000), &AllWell, event, &mut effects);
+        effects
+    }
+
+    fn persist(group: &mut Group, effects: &Effects) {
+        for sequence in effects.persist.iter().map(|persist| persist.sequence) {
+            step(group, Event::Persisted { sequence });
+        }
+    }
+
+    /// The first of three replicas, leading, with one entry of its own that nobody else has.
+    fn leader() -> Group {
+        let config = Config {
+            group: GroupId(1),
+            id: ReplicaId(1),
+            voters: vec![ReplicaId(1), ReplicaId(2), ReplicaId(3)],
+            learners: Vec::new(),
+            election_timeout_us: 1_000_000,
+            heartbeat_us: 100_000,
+            max_append_bytes: 1 << 20,
+            inflight_bytes: 1 << 20,
+            uncommitted_bytes: 1 << 20,
+            seed: 1,
+        };
+        let mut group = Group::new(config, Restored::default());
+        step(&mut group, Event::Campaign);
+        for pre in [true, false] {
+            let (term, election) = (Term(u64::from(!pre)), Term(1));
+            let voted_for = (!pre).then_some(ReplicaId(1));
+            let answer = Message::VoteAnswer { term, election, pre, granted: true, voted_for };
+            let effects = step(&mut group, Event::Message { from: ReplicaId(2), message: answer });
+            persist(&mut group, &effects);
+        }
+        assert!(group.is_leader());
+        step(&mut group, Event::Propose { token: 1, data: Bytes::from_static(b"data") });
+        group
+    }
+
+    fn broken_entry_is_reported(group: &mut Group) -> Option<Divergence> {
+        let (term, index) = (group.term(), group.last());
+        let message = Message::Diverged { term, index, expected: 1, found: 2, broken: true };
+        step(group, Event::Message { from: ReplicaId(2), message }).divergence
+    }
+
+    /// Every follower refused what a leader with a damaged memory sent, and each was taken for the damaged one.
+    #[test]
+    fn a_leader_whose_memory_is_damaged_accuses_itself() {
+        let mut group = leader();
+        assert_eq!(broken_entry_is_reported(&mut group), None, "its log is whole: the message was damaged");
+        let mut damaged = group.log.entries().next_back().unwrap().clone();
+        group.log.truncate(damaged.index);
+        damaged.data = Bytes::from_static(b"dbta");
+        group.log.push(damaged);
+        assert_eq!(broken_entry_is_reported(&mut group).unwrap().replica, ReplicaId(1));
     }
 }

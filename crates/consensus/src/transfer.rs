@@ -49,7 +49,7 @@ impl Group {
 
     /// The leader asks this replica to take over.
     pub(crate) fn on_timeout_now(&mut self, from: ReplicaId, term: Term, effects: &mut Effects) {
-        if term == self.hard_state.term && self.leader() == Some(from) && self.is_voter() {
+        if term == self.hard_state.term && self.leader() == Some(from) && self.may_campaign() {
             self.start_election(true, effects);
         }
     }

@@ -49,7 +49,7 @@ fn message() -> impl Strategy<Value = Message> {
                 hint_index: Index(d),
                 hint_term: Term(e),
             },
-            4 => Message::Diverged { term, index: Index(b), expected: c, found: d },
+            4 => Message::Diverged { term, index: Index(b), expected: c, found: d, broken: x },
             5 => Message::Stale { term },
             6 => Message::ReadRequest { term, batch: b },
             7 => Message::ReadAnswer { term, batch: b, index: Index(c) },

@@ -86,7 +86,7 @@ impl Keyspace {
     /// at, or learn that it is compacted; reads that are under way start again. Nothing may be on its way to the engine.
     pub fn reload(&self) -> Result<(), OpenError> {
         let loaded = load(self.engine.as_ref(), self.group)?;
-        let dropped = Dropped::all_but(self.engine.as_ref(), self.group, loaded.generation)?;
+        let dropped = Dropped::before(self.engine.as_ref(), self.group, loaded.generation)?;
         let revision = loaded.revision;
         let mut state = self.state.write();
         *state = loaded;

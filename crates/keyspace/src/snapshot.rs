@@ -17,8 +17,11 @@ use crate::error::OpenError;
 use crate::keyspace::highest_generation;
 use crate::record::{self, PREFIX_LEN, StateRecord};
 use crate::state::Applied;
+use crate::sweep::Dropped;
 
 const FORMAT: u8 = 1;
+/// Records of an import that is given up that are removed in one batch.
+const ABANDON_AT_ONCE: usize = 1_000;
 /// Format, checksum, number.
 const CHUNK_HEADER_LEN: usize = 9;
 
@@ -202,6 +205,22 @@ impl Importer {
         )])?;
         self.engine.persist()?;
         Ok(state.applied)
+    }
+
+    /// Gives the import up and removes what it wrote. An import that is dropped without this leaves that to the next
+    /// opening of the keyspace.
+    pub fn abandon(self) -> Result<(), SnapshotError> {
+        let own = (self.generation, self.generation + 1);
+        for mut stretch in Dropped::stretches(self.engine.as_ref(), self.group, own)? {
+            loop {
+                let batch = stretch.step(self.engine.as_ref(), ABANDON_AT_ONCE)?;
+                if batch.is_empty() {
+                    break;
+                }
+                self.engine.write(batch)?;
+            }
+        }
+        Ok(())
     }
 
     fn check_chunk(&mut self, mut chunk: Bytes) -> Result<Bytes, SnapshotError> {

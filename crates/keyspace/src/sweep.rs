@@ -21,23 +21,38 @@ pub(crate) struct Dropped {
 }
 
 impl Dropped {
-    /// What may be left of generations other than `current`: older ones, and imports that were begun and not finished.
+    /// What may be left of generations other than `current` when nobody imports: older ones, and imports that were begun
+    /// and not finished.
     pub(crate) fn all_but(engine: &dyn Engine, group: u64, current: u32) -> Result<Vec<Dropped>, OpenError> {
         let highest = highest_generation(engine, group)?.unwrap_or(current);
+        let mut dropped = Dropped::before(engine, group, current)?;
+        dropped.extend(Dropped::stretches(engine, group, (current + 1, highest + 1))?);
+        Ok(dropped)
+    }
+
+    /// What may be left of generations before `current`. Later ones may be in the hands of an import.
+    pub(crate) fn before(engine: &dyn Engine, group: u64, current: u32) -> Result<Vec<Dropped>, OpenError> {
+        Ok(Dropped::stretches(engine, group, (0, current))?)
+    }
+
+    /// What the engine holds of the generations from the first to before the second.
+    pub(crate) fn stretches(
+        engine: &dyn Engine,
+        group: u64,
+        (first, end): (u32, u32),
+    ) -> Result<Vec<Dropped>, EngineError> {
         let mut dropped = Vec::new();
         for space in [Space::Versions, Space::Values, Space::Tables] {
-            for (first, end) in [(0, current), (current + 1, highest + 1)] {
-                let (from, to) = record::generation_bounds(group, first, end);
-                if first < end && !is_nothing_there(engine, space, &from, &to)? {
-                    dropped.push(Dropped { space, from, to });
-                }
+            let (from, to) = record::generation_bounds(group, first, end);
+            if first < end && !is_nothing_there(engine, space, &from, &to)? {
+                dropped.push(Dropped { space, from, to });
             }
         }
         Ok(dropped)
     }
 
     /// Deletions of up to `limit` keys from where the last call ended.
-    fn step(&mut self, engine: &dyn Engine, limit: usize) -> Result<Batch, EngineError> {
+    pub(crate) fn step(&mut self, engine: &dyn Engine, limit: usize) -> Result<Batch, EngineError> {
         let mut batch = Batch::new();
         engine.scan(self.space, &self.from, &self.to, &mut |key, _| {
             batch.push(Change::Delete(self.space, Bytes::copy_from_slice(key)));

@@ -107,6 +107,66 @@ fn groups_share_an_engine() {
     }
 }
 
+/// How many versions the engine holds, of whatever generation.
+fn records(replica: &Replica) -> usize {
+    let mut count = 0;
+    let visit = &mut |_: &[u8], _: &[u8]| {
+        count += 1;
+        std::ops::ControlFlow::Continue(())
+    };
+    replica.engine.scan(Space::Versions, &[], &[255; 16], visit).unwrap();
+    count
+}
+
+/// Each import that came to nothing left its records until the keyspace was opened again: a link that kept breaking
+/// filled the disk.
+#[test]
+fn an_import_that_is_given_up_leaves_nothing() {
+    let source = Replica::new(Options::default());
+    let log: Vec<_> = (0..20).map(|n| (n, vec![put(&format!("k{n}"), vec![n as u8; 100])])).collect();
+    source.follow(&log);
+    source.flush_all();
+    let target = Replica::new(Options::default());
+    for keep in [1, 3, usize::MAX] {
+        let mut importer = Importer::new(target.engine.clone(), GROUP).unwrap();
+        let mut exporter = source.exporter().unwrap();
+        for chunk in std::iter::from_fn(|| exporter.next_chunk(300).unwrap()).take(keep) {
+            importer.chunk(chunk).unwrap();
+        }
+        importer.abandon().unwrap();
+        assert_eq!(records(&target), 0);
+    }
+    assert!(target.import(source.exporter().unwrap(), 300, usize::MAX));
+    assert_eq!(target.keyspace.digest(), source.keyspace.digest());
+}
+
+/// The keyspace took the records of an import that had begun before it was reloaded for leftovers, and swept them.
+#[test]
+fn a_reload_leaves_an_import_alone_that_has_begun() {
+    let source = Replica::new(Options::default());
+    let log: Vec<_> = (0..20).map(|n| (n, vec![put(&format!("k{n}"), vec![n as u8; 100])])).collect();
+    source.follow(&log[..10]);
+    source.flush_all();
+    let target = Replica::new(Options::default());
+    let mut first = Importer::new(target.engine.clone(), GROUP).unwrap();
+    let mut exporter = source.exporter().unwrap();
+    std::iter::from_fn(|| exporter.next_chunk(300).unwrap()).for_each(|chunk| first.chunk(chunk).unwrap());
+    first.finish().unwrap();
+
+    source.follow(&log);
+    source.flush_all();
+    let mut second = Importer::new(target.engine.clone(), GROUP).unwrap();
+    let mut exporter = source.exporter().unwrap();
+    let mut chunks = std::iter::from_fn(|| exporter.next_chunk(300).unwrap());
+    second.chunk(chunks.next().unwrap()).unwrap();
+    target.keyspace.reload().unwrap();
+    while target.sweep(7) {}
+    chunks.for_each(|chunk| second.chunk(chunk).unwrap());
+    second.finish().unwrap();
+    target.keyspace.reload().unwrap();
+    assert_eq!(target.keyspace.range(&all(0)), source.keyspace.range(&all(0)));
+}
+
 #[test]
 fn bad_snapshots_change_nothing() {
     let source = Replica::new(Options::default());
@@ -143,16 +203,7 @@ fn bad_snapshots_change_nothing() {
     assert!(target.import(source.exporter().unwrap(), 300, usize::MAX));
     assert_eq!(target.keyspace.digest(), source.keyspace.digest());
     while target.sweep(7) {}
-    let count = |replica: &Replica| {
-        let mut count = 0;
-        let visit = &mut |_: &[u8], _: &[u8]| {
-            count += 1;
-            std::ops::ControlFlow::Continue(())
-        };
-        replica.engine.scan(Space::Versions, &[], &[255; 16], visit).unwrap();
-        count
-    };
-    assert_eq!(count(&target), count(&source), "what former generations left is swept");
+    assert_eq!(records(&target), records(&source), "what former generations left is swept");
     assert_eq!(target.keyspace.range(&all(0)), source.keyspace.range(&all(0)));
 }
 

@@ -18,7 +18,7 @@ impl Node {
             let max = self.unflushed_bytes_max();
             let Some(replica) = self.replicas.get_mut(&group) else { return };
             let flush_is_behind = replica.keyspace.unflushed_bytes() >= max;
-            if flush_is_behind || replica.install == Install::Switching {
+            if flush_is_behind || replica.install == Install::Switching || effects.fatal.is_some() {
                 break;
             }
             let Some(entry) = replica.unapplied.pop_front() else { break };
@@ -79,7 +79,7 @@ impl Node {
         replica.board.set_clock(replica.clock);
         self.step_group(group, CoreEvent::Applied { index: applied }, effects);
         self.answer_digests(group, effects);
-        self.heed_alarms(group);
+        self.heed_alarms(group, effects);
         if group == hadron_consensus::ROOT_GROUP {
             self.refresh_members();
         }

@@ -76,7 +76,7 @@ impl Node {
         if waiting_bytes < limits.flush_bytes && !is_due {
             return;
         }
-        let durable = replica.durable.index();
+        let durable = replica.core.durable();
         replica.flush.last_at = now;
         match replica.keyspace.take_flush(durable.0, limits.flush_bytes) {
             Some(flush) => {
@@ -173,7 +173,6 @@ impl Node {
         let now = self.now;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         replica.flush = FlushState::new(position.index, now);
-        replica.durable.restart(position.index);
         self.engine_persist.covers.remove(&group);
         self.append_record(Record::Floor(group, position), effects);
     }

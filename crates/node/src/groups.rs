@@ -17,7 +17,6 @@ use crate::envelope::{self, Origin};
 use crate::flush::FlushState;
 use crate::integrity::Integrity;
 use crate::memory::Pressure;
-use crate::persist::DurableTail;
 use crate::read::Reads;
 
 /// A group's replica on this node.
@@ -52,7 +51,6 @@ pub(crate) struct Replica {
     /// Until when an expiry that was proposed may still be on its way.
     pub(crate) expiry_pending_until: Option<Time>,
 
-    pub(crate) durable: DurableTail,
     pub(crate) flush: FlushState,
     pub(crate) integrity: Integrity,
     pub(crate) pressure: Pressure,
@@ -116,7 +114,6 @@ impl Replica {
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
         let (floor, entries) = fit_log_to_engine(id, in_engine, recovered.floor, recovered.entries)?;
         let floor_is_new = floor != recovered.floor;
-        let last = entries.last().map_or(floor.index, |entry| entry.index);
         let restored =
             Restored { hard_state: recovered.hard_state, floor, entries, applied: in_engine.index };
         let core = Group::new(core_config(config, id, me, nodes.keys().copied().collect()), restored);
@@ -137,7 +134,6 @@ impl Replica {
             reads: Reads::default(),
             clock: GroupClock::new(applied.stamp_ms, now),
             expiry_pending_until: None,
-            durable: DurableTail::new(last),
             flush: FlushState::new(in_engine.index, now),
             integrity: Integrity::new(now),
             pressure: Pressure::default(),

@@ -8,13 +8,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use hadron_consensus::{Divergence, GroupId, NodeId, ReplicaId, Time};
+use hadron_consensus::{Divergence, Event as CoreEvent, GroupId, NodeId, ReplicaId, Time};
 use hadron_keyspace::Command;
 use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
 
 use crate::board::LogShare;
 use crate::envelope::Origin;
-use crate::event::Effects;
+use crate::event::{Effects, Failure, Reply};
 use crate::groups::Replica;
 use crate::node::Node;
 use crate::peer::PeerMessage;
@@ -195,10 +195,10 @@ impl Node {
             found = divergence.found,
             "the log of a replica differs from the leader's: it is damaged and must be rebuilt"
         );
-        if node == self.config.node {
-            replica.quarantine();
-        }
         self.raise_corrupt(group, node, effects);
+        if node == self.config.node {
+            self.quarantine(group, effects);
+        }
     }
 
     /// Names `node` in an alarm that every replica learns of. Ignored where this replica does not lead.
@@ -220,32 +220,40 @@ impl Node {
     }
 
     /// A replica that an alarm names stops serving and leading.
-    pub(crate) fn heed_alarms(&mut self, group: GroupId) {
+    pub(crate) fn heed_alarms(&mut self, group: GroupId, effects: &mut Effects) {
         let me = self.config.node.0;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let names_me = |alarm: &hadron_proto::etcdserverpb::AlarmMember| {
             alarm.member_id == me && alarm.alarm == AlarmType::Corrupt as i32
         };
         if !replica.quarantined && replica.keyspace.alarms().iter().any(names_me) {
-            replica.quarantine();
+            self.quarantine(group, effects);
         }
+    }
+
+    /// This node's replica is damaged: it answers nobody from its state and leads no more. It goes on voting and
+    /// acknowledging, so that the group keeps its quorum until it is rebuilt.
+    fn quarantine(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group).filter(|replica| !replica.quarantined) else { return };
+        tracing::error!(group = group.0, "this replica is quarantined: rebuild it from the others");
+        replica.quarantined = true;
+        replica.board.set_quarantined();
+        let waiting = std::mem::take(&mut replica.waiting).into_iter().map(|(token, _)| token);
+        let certain = waiting.chain(replica.reads.take_all());
+        effects.replies.extend(certain.map(|token| (token, Reply::Failed(Failure::Quarantined))));
+        replica.give_up_proposals(effects);
+        self.step_group(group, CoreEvent::Retire, effects);
     }
 }
 
 impl Replica {
-    fn quarantine(&mut self) {
-        tracing::error!(group = self.id.0, "this replica is quarantined: rebuild it from the others");
-        self.quarantined = true;
-        self.board.set_quarantined();
-    }
-
     /// Publishes C(x) and the lag of each replica; false if that has to wait for the others' first acknowledgements.
     fn sample_shares(&mut self) -> bool {
         let last = self.core.last().0;
         let mut matched: BTreeMap<ReplicaId, u64> =
             self.core.progress().iter().map(|progress| (progress.replica, progress.matched.0)).collect();
         let is_unknown = matched.values().any(|matched| *matched == 0);
-        matched.insert(self.me, self.durable.index().0);
+        matched.insert(self.me, self.core.durable().0);
         if is_unknown && !std::mem::replace(&mut self.integrity.has_waited, true) {
             return false;
         }
@@ -291,11 +299,12 @@ fn majority(digests: &BTreeMap<NodeId, u64>, replicas: usize) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use hadron_consensus::DEFAULT_GROUP;
+    use hadron_consensus::{DEFAULT_GROUP, Term};
     use hadron_keyspace::Applied;
 
     use super::*;
     use crate::board::DigestComparisons;
+    use crate::groups::Proposed;
     use crate::propose::tests::node;
 
     /// A node whose replica of `default` has a mark at index 1, and the digest there.
@@ -329,6 +338,29 @@ mod tests {
         assert_eq!(hear(&mut node, 2, live, true), DigestComparisons { same: 1, different: 0 });
         assert_eq!(hear(&mut node, 2, live, true), DigestComparisons { same: 1, different: 0 });
         assert_eq!(hear(&mut node, 3, live + 1, true), DigestComparisons { same: 1, different: 1 });
+    }
+
+    /// A quarantined replica went on leading, and answered what was on its way from its damaged state.
+    #[test]
+    fn a_quarantined_replica_answers_nobody_and_retires() {
+        let mut node = node();
+        let mut effects = Effects::default();
+        node.on_write(1, DEFAULT_GROUP, Command::DigestMark.to_bytes(), &mut effects);
+        node.on_read(2, DEFAULT_GROUP, &mut effects);
+        let replica = node.replicas.get_mut(&DEFAULT_GROUP).expect("it is there");
+        let command = Command::DigestMark.to_bytes();
+        replica.proposed.insert(3, Proposed { term: Term(1), command });
+        node.quarantine(DEFAULT_GROUP, &mut effects);
+        let failed = |token, failure| (token, Reply::Failed(failure));
+        let quarantined = Failure::Quarantined;
+        let expected =
+            [failed(1, quarantined), failed(2, quarantined), failed(3, Failure::Unknown)];
+        assert_eq!(effects.replies, expected);
+        node.step_group(DEFAULT_GROUP, CoreEvent::Campaign, &mut effects);
+        assert_eq!(effects.sends, [], "it does not campaign");
+        effects.replies.clear();
+        node.on_write(4, DEFAULT_GROUP, Command::DigestMark.to_bytes(), &mut effects);
+        assert_eq!(effects.replies, [failed(4, quarantined)]);
     }
 
     #[test]

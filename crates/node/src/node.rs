@@ -124,7 +124,7 @@ impl Node {
             if alone {
                 self.step_group(group, CoreEvent::Campaign, effects);
             }
-            self.heed_alarms(group);
+            self.heed_alarms(group, effects);
             self.touch(group);
         }
         self.settle(now, effects);

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use hadron_consensus::{Event as CoreEvent, GroupId, Index, Persist, Time};
+use hadron_consensus::{Event as CoreEvent, GroupId, Persist, Time};
 use hadron_storage::wal::Record;
 
 use crate::event::Effects;
@@ -62,51 +62,6 @@ impl LogQueue {
     }
 }
 
-/// Up to where a group's log is durable on this node, exactly: an entry that replaced another counts only when it is
-/// durable itself.
-#[derive(Debug)]
-pub(crate) struct DurableTail {
-    durable: Index,
-    /// Writes on their way: persist number, first and last index.
-    writes: VecDeque<(u64, Index, Index)>,
-}
-
-impl DurableTail {
-    /// Everything up to `last` is durable.
-    pub(crate) fn new(last: Index) -> DurableTail {
-        DurableTail { durable: last, writes: VecDeque::new() }
-    }
-
-    /// The last index that is durable.
-    pub(crate) fn index(&self) -> Index {
-        self.durable
-    }
-
-    fn begin(&mut self, persist: &Persist) {
-        let (Some(first), Some(last)) = (persist.entries.first(), persist.entries.last()) else { return };
-        self.durable = self.durable.min(first.index.previous());
-        self.writes.push_back((persist.sequence, first.index, last.index));
-    }
-
-    fn complete(&mut self, sequence: u64) {
-        while let Some((number, _, last)) = self.writes.front().copied() {
-            if number > sequence {
-                break;
-            }
-            self.writes.pop_front();
-            let replaced_from = self.writes.iter().map(|(_, first, _)| *first).min();
-            let bound = replaced_from.map_or(last, |first| last.min(first.previous()));
-            self.durable = bound.max(self.durable.min(bound));
-        }
-    }
-
-    /// The log restarted at a snapshot.
-    pub(crate) fn restart(&mut self, at: Index) {
-        self.writes.clear();
-        self.durable = at;
-    }
-}
-
 impl Node {
     /// Queues what a group wants durable.
     pub(crate) fn persist(
@@ -115,9 +70,7 @@ impl Node {
         persists: impl Iterator<Item = Persist>,
         effects: &mut Effects,
     ) {
-        let Some(replica) = self.replicas.get_mut(&group) else { return };
         for persist in persists {
-            replica.durable.begin(&persist);
             effects.log_sequence = self.log.add(self.now, group, persist.sequence, effects.log.is_empty());
             if let Some(hard_state) = persist.hard_state {
                 effects.log.push(Record::HardState(group, hard_state));
@@ -131,9 +84,6 @@ impl Node {
     /// The disk caught up to `sequence`.
     pub(crate) fn on_log_durable(&mut self, sequence: u64, effects: &mut Effects) {
         for (group, persisted) in self.log.complete(sequence) {
-            if let Some(replica) = self.replicas.get_mut(&group) {
-                replica.durable.complete(persisted);
-            }
             self.step_group(group, CoreEvent::Persisted { sequence: persisted }, effects);
         }
     }
@@ -142,33 +92,6 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
-    use hadron_consensus::{Entry, Term};
-
-    fn persist(sequence: u64, indices: std::ops::RangeInclusive<u64>) -> Persist {
-        let entry = |index| Entry { term: Term(1), index: Index(index), checksum: 0, data: Bytes::new() };
-        Persist { sequence, hard_state: None, entries: indices.map(entry).collect() }
-    }
-
-    #[test]
-    fn an_entry_that_was_replaced_is_not_durable_until_its_replacement_is() {
-        let mut tail = DurableTail::new(Index(2));
-        tail.begin(&persist(1, 3..=6));
-        tail.begin(&persist(2, 4..=5));
-        tail.complete(1);
-        assert_eq!(tail.index(), Index(3), "4 to 6 were replaced before they were durable");
-        tail.complete(2);
-        assert_eq!(tail.index(), Index(5));
-    }
-
-    #[test]
-    fn replacing_durable_entries_takes_their_durability_back() {
-        let mut tail = DurableTail::new(Index(9));
-        tail.begin(&persist(1, 5..=5));
-        assert_eq!(tail.index(), Index(4));
-        tail.complete(1);
-        assert_eq!(tail.index(), Index(5));
-    }
 
     #[test]
     fn one_completion_answers_for_all_earlier_batches() {

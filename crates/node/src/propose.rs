@@ -52,6 +52,11 @@ impl Node {
         {
             replica.waiting.retain(|(other, _)| *other != token);
         }
+        if let Some(replica) = self.replicas.get_mut(&group)
+            && replica.transfer.is_some_and(|(waiting, _)| waiting == token)
+        {
+            replica.transfer = None;
+        }
         self.cancel_read(group, token);
     }
 

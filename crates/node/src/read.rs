@@ -1,7 +1,7 @@
 //! Linearizable reads: each waits for an index that a quorum vouched for after the read began, then for this replica
 //! to have applied it. All reads of a turn share one question to the group.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use hadron_consensus::{Event as CoreEvent, GroupId, Index, ReadOutcome, Time};
 
@@ -31,6 +31,13 @@ impl Reads {
 
     fn len(&self) -> usize {
         self.new.len() + self.asked.values().map(Vec::len).sum::<usize>()
+    }
+
+    /// Takes all of them, whatever they wait for.
+    pub(crate) fn take_all(&mut self) -> BTreeSet<u64> {
+        let asked = self.asked.drain().flat_map(|(_, tokens)| tokens);
+        let ready = std::mem::take(&mut self.ready).into_values().flatten();
+        self.new.drain(..).chain(asked).chain(ready).collect()
     }
 
     fn remove(&mut self, token: u64) {

@@ -133,9 +133,9 @@ mod tests {
         let keyspaces = config.groups.iter().map(|group| open(group.group)).collect();
         let mut node = Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap();
         apply(&mut node, 1);
-        let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
-        replica.durable.restart(Index(1));
         let mut effects = Effects::default();
+        let position = LogPosition { term: Term(1), index: Index(1), checksum: 1 };
+        node.step_group(DEFAULT_GROUP, CoreEvent::SnapshotInstalled { position }, &mut effects);
         node.now = Time(1_000_000);
         node.maybe_flush(DEFAULT_GROUP, &mut effects);
         assert_eq!(effects.flushes.len(), 1);

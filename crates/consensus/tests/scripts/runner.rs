@@ -95,6 +95,10 @@ impl Runner {
             ["compact", id, to] => self.step(replica(id), Event::Compact { index: index(to) }, output),
             // pressure r1 full|over: whether its state machine cannot keep up.
             ["pressure", id, how] => self.step(replica(id), Event::Pressure { full: how == "full" }, output),
+            // retire r1: it is damaged and must not lead.
+            ["retire", id] => self.step(replica(id), Event::Retire, output),
+            // corrupt: the data of each entry on its way is changed; its checksum is not.
+            ["corrupt"] => self.corrupt(),
             // snapshot r1 r2 ok|fails: r1's state reaches r2, or does not.
             ["snapshot", from, to, outcome] => {
                 self.snapshot(replica(from), replica(to), outcome == "ok", output)
@@ -304,6 +308,14 @@ impl Runner {
         let (floor, entries) = (state.floor, state.log.clone());
         let restored = Restored { hard_state: state.hard_state, floor, entries, applied: floor.index };
         state.group = Some(Group::new(config, restored));
+    }
+
+    fn corrupt(&mut self) {
+        for (_, _, message) in &mut self.network {
+            if let Message::Append { entries, .. } = message {
+                entries.iter_mut().for_each(|entry| entry.data = Bytes::from_static(b"corrupt"));
+            }
+        }
     }
 
     /// The state of one replica reaches another, or does not.

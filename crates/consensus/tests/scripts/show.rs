@@ -48,7 +48,9 @@ pub(crate) fn message(message: &Message) -> String {
         Message::AppendReject { term, rejected, hint_index, hint_term, .. } => {
             format!("AppendReject {term} not after {rejected}, try {hint_index}@{hint_term}")
         }
-        Message::Diverged { term, index, .. } => format!("Diverged {term} at {index}"),
+        Message::Diverged { term, index, broken, .. } => {
+            format!("Diverged {term} at {index}{}", flag(*broken, ", broken"))
+        }
         Message::Stale { term } => format!("Stale, now {term}"),
         Message::ReadRequest { term, .. } => format!("ReadRequest {term}"),
         Message::ReadAnswer { term, index, .. } => format!("ReadAnswer {term} at {index}"),

@@ -146,11 +146,13 @@ impl Inner {
         let group = decode_header(snapshot.header().clone())?;
         let _receiving = Receiving::begin(&self.receiving, group)?;
         let importer = self.import(group, snapshot).await?;
-        let applied = importer.applied().filter(|_| importer.is_complete()).ok_or("it is not complete")?;
+        let Some(applied) = importer.applied().filter(|_| importer.is_complete()) else {
+            return self.abandon(importer, "it is not complete").await;
+        };
         let (ticket, decision) = self.offer();
         self.tell(Event::SnapshotOffered { group, ticket, applied });
         if !decision.await.map_err(text)? {
-            return Err("not wanted: this replica leads or is ahead of it".into());
+            return self.abandon(importer, "not wanted: this replica leads or is ahead of it").await;
         }
         let installed = self.install(importer).await;
         if let Err(error) = &installed {
@@ -179,8 +181,19 @@ impl Inner {
         let read = read.await;
         drop(sender);
         let importer = import.await.map_err(text)??;
-        // An importer whose stream broke off is dropped here, incomplete.
-        read.map(|()| importer)
+        match read {
+            Ok(()) => Ok(importer),
+            Err(reason) => self.abandon(importer, &reason).await,
+        }
+    }
+
+    /// Removes what an import wrote, and says why it ended.
+    async fn abandon<T>(&self, importer: Importer, reason: &str) -> Result<T, String> {
+        let removed = spawn_blocking(move || importer.abandon()).await.map_err(text)?;
+        match removed {
+            Ok(()) => Err(reason.to_owned()),
+            Err(error) => Err(format!("{reason}; what was received of it stays for now: {error}")),
+        }
     }
 
     fn offer(&self) -> (u64, oneshot::Receiver<bool>) {
@@ -247,7 +260,10 @@ fn import(
 ) -> Result<Importer, String> {
     let mut importer = Importer::new(engine, group.0).map_err(text)?;
     while let Some(chunk) = chunks.blocking_recv() {
-        importer.chunk(chunk).map_err(text)?;
+        if let Err(error) = importer.chunk(chunk) {
+            importer.abandon().map_err(text)?;
+            return Err(error.to_string());
+        }
     }
     Ok(importer)
 }

@@ -24,6 +24,7 @@ impl World {
                 let full = self.rng.random_bool(0.5);
                 self.step(replica, Event::Pressure { full });
             }
+            18 if self.rng.random_bool(0.2) => self.step(replica, Event::Retire),
             _ => {
                 let until = self.now.plus_micros(self.rng.random_range(1_000..400_000));
                 self.replicas[replica].paused_until = until;

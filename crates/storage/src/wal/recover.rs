@@ -97,7 +97,20 @@ impl Loaded {
             salt: Salt::new(log_id, number),
             file,
         };
-        Ok(Loaded { segment, bytes, header_intact: header.is_some() })
+        let loaded = Loaded { segment, bytes, header_intact: header.is_some() };
+        loaded.check_length(header.as_ref())?;
+        Ok(loaded)
+    }
+
+    /// A file gets its name only after it has its whole length and its header, durably: no crash makes it shorter.
+    fn check_length(&self, header: Option<&SegmentHeader>) -> Result<(), WalError> {
+        let expected = header.map_or(FIRST_BATCH, |header| header.size);
+        let found = self.bytes.len() as u64;
+        if found < expected {
+            let what = format!("the file was cut off: it has {found} bytes and should have {expected}");
+            return Err(self.damaged(found, what));
+        }
+        Ok(())
     }
 
     fn damaged(&self, offset: u64, what: impl Into<String>) -> WalError {

@@ -339,6 +339,25 @@ fn damage_in_the_middle_is_refused_with_file_and_offset() {
     }
 }
 
+/// A segment that somebody had cut short was taken for one with a torn tail, and what was cut off for something that had
+/// never been acknowledged.
+#[test]
+fn a_segment_that_was_cut_off_is_refused() {
+    let disk = MemoryDisk::new();
+    let (mut wal, _) = open(&disk).unwrap();
+    fill(&mut wal, GROUP, LogPosition::default(), 20, 100);
+    drop(wal);
+    disk.kill();
+    let path = &files(&disk)[0];
+    for bytes in [0, 100, FIRST_BATCH, FIRST_BATCH + 700, (16 << 10) - 1] {
+        let cut = disk.fork();
+        cut.open(path).unwrap().set_size(bytes).unwrap();
+        let WalError::Damaged { file, offset, what } = refusal(&cut) else { panic!("not damage") };
+        assert_eq!((&file, offset), (path, bytes));
+        assert!(what.contains("cut off"), "{what}");
+    }
+}
+
 #[test]
 fn a_missing_segment_is_refused() {
     let disk = MemoryDisk::new();

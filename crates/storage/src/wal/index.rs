@@ -92,6 +92,10 @@ impl GroupLog {
                 pins.drop(run.segment);
             }
         }
+        // What the oldest run still has may be below the floor.
+        if self.checksums.is_empty() {
+            self.clear(pins);
+        }
     }
 
     fn append(
@@ -293,6 +297,16 @@ mod tests {
         index.apply(&Record::Forget(GROUP), 4).unwrap();
         assert!(pinned(&index).is_empty());
         assert_eq!(index.group_count(), 0);
+    }
+
+    #[test]
+    fn a_segment_is_given_up_when_its_entries_are_written_again_or_below_the_floor() {
+        let mut index = LiveIndex::default();
+        let all = entries(LogPosition::default(), 1, 4);
+        index.apply(&Record::Entries(GROUP, all.clone()), 1).unwrap();
+        index.apply(&Record::Floor(GROUP, all[1].position()), 1).unwrap();
+        index.apply(&Record::Entries(GROUP, all[2..].to_vec()), 2).unwrap();
+        assert_eq!(pinned(&index), [2]);
     }
 
     #[test]

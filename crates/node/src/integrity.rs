@@ -234,7 +234,9 @@ impl Node {
     /// This node's replica is damaged: it answers nobody from its state and leads no more. It goes on voting and
     /// acknowledging, so that the group keeps its quorum until it is rebuilt.
     fn quarantine(&mut self, group: GroupId, effects: &mut Effects) {
-        let Some(replica) = self.replicas.get_mut(&group).filter(|replica| !replica.quarantined) else { return };
+        let Some(replica) = self.replicas.get_mut(&group).filter(|replica| !replica.quarantined) else {
+            return;
+        };
         tracing::error!(group = group.0, "this replica is quarantined: rebuild it from the others");
         replica.quarantined = true;
         replica.board.set_quarantined();
@@ -353,8 +355,7 @@ mod tests {
         node.quarantine(DEFAULT_GROUP, &mut effects);
         let failed = |token, failure| (token, Reply::Failed(failure));
         let quarantined = Failure::Quarantined;
-        let expected =
-            [failed(1, quarantined), failed(2, quarantined), failed(3, Failure::Unknown)];
+        let expected = [failed(1, quarantined), failed(2, quarantined), failed(3, Failure::Unknown)];
         assert_eq!(effects.replies, expected);
         node.step_group(DEFAULT_GROUP, CoreEvent::Campaign, &mut effects);
         assert_eq!(effects.sends, [], "it does not campaign");

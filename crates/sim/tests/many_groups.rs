@@ -1,5 +1,7 @@
 //! Hundreds of groups on one set of nodes, two of them in trouble: the nodes share one log and one engine for all, so
 //! one group that cannot go on must cost the others nothing but its share of the memory.
+//!
+//! `SIM_GROUPS_SEEDS=100` runs that many, `SIM_SEED=7` runs one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -50,8 +52,12 @@ fn run(seed: u64) -> Report {
 
 #[test]
 fn groups_in_trouble_pin_neither_log_nor_memory_and_nobody_loses_anything() {
-    let seeds = std::env::var("SIM_SEEDS").map_or(2, |text| text.parse().unwrap());
-    for seed in 1..=seeds {
+    let variable = |name| std::env::var(name).ok().map(|text: String| text.parse::<u64>().unwrap());
+    let seeds = match variable("SIM_SEED") {
+        Some(seed) => seed..=seed,
+        None => 1..=variable("SIM_GROUPS_SEEDS").unwrap_or(2),
+    };
+    for seed in seeds {
         let report = run(seed);
         // Both troubles had something to hold on to, and all machines lost their power twice.
         assert!(report.crashes >= 6);

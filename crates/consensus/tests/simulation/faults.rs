@@ -24,7 +24,7 @@ impl World {
                 let full = self.rng.random_bool(0.5);
                 self.step(replica, Event::Pressure { full });
             }
-            18 if self.rng.random_bool(0.2) => self.step(replica, Event::Retire),
+            18 if self.rng.random_bool(0.2) => self.retire(replica),
             _ => {
                 let until = self.now.plus_micros(self.rng.random_range(1_000..400_000));
                 self.replicas[replica].paused_until = until;
@@ -36,6 +36,15 @@ impl World {
         self.crash(replica);
         let down_us = self.rng.random_range(1_000..600_000);
         self.schedule(down_us, Happening::Restart(replica));
+    }
+
+    /// Fewer than half of the voters, or nobody might be left who may lead and has everything.
+    fn retire(&mut self, replica: usize) {
+        let retired = self.replicas.iter().filter(|replica| replica.is_retired).count();
+        if 2 * (retired + 1) < self.voters {
+            self.replicas[replica].is_retired = true;
+            self.step(replica, Event::Retire);
+        }
     }
 
     fn partition(&mut self) {

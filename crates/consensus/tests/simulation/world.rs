@@ -75,6 +75,8 @@ pub(crate) struct Replica {
     incarnation: u64,
     pub(crate) disk_latency_us: u64,
     pub(crate) paused_until: Time,
+    /// It was told to lead no more.
+    pub(crate) is_retired: bool,
     contacts: BTreeMap<ReplicaId, Contact>,
     timer: Option<Time>,
     /// Reads that wait, with the commit index that was known anywhere when they began.
@@ -106,7 +108,7 @@ pub(crate) struct World {
     scheduled: u64,
     pub(crate) network: Network,
     pub(crate) replicas: Vec<Replica>,
-    voters: usize,
+    pub(crate) voters: usize,
     invariants: Invariants,
     /// Down for good? No: but no more faults.
     is_healing: bool,
@@ -137,6 +139,7 @@ impl World {
             incarnation: 0,
             disk_latency_us: 300,
             paused_until: Time(0),
+            is_retired: false,
             contacts: BTreeMap::new(),
             timer: None,
             reads: HashMap::new(),
@@ -400,6 +403,7 @@ impl World {
         self.invariants.forget_term(id(replica), state.disk.hard_state.term);
         state.reads.clear();
         state.timer = None;
+        state.is_retired = false;
         state.contacts.clear();
         // What is on its way to the disk ends with the process that asked for it.
         state.incarnation += 1;

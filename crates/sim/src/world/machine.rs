@@ -508,6 +508,7 @@ impl World {
         self.disk_failures += u64::from(cause == Stop::Disk);
         self.tell(StoryEvent::Stops { node, cause });
         self.trace.note(now, format_args!("n{node}'s engine keeps {kept} of {unpersisted} batches"));
+        self.transfers_break(&process);
         for asked in process.asked.into_values() {
             self.on_connection_lost(asked);
         }

@@ -7,6 +7,7 @@ use hadron_consensus::{GroupId, Index, LogPosition, ReplicaId, Term};
 use hadron_keyspace::{Applied, Exporter, Importer};
 use hadron_node::{Event as NodeEvent, SnapshotJob};
 
+use super::machine::Process;
 use super::story::StoryEvent;
 use super::threads::EngineJob;
 use super::{Happening, Life, World};
@@ -163,6 +164,15 @@ impl World {
         let position =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
         self.snapshot_ends(incoming.sender, group, incoming.job.to, Some(position));
+    }
+
+    /// A process ended that had received snapshots and not yet switched to them: their senders hear of it.
+    pub(super) fn transfers_break(&mut self, process: &Process) {
+        let received = process.incoming.values().chain(process.engine.installing());
+        let broken: Vec<_> = received.map(|incoming| (incoming.sender, incoming.job)).collect();
+        for (sender, job) in broken {
+            self.snapshot_fails(sender, job);
+        }
     }
 
     fn snapshot_fails(&mut self, sender: Life, job: SnapshotJob) {

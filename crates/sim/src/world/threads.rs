@@ -47,6 +47,16 @@ pub(super) enum EngineJob {
     InstallPersist(Box<Incoming>),
 }
 
+impl EngineThread {
+    /// The snapshots that it was told to switch to.
+    pub(super) fn installing(&self) -> impl Iterator<Item = &Incoming> {
+        self.jobs.iter().filter_map(|job| match job {
+            EngineJob::Install(incoming) | EngineJob::InstallPersist(incoming) => Some(&**incoming),
+            _ => None,
+        })
+    }
+}
+
 impl LogThread {
     /// Bytes that the log takes on disk.
     pub(super) fn disk_bytes(&self) -> u64 {

@@ -9,6 +9,10 @@
 //!
 //! Left out: compression (it costs CPU on every flush and compaction, and entries that compress well are the client's to
 //! compress) and key-value separation.
+//!
+//! Known limits: after a failed fsync Linux counts pages as clean that it never wrote, so what a process reads that is
+//! started again on the same machine need not be on the disk, and no fsync puts it there. The log writes such a tail
+//! again; nothing does so for fjall's journal, so that a power loss may still take it back below what the log relies on.
 //! fjall opens successfully with its journal cut short, so whoever opens an engine must compare the applied
 //! index in it with the floor that the write-ahead log recorded.
 
@@ -54,7 +58,8 @@ pub struct FjallEngine {
 struct Spaces([Keyspace; Space::ALL.len()]);
 
 impl FjallEngine {
-    /// Opens the engine in `directory`, which is created when it does not exist.
+    /// Opens the engine in `directory`, which is created when it does not exist. What it shows then is durable: a killed
+    /// process may have left it in the system's page cache alone.
     pub fn open(directory: &Path, options: &FjallOptions) -> Result<FjallEngine, EngineError> {
         let database = Database::builder(directory)
             .cache_size(options.cache_bytes)
@@ -65,7 +70,9 @@ impl FjallEngine {
             .open()
             .map_err(engine_error)?;
         let spaces = Spaces::open(&database, options)?;
-        Ok(FjallEngine { database, spaces })
+        let engine = FjallEngine { database, spaces };
+        engine.persist()?;
+        Ok(engine)
     }
 }
 

@@ -69,6 +69,8 @@ pub trait Read: Send + Sync {
 }
 
 /// An embedded engine: the real one is fjall, the simulator's is a model.
+///
+/// Whoever opens one makes durable what it shows, before anybody relies on it: after a kill that need not be so.
 pub trait Engine: Read + 'static {
     /// Writes a batch atomically. Readers see it at once; it is durable after the next [`Engine::persist`].
     /// A crash keeps some prefix of the written batches, no shorter than the last persist.

@@ -45,15 +45,18 @@ impl ModelEngine {
         self.state.lock().undo.len()
     }
 
-    /// Loses the batches written since the last persist, except for the oldest `keep` of them (all are kept when
-    /// there are no more than that). What is left is durable.
+    /// The machine stops: the batches written since the last persist are lost, except for the oldest `keep` of them (all
+    /// are kept when there are no more than that). What is left is durable.
     pub fn crash(&self, keep: usize) {
         let mut state = self.state.lock();
-        while state.undo.len() > keep {
-            let Some(undo) = state.undo.pop() else { break };
-            state.spaces.apply(undo);
-        }
+        state.lose_all_but(keep);
         state.undo.clear();
+    }
+
+    /// The process stops, the machine does not: as in a crash, batches that were still in the process's own buffers are
+    /// lost. What is left can be read and is no more durable than before.
+    pub fn kill(&self, keep: usize) {
+        self.state.lock().lose_all_but(keep);
     }
 
     /// Makes every later write and persist fail, or work again.
@@ -69,6 +72,13 @@ impl Clone for ModelEngine {
 }
 
 impl State {
+    fn lose_all_but(&mut self, keep: usize) {
+        while self.undo.len() > keep {
+            let Some(undo) = self.undo.pop() else { break };
+            self.spaces.apply(undo);
+        }
+    }
+
     fn usable(&self) -> Result<(), EngineError> {
         if self.failing { Err(EngineError::Io("made to fail".into())) } else { Ok(()) }
     }
@@ -194,6 +204,19 @@ mod tests {
             engine.crash(0);
             assert_eq!(get(&engine, "a").as_deref(), Some(expected.0.as_bytes()));
         }
+    }
+
+    #[test]
+    fn what_a_kill_leaves_is_not_durable() {
+        let engine = ModelEngine::new();
+        for value in ["1", "2", "3"] {
+            engine.write(vec![put("a", value)]).unwrap();
+        }
+        engine.kill(2);
+        assert_eq!(get(&engine, "a").as_deref(), Some(&b"2"[..]));
+        assert_eq!(engine.unpersisted(), 2);
+        engine.crash(0);
+        assert_eq!(get(&engine, "a"), None);
     }
 
     #[test]

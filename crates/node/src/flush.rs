@@ -44,18 +44,24 @@ impl FlushState {
 }
 
 /// The node's rhythm of engine fsyncs: one for all groups.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct EnginePersist {
     ticket: u64,
     in_flight: bool,
     last_at: Time,
     /// What the fsync on its way covers.
     covers: BTreeMap<GroupId, Index>,
-    /// Flushed since the last fsync was asked for.
+    /// Flushed since the last fsync was asked for, or since the start.
     dirty: bool,
 }
 
 impl EnginePersist {
+    /// The first fsync is due soon, even if nothing is flushed before: it is what lets the log be cut that was recovered,
+    /// and may be more than a replica can hold without being too full to take entries.
+    pub(crate) fn new(now: Time) -> EnginePersist {
+        EnginePersist { ticket: 0, in_flight: false, last_at: now, covers: BTreeMap::new(), dirty: true }
+    }
+
     /// When the next fsync is due.
     pub(crate) fn deadline(&self, interval_us: u64) -> Option<Time> {
         (self.dirty && !self.in_flight).then(|| self.last_at.plus_micros(interval_us))

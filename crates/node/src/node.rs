@@ -94,7 +94,7 @@ impl Node {
             log: LogQueue::default(),
             pinning: BTreeSet::new(),
             memory: MemoryUse::default(),
-            engine_persist: EnginePersist::default(),
+            engine_persist: EnginePersist::new(now),
             connected: BTreeMap::new(),
             forwards_seen: BTreeMap::new(),
             forward_number: 0,

@@ -209,6 +209,9 @@ impl World {
         disk.create_dir(Path::new(LOG_DIRECTORY)).map_err(|error| error.to_string())?;
         let (wal, mut recovered) =
             Wal::open(disk, Path::new(LOG_DIRECTORY), options).map_err(|error| error.to_string())?;
+        if self.settings.lie != Some(Lie::EngineForgets) {
+            machine.engine.persist().map_err(|error| error.to_string())?;
+        }
         let groups = groups(&members, self.settings.keyspaces);
         let mut keyspaces = BTreeMap::new();
         for group in &groups {
@@ -501,7 +504,10 @@ impl World {
         }
         let unpersisted = machine.engine.unpersisted();
         let kept = if keep_all { unpersisted } else { (unpersisted as f64 * kept_share) as usize };
-        machine.engine.crash(kept);
+        match power_loss {
+            true => machine.engine.crash(kept),
+            false => machine.engine.kill(kept),
+        }
         machine.slowness = 1;
         machine.make_well();
         self.crashes += u64::from(cause != Stop::Disk);

@@ -109,14 +109,14 @@ impl Board {
         let Some(member) = members.iter().find(|member| member.id == node.0) else {
             return Err(format!("node {:x} is not a member of this cluster", node.0));
         };
-        if member.data_dir_id != 0 && member.data_dir_id != data_dir_id {
-            return Err(format!(
-                "node {:x} ({}) is known with another data directory: it was wiped or two nodes use one name; \
-                 start it with its own data directory, or remove the member and add it again as a new one",
-                node.0, member.name
-            ));
-        }
-        Ok(())
+        member.admit(data_dir_id)
+    }
+
+    /// The identity of `node`'s data directory, if it is known.
+    pub fn data_dir_id(&self, node: NodeId) -> Option<u64> {
+        let members = self.members.read();
+        let known = members.iter().find(|member| member.id == node.0).map(|member| member.data_dir_id);
+        known.filter(|id| *id != 0)
     }
 
     /// The elections that this node knows of, oldest first.

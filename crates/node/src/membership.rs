@@ -42,9 +42,22 @@ impl Member {
     pub fn node(&self) -> NodeId {
         NodeId(self.id)
     }
+
+    /// Whether a node that shows `data_dir_id` may be talked to as this member. The error says why not, and what to do.
+    pub fn admit(&self, data_dir_id: u64) -> Result<(), String> {
+        if self.data_dir_id == 0 || self.data_dir_id == data_dir_id {
+            return Ok(());
+        }
+        Err(format!(
+            "node {:x} ({}) is known with another data directory: it was wiped, or two nodes use one name. A node \
+             without its data has forgotten its votes; start it with the data directory that it had",
+            self.id, self.name
+        ))
+    }
 }
 
-/// A pool as it was bootstrapped: what a node keeps in its data directory so that later starts need no flags.
+/// A pool as it was bootstrapped: what a node keeps in its data directory so that later starts need no flags. There
+/// a member's `data_dir_id` is the one that the node has met it with, and 0 while it has not.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Bootstrap {
     /// The cluster's id.

@@ -4,18 +4,21 @@
 //! case); a flag beats the environment. [`Config::from_options`] checks everything that can be known without touching
 //! disk or network, so that whoever receives a [`Config`] need not check again:
 //! - listen addresses are IP addresses with ports, advertised URLs are `http://host:port`;
-//! - [`Config::initial_cluster`] holds this node exactly once, with the peer URL that it advertises, and no name or
-//!   peer URL twice;
 //! - the election timeout is at least five heartbeats.
+//!
+//! What the cluster is at a first start ([`Initial`]) is checked when it is asked for, since later starts do not ask.
 //!
 //! Left out for now: TLS (`https` URLs are refused), joining an existing cluster, and configuration files.
 
-use std::collections::BTreeSet;
+mod initial;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+pub use initial::{Initial, InitialMember};
 
 /// Listen and advertise URL for clients when none is given.
 const DEFAULT_CLIENT_URL: &str = "http://127.0.0.1:2379";
@@ -53,7 +56,7 @@ pub struct Options {
     /// All nodes of a new cluster: name=peer-url,name=peer-url,... [default: this node alone]
     #[arg(long, env = "ETCD_INITIAL_CLUSTER", value_name = "NODES", hide_env = true)]
     pub initial_cluster: Option<String>,
-    /// `new` to bootstrap a cluster; `existing` is not supported yet
+    /// `new` to bootstrap a cluster; `existing` is not supported yet. Ignored by a node that has a data directory
     #[arg(
         long,
         env = "ETCD_INITIAL_CLUSTER_STATE",
@@ -62,15 +65,9 @@ pub struct Options {
         hide_env = true
     )]
     pub initial_cluster_state: String,
-    /// Text that tells this cluster from others made with the same URLs
-    #[arg(
-        long,
-        env = "ETCD_INITIAL_CLUSTER_TOKEN",
-        value_name = "TOKEN",
-        default_value = "etcd-cluster",
-        hide_env = true
-    )]
-    pub initial_cluster_token: String,
+    /// Text that tells this cluster from others made with the same URLs [default: etcd-cluster]
+    #[arg(long, env = "ETCD_INITIAL_CLUSTER_TOKEN", value_name = "TOKEN", hide_env = true)]
+    pub initial_cluster_token: Option<String>,
     /// Time between heartbeats, in milliseconds
     #[arg(long, env = "ETCD_HEARTBEAT_INTERVAL", value_name = "MS", default_value_t = 100, hide_env = true)]
     pub heartbeat_interval: u64,
@@ -103,7 +100,7 @@ pub struct Options {
 /// A checked configuration: what `driver::run` gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Name of this node; one of [`Config::initial_cluster`].
+    /// Name of this node.
     pub name: String,
     /// Where this node stores everything. It may not exist yet.
     pub data_dir: PathBuf,
@@ -115,12 +112,8 @@ pub struct Config {
     pub advertise_client_urls: Vec<Url>,
     /// Addresses to accept peers on; never empty.
     pub listen_peer: Vec<SocketAddr>,
-    /// Where other nodes reach this one; equal to its `peer_url` in [`Config::initial_cluster`].
-    pub advertise_peer_url: Url,
-    /// Every node of the new cluster, this one included, ordered by name.
-    pub initial_cluster: Vec<InitialMember>,
-    /// Goes into cluster and node ids, so that clusters made with the same URLs differ.
-    pub initial_cluster_token: String,
+    /// What cluster a first start makes.
+    pub initial: Initial,
     /// Time between heartbeats; more than zero.
     pub heartbeat_interval: Duration,
     /// Time without a leader before an election; at least five heartbeats.
@@ -133,15 +126,6 @@ pub struct Config {
     pub log_level: tracing::Level,
     /// Form of log lines.
     pub log_format: LogFormat,
-}
-
-/// A node as `--initial-cluster` names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InitialMember {
-    /// Unique within the cluster.
-    pub name: String,
-    /// Where its peers reach it; unique within the cluster.
-    pub peer_url: Url,
 }
 
 /// Form of log lines.
@@ -322,7 +306,7 @@ pub enum ConfigError {
     )]
     ExistingCluster,
     /// Neither `new` nor `existing`.
-    #[error("--initial-cluster-state must be new, got {0:?}")]
+    #[error("--initial-cluster-state must be new or existing, got {0:?}")]
     ClusterState(String),
     /// The heartbeat is zero.
     #[error("--heartbeat-interval must be more than 0 ms")]
@@ -358,30 +342,35 @@ impl Config {
     /// The first thing that is wrong, in words that name the flag.
     pub fn from_options(options: Options) -> Result<Config, ConfigError> {
         check_name(&options.name)?;
-        check_cluster_state(&options.initial_cluster_state)?;
+        let is_existing = is_existing(&options.initial_cluster_state)?;
         check_timing(options.heartbeat_interval, options.election_timeout)?;
         check_limit("max-request-bytes", options.max_request_bytes)?;
         check_limit("max-txn-ops", options.max_txn_ops)?;
         let given = |text: &Option<String>| text.clone().filter(|text| !text.trim().is_empty());
 
+        // Before the flag that depends on it: whoever mistyped this one is not helped by a word about the other.
         let listen_client_given = given(&options.listen_client_urls);
+        let listen_client = listen("listen-client-urls", listen_client_given.clone(), DEFAULT_CLIENT_URL)?;
         let advertise_given = given(&options.advertise_client_urls);
         if listen_client_given.is_some() && advertise_given.is_none() {
             return Err(ConfigError::AdvertiseMissing);
         }
-        let advertise_peer_url = advertised_peer_url(given(&options.initial_advertise_peer_urls))?;
-        let initial_cluster =
-            initial_cluster(given(&options.initial_cluster), &options.name, &advertise_peer_url)?;
+        let initial = Initial {
+            cluster: given(&options.initial_cluster),
+            advertise_peer_url: given(&options.initial_advertise_peer_urls)
+                .map(advertised_peer_url)
+                .transpose()?,
+            token: options.initial_cluster_token,
+            is_existing,
+        };
         let data_dir = options.data_dir.unwrap_or_else(|| format!("{}.hadron", options.name).into());
         Ok(Config {
             wal_dir: options.wal_dir.unwrap_or_else(|| data_dir.join("wal")),
             data_dir,
-            listen_client: listen("listen-client-urls", listen_client_given, DEFAULT_CLIENT_URL)?,
+            listen_client,
             advertise_client_urls: urls("advertise-client-urls", advertise_given, DEFAULT_CLIENT_URL)?,
             listen_peer: listen("listen-peer-urls", given(&options.listen_peer_urls), DEFAULT_PEER_URL)?,
-            advertise_peer_url,
-            initial_cluster,
-            initial_cluster_token: options.initial_cluster_token,
+            initial,
             heartbeat_interval: Duration::from_millis(options.heartbeat_interval),
             election_timeout: Duration::from_millis(options.election_timeout),
             max_request_bytes: options.max_request_bytes,
@@ -400,10 +389,10 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn check_cluster_state(state: &str) -> Result<(), ConfigError> {
+fn is_existing(state: &str) -> Result<bool, ConfigError> {
     match state {
-        "new" => Ok(()),
-        "existing" => Err(ConfigError::ExistingCluster),
+        "new" => Ok(false),
+        "existing" => Ok(true),
         other => Err(ConfigError::ClusterState(other.to_owned())),
     }
 }
@@ -444,75 +433,12 @@ fn listen(flag: &'static str, given: Option<String>, default: &str) -> Result<Ve
     urls(flag, given, default)?.iter().map(|url| url.listen_address(flag)).collect()
 }
 
-fn advertised_peer_url(given: Option<String>) -> Result<Url, ConfigError> {
-    let shown = given.clone().unwrap_or_default();
-    let mut urls = urls("initial-advertise-peer-urls", given, DEFAULT_PEER_URL)?;
+fn advertised_peer_url(given: String) -> Result<Url, ConfigError> {
+    let mut urls = urls("initial-advertise-peer-urls", Some(given.clone()), DEFAULT_PEER_URL)?;
     match (urls.pop(), urls.is_empty()) {
         (Some(url), true) => Ok(url),
-        _ => Err(ConfigError::ManyPeerUrls(shown)),
+        _ => Err(ConfigError::ManyPeerUrls(given)),
     }
-}
-
-fn initial_cluster(
-    given: Option<String>,
-    name: &str,
-    advertised: &Url,
-) -> Result<Vec<InitialMember>, ConfigError> {
-    let Some(text) = given else {
-        return Ok(vec![InitialMember { name: name.to_owned(), peer_url: advertised.clone() }]);
-    };
-    let mut members = Vec::new();
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let (name, url) = part.split_once('=').ok_or_else(|| ConfigError::ClusterEntry(part.to_owned()))?;
-        let member = InitialMember {
-            name: name.trim().to_owned(),
-            peer_url: parse_url("initial-cluster", url.trim())?,
-        };
-        check_unique(&members, &member)?;
-        members.push(member);
-    }
-    members.sort_by(|left, right| left.name.cmp(&right.name));
-    check_own_entry(&members, name, advertised)?;
-    Ok(members)
-}
-
-fn check_unique(members: &[InitialMember], new: &InitialMember) -> Result<(), ConfigError> {
-    if new.name.is_empty() {
-        return Err(ConfigError::ClusterEntry(format!("={}", new.peer_url)));
-    }
-    for member in members {
-        if member.name == new.name {
-            return Err(ConfigError::NameTwice {
-                name: new.name.clone(),
-                first: member.peer_url.clone(),
-                second: new.peer_url.clone(),
-            });
-        }
-        if member.peer_url == new.peer_url {
-            return Err(ConfigError::PeerUrlTwice {
-                first: member.name.clone(),
-                second: new.name.clone(),
-                url: new.peer_url.clone(),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn check_own_entry(members: &[InitialMember], name: &str, advertised: &Url) -> Result<(), ConfigError> {
-    let Some(own) = members.iter().find(|member| member.name == name) else {
-        let known: BTreeSet<&str> = members.iter().map(|member| member.name.as_str()).collect();
-        let known = known.into_iter().collect::<Vec<_>>().join(", ");
-        return Err(ConfigError::NameNotInCluster { name: name.to_owned(), known });
-    };
-    if own.peer_url != *advertised {
-        return Err(ConfigError::PeerUrlMismatch {
-            name: name.to_owned(),
-            listed: own.peer_url.clone(),
-            advertised: advertised.clone(),
-        });
-    }
-    Ok(())
 }
 
 fn log_level(text: &str) -> Result<tracing::Level, ConfigError> {

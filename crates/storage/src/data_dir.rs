@@ -22,6 +22,10 @@ use crate::disk::{DirectoryLock, Disk, LOCK_FILE, read_all, write_atomically};
 pub const FORMAT: u32 = 1;
 
 const IDENTITY: &str = "IDENTITY";
+const ENGINE: &str = "engine";
+/// What only a node that got beyond its identity makes here: the record of its pool, the mark that its log is in use,
+/// and its two stores.
+const LATER_PIECES: [&str; 4] = ["POOL", "COMPLETE", ENGINE, "wal"];
 const TITLE: &str = "hadron data directory";
 
 /// What a node says it is when it opens its directory.
@@ -63,14 +67,46 @@ pub enum DataDirError {
         /// Why.
         source: io::Error,
     },
+    /// It, or something above it, is a file.
+    #[error("data directory {} cannot be made: {source}; it or something above it is a file. Choose another", directory.display())]
+    NotADirectory {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// This process may not write there.
+    #[error(
+        "data directory {} cannot be written: {source}. The node must be able to write there: check owner and \
+         permissions, and whether the file system is mounted read-only", directory.display()
+    )]
+    NotWritable {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Another process has it open.
-    #[error("data directory {} is in use by another process", .0.display())]
+    #[error("data directory {} is in use by another process: stop that one, or choose another directory", .0.display())]
     Locked(PathBuf),
+    /// It was in use, but nothing says any more whose it is.
+    #[error(
+        "data directory {}: its file {IDENTITY} is missing, although {found} is there. Without it the node does not \
+         know who it is. Put it back from a copy; if there is none, move the directory away and rebuild this member \
+         from the others", directory.display()
+    )]
+    IdentityMissing {
+        /// The directory.
+        directory: PathBuf,
+        /// A piece of a node's data that is there.
+        found: String,
+    },
     /// It has contents, but nothing says that they are Hadron's.
     #[error("{} is not empty and not a Hadron data directory: choose another, or empty it", .0.display())]
     NotHadron(PathBuf),
     /// It belongs to another cluster.
-    #[error("data directory {} belongs to cluster {found:016x}, not to {expected:016x}", directory.display())]
+    #[error("data directory {} belongs to cluster {found:016x}, not to {expected:016x}: start the node with its own data \
+         directory, or choose another for the new cluster", directory.display())]
     OtherCluster {
         /// The directory.
         directory: PathBuf,
@@ -81,7 +117,8 @@ pub enum DataDirError {
     },
     /// It belongs to another node.
     #[error(
-        "data directory {} belongs to node {found_name} ({:016x}), not to {expected_name} ({:016x})",
+        "data directory {} belongs to node {found_name} ({:016x}), not to {expected_name} ({:016x}): start it under \
+         its own name, or choose another data directory",
         directory.display(), found.0, expected.0
     )]
     OtherNode {
@@ -117,6 +154,73 @@ pub enum DataDirError {
     BadName(String),
 }
 
+/// A data directory that nobody else can open, before it is anybody's.
+pub struct LockedDir {
+    path: PathBuf,
+    found: Option<Identity>,
+    lock: Box<dyn DirectoryLock>,
+}
+
+impl LockedDir {
+    /// Locks the directory, which is made if it does not exist, and reads whose it is.
+    ///
+    /// # Errors
+    /// It cannot be used, or holds what is not Hadron's. Nothing but the lock's file was made in it.
+    pub fn open(disk: &Arc<dyn Disk>, directory: &Path) -> Result<LockedDir, DataDirError> {
+        let failed = |source| io_error(directory, source);
+        disk.create_dir(directory).map_err(failed)?;
+        check_is_ours(&**disk, directory)?;
+        let lock = disk.lock(directory).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => DataDirError::Locked(directory.to_path_buf()),
+            _ => io_error(directory, error),
+        })?;
+        let found = DataDir::read(&**disk, directory)?;
+        Ok(LockedDir { path: directory.to_path_buf(), found, lock })
+    }
+
+    /// What the directory said it is when it was locked; `None` for a new one.
+    pub fn found(&self) -> Option<&Identity> {
+        self.found.as_ref()
+    }
+
+    /// Where the engine is.
+    pub fn engine_path(&self) -> PathBuf {
+        self.path.join(ENGINE)
+    }
+
+    /// Gives the directory to the node that claims it, or makes it that node's; counts a new incarnation, durably.
+    ///
+    /// # Errors
+    /// It is another node's, or cannot be written.
+    pub fn claim(self, disk: &Arc<dyn Disk>, claim: &Claim) -> Result<DataDir, DataDirError> {
+        if claim.node_name.trim() != claim.node_name
+            || claim.node_name.is_empty()
+            || claim.node_name.contains('\n')
+        {
+            return Err(DataDirError::BadName(claim.node_name.clone()));
+        }
+        let LockedDir { path, found, lock } = self;
+        let failed = |source| io_error(&path, source);
+        let created = found.is_none();
+        let mut identity = match found {
+            Some(found) => check_claim(&path, found, claim)?,
+            None => Identity {
+                cluster: claim.cluster,
+                node: claim.node,
+                node_name: claim.node_name.clone(),
+                directory: claim.new_directory,
+                incarnation: 0,
+            },
+        };
+        identity.incarnation += 1;
+        write_atomically(&**disk, &path, IDENTITY, identity.encode().as_bytes()).map_err(failed)?;
+        if let Some(parent) = path.parent() {
+            disk.sync_dir(parent).map_err(failed)?;
+        }
+        Ok(DataDir { path, identity, created, _lock: lock })
+    }
+}
+
 /// An open data directory, locked until it is dropped.
 pub struct DataDir {
     path: PathBuf,
@@ -127,38 +231,11 @@ pub struct DataDir {
 
 impl DataDir {
     /// Opens the directory for the node that claims it, or creates it; counts a new incarnation, durably.
+    ///
+    /// # Errors
+    /// As for [`LockedDir::open`] and [`LockedDir::claim`].
     pub fn open(disk: &Arc<dyn Disk>, directory: &Path, claim: &Claim) -> Result<DataDir, DataDirError> {
-        if claim.node_name.trim() != claim.node_name
-            || claim.node_name.is_empty()
-            || claim.node_name.contains('\n')
-        {
-            return Err(DataDirError::BadName(claim.node_name.clone()));
-        }
-        let failed = |source| io_error(directory, source);
-        disk.create_dir(directory).map_err(failed)?;
-        check_is_ours(&**disk, directory)?;
-        let lock = disk.lock(directory).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => DataDirError::Locked(directory.to_path_buf()),
-            _ => io_error(directory, error),
-        })?;
-        let found = DataDir::read(&**disk, directory)?;
-        let created = found.is_none();
-        let mut identity = match found {
-            Some(found) => check_claim(directory, found, claim)?,
-            None => Identity {
-                cluster: claim.cluster,
-                node: claim.node,
-                node_name: claim.node_name.clone(),
-                directory: claim.new_directory,
-                incarnation: 0,
-            },
-        };
-        identity.incarnation += 1;
-        write_atomically(&**disk, directory, IDENTITY, identity.encode().as_bytes()).map_err(failed)?;
-        if let Some(parent) = directory.parent() {
-            disk.sync_dir(parent).map_err(failed)?;
-        }
-        Ok(DataDir { path: directory.to_path_buf(), identity, created, _lock: lock })
+        LockedDir::open(disk, directory)?.claim(disk, claim)
     }
 
     /// What a directory says it is, without opening it; `None` when it does not exist or was never used.
@@ -194,21 +271,37 @@ impl DataDir {
 
     /// Where the engine is.
     pub fn engine_path(&self) -> PathBuf {
-        self.path.join("engine")
+        self.path.join(ENGINE)
     }
 }
 
 fn io_error(directory: &Path, source: io::Error) -> DataDirError {
-    DataDirError::Io { directory: directory.to_path_buf(), source }
+    let directory = directory.to_path_buf();
+    match source.kind() {
+        // Making a directory where a file is fails with "already exists".
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            DataDirError::NotADirectory { directory, source }
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            DataDirError::NotWritable { directory, source }
+        }
+        _ => DataDirError::Io { directory, source },
+    }
 }
 
 /// Refuses a directory with foreign contents, before anything is put there.
 fn check_is_ours(disk: &dyn Disk, directory: &Path) -> Result<(), DataDirError> {
     let names = disk.list(directory).map_err(|source| io_error(directory, source))?;
+    if names.iter().any(|name| name == IDENTITY) {
+        return Ok(());
+    }
+    if let Some(found) = names.iter().find(|name| LATER_PIECES.contains(&name.as_str())) {
+        let (directory, found) = (directory.to_path_buf(), found.clone());
+        return Err(DataDirError::IdentityMissing { directory, found });
+    }
     // What a crash during the first opening leaves, and what a new file system holds.
     let harmless = [LOCK_FILE, "IDENTITY.tmp", "lost+found"];
-    let foreign = !names.iter().any(|name| name == IDENTITY)
-        && names.iter().any(|name| !harmless.contains(&name.as_str()));
+    let foreign = names.iter().any(|name| !harmless.contains(&name.as_str()));
     if foreign { Err(DataDirError::NotHadron(directory.to_path_buf())) } else { Ok(()) }
 }
 
@@ -363,6 +456,43 @@ mod tests {
         disk.create(&path.join("photo.jpg")).unwrap();
         assert!(refusal(&disk, path, &claim()).contains("not a Hadron data directory"));
         assert_eq!(disk.list(path).unwrap(), ["photo.jpg"]);
+    }
+
+    #[test]
+    fn a_directory_in_use_that_lost_its_identity_is_refused_by_name_and_never_called_foreign() {
+        for piece in LATER_PIECES {
+            let (_, disk, path) = memory();
+            drop(DataDir::open(&disk, path, &claim()).unwrap());
+            disk.create(&path.join(piece)).unwrap();
+            disk.remove(&path.join(IDENTITY)).unwrap();
+            let text = refusal(&disk, path, &claim());
+            assert!(
+                text.contains(&format!("its file IDENTITY is missing, although {piece} is there")),
+                "{text}"
+            );
+            assert!(!disk.exists(&path.join(IDENTITY)).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let path = directory.path().join("file");
+        std::fs::write(&path, "x").unwrap();
+        for path in [path.clone(), path.join("below")] {
+            let text = refusal(&disk, &path, &claim());
+            assert!(text.contains(&path.display().to_string()) && text.contains("is a file"), "{text}");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_named_with_the_way_out() {
+        for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem] {
+            let text = io_error(Path::new("/data/n1"), kind.into()).to_string();
+            assert!(text.starts_with("data directory /data/n1 cannot be written"), "{text}");
+        }
     }
 
     #[test]

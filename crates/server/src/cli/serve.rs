@@ -6,17 +6,15 @@ use std::io::Read as _;
 use std::process::ExitCode;
 
 use super::logging;
-use crate::config::{Config, Options};
+use crate::config::{Config, ConfigError, Options};
+use crate::driver::RunError;
 
 /// Runs a node until it is told to stop by SIGTERM or SIGINT.
 pub fn run(options: Options) -> ExitCode {
     let stop_on_stdin_close = options.stop_on_stdin_close;
     let config = match Config::from_options(options) {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("error: {error}");
-            return ExitCode::from(2);
-        }
+        Err(error) => return refuse(&error),
     };
     logging::start(config.log_level, config.log_format);
     if stop_on_stdin_close {
@@ -24,11 +22,18 @@ pub fn run(options: Options) -> ExitCode {
     }
     match crate::driver::run(config) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(RunError::Flags(error)) => refuse(&error),
         Err(error) => {
             tracing::error!(%error, "the node stopped");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Flags that cannot be used: a mistake of the command line, whenever it is noticed.
+fn refuse(error: &ConfigError) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(2)
 }
 
 /// Turns the end of standard input into SIGTERM. The playground holds the other end, which closes even if it is killed;

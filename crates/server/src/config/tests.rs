@@ -16,8 +16,10 @@ fn config(flags: &[&str]) -> Result<Config, ConfigError> {
     Config::from_options(line.options)
 }
 
+/// Why a first start with these flags is refused.
 fn refusal(flags: &[&str]) -> String {
-    config(flags).unwrap_err().to_string()
+    let members = config(flags).and_then(|config| config.initial.members(&config.name));
+    members.unwrap_err().to_string()
 }
 
 const THREE: &str = "a=http://127.0.0.1:2380,b=http://127.0.0.1:2382,c=http://127.0.0.1:2384";
@@ -30,8 +32,10 @@ fn nothing_given_is_a_single_node_on_loopback() {
     assert_eq!(config.wal_dir, PathBuf::from("default.hadron/wal"));
     assert_eq!(config.listen_client, vec!["127.0.0.1:2379".parse().unwrap()]);
     assert_eq!(config.listen_peer, vec!["127.0.0.1:2380".parse().unwrap()]);
-    assert_eq!(config.initial_cluster.len(), 1);
-    assert_eq!(config.initial_cluster[0].peer_url.to_string(), "http://127.0.0.1:2380");
+    let members = config.initial.members("default").unwrap();
+    assert_eq!(members.len(), 1);
+    assert_eq!(members[0].peer_url.to_string(), "http://127.0.0.1:2380");
+    assert_eq!(config.initial.token(), "etcd-cluster");
     assert_eq!(config.election_timeout, Duration::from_millis(1000));
     assert_eq!(config.max_request_bytes, 1536 * 1024);
     assert_eq!(config.log_format, LogFormat::Json);
@@ -58,7 +62,8 @@ fn a_member_of_three() {
     assert_eq!(config.listen_peer, vec!["127.0.0.1:2382".parse().unwrap()]);
     assert_eq!(config.advertise_client_urls[0].authority(), "b.example:2379");
     assert_eq!(config.wal_dir, PathBuf::from("/fast/b"));
-    let names: Vec<_> = config.initial_cluster.iter().map(|member| member.name.as_str()).collect();
+    let members = config.initial.members("b").unwrap();
+    let names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
     assert_eq!(names, ["a", "b", "c"]);
 }
 
@@ -100,6 +105,14 @@ fn refusals_name_the_flag_and_the_way_out() {
             "--advertise-client-urls is required when --listen-client-urls is given",
         ),
         (
+            vec!["--listen-client-urls=127.0.0.1:2379"],
+            "--listen-client-urls: bad URL \"127.0.0.1:2379\": a URL must begin with http://",
+        ),
+        (
+            vec!["--listen-client-urls=https://127.0.0.1:2379"],
+            "--listen-client-urls: bad URL \"https://127.0.0.1:2379\": https is not supported yet, use http://",
+        ),
+        (
             vec!["--name=z", "--initial-cluster", THREE],
             "--initial-cluster does not contain this node's name \"z\", only a, b, c",
         ),
@@ -120,7 +133,7 @@ fn refusals_name_the_flag_and_the_way_out() {
             vec!["--initial-cluster-state=existing"],
             "--initial-cluster-state=existing is not supported yet: a node can only start with a new cluster (or with its own data directory)",
         ),
-        (vec!["--initial-cluster-state=old"], "--initial-cluster-state must be new, got \"old\""),
+        (vec!["--initial-cluster-state=old"], "--initial-cluster-state must be new or existing, got \"old\""),
         (
             vec!["--heartbeat-interval=300"],
             "--election-timeout (1000 ms) must be at least 5 times --heartbeat-interval (300 ms)",
@@ -136,6 +149,26 @@ fn refusals_name_the_flag_and_the_way_out() {
     ] {
         assert_eq!(refusal(&flags), text, "{flags:?}");
     }
+}
+
+#[test]
+fn what_a_first_start_means_is_asked_only_by_a_first_start() {
+    for flags in [
+        ["--name=z", "--initial-cluster=a=nonsense"],
+        ["--name=z", "--initial-cluster-state=existing"],
+        ["--name=z", "--initial-cluster=a=http://h:1,a=http://h:2"],
+    ] {
+        config(&flags).unwrap();
+        refusal(&flags);
+    }
+}
+
+#[test]
+fn a_peer_url_may_be_spelled_in_two_ways() {
+    let localhost = "--initial-advertise-peer-urls=http://localhost:2380/";
+    let config = config(&["--name=a", localhost, "--initial-cluster", THREE]).unwrap();
+    let members = config.initial.members("a").unwrap();
+    assert_eq!(members[0].peer_url.to_string(), "http://127.0.0.1:2380", "ids follow from --initial-cluster");
 }
 
 #[test]

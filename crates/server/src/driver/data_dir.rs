@@ -1,56 +1,78 @@
-//! Whose data directory it is, and which pool its node belongs to. `docs/formats/data-dir.md` has the bytes.
+//! Whose data directory it is, and which pool its node belongs to.
 //!
-//! [`hadron_storage::data_dir`] guards the directory and its identity; here the flags become a claim to it. The pool as
-//! it was bootstrapped is kept in a file beside the identity, so that later starts need no cluster flags.
+//! [`hadron_storage::data_dir`] guards the directory and its identity; here a start is told apart from a first start:
+//! - A *first start* finds nothing. The flags say what the cluster is, and the other members are asked whether this node
+//!   was here before with another data directory: then it lost its disk, and must not come back.
+//! - Every other start finds the pool as it was bootstrapped ([`super::pool_file`]). As in etcd that one counts, whatever
+//!   the `--initial-*` flags say and however they spell it.
+//! - A directory that has some of its pieces but not all is refused, and nothing is made in the place of what is missing.
+//!
+//! A node that never got as far as writing to its log never voted: it may start again, with the identity that it made
+//! first, and asks again.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::NodeId;
-use hadron_node::{Bootstrap, node_id};
-use hadron_storage::data_dir::{Claim, DataDir};
-use hadron_storage::disk::{Disk, read_all, write_atomically};
+use hadron_node::{Bootstrap, Member, node_id};
+use hadron_storage::data_dir::{Claim, DataDir, DataDirError, Identity, LockedDir};
+use hadron_storage::disk::Disk;
+use tracing::warn;
 
 use super::error::RunError;
-use crate::config::Config;
-
-const POOL_FILE: &str = "POOL";
-const MAGIC: &[u8; 8] = b"HADRPOOL";
-const VERSION: u32 = 1;
-/// Magic, version and checksum.
-const HEADER_BYTES: usize = 16;
+use super::peers::{Ask, Reply};
+use super::pool_file::{self, POOL_FILE};
+use super::whole::Places;
+use crate::config::{Config, InitialMember};
+use crate::transport;
 
 /// The node's place on disk, and who it is. Nobody else can open it before it is dropped.
 pub(super) struct Home {
     /// The directory, locked.
     pub(super) directory: DataDir,
-    /// The pool as it was bootstrapped.
+    /// The pool as it was bootstrapped, with the data directories that this node has met.
     pub(super) pool: Bootstrap,
 }
 
 impl Home {
     /// Opens the directory, or makes it, if it is the configured node's; counts this start.
-    pub(super) fn open(disk: &Arc<dyn Disk>, config: &Config) -> Result<Home, RunError> {
-        let described = described_pool(config);
-        let stored = read_pool(&**disk, &config.data_dir)?;
-        // Without --initial-cluster the flags say nothing about the pool; the stored one and the name decide then.
-        let pool = match &stored {
-            Some(stored) if described.members.len() == 1 && stored.members.len() > 1 => stored.clone(),
-            _ => described,
+    pub(super) fn open(
+        disk: &Arc<dyn Disk>,
+        config: &Config,
+        ask: Ask<'_>,
+    ) -> Result<(Home, Places), RunError> {
+        let locked = LockedDir::open(disk, &config.data_dir)?;
+        let (data_dir, wal_dir) = (config.data_dir.clone(), config.wal_dir.clone());
+        let places = Places::look(disk, data_dir, wal_dir, locked.engine_path())?;
+        let stored = pool_file::read(&**disk, &config.data_dir)?;
+        let is_stored = stored.is_some();
+        let (mut pool, node) = match (locked.found(), stored) {
+            (Some(identity), Some(pool)) => {
+                check_one_origin(config, identity, &pool)?;
+                check_name(config, identity, &pool)?;
+                heed_flags(config, identity, &pool, ask)?;
+                (pool, identity.node)
+            }
+            (found, _) => {
+                places.check_unused(found.is_some())?;
+                initial_pool(config)?
+            }
         };
+        if !places.marked() {
+            check_never_bootstrapped(config, node, &pool, locked.found(), ask)?;
+        }
         let claim = Claim {
             cluster: pool.cluster_id,
-            node: node_named(&pool, config),
+            node,
             node_name: config.name.clone(),
             new_directory: rand::random::<u64>().max(1),
         };
-        let directory = DataDir::open(disk, &config.data_dir, &claim)?;
-        if stored.is_none() {
-            let failed = RunError::files("writing", config.data_dir.join(POOL_FILE));
-            write_atomically(&**disk, &config.data_dir, POOL_FILE, &encode(&pool)).map_err(failed)?;
+        let directory = locked.claim(disk, &claim)?;
+        if !is_stored {
+            let own = pool.members.iter_mut().filter(|member| member.node() == node);
+            own.for_each(|member| member.data_dir_id = directory.identity().directory);
+            pool_file::write(&**disk, &config.data_dir, &pool)?;
         }
-        Ok(Home { directory, pool })
+        Ok((Home { directory, pool }, places))
     }
 
     /// The node's id.
@@ -69,131 +91,195 @@ impl Home {
     }
 }
 
-/// The pool that the flags describe.
-fn described_pool(config: &Config) -> Bootstrap {
-    let nodes: Vec<(String, Vec<String>)> = config
-        .initial_cluster
-        .iter()
-        .map(|member| (member.name.clone(), vec![member.peer_url.to_string()]))
-        .collect();
-    Bootstrap::derive(&config.initial_cluster_token, &nodes)
+/// The pool that the flags of a first start describe, and this node's id in it.
+fn initial_pool(config: &Config) -> Result<(Bootstrap, NodeId), RunError> {
+    let pool = derive(config.initial.token(), &config.initial.members(&config.name)?);
+    let node = node_named(&pool, config);
+    Ok((pool, node))
 }
 
-/// The node in `pool` with the configured name; if there is none, the one that the flags describe, which is refused.
+fn derive(token: &str, members: &[InitialMember]) -> Bootstrap {
+    let nodes: Vec<(String, Vec<String>)> =
+        members.iter().map(|member| (member.name.clone(), vec![member.peer_url.to_string()])).collect();
+    Bootstrap::derive(token, &nodes)
+}
+
+/// The node in `pool` with the configured name; if there is none, one that is not in it.
 fn node_named(pool: &Bootstrap, config: &Config) -> NodeId {
     let named = pool.members.iter().find(|member| member.name == config.name);
-    named.map_or_else(
-        || node_id(&config.initial_cluster_token, &[config.advertise_peer_url.to_string()]),
-        |member| member.node(),
-    )
+    named.map_or_else(|| node_id(config.initial.token(), &[]), Member::node)
 }
 
-fn read_pool(disk: &dyn Disk, directory: &Path) -> Result<Option<Bootstrap>, RunError> {
-    let file = directory.join(POOL_FILE);
-    if !disk.exists(&file).map_err(RunError::files("reading", &file))? {
-        return Ok(None);
+/// Refuses a pool and an identity that were not written for each other.
+fn check_one_origin(config: &Config, identity: &Identity, pool: &Bootstrap) -> Result<(), RunError> {
+    let own = pool.members.iter().find(|member| member.node() == identity.node);
+    let fits = pool.cluster_id == identity.cluster
+        && own.is_some_and(|own| [0, identity.directory].contains(&own.data_dir_id));
+    if fits {
+        return Ok(());
     }
-    let bytes = disk.open(&file).and_then(|opened| read_all(&*opened));
-    let bytes = bytes.map_err(RunError::files("reading", &file))?;
-    decode(bytes.into()).map(Some).map_err(|what| RunError::BadPool { file, what })
+    Err(RunError::BadPool {
+        file: config.data_dir.join(POOL_FILE),
+        what: format!(
+            "it is of cluster {:x}, and not of the data directory in which it is, whose IDENTITY is node {:x}'s ({}) of \
+             cluster {:x}: files of several data directories were mixed. Put its own file back",
+            pool.cluster_id, identity.node.0, identity.node_name, identity.cluster
+        ),
+    })
 }
 
-fn encode(pool: &Bootstrap) -> Bytes {
-    let body = pool.to_bytes();
-    let mut bytes = BytesMut::with_capacity(HEADER_BYTES + body.len());
-    bytes.put_slice(MAGIC);
-    bytes.put_u32_le(VERSION);
-    bytes.put_u32_le(crc32c::crc32c(&body));
-    bytes.put_slice(&body);
-    bytes.freeze()
+/// Refuses the directory of a node with another name.
+fn check_name(config: &Config, identity: &Identity, pool: &Bootstrap) -> Result<(), RunError> {
+    if identity.node_name == config.name {
+        return Ok(());
+    }
+    Err(RunError::DataDir(DataDirError::OtherNode {
+        directory: config.data_dir.clone(),
+        found: identity.node,
+        found_name: identity.node_name.clone(),
+        expected: node_named(pool, config),
+        expected_name: config.name.clone(),
+    }))
 }
 
-fn decode(mut bytes: Bytes) -> Result<Bootstrap, String> {
-    let damaged = || "damaged: restore it from a copy, or from another member of the same pool".to_owned();
-    if bytes.len() < HEADER_BYTES || bytes.split_to(MAGIC.len()) != MAGIC[..] {
-        return Err(damaged());
+/// The flags describe a cluster that is not the stored one: says so, and goes on with the stored one. Refuses to if that
+/// other cluster is running, since then this is not the data directory that was meant.
+fn heed_flags(
+    config: &Config,
+    identity: &Identity,
+    stored: &Bootstrap,
+    ask: Ask<'_>,
+) -> Result<(), RunError> {
+    let ignored = ignored_flags(config, identity.node, stored);
+    if ignored.is_empty() {
+        return Ok(());
     }
-    let version = bytes.get_u32_le();
-    if version > VERSION {
-        return Err(format!("has format {version}, this version reads up to {VERSION}: use a newer one"));
+    if let Ok(Some(listed)) = config.initial.listed() {
+        let described = derive(config.initial.token(), &listed);
+        if described.cluster_id != stored.cluster_id {
+            let own = own_identity(config, identity.node, stored, Some(identity));
+            check_not_running(config, &described, stored, &ask(&own, &described)?)?;
+        }
     }
-    if bytes.get_u32_le() != crc32c::crc32c(&bytes) || version == 0 {
-        return Err(damaged());
+    let members: Vec<String> = stored
+        .members
+        .iter()
+        .map(|member| format!("{}={}", member.name, member.peer_urls.join(",")))
+        .collect();
+    warn!(
+        data_dir = %config.data_dir.display(),
+        cluster = %format_args!("{:x}", stored.cluster_id),
+        members = members.join(","),
+        ignored = ignored.join(","),
+        "these flags are not what the cluster in the data directory was made with: they count at a first start only, \
+         and are ignored"
+    );
+    Ok(())
+}
+
+/// The flags that say something else than what is stored.
+fn ignored_flags(config: &Config, node: NodeId, stored: &Bootstrap) -> Vec<&'static str> {
+    let mut ignored = Vec::new();
+    let initial = &config.initial;
+    let named = |members: &[Member]| {
+        let mut named: Vec<(String, Vec<String>)> =
+            members.iter().map(|member| (member.name.clone(), member.peer_urls.clone())).collect();
+        named.sort();
+        named
+    };
+    // Any token makes the same members.
+    let listed = initial.listed().map(|listed| listed.map(|listed| named(&derive("", &listed).members)));
+    if !matches!(listed, Ok(None)) && listed != Ok(Some(named(&stored.members))) {
+        ignored.push("--initial-cluster");
     }
-    Bootstrap::from_bytes(bytes).map_err(|_| damaged())
+    let own = stored.members.iter().find(|member| member.node() == node);
+    let advertises = |url: &crate::config::Url| own.is_some_and(|own| own.peer_urls == [url.to_string()]);
+    if initial.advertise_peer_url.as_ref().is_some_and(|url| !advertises(url)) {
+        ignored.push("--initial-advertise-peer-urls");
+    }
+    let made_with =
+        |token: &String| Bootstrap::derive(token, &named(&stored.members)).cluster_id == stored.cluster_id;
+    if initial.token.as_ref().is_some_and(|token| !made_with(token)) {
+        ignored.push("--initial-cluster-token");
+    }
+    ignored
+}
+
+fn check_not_running(
+    config: &Config,
+    described: &Bootstrap,
+    stored: &Bootstrap,
+    replies: &[Reply],
+) -> Result<(), RunError> {
+    let runs = |reply: &&Reply| {
+        reply.answer.as_ref().is_ok_and(|answer| answer.from.cluster_id == described.cluster_id)
+    };
+    let Some(reply) = replies.iter().find(runs) else { return Ok(()) };
+    Err(RunError::OtherCluster {
+        data_dir: config.data_dir.clone(),
+        found: stored.cluster_id,
+        running: described.cluster_id,
+        peer: reply.name.clone(),
+        urls: reply.urls.clone(),
+    })
+}
+
+/// Refuses to start a node that the others know with another data directory. Those that do not answer are tolerated.
+fn check_never_bootstrapped(
+    config: &Config,
+    node: NodeId,
+    pool: &Bootstrap,
+    found: Option<&Identity>,
+    ask: Ask<'_>,
+) -> Result<(), RunError> {
+    if pool.members.len() == 1 {
+        return Ok(());
+    }
+    let own = found.map(|identity| identity.directory);
+    for reply in ask(&own_identity(config, node, pool, found), pool)? {
+        let Reply { name, urls, answer } = reply;
+        match answer {
+            Ok(answer) if answer.known.is_some() && answer.known != own => {
+                let (node, data_dir) = (node.0, config.data_dir.clone());
+                let own_name = config.name.clone();
+                return Err(RunError::AlreadyBootstrapped {
+                    node,
+                    name: own_name,
+                    peer: name,
+                    urls,
+                    data_dir,
+                });
+            }
+            Ok(answer) if answer.from.cluster_id != pool.cluster_id => warn!(
+                peer = name, %urls,
+                "belongs to cluster {:x}, this node to cluster {:x}: check --initial-cluster and --initial-cluster-token \
+                 of both", answer.from.cluster_id, pool.cluster_id
+            ),
+            Ok(_) => {}
+            Err(error) => warn!(
+                peer = name, %urls, %error,
+                "could not be asked whether this node was a member before; starting without its answer"
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// What this node says about itself while it asks.
+fn own_identity(
+    config: &Config,
+    node: NodeId,
+    pool: &Bootstrap,
+    found: Option<&Identity>,
+) -> transport::Identity {
+    transport::Identity {
+        cluster_id: pool.cluster_id,
+        node,
+        incarnation: found.map_or(0, |identity| identity.incarnation),
+        data_dir_id: found.map_or(0, |identity| identity.directory),
+        name: config.name.clone(),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use hadron_storage::disk::MemoryDisk;
-
-    use super::super::tests::config;
-    use super::*;
-    use crate::config::InitialMember;
-
-    fn disk() -> Arc<dyn Disk> {
-        Arc::new(MemoryDisk::default())
-    }
-
-    fn three() -> Config {
-        let mut config = config("a", "/data");
-        for (name, port) in [("b", 11), ("c", 12)] {
-            let peer_url = format!("http://127.0.0.1:{port}").parse().unwrap();
-            config.initial_cluster.push(InitialMember { name: name.into(), peer_url });
-        }
-        config
-    }
-
-    #[test]
-    fn every_start_is_counted_and_the_identity_stays() {
-        let (disk, config) = (disk(), config("a", "/data"));
-        let first = Home::open(&disk, &config).unwrap();
-        let (id, node) = (first.data_dir_id(), first.node());
-        assert_eq!(first.incarnation(), 1);
-        assert_ne!(id, 0);
-        drop(first);
-        let second = Home::open(&disk, &config).unwrap();
-        assert_eq!((second.data_dir_id(), second.node(), second.incarnation()), (id, node, 2));
-    }
-
-    #[test]
-    fn another_cluster_s_directory_is_refused_and_left_alone() {
-        let (disk, mut config) = (disk(), config("a", "/data"));
-        drop(Home::open(&disk, &config).unwrap());
-        config.initial_cluster_token = "other".into();
-        let error = Home::open(&disk, &config).err().unwrap().to_string();
-        assert!(error.starts_with("data directory /data belongs to cluster"), "{error}");
-        config.initial_cluster_token = "test".into();
-        assert_eq!(Home::open(&disk, &config).unwrap().incarnation(), 2);
-    }
-
-    #[test]
-    fn later_starts_need_no_cluster_flags_but_the_right_name() {
-        let (disk, all) = (disk(), three());
-        let pool = Home::open(&disk, &all).unwrap().pool;
-        assert_eq!(pool.members.len(), 3);
-        let alone = config("a", "/data");
-        let again = Home::open(&disk, &alone).unwrap();
-        assert_eq!((&again.pool, again.incarnation()), (&pool, 2));
-        drop(again);
-        let error = Home::open(&disk, &config("b", "/data")).err().unwrap().to_string();
-        assert!(error.contains("belongs to node a"), "{error}");
-    }
-
-    #[test]
-    fn every_flipped_bit_of_the_pool_is_noticed() {
-        let pool = described_pool(&three());
-        let bytes = encode(&pool);
-        assert_eq!(decode(bytes.clone()), Ok(pool));
-        for bit in 0..bytes.len() * 8 {
-            let mut damaged = bytes.to_vec();
-            damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(damaged.into()).is_err(), "bit {bit}");
-        }
-        for end in 0..bytes.len() {
-            assert!(decode(bytes.slice(..end)).is_err(), "{end} bytes");
-        }
-    }
-}
+mod tests;

@@ -8,6 +8,8 @@ use hadron_storage::data_dir::DataDirError;
 use hadron_storage::engine::EngineError;
 use hadron_storage::wal::WalError;
 
+use crate::config::ConfigError;
+
 /// Why [`super::run`] ended without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -47,6 +49,75 @@ pub enum RunError {
         data_dir: PathBuf,
         /// Where the engine should be.
         engine: PathBuf,
+    },
+    /// The node's data directory was in use, and does not say any more which pool it belongs to.
+    #[error(
+        "{} is missing, although the data directory was in use. Without it the node does not know its cluster, nor whom \
+         it met there. Put it back from a copy, or copy it from another member of the same cluster; nothing was \
+         changed", file.display()
+    )]
+    PoolMissing {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The mark that log and engine are in use is gone.
+    #[error(
+        "{} is missing, although the engine beside it has state: a part of the data directory was deleted, or only a \
+         part of it restored. Put all of it back; nothing was changed", file.display()
+    )]
+    MarkMissing {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A new data directory, and a log that is not.
+    #[error(
+        "data directory {} is new, but {} (--wal-dir) holds a write-ahead log already: it belongs to another data \
+         directory. Start the node with that one, or give it an empty --wal-dir", data_dir.display(), wal_dir.display()
+    )]
+    ForeignLog {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Where the log is.
+        wal_dir: PathBuf,
+    },
+    /// The flags describe no cluster that could be started. Later starts do not look at them.
+    #[error(transparent)]
+    Flags(#[from] ConfigError),
+    /// This node had another data directory.
+    #[error(
+        "member {node:x} has already been bootstrapped: {peer} ({urls}) knows {name} with another data directory than \
+         {}. A node that lost its data has forgotten its votes and must not come back in its place. Start it with \
+         the data directory that it had, or restore that one", data_dir.display()
+    )]
+    AlreadyBootstrapped {
+        /// This node's id.
+        node: u64,
+        /// Its name.
+        name: String,
+        /// The name of the member that knows it.
+        peer: String,
+        /// Where that one was asked.
+        urls: String,
+        /// The data directory that it does not know.
+        data_dir: PathBuf,
+    },
+    /// The data directory is a member's of another cluster than the one that runs where the flags say.
+    #[error(
+        "data directory {} belongs to cluster {found:x}, but {peer} ({urls}) runs cluster {running:x}, which \
+         --initial-cluster and --initial-cluster-token describe. Start the node with its data directory in that \
+         cluster, or with an empty one if it never had any; nothing was changed", data_dir.display()
+    )]
+    OtherCluster {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Its cluster.
+        found: u64,
+        /// The cluster that runs.
+        running: u64,
+        /// The name of the node that answered.
+        peer: String,
+        /// Where it was asked.
+        urls: String,
     },
     /// A file cannot be read or written.
     #[error("{action} {}: {error}", path.display())]

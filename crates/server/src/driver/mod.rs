@@ -22,6 +22,8 @@ mod flush;
 mod handle;
 mod log;
 mod observe;
+mod peers;
+mod pool_file;
 mod run;
 mod shard;
 mod snapshots;

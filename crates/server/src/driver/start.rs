@@ -23,12 +23,13 @@ use super::data_dir::Home;
 use super::error::RunError;
 use super::fatal::Fatal;
 use super::handle::Handle;
+use super::pool_file::PoolFile;
 use super::shard::{Input, Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
 use super::whole::Places;
-use super::{flush, log, observe};
+use super::{flush, log, observe, peers};
 use crate::api;
-use crate::config::Config;
+use crate::config::{Config, Url};
 use crate::metrics::Metrics;
 use crate::transport::{self, Inbound, Peer, Setup, Transport};
 
@@ -75,7 +76,8 @@ impl Running {
         metrics: Arc<Metrics>,
     ) -> Result<Running, RunError> {
         let clock = Clock::start();
-        let Stored { home, places, engine, wal, recovered, keyspaces } = Stored::open(config)?;
+        let Stored { home, places, engine, wal, recovered, keyspaces } =
+            Stored::open(config, &peer_listeners)?;
         let node_config = node_config(config, &home);
         let node =
             Node::new(node_config, recovered.groups, &keyspaces, clock.now()).map_err(RunError::Unusable)?;
@@ -192,11 +194,10 @@ impl Running {
 }
 
 impl Stored {
-    fn open(config: &Config) -> Result<Stored, RunError> {
+    fn open(config: &Config, listeners: &[TcpListener]) -> Result<Stored, RunError> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let home = Home::open(&disk, config)?;
+        let (home, places) = Home::open(&disk, config, &|own, pool| peers::ask(listeners, own, pool))?;
         let path = home.directory.engine_path();
-        let places = Places::look(&disk, config.data_dir.clone(), config.wal_dir.clone(), path.clone())?;
         let engine = FjallEngine::open(&path, &FjallOptions::default())
             .map_err(|error| RunError::Engine { path: path.clone(), error })?;
         let engine: Arc<dyn Engine> = Arc::new(engine);
@@ -221,10 +222,11 @@ impl Stored {
 
 fn node_config(config: &Config, home: &Home) -> NodeConfig {
     let urls = config.advertise_client_urls.iter().map(ToString::to_string);
+    let stored = home.pool.members.iter().find(|member| member.node() == home.node());
     let own = Member {
         id: home.node().0,
         name: config.name.clone(),
-        peer_urls: vec![config.advertise_peer_url.to_string()],
+        peer_urls: stored.map(|member| member.peer_urls.clone()).unwrap_or_default(),
         client_urls: urls.collect(),
         data_dir_id: home.data_dir_id(),
     };
@@ -251,10 +253,18 @@ fn transport_setup(
     receive: transport::Receive,
     metrics: Arc<Metrics>,
 ) -> Result<Setup, RunError> {
+    let disk = Arc::new(RealDisk);
+    let met = Arc::new(PoolFile::written(disk, config.data_dir.clone(), home.pool.clone()));
+    let (known_met, known_board) = (met.clone(), board.clone());
     Ok(Setup {
         identity: transport_identity(config, home),
         peers: other_nodes(home)?,
-        admit: Arc::new(move |other| board.admit(other.node, other.data_dir_id)),
+        // What the root group knows, as far as it is applied here, and what this node met: both must agree.
+        admit: Arc::new(move |other| {
+            board.admit(other.node, other.data_dir_id)?;
+            met.admit(other.node, other.data_dir_id)
+        }),
+        known: Arc::new(move |node| known_met.known(node).or_else(|| known_board.data_dir_id(node))),
         receive,
         metrics,
         options: transport_options(config, home),
@@ -282,15 +292,15 @@ fn transport_options(config: &Config, home: &Home) -> transport::Options {
 
 fn other_nodes(home: &Home) -> Result<Vec<Peer>, RunError> {
     let others = home.pool.members.iter().filter(|member| member.node() != home.node());
-    others
-        .map(|member| {
-            let urls = member.peer_urls.iter().map(|url| url.parse()).collect::<Result<Vec<_>, _>>();
-            let urls = urls.map_err(|error| {
-                RunError::Unusable(format!("peer URL of node {:x} ({}): {error}", member.id, member.name))
-            })?;
-            Ok(Peer { node: member.node(), urls })
-        })
-        .collect()
+    others.map(|member| Ok(Peer { node: member.node(), urls: peer_urls(member)? })).collect()
+}
+
+/// Where a member listens for its peers.
+pub(super) fn peer_urls(member: &Member) -> Result<Vec<Url>, RunError> {
+    let urls = member.peer_urls.iter().map(|url| url.parse()).collect::<Result<Vec<_>, _>>();
+    urls.map_err(|error| {
+        RunError::Unusable(format!("peer URL of node {:x} ({}): {error}", member.id, member.name))
+    })
 }
 
 /// What the transport does with what arrives: decodes messages, so that the loop need not, and passes everything on.
@@ -323,7 +333,8 @@ fn start_transport(
     Ok(Transport::start(accepting, setup))
 }
 
-fn peers_runtime() -> Result<runtime::Runtime, RunError> {
+/// A runtime for what concerns the other nodes.
+pub(super) fn peers_runtime() -> Result<runtime::Runtime, RunError> {
     runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Threads)
 }
 

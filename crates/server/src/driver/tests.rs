@@ -17,13 +17,12 @@ use tempfile::TempDir;
 use super::start::bind;
 use super::{Handle, RunError, Running};
 use crate::api::{Backend, Unavailable};
-use crate::config::{Config, InitialMember, LogFormat, Url};
+use crate::config::{Config, Initial, LogFormat};
 use crate::metrics::Metrics;
 
 /// A cluster of one node with quick timings.
 pub(super) fn config(name: &str, data_dir: impl Into<PathBuf>) -> Config {
     let data_dir = data_dir.into();
-    let peer_url: Url = "http://127.0.0.1:1".parse().unwrap();
     Config {
         name: name.into(),
         wal_dir: data_dir.join("wal"),
@@ -31,9 +30,12 @@ pub(super) fn config(name: &str, data_dir: impl Into<PathBuf>) -> Config {
         listen_client: Vec::new(),
         advertise_client_urls: vec!["http://127.0.0.1:2".parse().unwrap()],
         listen_peer: Vec::new(),
-        advertise_peer_url: peer_url.clone(),
-        initial_cluster: vec![InitialMember { name: name.into(), peer_url }],
-        initial_cluster_token: "test".into(),
+        initial: Initial {
+            cluster: Some(format!("{name}=http://127.0.0.1:1")),
+            advertise_peer_url: "http://127.0.0.1:1".parse().ok(),
+            token: Some("test".into()),
+            is_existing: false,
+        },
         heartbeat_interval: Duration::from_millis(50),
         election_timeout: Duration::from_millis(500),
         max_request_bytes: 1 << 20,
@@ -61,23 +63,28 @@ impl Cluster {
         let listeners = bind(&free, "listen-peer-urls").unwrap();
         let addresses: Vec<SocketAddr> =
             listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
-        let members: Vec<InitialMember> = addresses
-            .iter()
-            .enumerate()
-            .map(|(number, address)| InitialMember {
-                name: format!("n{number}"),
-                peer_url: format!("http://{address}").parse().unwrap(),
-            })
-            .collect();
-        let config = |(number, address): (usize, &SocketAddr)| Config {
-            listen_peer: vec![*address],
-            advertise_peer_url: members[number].peer_url.clone(),
-            initial_cluster: members.clone(),
-            ..config(&members[number].name, directory.path().join(&members[number].name))
+        let entries: Vec<String> =
+            (0..).zip(&addresses).map(|(number, address)| format!("n{number}=http://{address}")).collect();
+        let config = |(number, address): (usize, &SocketAddr)| {
+            let name = format!("n{number}");
+            let alone = config(&name, directory.path().join(&name));
+            let initial = Initial {
+                cluster: Some(entries.join(",")),
+                advertise_peer_url: format!("http://{address}").parse().ok(),
+                ..alone.initial
+            };
+            Config { listen_peer: vec![*address], initial, ..alone }
         };
         let configs: Vec<Config> = addresses.iter().enumerate().map(config).collect();
-        let started = configs.iter().zip(listeners);
-        let nodes = started.map(|(config, listener)| Some(start(config, vec![listener]).unwrap())).collect();
+        // At once, since each asks the others before it starts.
+        let nodes = std::thread::scope(|scope| {
+            let started: Vec<_> = configs
+                .iter()
+                .zip(listeners)
+                .map(|(config, listener)| scope.spawn(|| start(config, vec![listener]).unwrap()))
+                .collect();
+            started.into_iter().map(|node| node.join().ok()).collect()
+        });
         Cluster { _directory: directory, configs, nodes }
     }
 

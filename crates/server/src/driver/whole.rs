@@ -7,7 +7,7 @@
 //!
 //! That both halves are in use is remembered by a file, [`MARK`]. It is written once, when the log has its first batch
 //! durably and before anybody is told so: a crash before it leaves nothing that anybody relies on, and with it the log is
-//! never without records.
+//! never without records. An engine with state beside a directory without the mark has lost it, and who knows what else.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,15 +15,16 @@ use std::sync::Arc;
 
 use hadron_consensus::GroupId;
 use hadron_keyspace::Keyspace;
-use hadron_storage::disk::{Disk, write_atomically};
+use hadron_storage::disk::{Disk, LOCK_FILE, write_atomically};
 use hadron_storage::wal::Recovered;
 
 use super::error::RunError;
+use super::pool_file::POOL_FILE;
 
 /// There once log and engine are in use.
 const MARK: &str = "COMPLETE";
-/// What a file system that was just made holds.
-const NEW_FILE_SYSTEM: &str = "lost+found";
+/// What means nothing in a directory: what a file system that was just made holds, and a lock.
+const MEANINGLESS: [&str; 2] = ["lost+found", LOCK_FILE];
 const MARK_TEXT: &[u8] =
     b"The write-ahead log and the engine are in use; a start without one of them is refused.\n";
 
@@ -62,6 +63,27 @@ impl Places {
         Ok(places)
     }
 
+    /// The node's log had something durably in an earlier run: it may have voted.
+    pub(super) fn marked(&self) -> bool {
+        self.marked
+    }
+
+    /// Refuses places in which there is something, where the directory says that nothing happened yet.
+    ///
+    /// # Errors
+    /// The record of the pool is missing, or the log is another directory's.
+    pub(super) fn check_unused(&self, has_identity: bool) -> Result<(), RunError> {
+        let log = !is_empty(&*self.disk, &self.wal_dir)?;
+        if !has_identity && log {
+            let (data_dir, wal_dir) = (self.data_dir.clone(), self.wal_dir.clone());
+            return Err(RunError::ForeignLog { data_dir, wal_dir });
+        }
+        if self.marked || log || !is_empty(&*self.disk, &self.engine)? {
+            return Err(RunError::PoolMissing { file: self.data_dir.join(POOL_FILE) });
+        }
+        Ok(())
+    }
+
     /// Refuses a log that was opened and holds nothing, where it should.
     pub(super) fn check_opened(
         &self,
@@ -70,6 +92,9 @@ impl Places {
     ) -> Result<(), RunError> {
         // The engine only ever gets what the log has durably.
         let engine_has_state = keyspaces.values().any(|keyspace| keyspace.applied().index > 0);
+        if engine_has_state && !self.marked && !recovered.groups.is_empty() {
+            return Err(RunError::MarkMissing { file: self.data_dir.join(MARK) });
+        }
         let lacks_records = recovered.groups.is_empty() && (self.marked || engine_has_state);
         if lacks_records { Err(self.log_missing()) } else { Ok(()) }
     }
@@ -100,7 +125,7 @@ fn is_empty(disk: &dyn Disk, directory: &Path) -> Result<bool, RunError> {
         return Ok(true);
     }
     let names = disk.list(directory).map_err(failed())?;
-    Ok(names.iter().all(|name| name == NEW_FILE_SYSTEM))
+    Ok(names.iter().all(|name| MEANINGLESS.contains(&name.as_str())))
 }
 
 #[cfg(test)]
@@ -171,9 +196,11 @@ mod tests {
         keyspace.apply(Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 }, Vec::new());
         let error = places.check_opened(&nothing, &keyspaces).unwrap_err().to_string();
         assert!(error.contains("write-ahead log"), "{error}");
-        places.check_opened(&something, &keyspaces).unwrap();
+        let error = places.check_opened(&something, &keyspaces).unwrap_err().to_string();
+        assert!(error.contains("COMPLETE is missing"), "{error}");
 
         places.mark().unwrap();
+        places.check_opened(&something, &keyspaces).unwrap();
         assert!(places.check_opened(&nothing, &BTreeMap::new()).is_err());
         places.check_opened(&something, &BTreeMap::new()).unwrap();
     }

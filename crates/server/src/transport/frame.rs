@@ -43,6 +43,10 @@ pub(super) enum Kind {
     SnapshotEnd = 9,
     /// What became of it.
     SnapshotResult = 10,
+    /// Dialer to acceptor, the only frame: what do you know about this node?
+    Inquiry = 11,
+    /// Acceptor's answer to it.
+    Answer = 12,
 }
 
 impl Kind {
@@ -58,6 +62,8 @@ impl Kind {
             8 => Kind::SnapshotChunk,
             9 => Kind::SnapshotEnd,
             10 => Kind::SnapshotResult,
+            11 => Kind::Inquiry,
+            12 => Kind::Answer,
             _ => return None,
         })
     }

@@ -10,7 +10,7 @@ use hadron_consensus::NodeId;
 use super::frame::FrameError;
 
 /// First bytes of every hello.
-const MAGIC: &[u8; 8] = b"HADRPEER";
+pub(super) const MAGIC: &[u8; 8] = b"HADRPEER";
 /// The newest version of the protocol that this build speaks.
 const VERSION_NEWEST: u16 = 1;
 /// The oldest version of the protocol that this build speaks.
@@ -178,7 +178,7 @@ fn check_cluster(other: &Identity, own: &Identity) -> Result<(), String> {
     ))
 }
 
-fn put_identity(out: &mut BytesMut, identity: &Identity) {
+pub(super) fn put_identity(out: &mut BytesMut, identity: &Identity) {
     out.put_u64_le(identity.cluster_id);
     out.put_u64_le(identity.node.0);
     out.put_u64_le(identity.incarnation);
@@ -186,7 +186,7 @@ fn put_identity(out: &mut BytesMut, identity: &Identity) {
     put_text(out, &identity.name, NAME_BYTES_MAX);
 }
 
-fn take_identity(bytes: &mut Bytes) -> Result<Identity, FrameError> {
+pub(super) fn take_identity(bytes: &mut Bytes) -> Result<Identity, FrameError> {
     Ok(Identity {
         cluster_id: take_u64(bytes)?,
         node: NodeId(take_u64(bytes)?),
@@ -217,7 +217,7 @@ fn take_u16(bytes: &mut Bytes) -> Result<u16, FrameError> {
     bytes.try_get_u16_le().map_err(|_| FrameError::Malformed("a handshake that ends too early"))
 }
 
-fn take_u64(bytes: &mut Bytes) -> Result<u64, FrameError> {
+pub(super) fn take_u64(bytes: &mut Bytes) -> Result<u64, FrameError> {
     bytes.try_get_u64_le().map_err(|_| FrameError::Malformed("a handshake that ends too early"))
 }
 

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::frame::{self, BODY_BYTES_MAX, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind, Messages};
 use super::handshake::{Class, Hello, Identity, Welcome, check_hello, encode_refusal};
-use super::{Inbound, IncomingSnapshot, Shared};
+use super::{Inbound, IncomingSnapshot, Shared, inquiry};
 use crate::metrics::Counter;
 
 /// Connections that have not said who they are.
@@ -32,6 +32,16 @@ pub(super) struct Incoming {
     strangers: Arc<Semaphore>,
     /// The urgent connection of each node: its incarnation, and how to end it.
     current: Mutex<HashMap<NodeId, (u64, Arc<Notify>)>>,
+}
+
+/// How a connection began.
+enum Opening {
+    /// It may go on.
+    Welcomed(Hello),
+    /// It ends, for this reason.
+    Refused(String),
+    /// It was a question.
+    Answered,
 }
 
 impl Incoming {
@@ -66,8 +76,9 @@ impl Incoming {
         let handshake = timeout(self.shared.options.connect_timeout, self.shake_hands(&mut stream)).await;
         drop(stranger);
         let hello = match handshake.unwrap_or(Err(FrameError::TimedOut)) {
-            Ok(Ok(hello)) => hello,
-            Ok(Err(reason)) => return warn!(%address, %reason, "refused a peer connection"),
+            Ok(Opening::Welcomed(hello)) => hello,
+            Ok(Opening::Answered) => return debug!(%address, "answered an inquiry"),
+            Ok(Opening::Refused(reason)) => return warn!(%address, %reason, "refused a peer connection"),
             Err(FrameError::Closed) => return debug!(%address, "peer connection closed before its handshake"),
             Err(error) => return warn!(%address, %error, "peer connection without a valid handshake"),
         };
@@ -85,30 +96,34 @@ impl Incoming {
         }
     }
 
-    /// Reads the hello and answers it. The inner error is the reason of a refusal.
-    async fn shake_hands(&self, stream: &mut TcpStream) -> Result<Result<Hello, String>, FrameError> {
+    /// Reads the first frame and answers it.
+    async fn shake_hands(&self, stream: &mut TcpStream) -> Result<Opening, FrameError> {
         stream.set_nodelay(true)?;
         let (kind, body) = frame::read(stream, HANDSHAKE_BODY_BYTES_MAX).await?;
-        if kind != Kind::Hello {
-            return Err(FrameError::Unexpected("a connection begins with a hello"));
-        }
-        let hello = Hello::decode(body)?;
-        match self.check(&hello) {
+        let hello = match kind {
+            Kind::Hello => Hello::decode(body)?,
+            Kind::Inquiry => {
+                inquiry::reply(stream, body, &self.shared.identity, &self.shared.known).await?;
+                return Ok(Opening::Answered);
+            }
+            _ => return Err(FrameError::Unexpected("a connection begins with a hello")),
+        };
+        match self.check(&hello).await {
             Ok(version) => {
                 let welcome = Welcome { version, from: self.shared.identity.clone() };
                 stream.write_all(&frame::encode(Kind::Welcome, &welcome.encode())).await?;
-                Ok(Ok(hello))
+                Ok(Opening::Welcomed(hello))
             }
             Err(reason) => {
                 stream.write_all(&frame::encode(Kind::Refused, &encode_refusal(&reason))).await?;
-                Ok(Err(reason))
+                Ok(Opening::Refused(reason))
             }
         }
     }
 
-    fn check(&self, hello: &Hello) -> Result<u16, String> {
+    async fn check(&self, hello: &Hello) -> Result<u16, String> {
         let version = check_hello(hello, &self.shared.identity)?;
-        (self.shared.admit)(&hello.from)?;
+        self.shared.admit(&hello.from).await?;
         let current = self.current.lock().get(&hello.from.node).map(|(incarnation, _)| *incarnation);
         match current {
             Some(incarnation) if incarnation > hello.from.incarnation => Err(format!(

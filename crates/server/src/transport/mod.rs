@@ -10,6 +10,8 @@
 //! A node dials every other node; messages flow from dialer to acceptor only, so a pair of nodes has one urgent
 //! connection in each direction. Snapshots travel on connections of their own and never delay a heartbeat.
 //!
+//! A node that may have lost its disk asks the others what they know about it before it talks to them ([`ask`]).
+//!
 //! Invariants:
 //! - Nothing is sent twice. What is queued when a connection ends is dropped, and [`Inbound::Down`] says so.
 //! - Between [`Inbound::Up`] and [`Inbound::Down`] messages arrive in the order in which they were sent, or not at all.
@@ -22,6 +24,7 @@
 mod frame;
 mod handshake;
 mod incoming;
+mod inquiry;
 mod outgoing;
 mod snapshot;
 #[cfg(test)]
@@ -38,6 +41,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 pub use frame::{BODY_BYTES_MAX, FrameError, MessageBatch, MessageTooLong, Messages};
 pub use handshake::Identity;
+pub use inquiry::{Answer, AskError, answer, ask};
 pub use snapshot::{IncomingSnapshot, OutgoingSnapshot, SnapshotError};
 
 use crate::config::Url;
@@ -45,8 +49,11 @@ use crate::metrics::Metrics;
 use incoming::Incoming;
 use outgoing::Outgoing;
 
-/// Decides whether a node with this identity may be talked to; the error says why not, and the way out.
+/// Decides whether a node with this identity may be talked to, and may remember that it was; the error says why not, and
+/// the way out. Called before anything else is exchanged, where it may block.
 pub type Admit = Arc<dyn Fn(&Identity) -> Result<(), String> + Send + Sync>;
+/// The identity of a node's data directory, if it is known: what an inquiry is answered with. It must not block.
+pub type Known = Arc<dyn Fn(NodeId) -> Option<u64> + Send + Sync>;
 /// Where everything goes that happens on connections. Called on the transport's runtime, so it must not block.
 pub type Receive = Arc<dyn Fn(NodeId, Inbound) + Send + Sync>;
 
@@ -136,6 +143,8 @@ pub struct Setup {
     pub peers: Vec<Peer>,
     /// Who may be talked to, beyond belonging to the cluster.
     pub admit: Admit,
+    /// What is known about data directories.
+    pub known: Known,
     /// Where things that happen go.
     pub receive: Receive,
     /// Where bytes are counted.
@@ -148,9 +157,19 @@ pub struct Setup {
 struct Shared {
     identity: Identity,
     admit: Admit,
+    known: Known,
     receive: Receive,
     metrics: Arc<Metrics>,
     options: Options,
+}
+
+impl Shared {
+    /// Asks [`Setup::admit`] on a thread that may block.
+    async fn admit(&self, other: &Identity) -> Result<(), String> {
+        let (admit, other) = (self.admit.clone(), other.clone());
+        let asked = tokio::task::spawn_blocking(move || admit(&other)).await;
+        asked.unwrap_or_else(|_| Err("the node stops".into()))
+    }
 }
 
 /// Sends to other nodes. Cheap to clone; usable from any thread.
@@ -164,8 +183,8 @@ impl Transport {
     /// Starts accepting on `listeners` and dialing the peers, in tasks of the runtime from within which it is called.
     /// They live as long as the runtime.
     pub fn start(listeners: Vec<TcpListener>, setup: Setup) -> Transport {
-        let Setup { identity, peers, admit, receive, metrics, options } = setup;
-        let shared = Arc::new(Shared { identity, admit, receive, metrics, options });
+        let Setup { identity, peers, admit, known, receive, metrics, options } = setup;
+        let shared = Arc::new(Shared { identity, admit, known, receive, metrics, options });
         let incoming = Arc::new(Incoming::new(shared.clone()));
         for listener in listeners {
             tokio::spawn(incoming.clone().accept(listener));

@@ -176,7 +176,7 @@ impl Outgoing {
         let other = timeout(self.shared.options.connect_timeout, handshake)
             .await
             .map_err(|_| DialError::TimedOut)??;
-        (self.shared.admit)(&other).map_err(DialError::Unwanted)?;
+        self.shared.admit(&other).await.map_err(DialError::Unwanted)?;
         Ok((stream, other))
     }
 

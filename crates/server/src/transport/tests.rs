@@ -17,8 +17,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::frame::{self, BODY_BYTES_MAX, Kind};
 use super::handshake::{Class, Hello, Welcome, decode_refusal, encode_refusal};
 use super::{
-    Admit, FrameError, Identity, Inbound, IncomingSnapshot, MessageBatch, Messages, Options, Peer, Setup,
-    SnapshotError, Transport,
+    Admit, AskError, FrameError, Identity, Inbound, IncomingSnapshot, MessageBatch, Messages, Options, Peer,
+    Setup, SnapshotError, Transport, answer, ask,
 };
 use crate::metrics::Metrics;
 
@@ -72,6 +72,7 @@ fn start_on(listener: TcpListener, identity: Identity, peers: Vec<Peer>, options
         identity,
         peers,
         admit: admit_known(),
+        known: Arc::new(|node| (node == B).then_some(77)),
         receive: Arc::new(move |node, inbound| drop(sender.send((node, inbound)))),
         metrics: Arc::default(),
         options,
@@ -255,6 +256,42 @@ async fn a_dialer_does_not_talk_to_strangers_either() {
         closed(&mut stream).await;
     }
     assert!(b.events.is_empty() && a.events.is_empty());
+}
+
+#[tokio::test]
+async fn an_inquiry_is_answered_whoever_asks_and_leaves_no_trace() {
+    let mut a = start(identity(A), vec![]).await;
+    let urls = peer(A, a.address).urls;
+    let patience = Duration::from_secs(20);
+    let answer = ask(&urls, B, patience).await.unwrap();
+    assert_eq!((answer.from, answer.known), (identity(A), Some(77)));
+    assert_eq!(ask(&urls, NodeId(0xc), patience).await.unwrap().known, None);
+    let (_stream, welcome) = call(a.address, &Hello::new(identity(B), A, Class::Urgent)).await;
+    assert!(welcome.is_ok() && a.events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn whoever_asks_learns_why_there_is_no_answer() {
+    let patience = Duration::from_millis(50);
+    let (listener, address) = listen().await;
+    let urls = peer(A, address).urls;
+    assert_eq!(ask(&urls, B, patience).await.unwrap_err().to_string(), "no answer in time");
+    drop(listener);
+    assert!(matches!(ask(&urls, B, patience).await, Err(AskError::Connect(_))));
+}
+
+#[tokio::test]
+async fn an_inquiry_that_is_cut_off_is_asked_again() {
+    let (listener, address) = listen().await;
+    let hanging_up = tokio::spawn(async move {
+        drop(listener.accept().await.unwrap());
+        listener
+    });
+    let urls = peer(A, address).urls;
+    let asking = tokio::spawn(async move { ask(&urls, B, Duration::from_secs(20)).await });
+    let listener = hanging_up.await.unwrap();
+    tokio::spawn(answer(listener, identity(A), Arc::new(|_| None)));
+    assert_eq!(asking.await.unwrap().unwrap().known, None);
 }
 
 #[tokio::test]
@@ -459,6 +496,7 @@ async fn bytes_are_counted_per_peer() {
         identity: identity(A),
         peers: vec![peer(B, address_b)],
         admit: admit_known(),
+        known: Arc::new(|node| (node == B).then_some(77)),
         receive: Arc::new(|_, _| {}),
         metrics: metrics.clone(),
         options: quick(),

@@ -265,7 +265,7 @@ mod tests {
         let line = arguments(&plan.members[1], &plan.initial_cluster(), Path::new("/data"));
         let config = crate::config::Config::from_options(Line::parse_from(line).options).unwrap();
         assert_eq!(config.data_dir, Path::new("/data/node2"));
-        assert_eq!(config.initial_cluster.len(), 2);
+        assert_eq!(config.initial.members("node2").unwrap().len(), 2);
     }
 
     #[test]

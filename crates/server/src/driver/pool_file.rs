@@ -1,0 +1,225 @@
+//! The file `POOL`: the pool as the node was bootstrapped into it, and the data directories that it met the other members
+//! with. `docs/formats/data-dir.md` has the bytes.
+//!
+//! Nobody may forget a vote: a member that comes back with an empty data directory is a stranger who knows its name. So
+//! the identity of a member's data directory is durable here before the first vote or acknowledgement is exchanged with
+//! it, and another identity is refused from then on. The root group learns the identities too, but only once it has a
+//! leader, which takes votes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hadron_consensus::NodeId;
+use hadron_node::Bootstrap;
+use hadron_storage::disk::{Disk, read_all, write_atomically};
+use parking_lot::{Mutex, RwLock};
+use tracing::info;
+
+use super::error::RunError;
+
+/// Its name in the data directory.
+pub(super) const POOL_FILE: &str = "POOL";
+const MAGIC: &[u8; 8] = b"HADRPOOL";
+const VERSION: u32 = 1;
+/// Magic, version and checksum.
+const HEADER_BYTES: usize = 16;
+
+/// The file, kept up to date.
+pub(super) struct PoolFile {
+    disk: Arc<dyn Disk>,
+    data_dir: PathBuf,
+    /// Held while the file is written: of two that come at once the second finds the first.
+    writing: Mutex<()>,
+    /// What the file holds.
+    pool: RwLock<Bootstrap>,
+}
+
+impl PoolFile {
+    /// The file in `data_dir`, which holds `pool`.
+    pub(super) fn written(disk: Arc<dyn Disk>, data_dir: PathBuf, pool: Bootstrap) -> PoolFile {
+        PoolFile { disk, data_dir, writing: Mutex::default(), pool: RwLock::new(pool) }
+    }
+
+    /// Whether `node` may be talked to with this data directory. The first one that a node shows is remembered, durably,
+    /// and is the only one from then on. May wait for the disk.
+    ///
+    /// # Errors
+    /// Why not, for the people who run the two nodes.
+    pub(super) fn admit(&self, node: NodeId, data_dir_id: u64) -> Result<(), String> {
+        let _turn = self.writing.lock();
+        let mut pool = self.pool.read().clone();
+        let Some(position) = pool.members.iter().position(|member| member.node() == node) else {
+            return Err(format!("node {:x} is not a member of this cluster", node.0));
+        };
+        pool.members[position].admit(data_dir_id)?;
+        if pool.members[position].data_dir_id == data_dir_id {
+            return Ok(());
+        }
+        pool.members[position].data_dir_id = data_dir_id;
+        write(&*self.disk, &self.data_dir, &pool).map_err(|error| {
+            format!("the data directory of node {:x} cannot be remembered: {error}", node.0)
+        })?;
+        info!(node = %format_args!("{:x}", node.0), name = %pool.members[position].name, "met a member for the first time");
+        *self.pool.write() = pool;
+        Ok(())
+    }
+
+    /// The data directory that `node` was met with. Does not wait for the disk.
+    pub(super) fn known(&self, node: NodeId) -> Option<u64> {
+        known(&self.pool.read(), node)
+    }
+}
+
+/// The data directory that `pool` knows `node` with.
+pub(super) fn known(pool: &Bootstrap, node: NodeId) -> Option<u64> {
+    let member = pool.members.iter().find(|member| member.node() == node)?;
+    Some(member.data_dir_id).filter(|id| *id != 0)
+}
+
+/// Reads the file in `directory`, if there is one.
+pub(super) fn read(disk: &dyn Disk, directory: &Path) -> Result<Option<Bootstrap>, RunError> {
+    let file = directory.join(POOL_FILE);
+    if !disk.exists(&file).map_err(RunError::files("reading", &file))? {
+        return Ok(None);
+    }
+    let bytes = disk.open(&file).and_then(|opened| read_all(&*opened));
+    let bytes = bytes.map_err(RunError::files("reading", &file))?;
+    decode(bytes.into()).map(Some).map_err(|what| RunError::BadPool { file, what })
+}
+
+/// Writes the file in `directory`, durably; the old one is there until the new one is.
+pub(super) fn write(disk: &dyn Disk, directory: &Path, pool: &Bootstrap) -> Result<(), RunError> {
+    let failed = RunError::files("writing", directory.join(POOL_FILE));
+    write_atomically(disk, directory, POOL_FILE, &encode(pool)).map_err(failed)
+}
+
+fn encode(pool: &Bootstrap) -> Bytes {
+    let body = pool.to_bytes();
+    let mut bytes = BytesMut::with_capacity(HEADER_BYTES + body.len());
+    bytes.put_slice(MAGIC);
+    bytes.put_u32_le(VERSION);
+    bytes.put_u32_le(crc32c::crc32c(&body));
+    bytes.put_slice(&body);
+    bytes.freeze()
+}
+
+fn decode(mut bytes: Bytes) -> Result<Bootstrap, String> {
+    let damaged = || "damaged: restore it from a copy, or from another member of the same pool".to_owned();
+    if bytes.len() < HEADER_BYTES || bytes.split_to(MAGIC.len()) != MAGIC[..] {
+        return Err(damaged());
+    }
+    let version = bytes.get_u32_le();
+    if version > VERSION {
+        return Err(format!("has format {version}, this version reads up to {VERSION}: use a newer one"));
+    }
+    if bytes.get_u32_le() != crc32c::crc32c(&bytes) || version == 0 {
+        return Err(damaged());
+    }
+    Bootstrap::from_bytes(bytes).map_err(|_| damaged())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use hadron_storage::disk::{Fault, MemoryDisk, Operation};
+
+    use super::*;
+
+    const DIRECTORY: &str = "/data";
+
+    fn pool() -> Bootstrap {
+        let node = |name: &str, port: u16| (name.to_string(), vec![format!("http://127.0.0.1:{port}")]);
+        Bootstrap::derive("t", &[node("a", 1), node("b", 2), node("c", 3)])
+    }
+
+    fn file(disk: &MemoryDisk) -> PoolFile {
+        let stored = read(disk, DIRECTORY.as_ref()).unwrap().unwrap();
+        PoolFile::written(Arc::new(disk.clone()), DIRECTORY.into(), stored)
+    }
+
+    fn disk() -> MemoryDisk {
+        let disk = MemoryDisk::new();
+        disk.create_dir(DIRECTORY.as_ref()).unwrap();
+        write(&disk, DIRECTORY.as_ref(), &pool()).unwrap();
+        disk
+    }
+
+    #[test]
+    fn the_first_data_directory_of_a_member_is_its_only_one_also_after_a_crash() {
+        let (b, c) = (pool().members[1].node(), pool().members[2].node());
+        for seed in 0..50 {
+            let disk = disk();
+            let met = file(&disk);
+            met.admit(b, 7).unwrap();
+            met.admit(b, 7).unwrap();
+            assert!(met.admit(b, 8).unwrap_err().contains("known with another data directory"));
+            disk.crash(seed);
+            let met = file(&disk);
+            assert!(met.admit(b, 8).is_err(), "seed {seed}");
+            met.admit(b, 7).unwrap();
+            met.admit(c, 9).unwrap();
+        }
+        assert!(file(&disk()).admit(NodeId(99), 7).unwrap_err().contains("not a member"));
+    }
+
+    /// Torn, half-written, lost: whatever a crash leaves of the write, nobody was admitted on it.
+    #[test]
+    fn nobody_is_admitted_whose_data_directory_is_not_durable() {
+        let b = pool().members[1].node();
+        for operation in [Operation::Create, Operation::Write, Operation::Sync, Operation::SyncDirectory] {
+            for seed in 0..20 {
+                let disk = disk();
+                let met = file(&disk);
+                let kind = std::io::ErrorKind::Other;
+                disk.set_fault(Some(Fault { operation: Some(operation), after: 0, kind, lasting: true }));
+                let refusal = met.admit(b, 7).unwrap_err();
+                assert!(refusal.contains("cannot be remembered"), "{refusal}");
+                disk.set_fault(None);
+                disk.crash(seed);
+                // Either way the file is whole, and the one that came first may come again.
+                file(&disk).admit(b, 7).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn of_two_that_come_at_once_one_is_admitted() {
+        let b = pool().members[1].node();
+        let disk = disk();
+        let met = file(&disk);
+        let admitted: Vec<u64> = std::thread::scope(|scope| {
+            let tries: Vec<_> = (1..9)
+                .map(|id| {
+                    (
+                        id,
+                        scope.spawn({
+                            let met = &met;
+                            move || met.admit(b, id).is_ok()
+                        }),
+                    )
+                })
+                .collect();
+            tries.into_iter().filter_map(|(id, thread)| thread.join().unwrap().then_some(id)).collect()
+        });
+        assert_eq!(admitted.len(), 1);
+        assert_eq!(file(&disk).admit(b, admitted[0]), Ok(()));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let mut pool = pool();
+        pool.members[1].data_dir_id = 7;
+        let bytes = encode(&pool);
+        assert_eq!(decode(bytes.clone()), Ok(pool));
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(damaged.into()).is_err(), "bit {bit}");
+        }
+        for end in 0..bytes.len() {
+            assert!(decode(bytes.slice(..end)).is_err(), "{end} bytes");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Questions before anybody is anybody: what do you know about this node? `docs/formats/peer.md` has the bytes.
+//!
+//! Asked by a node that is about to start with a data directory in which nothing happened yet, to learn whether it had
+//! another one before. An inquiry is no handshake: nobody remembers that it was asked, and whoever is asked answers
+//! nodes of every cluster and version, since only the asker can judge what that means.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hadron_consensus::NodeId;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+
+use super::Known;
+use super::frame::{self, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind};
+use super::handshake::{Identity, MAGIC, put_identity, take_identity, take_u64};
+use crate::config::Url;
+
+/// Wait before a question is asked again whose connection broke: the other node is just starting.
+const RETRY: Duration = Duration::from_millis(20);
+/// How long a connection may take to ask its question.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a node says about another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Who answered.
+    pub from: Identity,
+    /// The identity of the data directory that the answerer knows the other node with.
+    pub known: Option<u64>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The node cannot be reached.
+    #[error("cannot connect: {0}")]
+    Connect(io::Error),
+    /// It was reached, or seemed to be, and said nothing.
+    #[error("no answer in time")]
+    TimedOut,
+    /// What it said makes no sense.
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+}
+
+/// Asks the node at `urls`, tried in turn, about the node `about`. Takes no longer than `patience`.
+///
+/// # Errors
+/// There is no answer.
+pub async fn ask(urls: &[Url], about: NodeId, patience: Duration) -> Result<Answer, AskError> {
+    let attempts = async {
+        let mut failure = AskError::TimedOut;
+        for url in urls {
+            match ask_one(url, about).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    };
+    timeout(patience, attempts).await.unwrap_or(Err(AskError::TimedOut))
+}
+
+async fn ask_one(url: &Url, about: NodeId) -> Result<Answer, AskError> {
+    loop {
+        let mut stream = TcpStream::connect(url.authority()).await.map_err(AskError::Connect)?;
+        match exchange(&mut stream, about).await {
+            // It was about to start, and hung up to begin in earnest.
+            Err(FrameError::Closed | FrameError::Io(_)) => sleep(RETRY).await,
+            outcome => return Ok(outcome?),
+        }
+    }
+}
+
+async fn exchange(stream: &mut TcpStream, about: NodeId) -> Result<Answer, FrameError> {
+    let mut question = BytesMut::new();
+    question.put_slice(MAGIC);
+    question.put_u64_le(about.0);
+    stream.write_all(&frame::encode(Kind::Inquiry, &question)).await?;
+    match frame::read(stream, HANDSHAKE_BODY_BYTES_MAX).await? {
+        (Kind::Answer, mut body) => {
+            let known = Some(take_u64(&mut body)?).filter(|id| *id != 0);
+            Ok(Answer { from: take_identity(&mut body)?, known })
+        }
+        _ => Err(FrameError::Unexpected("an inquiry is answered by an answer")),
+    }
+}
+
+/// Answers inquiries on `listener`, for ever, and hangs up on everybody else: for a node that asks itself, so that nodes
+/// that start together do not wait for each other.
+pub async fn answer(listener: TcpListener, own: Identity, known: Known) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(serve(stream, own.clone(), known.clone()))),
+            Err(_) => sleep(RETRY).await,
+        }
+    }
+}
+
+/// Whoever does not ask properly, or in time, is not answered.
+async fn serve(mut stream: TcpStream, own: Identity, known: Known) {
+    let served = async {
+        match frame::read(&mut stream, HANDSHAKE_BODY_BYTES_MAX).await {
+            Ok((Kind::Inquiry, body)) => reply(&mut stream, body, &own, &known).await,
+            _ => Ok(()),
+        }
+    };
+    let _ = timeout(QUESTION_TIMEOUT, served).await;
+}
+
+/// Answers the inquiry in `body`.
+pub(super) async fn reply(
+    stream: &mut TcpStream,
+    mut body: Bytes,
+    own: &Identity,
+    known: &Known,
+) -> Result<(), FrameError> {
+    if body.len() < MAGIC.len() || body.chunk()[..MAGIC.len()] != MAGIC[..] {
+        return Err(FrameError::Malformed("an inquiry without its magic"));
+    }
+    body.advance(MAGIC.len());
+    let about = NodeId(take_u64(&mut body)?);
+    let mut out = BytesMut::new();
+    out.put_u64_le(known(about).unwrap_or(0));
+    put_identity(&mut out, own);
+    stream.write_all(&frame::encode(Kind::Answer, &out)).await?;
+    Ok(())
+}

@@ -14,7 +14,7 @@ use hadron_proto::etcdserverpb::{
     CompactionRequest, LeaseGrantRequest, LeaseRevokeRequest, MoveLeaderRequest, PutRequest, RangeRequest,
     RequestOp, TxnRequest, request_op,
 };
-use support::{Cluster, eventually};
+use support::Cluster;
 use tonic::{Code, Status};
 
 fn put(key: &'static str, value: impl Into<bytes::Bytes>) -> PutRequest {
@@ -141,21 +141,16 @@ fn flags_that_make_no_sense_are_refused() {
     assert_fails_naming(&serve(&["--initial-cluster", twice]), &["default"]);
 }
 
-#[tokio::test]
-async fn a_data_directory_of_another_cluster_is_refused_and_left_alone() {
-    let mut cluster = Cluster::start(1, &[]).await;
-    let mut kv = KvClient::new(cluster.nodes[0].channel());
-    kv.put(put("a", "1")).await.unwrap();
-    cluster.nodes[0].kill();
-    let output = cluster.nodes[0].run_with(&["--initial-cluster-token", "another"]).await;
-    assert_fails_naming(&output, &["cluster"]);
-    cluster.nodes[0].start();
-    eventually("the old cluster serves", async || {
-        let read = RangeRequest { key: "a".into(), ..RangeRequest::default() };
-        let mut kv = KvClient::new(cluster.nodes[0].channel());
-        kv.range(read).await.is_ok_and(|found| found.into_inner().kvs.len() == 1)
-    })
-    .await;
+/// The error used to be about `--advertise-client-urls`, which nobody had mentioned.
+#[test]
+fn a_client_url_that_cannot_be_used_is_refused_under_its_own_flag() {
+    for (url, said) in
+        [("127.0.0.1:2379", "begin with http://"), ("https://127.0.0.1:2379", "https is not supported")]
+    {
+        let output = serve(&["--listen-client-urls", url]);
+        assert_fails_naming(&output, &["--listen-client-urls", url, said]);
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("advertise"));
+    }
 }
 
 /// A node that was killed after it had written `a`, and the revision of that.

@@ -65,6 +65,11 @@ impl Cluster {
         panic!("no cluster after {START_ATTEMPTS} attempts");
     }
 
+    /// `count` nodes that know each other, none of them started.
+    pub async fn prepared(count: usize) -> Cluster {
+        Cluster::prepare(count, &[], ONE_AT_A_TIME.lock().await)
+    }
+
     fn prepare(count: usize, extra: &[&str], turn: MutexGuard<'static, ()>) -> Cluster {
         let directory = tempfile::tempdir().unwrap();
         // Held until all are known, so that no port is given out twice.
@@ -198,10 +203,28 @@ impl Node {
         self.child = Some(child.unwrap());
     }
 
+    /// The value of one of the node's flags.
+    pub fn argument(&self, flag: &str) -> String {
+        let position = self.arguments.iter().position(|argument| argument == flag).unwrap();
+        self.arguments[position + 1].clone()
+    }
+
+    /// Gives one of the node's flags another value, or one more flag to the node.
+    pub fn set_argument(&mut self, flag: &str, value: &str) {
+        match self.arguments.iter().position(|argument| argument == flag) {
+            Some(position) => self.arguments[position + 1] = value.to_owned(),
+            None => self.arguments.extend([flag.to_owned(), value.to_owned()]),
+        }
+    }
+
     /// Runs the node with more arguments until it ends by itself: for starts that must fail. One that does not end is
     /// killed, which is no way to end by itself.
     pub async fn run_with(&self, extra: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hadron"));
+        self.run_as(Command::new(env!("CARGO_BIN_EXE_hadron")), extra).await
+    }
+
+    /// Like [`Node::run_with`], with a command that was made by the caller.
+    pub async fn run_as(&self, mut command: Command, extra: &[&str]) -> Output {
         command.arg("serve").args(&self.arguments).args(extra).stdin(Stdio::null());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let deadline = Instant::now() + START_MUST_FAIL_WITHIN;

@@ -186,7 +186,10 @@ impl World {
             // The node went down before the request was there.
             return self.answer(operation, Outcome::Failed);
         }
-        let command = match etcd::request(&self.history[operation].action) {
+        if let Some(outcome) = self.made_up_answer(operation) {
+            return self.answer(operation, outcome);
+        }
+        let mut command = match etcd::request(&self.history[operation].action) {
             Request::Range(range) if range.serializable => {
                 let delay = self.rng.random_range(0..200);
                 return self.schedule.after(delay, Happening::ServeRead { operation, life });
@@ -202,7 +205,8 @@ impl World {
             return self.schedule.after(0, Happening::ServeRead { operation, life });
         }
         let mut group = GroupId(self.history[operation].keyspace);
-        if command.is_some() {
+        if let Some(command) = &mut command {
+            self.falsify_command(group, command);
             group = self.group_of_write(group);
         }
         let token = self.ask(life, Asked::Operation(operation), |token| match command {
@@ -218,7 +222,11 @@ impl World {
     /// The node answers a client's request.
     pub(super) fn on_operation_reply(&mut self, life: Life, operation: usize, reply: Reply) {
         let outcome = match reply {
-            Reply::Written { response: Ok(response), .. } => Outcome::Done(command_response(response)),
+            Reply::Written { response: Ok(response), .. } => {
+                let mut response = command_response(response);
+                self.falsify_response(&mut response);
+                Outcome::Done(response)
+            }
             // A lease may have ended before a key was attached to it.
             Reply::Written { response: Err(Error::LeaseNotFound), .. } => Outcome::Failed,
             Reply::Written { response: Err(Error::Compacted), .. } => Outcome::Compacted,

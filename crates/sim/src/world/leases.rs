@@ -24,7 +24,7 @@ const NUMBERS: u64 = 1_000_000;
 /// Microseconds between two looks at whether the key is gone.
 const LOOK_US: u64 = 150_000;
 /// The key that is the lock.
-const LOCK: &str = "lease/lock";
+pub(super) const LOCK: &str = "lease/lock";
 /// Microseconds after which a lease client gives up an answer.
 const PATIENCE_US: u64 = 3_000_000;
 

@@ -4,6 +4,7 @@
 //! no product code knows of it. It is a test of the checkers: `tests/lies.rs` shows for each which guarantee notices it,
 //! and within how many worlds.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,15 +12,17 @@ use bytes::{Bytes, BytesMut};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, Message, NodeId};
 use hadron_keyspace::Command;
 use hadron_node::{Event as NodeEvent, Limits, PeerMessage, Reply};
+use hadron_proto::etcdserverpb::TxnRequest;
 use hadron_storage::disk::MemoryDisk;
 use hadron_storage::engine::{Change, Engine, EngineError, ModelEngine, Read, Space, Visit};
-use hadron_storage::wal::WalError;
+use hadron_storage::wal::{RecoveredGroup, WalError};
 use rand::Rng;
 
+use super::leases::LOCK;
 use super::machine::Asked;
 use super::{Life, World};
 use crate::etcd::{self, Request};
-use crate::history::Event;
+use crate::history::{Action, Event, Operation, Outcome, Response, Step, StepResult};
 
 /// When an old copy of a disk is made, in microseconds.
 const COPY_US: u64 = 3_000_000;
@@ -39,7 +42,7 @@ pub enum Lie {
     MinorityCommit,
     /// A bit of an entry flips on its way to a follower, and no checksum of the connection notices.
     ChangedEntry,
-    /// A restarted node does not remember whom it voted for.
+    /// A restarted node remembers neither its term nor whom it voted for.
     ForgottenVote,
     /// A machine comes back with the disk it had seconds ago.
     OldDisk,
@@ -61,6 +64,16 @@ pub enum Lie {
     WrongKeyspace,
     /// Two clients get each other's answers.
     WrongClient,
+    /// A front end acknowledges a write that it never proposed.
+    AckUnasked,
+    /// A front end says that a write has the revision before its own.
+    OldRevision,
+    /// A front end forgets the condition under which a lock may be taken.
+    LockUnguarded,
+    /// A compaction goes further than was asked.
+    OverCompaction,
+    /// Nothing that is sent to one of the nodes arrives, not even when the network is well.
+    DeafNode,
     /// A watcher is not sent an event.
     SkippedEvent,
     /// A watcher is sent an event twice.
@@ -81,7 +94,7 @@ pub enum Lie {
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 23] = [
+    pub const ALL: [Lie; 28] = [
         Lie::DurableBeforeFsync,
         Lie::LostFsync,
         Lie::MinorityCommit,
@@ -97,6 +110,11 @@ impl Lie {
         Lie::ProposedAgain,
         Lie::WrongKeyspace,
         Lie::WrongClient,
+        Lie::AckUnasked,
+        Lie::OldRevision,
+        Lie::LockUnguarded,
+        Lie::OverCompaction,
+        Lie::DeafNode,
         Lie::SkippedEvent,
         Lie::DoubledEvent,
         Lie::DisorderedEvents,
@@ -115,7 +133,7 @@ impl fmt::Display for Lie {
             Lie::LostFsync => "a power loss takes the last batch that was fsynced",
             Lie::MinorityCommit => "a follower acknowledges entries that it never got",
             Lie::ChangedEntry => "a bit of an entry flips on its way to a follower",
-            Lie::ForgottenVote => "a vote is forgotten at a restart",
+            Lie::ForgottenVote => "term and vote are forgotten at a restart",
             Lie::OldDisk => "a machine comes back with a disk of seconds ago",
             Lie::WipedDisk => "a machine comes back empty under its old name",
             Lie::EngineForgets => "the engine says that it persisted and did not",
@@ -126,6 +144,11 @@ impl fmt::Display for Lie {
             Lie::ProposedAgain => "a write with an unknown outcome is proposed again",
             Lie::WrongKeyspace => "a write arrives in another keyspace",
             Lie::WrongClient => "two clients get each other's answers",
+            Lie::AckUnasked => "a write is acknowledged that was never proposed",
+            Lie::OldRevision => "a write is said to have the revision before its own",
+            Lie::LockUnguarded => "a lock is taken without its condition",
+            Lie::OverCompaction => "a compaction goes further than was asked",
+            Lie::DeafNode => "nothing arrives at one of the nodes",
             Lie::SkippedEvent => "a watcher is not sent an event",
             Lie::DoubledEvent => "a watcher is sent an event twice",
             Lie::DisorderedEvents => "a watcher is sent two events in the wrong order",
@@ -270,6 +293,43 @@ impl World {
         }
     }
 
+    /// [`Lie::AckUnasked`]: the answer to a write that is not asked for.
+    pub(super) fn made_up_answer(&mut self, operation: usize) -> Option<Outcome> {
+        if !self.lies_now(Lie::AckUnasked, 100) {
+            return None;
+        }
+        let Operation { action: Action::Transaction(transaction), keyspace, .. } = &self.history[operation]
+        else {
+            return None;
+        };
+        let is_put = matches!(transaction.then[..], [Step::Put(..)]) && transaction.guards.is_empty();
+        let revision = self.observer.last_revision(GroupId(*keyspace)) + 1;
+        is_put.then(|| Outcome::Done(Response { revision, succeeded: true, results: vec![StepResult::Put] }))
+    }
+
+    /// [`Lie::OldRevision`].
+    pub(super) fn falsify_response(&mut self, response: &mut Response) {
+        if response.wrote() && self.lies_now(Lie::OldRevision, 20) {
+            response.revision -= 1;
+        }
+    }
+
+    /// [`Lie::LockUnguarded`] and [`Lie::OverCompaction`]: what is proposed instead.
+    pub(super) fn falsify_command(&mut self, group: GroupId, command: &mut Command) {
+        match command {
+            Command::Txn(txn) if self.lies(Lie::LockUnguarded) && takes_lock(txn) => txn.compare.clear(),
+            Command::Compact(compact) if self.lies(Lie::OverCompaction) => {
+                compact.revision = self.observer.last_revision(group);
+            }
+            _ => {}
+        }
+    }
+
+    /// [`Lie::DeafNode`].
+    pub(super) fn is_deaf(&self, node: u64) -> bool {
+        self.lies(Lie::DeafNode) && node == self.settings.nodes
+    }
+
     /// [`Lie::ProposedAgain`]: a front end that cannot let go.
     pub(super) fn propose_again(&mut self, operation: usize) {
         if !self.lies(Lie::ProposedAgain) {
@@ -333,6 +393,18 @@ impl World {
             _ => {}
         }
     }
+}
+
+/// [`Lie::ForgottenVote`]: what a restarted node remembers.
+pub(super) fn forget_votes(groups: &mut BTreeMap<GroupId, RecoveredGroup>) {
+    for group in groups.values_mut() {
+        group.hard_state.term = group.entries.last().map_or(group.floor.term, |entry| entry.term);
+        group.hard_state.voted_for = None;
+    }
+}
+
+fn takes_lock(txn: &TxnRequest) -> bool {
+    txn.compare.iter().any(|compare| compare.key == LOCK)
 }
 
 fn with_flipped_bit(bytes: &Bytes, at: usize) -> Bytes {

@@ -18,7 +18,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::damage::Damage;
-use super::lies::{Lie, Memories};
+use super::lies::{Lie, Memories, forget_votes};
 use super::network::{Direction, Fate};
 use super::observe::Observed;
 use super::snapshots::Incoming;
@@ -230,7 +230,7 @@ impl World {
             limits,
         };
         if self.settings.lie == Some(Lie::ForgottenVote) {
-            recovered.groups.values_mut().for_each(|group| group.hard_state.voted_for = None);
+            forget_votes(&mut recovered.groups);
         }
         let torn = recovered.torn_tail.is_some();
         let shell = Node::new(config, recovered.groups, &keyspaces, Time(1))?;
@@ -403,7 +403,7 @@ impl World {
     }
 
     pub(super) fn on_message(&mut self, direction: Direction, number: u64, to: Life, bytes: Bytes) {
-        if !self.network.arrives(direction, number) || self.process(to).is_none() {
+        if self.is_deaf(to.node) || !self.network.arrives(direction, number) || self.process(to).is_none() {
             return;
         }
         self.trace.count(&bytes);

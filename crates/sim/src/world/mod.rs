@@ -51,6 +51,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 pub use faults::Weights;
+pub use network::Delays;
 pub use scenario::Scenario;
 pub use settings::{Settings, TROUBLE_US, Trouble};
 pub use story::{Stop, Story, StoryEvent};

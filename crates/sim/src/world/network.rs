@@ -12,15 +12,15 @@ use rand::rngs::SmallRng;
 
 /// Delays of the network, in microseconds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Delays {
+pub struct Delays {
     /// Every message takes at least this long.
-    pub(super) least_us: u64,
+    pub least_us: u64,
     /// And up to this much longer.
-    pub(super) jitter_us: u64,
+    pub jitter_us: u64,
     /// One in this many messages takes `spike_us` longer, and all behind it with it.
-    pub(super) spike_one_in: u32,
-    /// See `spike_one_in`.
-    pub(super) spike_us: u64,
+    pub spike_one_in: u32,
+    /// See [`Delays::spike_one_in`].
+    pub spike_us: u64,
 }
 
 /// A direction between two nodes.

@@ -170,11 +170,11 @@ impl World {
         for guarantee in ["election_safety", "state_machine_safety", "digest_agreement"] {
             self.checked(guarantee, looks);
         }
+        self.check_leases()?;
         for keyspace in DEFAULT_GROUP.0..=self.settings.keyspaces {
             self.check_keyspace(GroupId(keyspace))?;
         }
-        self.check_watchers()?;
-        self.check_leases()
+        self.check_watchers()
     }
 
     fn checked(&mut self, guarantee: &'static str, count: u64) {

@@ -120,10 +120,11 @@ fn many_groups(settings: &mut Settings) {
         vec![Trouble::NoQuorum(without_quorum), Trouble::StalledFlush(1 + settings.seed % 3, stalled)];
     settings.blackouts_us = vec![9_000_000];
     settings.fault_pause_us = 2_000_000;
+    settings.delicate_one_in = 0;
     settings.recovery_us_max = 30_000_000;
     settings.client_timeout_us = 1_500_000;
     settings.think_us = 200_000;
-    settings.large_value_one_in = 4;
+    settings.large_value_one_in = 2;
     settings.sync_us_max = 2_000;
     settings.segment_bytes = 256 << 10;
     settings.pinned_bytes_max = 4 << 20;

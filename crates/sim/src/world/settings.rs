@@ -68,7 +68,8 @@ pub struct Settings {
     pub tail_lines: usize,
     /// A lie that the world tells its nodes or clients, for tests of the checkers.
     pub lie: Option<Lie>,
-    pub(super) delays: Delays,
+    /// Delays of the network.
+    pub delays: Delays,
 }
 
 /// When the troubles of single groups begin, in microseconds.

@@ -1,0 +1,176 @@
+//! The tests are tested: for each lie that a world can tell, the worlds within which it is found, and what finds it.
+//!
+//! `cargo test -p hadron-sim --test lies -- --nocapture` prints in which world each was found. A lie that is not found
+//! any more means that a checker has become blind, or that the worlds have become too gentle.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Instant;
+
+use hadron_consensus::GroupId;
+use hadron_sim::world::lies::Lie;
+use hadron_sim::world::{Scenario, Settings, Trouble, Weights, World};
+
+/// A lie, where it is told, and how it is found.
+struct Case {
+    lie: Lie,
+    world: fn(u64) -> Settings,
+    /// It is found within this many seeds, from 1 on.
+    seeds: u64,
+    /// By one of these. Most lies break several promises, and each world shows another one first.
+    by: &'static [&'static str],
+}
+
+/// Cases of one lie each: told in this kind of world, found within this many seeds, by one of these.
+const fn case(lie: Lie, world: fn(u64) -> Settings, seeds: u64, by: &'static [&'static str]) -> Case {
+    Case { lie, world, seeds, by }
+}
+
+/// A replica was made to do what its own code knows to be impossible, or replicas differ.
+const SAFETY: &[&str] =
+    &["assertion", "election_safety", "state_machine_safety", "revision_order", "liveness"];
+
+const CASES: [Case; 27] = [
+    case(Lie::DurableBeforeFsync, snapshots, 10, SAFETY),
+    case(Lie::LostFsync, snapshots, 10, SAFETY),
+    case(Lie::MinorityCommit, partitions, 5, &["state_machine_safety", "assertion", "liveness"]),
+    case(Lie::ForgottenVote, quarrels, 20, &["election_safety"]),
+    case(Lie::OldDisk, crashes, 5, SAFETY),
+    case(Lie::WipedDisk, crashes, 5, SAFETY),
+    case(Lie::EngineForgets, usual, 5, &["recovery"]),
+    case(Lie::AppliedAgain, crashes, 5, &["digest_agreement", "recovery"]),
+    case(Lie::EngineBitFlip, usual, 5, &["recovery", "watch_order", "no_fatal", "assertion"]),
+    case(Lie::CutSnapshot, snapshots, 5, &["no_fatal"]),
+    case(Lie::StaleRead, usual, 5, &["revision_order", "linearizable"]),
+    case(Lie::ProposedAgain, crashes, 5, &["durable_ack"]),
+    case(Lie::WrongKeyspace, tenants, 5, &["tenant_isolation"]),
+    case(Lie::WrongClient, disks, 5, &["durable_ack", "revision_order", "linearizable", "compaction"]),
+    case(Lie::AckUnasked, usual, 5, &["revision_order", "durable_ack"]),
+    case(Lie::OldRevision, usual, 5, &["revision_order", "durable_ack"]),
+    case(Lie::LockUnguarded, leases, 5, &["exclusion"]),
+    case(Lie::OverCompaction, partitions, 5, &["compaction", "watch_order"]),
+    case(Lie::DeafNode, usual, 5, &["liveness"]),
+    case(Lie::SkippedEvent, usual, 5, &["watch_order"]),
+    case(Lie::DoubledEvent, usual, 5, &["watch_order"]),
+    case(Lie::DisorderedEvents, usual, 5, &["watch_order"]),
+    case(Lie::EarlyExpiry, leases, 5, &["lease_promise", "exclusion"]),
+    case(Lie::EndlessLease, leases, 5, &["lease_promise"]),
+    case(Lie::KeepAliveUnasked, leases, 5, &["lease_promise", "exclusion"]),
+    case(Lie::PressureIgnored, stalled_flush, 5, &["bounded_memory"]),
+    case(Lie::PinnedForever, pinned_log, 5, &["bounded_memory"]),
+];
+
+/// Lies that the nodes themselves notice, so that nothing comes of them.
+const HARMLESS: [Lie; 1] = [Lie::ChangedEntry];
+
+fn usual(seed: u64) -> Settings {
+    Settings::of(Scenario::Usual, seed)
+}
+
+fn partitions(seed: u64) -> Settings {
+    Settings::of(Scenario::Partitions, seed)
+}
+
+fn crashes(seed: u64) -> Settings {
+    Settings::of(Scenario::Crashes, seed)
+}
+
+fn disks(seed: u64) -> Settings {
+    Settings::of(Scenario::Disks, seed)
+}
+
+fn leases(seed: u64) -> Settings {
+    Settings::of(Scenario::Leases, seed)
+}
+
+fn snapshots(seed: u64) -> Settings {
+    Settings::of(Scenario::Snapshots, seed)
+}
+
+fn tenants(seed: u64) -> Settings {
+    Settings { keyspaces: 3, ..usual(seed) }
+}
+
+/// Elections all the time, and voters that lose their power when they have just voted.
+fn quarrels(seed: u64) -> Settings {
+    let weights = Weights { partition: 60, stop_one: 20, connections: 10, transfer: 30, ..Weights::none() };
+    Settings { nodes: 3, delicate_one_in: 4, fault_pause_us: 300_000, weights, ..partitions(seed) }
+}
+
+const STALLED: GroupId = GroupId(2);
+
+/// One node's engine does not finish its flush of a keyspace in which much is written.
+fn stalled_flush(seed: u64) -> Settings {
+    Settings { busy_keyspaces: vec![STALLED, STALLED], ..little_room(seed) }
+}
+
+/// One node's engine does not finish its flush of a keyspace, and much is written in another.
+fn pinned_log(seed: u64) -> Settings {
+    Settings { busy_keyspaces: vec![GroupId(1), GroupId(1)], ..little_room(seed) }
+}
+
+fn little_room(seed: u64) -> Settings {
+    let mut settings = Settings {
+        nodes: 3,
+        keyspaces: 2,
+        troubles: vec![Trouble::StalledFlush(1 + seed % 3, STALLED)],
+        faults_us: 9_000_000,
+        weights: Weights::none(),
+        think_us: 20_000,
+        large_value_one_in: 1,
+        sync_us_max: 300,
+        segment_bytes: 64 << 10,
+        pinned_bytes_max: 256 << 10,
+        ..usual(seed)
+    };
+    settings.limits.unflushed_bytes = 64 << 10;
+    settings.limits.node_unflushed_bytes = 128 << 10;
+    settings.limits.node_log_bytes = 1 << 20;
+    settings
+}
+
+/// The first seed whose world notices, and what noticed.
+fn hunt(case: &Case) -> Option<(u64, &'static str)> {
+    (1..=case.seeds).find_map(|seed| {
+        let settings = Settings { lie: Some(case.lie), ..(case.world)(seed) };
+        World::run(settings).err().map(|failure| (seed, failure.violation.guarantee))
+    })
+}
+
+#[test]
+fn every_lie_is_found_within_its_budget() {
+    for case in &CASES {
+        let begun = Instant::now();
+        let found = hunt(case);
+        println!("{:?} ({}): {found:?} in {:?}", case.lie, case.lie, begun.elapsed());
+        let (_, by) = found.unwrap_or_else(|| panic!("{:?} is not found in {} worlds", case.lie, case.seeds));
+        assert!(case.by.contains(&by), "{:?} is found by {by}", case.lie);
+    }
+}
+
+#[test]
+fn the_same_worlds_hold_without_the_lie() {
+    for world in
+        [usual, partitions, crashes, disks, leases, snapshots, tenants, quarrels, stalled_flush, pinned_log]
+    {
+        World::run(world(1)).unwrap_or_else(|failure| panic!("{failure}"));
+    }
+}
+
+#[test]
+fn what_a_node_notices_itself_does_no_harm() {
+    for lie in HARMLESS {
+        for seed in 1..=10 {
+            let settings = Settings { lie: Some(lie), ..usual(seed) };
+            World::run(settings).unwrap_or_else(|failure| panic!("{lie:?}: {failure}"));
+        }
+    }
+}
+
+#[test]
+fn no_lie_is_forgotten() {
+    for lie in Lie::ALL {
+        let told = CASES.iter().filter(|case| case.lie == lie).count();
+        assert_eq!(told + HARMLESS.iter().filter(|other| **other == lie).count(), 1, "{lie:?}");
+    }
+}

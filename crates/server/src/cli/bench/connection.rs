@@ -139,12 +139,37 @@ async fn exchange(sender: SendRequest<Bytes>, request: Request<()>, message: Byt
 
 /// What `grpc-status` and `grpc-message` say, if they are there.
 fn grpc_outcome(headers: &HeaderMap) -> Option<Result<(), CallError>> {
-    let status = headers.get("grpc-status")?;
-    if status == "0" {
-        return Some(Ok(()));
+    let status = tonic::Status::from_header_map(headers)?;
+    Some(match (status.code(), status.message()) {
+        (tonic::Code::Ok, _) => Ok(()),
+        (code, "") => Err(CallError::Refused(format!("gRPC status {}", code as i32))),
+        (_, message) => Err(CallError::Refused(message.to_owned())),
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn outcome(headers: &[(&'static str, &'static str)]) -> Option<Result<(), String>> {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)));
+        grpc_outcome(&headers.collect()).map(|outcome| {
+            outcome.map_err(|error| match error {
+                CallError::Refused(message) => message,
+                CallError::Broken(error) => panic!("{error}"),
+            })
+        })
     }
-    let message =
-        headers.get("grpc-message").map(|text| String::from_utf8_lossy(text.as_bytes()).into_owned());
-    let status = String::from_utf8_lossy(status.as_bytes()).into_owned();
-    Some(Err(CallError::Refused(message.unwrap_or_else(|| format!("gRPC status {status}")))))
+
+    #[test]
+    fn a_refusal_is_readable() {
+        assert!(outcome(&[]).is_none());
+        assert_eq!(outcome(&[("grpc-status", "0")]), Some(Ok(())));
+        let refused = [("grpc-status", "3"), ("grpc-message", "etcdserver:%20request%20is%20too%20large")];
+        assert_eq!(outcome(&refused), Some(Err("etcdserver: request is too large".to_owned())));
+        assert_eq!(outcome(&[("grpc-status", "14")]), Some(Err("gRPC status 14".to_owned())));
+    }
 }

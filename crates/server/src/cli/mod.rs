@@ -6,6 +6,7 @@
 //! | `playground` | several nodes on this machine, to try things out | [`playground`] |
 //! | `ctl` | `etcdctl`: its arguments, output and exit codes | [`ctl`] |
 //! | `bench` | a load generator for any etcd endpoint | [`mod@bench`] |
+//! | `simulate` | clusters in a simulated world, from a seed | [`simulate`] |
 //!
 //! Run through a link named `etcdctl` or `etcd`, the binary behaves as `ctl` or `serve`. Exit codes: 0 for success, 1
 //! for failure, 2 for a command line that makes no sense; `ctl` has those of `etcdctl`.
@@ -16,6 +17,7 @@ pub mod ctl;
 mod logging;
 pub mod playground;
 pub mod serve;
+pub mod simulate;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -46,6 +48,8 @@ enum Command {
     Ctl(ctl::Options),
     /// Measure throughput and latency of a cluster
     Bench(bench::Options),
+    /// Run clusters in a simulated world, with faults, and check what they promise
+    Simulate(simulate::Options),
 }
 
 /// Parses the command line, runs what it asks for and says how the process should exit.
@@ -69,6 +73,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Playground(options)) => playground::run(options),
         Some(Command::Ctl(options)) => ctl::run(options, &arguments),
         Some(Command::Bench(options)) => bench::run(options),
+        Some(Command::Simulate(options)) => simulate::run(&options),
     }
 }
 

@@ -1,0 +1,62 @@
+//! `hadron simulate` as its users see it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Command, Output};
+
+fn simulate(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hadron"));
+    command.arg("simulate").args(arguments).env_remove("SIM_TRACE").output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn one_seed_tells_one_story() {
+    let (once, again) = (simulate(&["--seed", "7"]), simulate(&["--seed", "7"]));
+    assert!(once.status.success());
+    assert_eq!(text(&once.stdout), text(&again.stdout));
+    let story = text(&once.stdout);
+    for part in ["wins the election", "everything is healed", "linearizable holds", "Every guarantee held"] {
+        assert!(story.contains(part), "{part:?} is not in\n{story}");
+    }
+    let other = simulate(&["--seed", "8"]);
+    assert_ne!(story, text(&other.stdout));
+}
+
+#[test]
+fn many_seeds_are_counted_in_any_order() {
+    let arguments = ["--seeds", "9", "--scenario", "all", "--seconds", "5"];
+    let threads = |count| simulate(&[&arguments[..], &["--threads", count]].concat());
+    let (alone, together) = (threads("1"), threads("4"));
+    assert!(alone.status.success(), "{}", text(&alone.stdout));
+    assert!(text(&alone.stdout).starts_with("9 worlds in which every guarantee held"));
+    assert_eq!(text(&alone.stdout), text(&together.stdout));
+}
+
+#[test]
+fn a_failure_says_how_to_see_it_again() {
+    let lies = simulate(&["--seeds", "8", "--lie", "stale-read"]);
+    assert_eq!(lies.status.code(), Some(1));
+    let report = text(&lies.stdout);
+    let (_, again) = report.rsplit_once("again: hadron simulate ").unwrap();
+    let once_more = simulate(&again.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(once_more.status.code(), Some(1));
+    assert!(text(&once_more.stdout).contains("The last events:"));
+}
+
+#[test]
+fn nonsense_is_refused() {
+    for (arguments, named) in [
+        (["--scenario", "calm"], "many-groups"),
+        (["--nodes", "0"], "1..=9"),
+        (["--lie", "white"], "stale-read"),
+    ] {
+        let refused = simulate(&arguments);
+        assert_eq!(refused.status.code(), Some(2));
+        let message = text(&refused.stderr);
+        assert!(message.contains(named), "{message}");
+    }
+}

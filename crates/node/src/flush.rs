@@ -193,6 +193,20 @@ impl Node {
         }
     }
 
+    /// A follower whose log is more than it may hold gives up what the engine has of it. Nobody else would cut it: with no
+    /// room for new entries there is nothing to flush, and so no fsync of the engine after which logs are cut.
+    pub(crate) fn shorten_log(&mut self, group: GroupId, effects: &mut Effects) {
+        let log_max = self.log_bytes_free();
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if replica.core.is_leader() || replica.core.log_bytes() <= log_max {
+            return;
+        }
+        let durable = replica.flush.durable;
+        self.cut_log(group, durable, effects);
+        self.count_memory(group);
+    }
+
+    /// Gives up the log up to `floor`, which must not be beyond what the engine holds durably.
     fn cut_log(&mut self, group: GroupId, floor: Index, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         if floor <= replica.core.floor().index {

@@ -67,6 +67,7 @@ impl Node {
     /// Lets the group know whether its state keeps up, and hands over what has not kept up for too long.
     pub(crate) fn heed_pressure(&mut self, group: GroupId, effects: &mut Effects) {
         self.count_memory(group);
+        self.shorten_log(group, effects);
         let (now, unflushed_max, log_max) = (self.now, self.unflushed_bytes_max(), self.log_bytes_free());
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let held = replica.pressure.counted;
@@ -110,5 +111,59 @@ impl Pressure {
     /// When a leader that stays full hands over.
     pub(crate) fn hand_over_at(&self, election_timeout_us: u64) -> Option<Time> {
         self.full_since.map(|since| since.plus_micros(election_timeout_us))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use bytes::Bytes;
+    use hadron_consensus::{
+        DEFAULT_GROUP, Entry, Index, LogPosition, Message, ROOT_GROUP, Term, chain_checksum,
+    };
+    use hadron_keyspace::Applied;
+
+    use crate::flush::FlushState;
+    use crate::propose::tests::node;
+
+    /// The leader of `group`, the second node, sends one committed entry of so many bytes.
+    fn append(node: &mut Node, group: GroupId, bytes: usize) {
+        let data = Bytes::from(vec![7; bytes]);
+        let checksum = chain_checksum(0, group, Term(1), Index(1), &data);
+        let entry = Entry { term: Term(1), index: Index(1), checksum, data };
+        let message = Message::Append {
+            term: Term(1),
+            previous: LogPosition::default(),
+            commit: Index(1),
+            round: 0,
+            answer: true,
+            entries: vec![entry],
+        };
+        let event = CoreEvent::Message { from: ReplicaId(2), message };
+        node.step_group(group, event, &mut Effects::default());
+        node.count_memory(group);
+    }
+
+    /// A follower that had flushed all it had, and kept it for others, became too full to take entries when another group
+    /// grew. As it took none, nothing was flushed, and so its log was never cut.
+    #[test]
+    fn a_follower_that_another_group_leaves_no_room_gives_up_its_log() {
+        let mut node = node();
+        node.config.limits.node_log_bytes = 1_000;
+        let mut effects = Effects::default();
+        append(&mut node, DEFAULT_GROUP, 500);
+        let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
+        replica.keyspace.apply(Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 }, Vec::new());
+        replica.flush = FlushState::new(Index(1), Time(1));
+        node.step_group(DEFAULT_GROUP, CoreEvent::Applied { index: Index(1) }, &mut effects);
+        node.heed_pressure(DEFAULT_GROUP, &mut effects);
+        assert_eq!(node.memory_use().log, 500, "there is room: it may keep what others may need");
+        append(&mut node, ROOT_GROUP, 400);
+        node.heed_pressure(DEFAULT_GROUP, &mut effects);
+        assert_eq!(node.memory_use().log, 400);
+        assert!(node.replicas[&DEFAULT_GROUP].pressure.full_since.is_none());
+        assert!(node.replicas[&ROOT_GROUP].pressure.full_since.is_none());
     }
 }

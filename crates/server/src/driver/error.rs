@@ -119,6 +119,18 @@ pub enum RunError {
         /// Where it was asked.
         urls: String,
     },
+    /// The node ran before, and a file of its engine is gone.
+    #[error(
+        "data directory {}: {} is missing from its engine. Put it back; if it is lost, move the data directory and the \
+         write-ahead log away and rebuild this member from the others; nothing was changed",
+        data_dir.display(), file.display()
+    )]
+    EnginePieceMissing {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// The file.
+        file: PathBuf,
+    },
     /// A file cannot be read or written.
     #[error("{action} {}: {error}", path.display())]
     Files {

@@ -197,6 +197,7 @@ impl Stored {
     fn open(config: &Config, listeners: &[TcpListener]) -> Result<Stored, RunError> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let (home, places) = Home::open(&disk, config, &|own, pool| peers::ask(listeners, own, pool))?;
+        places.check_engine()?;
         let path = home.directory.engine_path();
         let engine = FjallEngine::open(&path, &FjallOptions::default())
             .map_err(|error| RunError::Engine { path: path.clone(), error })?;

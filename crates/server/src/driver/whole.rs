@@ -16,6 +16,7 @@ use std::sync::Arc;
 use hadron_consensus::GroupId;
 use hadron_keyspace::Keyspace;
 use hadron_storage::disk::{Disk, LOCK_FILE, write_atomically};
+use hadron_storage::engine::missing_piece;
 use hadron_storage::wal::Recovered;
 
 use super::error::RunError;
@@ -66,6 +67,21 @@ impl Places {
     /// The node's log had something durably in an earlier run: it may have voted.
     pub(super) fn marked(&self) -> bool {
         self.marked
+    }
+
+    /// Refuses an engine that was in use and lacks one of its own files, before it is opened: opening would delete what
+    /// it could not make sense of.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(super) fn check_engine(&self) -> Result<(), RunError> {
+        if !self.marked {
+            return Ok(());
+        }
+        match missing_piece(&self.engine).map_err(RunError::files("reading", &self.engine))? {
+            Some(file) => Err(RunError::EnginePieceMissing { data_dir: self.data_dir.clone(), file }),
+            None => Ok(()),
+        }
     }
 
     /// Refuses places in which there is something, where the directory says that nothing happened yet.

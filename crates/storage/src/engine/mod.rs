@@ -7,6 +7,7 @@
 mod conformance;
 mod fjall;
 mod model;
+mod pieces;
 
 use std::ops::ControlFlow;
 
@@ -14,6 +15,7 @@ use bytes::Bytes;
 
 pub use fjall::{FjallEngine, FjallOptions};
 pub use model::ModelEngine;
+pub use pieces::missing_piece;
 
 /// Few engine keyspaces, shared by all groups of a node; keys inside begin with (group, generation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -65,7 +65,10 @@ pub enum OpenError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// What was read does not fit together: rebuild the replica from its peers.
-    #[error("the stored state of group {group} is damaged: {what}")]
+    #[error(
+        "the stored state of group {group} is damaged: {what}; move the data directory and the write-ahead log away and \
+         rebuild this member from the others"
+    )]
     Damaged {
         /// Whose state.
         group: u64,

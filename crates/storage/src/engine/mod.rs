@@ -54,7 +54,10 @@ pub enum EngineError {
     #[error("engine: {0}")]
     Io(String),
     /// What was read is not what was written.
-    #[error("engine: damaged data: {0}")]
+    #[error(
+        "engine: damaged data: {0}; move the data directory and the write-ahead log away and rebuild this member from the \
+         others"
+    )]
     Damaged(String),
 }
 

@@ -144,7 +144,10 @@ pub enum WalError {
     #[error("write-ahead log {} is in use by another process", .0.display())]
     Locked(PathBuf),
     /// What was durable cannot be read any more. Nothing was changed.
-    #[error("damaged write-ahead log: {} at offset {offset}: {what}", file.display())]
+    #[error(
+        "damaged write-ahead log: {} at offset {offset}: {what}; move the data directory and the write-ahead log away \
+         and rebuild this member from the others", file.display()
+    )]
     Damaged {
         /// The segment.
         file: PathBuf,

@@ -71,7 +71,7 @@ fn many_worlds_keep_every_promise_and_heal() {
         sum(|report| report.terms_led as u64),
         reports.iter().map(|report| report.recovery_us).max().unwrap_or(0) / 1_000,
     );
-    if seeds.len() as u64 >= SEEDS {
+    if scenario() == Scenario::Usual && seeds.len() as u64 >= SEEDS {
         // The worlds are not as gentle as they would be if a fault were never injected.
         assert!(sum(|report| report.crashes) > 0);
         assert!(sum(|report| report.snapshots) > 0);

@@ -1,24 +1,40 @@
-//! Machines that come back changed: with a flipped bit in their log, or empty. Such a machine must not serve as if nothing
-//! had happened, and as there is no way yet to replace a member, it stays down.
+//! Machines that come back changed: with a flipped bit in their log or their engine, or empty. Such a machine must not
+//! serve as if nothing had happened, and as there is no way yet to replace a member, it stays down.
+//!
+//! The engine's checksums are modelled: who reads a record with a flipped bit is told so. What must hold is that nobody
+//! passes that over.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hadron_consensus::NodeId;
+use bytes::Bytes;
+use hadron_consensus::{DEFAULT_GROUP, NodeId};
+use hadron_keyspace::Keyspace;
+use hadron_proto::etcdserverpb::RangeRequest;
 use hadron_storage::disk::{Disk, MemoryDisk, read_all};
+use hadron_storage::engine::ModelEngine;
 use hadron_storage::wal::{Recovered, Wal, WalError};
 use rand::Rng;
 
+use super::lies::a_record;
 use super::machine::LOG_DIRECTORY;
+use super::settings::pick;
 use super::story::{Stop, StoryEvent};
+use super::watchers::history_from;
 use super::{Happening, World};
-use crate::history::Violation;
+use crate::etcd;
+use crate::history::{Event, KeyValue, Violation};
+
+/// What whoever finds damage says is to be done.
+const ADVICE: &str = "rebuild this member from the others";
 
 /// What is to happen to a machine before it starts again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Damage {
     /// A bit of its log flips.
-    Flip,
+    LogFlip,
+    /// A bit of its engine flips.
+    EngineFlip,
     /// It loses everything.
     Wipe,
 }
@@ -27,7 +43,8 @@ impl World {
     /// A machine loses its power and will come back changed, as long as a majority stays as it was.
     pub(super) fn damage_a_machine(&mut self) {
         let node = self.rng.random_range(1..=self.settings.nodes);
-        let damage = if self.rng.random_bool(0.8) { Damage::Flip } else { Damage::Wipe };
+        let kinds = [Damage::LogFlip, Damage::LogFlip, Damage::EngineFlip, Damage::EngineFlip, Damage::Wipe];
+        let damage = *pick(&mut self.rng, &kinds);
         let stop = if self.rng.random_bool(0.5) { Stop::PowerLoss } else { Stop::Killed };
         let changed = self.machines.values().filter(|machine| machine.is_gone || machine.damage.is_some());
         if changed.count() as u64 >= (self.settings.nodes - 1) / 2 || self.life(node).is_none() {
@@ -46,7 +63,8 @@ impl World {
         let fate = match damage {
             None => return true,
             Some(Damage::Wipe) => self.wipe(node).map(Some),
-            Some(Damage::Flip) => self.flip_a_bit(node),
+            Some(Damage::LogFlip) => self.flip_in_log(node),
+            Some(Damage::EngineFlip) => self.flip_in_engine(node),
         };
         match fate {
             Ok(None) => true,
@@ -79,7 +97,7 @@ impl World {
 
     /// Flips a bit of the log. Says why the machine is gone, if it must not start: either the log refuses and names the
     /// damage, or the damage is in the one place where it looks like the torn tail of a crash.
-    fn flip_a_bit(&mut self, node: u64) -> Result<Option<String>, Violation> {
+    fn flip_in_log(&mut self, node: u64) -> Result<Option<String>, Violation> {
         let Some(machine) = self.machines.get(&node) else { return Ok(None) };
         let disk = machine.disk.clone();
         let violation = |found: String| Violation::new("damage_named", format!("n{node}: {found}"));
@@ -100,8 +118,43 @@ impl World {
             Err(error @ (WalError::Io { .. } | WalError::Poisoned | WalError::Misuse(_))) => {
                 Err(violation(format!("{place} flipped, and the log says: {error}")))
             }
-            Err(error) if error.to_string().contains(LOG_DIRECTORY) => Ok(Some(format!("{place}: {error}"))),
-            Err(error) => Err(violation(format!("{place} flipped, and the log names no file: {error}"))),
+            Err(error) => {
+                let text = error.to_string();
+                match text.contains(LOG_DIRECTORY) && text.contains(ADVICE) {
+                    true => Ok(Some(format!("{place}: {text}"))),
+                    false => Err(violation(format!(
+                        "{place} flipped, and the log names no file or remedy: {text}"
+                    ))),
+                }
+            }
+        }
+    }
+
+    /// Flips a bit of what the engine holds of the group `default`. The keyspace must not open, or show all that it shows
+    /// as it was and refuse the rest.
+    fn flip_in_engine(&mut self, node: u64) -> Result<Option<String>, Violation> {
+        let random = self.rng.random();
+        let Some(machine) = self.machines.get(&node) else { return Ok(None) };
+        let violation = |found: String| Violation::new("damage_named", format!("n{node}: {found}"));
+        let changed = Arc::new((*machine.engine).clone());
+        let Some((space, key, _)) = a_record(&changed, random) else { return Ok(None) };
+        changed.damage(space, key);
+        let place = format!("a record in {space:?}");
+        let whole = Shown::of(Arc::new((*machine.engine).clone()));
+        let whole = whole.map_err(|error| violation(format!("before any damage: {error}")))?;
+        let flipped = match Shown::of(changed) {
+            Ok(flipped) => flipped,
+            Err(error) if error.contains("damaged") && error.contains(ADVICE) => {
+                return Ok(Some(format!("{place}: {error}")));
+            }
+            Err(error) => return Err(violation(format!("{place} flipped, and the keyspace says: {error}"))),
+        };
+        match flipped.is_part_of(&whole) {
+            true if flipped == whole => Ok(None),
+            true => Ok(Some(format!("{place}: some of it cannot be read"))),
+            false => {
+                Err(violation(format!("{place} flipped, and it shows {flipped:?} instead of {whole:?}")))
+            }
         }
     }
 
@@ -124,4 +177,35 @@ impl World {
         }
         None
     }
+}
+
+/// All that a keyspace shows, as far as it can be read.
+#[derive(Debug, PartialEq)]
+struct Shown {
+    keys: Result<Vec<KeyValue>, String>,
+    history: Result<Vec<Event>, String>,
+}
+
+impl Shown {
+    /// What the keyspace `default` of an engine shows; an error if it cannot be opened.
+    fn of(engine: Arc<ModelEngine>) -> Result<Shown, String> {
+        let keyspace = Keyspace::open(engine, DEFAULT_GROUP.0, Default::default()).map_err(text)?;
+        let everything = Bytes::from_static(&[0]);
+        let range =
+            RangeRequest { key: everything.clone(), range_end: everything, ..RangeRequest::default() };
+        let keys = keyspace.range(&range).map_err(text);
+        let keys = keys.map(|found| found.kvs.iter().map(etcd::key_value).collect());
+        let history = history_from(&keyspace, keyspace.compact_revision().max(0) + 1);
+        Ok(Shown { keys, history })
+    }
+
+    /// Whether it shows nothing but what `whole` shows.
+    fn is_part_of(&self, whole: &Shown) -> bool {
+        (self.keys.is_err() || self.keys == whole.keys)
+            && (self.history.is_err() || self.history == whole.history)
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }

@@ -20,7 +20,7 @@ use rand::Rng;
 
 use super::leases::LOCK;
 use super::machine::Asked;
-use super::{Life, World};
+use super::{Happening, Life, World};
 use crate::etcd::{self, Request};
 use crate::history::{Action, Event, Operation, Outcome, Response, Step, StepResult};
 
@@ -293,6 +293,13 @@ impl World {
         }
     }
 
+    /// [`Lie::ForgottenVote`]: forgetting matters most right after a vote.
+    pub(super) fn stop_voter(&mut self, node: u64) {
+        if self.faults_on && self.lies_now(Lie::ForgottenVote, 3) {
+            self.schedule.after(200, Happening::PowerLoss(node));
+        }
+    }
+
     /// [`Lie::AckUnasked`]: the answer to a write that is not asked for.
     pub(super) fn made_up_answer(&mut self, operation: usize) -> Option<Outcome> {
         if !self.lies_now(Lie::AckUnasked, 100) {
@@ -429,21 +436,29 @@ fn put_applied_back(engine: &ModelEngine, states: &[Bytes]) {
     write(engine, Change::Put(Space::State, key.into(), changed.freeze()));
 }
 
-/// Flips a bit of one of the group's values or versions.
+/// Flips a bit of one of the group's records, durably, and no checksum of the engine notices.
 fn flip_in_engine(engine: &ModelEngine, random: u64) {
-    let space = if random.is_multiple_of(2) { Space::Values } else { Space::Versions };
+    if let Some((space, key, value)) = a_record(engine, random) {
+        let at = (random / 7) as usize % value.len();
+        write(engine, Change::Put(space, key, with_flipped_bit(&value, at)));
+    }
+}
+
+/// One of the records of the group `default`.
+pub(super) fn a_record(engine: &ModelEngine, random: u64) -> Option<(Space, Bytes, Bytes)> {
+    let space = Space::ALL[random as usize % Space::ALL.len()];
     let (from, to) = (DEFAULT_GROUP.0.to_be_bytes(), (DEFAULT_GROUP.0 + 1).to_be_bytes());
     let mut pairs = Vec::new();
     let scanned = engine.scan(space, &from, &to, &mut |key, value| {
         pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
         std::ops::ControlFlow::Continue(())
     });
+    pairs.retain(|(_, value)| !value.is_empty());
     if scanned.is_err() || pairs.is_empty() {
-        return;
+        return None;
     }
-    let (key, value) = &pairs[(random / 2) as usize % pairs.len()];
-    let at = (random / 7) as usize % value.len();
-    write(engine, Change::Put(space, key.clone(), with_flipped_bit(value, at)));
+    let (key, value) = pairs.swap_remove((random / 4) as usize % pairs.len());
+    Some((space, key, value))
 }
 
 fn write(engine: &ModelEngine, change: Change) {

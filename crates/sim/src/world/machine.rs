@@ -383,6 +383,7 @@ impl World {
             }
             if matches!(inner, Message::VoteAnswer { .. } | Message::TimeoutNow { .. }) {
                 self.delicate_moment(life.node);
+                self.stop_voter(life.node);
             }
         }
         self.falsify_message(life, to, &mut message);

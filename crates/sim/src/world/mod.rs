@@ -54,7 +54,7 @@ pub use faults::Weights;
 pub use network::Delays;
 pub use scenario::Scenario;
 pub use settings::{Settings, TROUBLE_US, Trouble};
-pub use story::{Stop, Story, StoryEvent};
+pub use story::{Share, Stop, Story, StoryEvent};
 
 use crate::checkers::bounded_memory::Usage;
 use crate::history::{Event, Operation, Outcome, Violation};
@@ -116,6 +116,8 @@ enum Happening {
     Compact,
     /// The next fault begins.
     Fault,
+    /// Somebody looks at the leaders' measurements.
+    LookAtShares,
     /// Somebody looks at how much memory and log the nodes use.
     Measure,
     /// A machine loses its power.
@@ -299,6 +301,7 @@ impl World {
         }
         self.schedule.at(2_000_000, Happening::Fault);
         self.schedule.at(2_000_000, Happening::Measure);
+        self.schedule.at(5_000_000, Happening::LookAtShares);
         if self.settings.compaction_us > 0 {
             self.schedule.at(1_000_000, Happening::Compact);
         }
@@ -366,6 +369,7 @@ impl World {
             Happening::Watch(watcher) => self.watch(watcher),
             Happening::Compact => self.compact(),
             Happening::Fault => self.fault(),
+            Happening::LookAtShares => self.tell_shares(),
             Happening::Measure => self.measure(),
             Happening::PowerLoss(node) => self.lose_power(node),
             Happening::Boot(node) => self.boot(node),

@@ -15,6 +15,10 @@ pub enum Scenario {
     /// A bit of everything.
     #[default]
     Usual,
+    /// No faults at all.
+    Calm,
+    /// A bit of everything, and often.
+    Storm,
     /// The network is cut all the time.
     Partitions,
     /// Machines lose their power and processes are killed all the time, at the worst moments.
@@ -35,8 +39,10 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 9] = [
+    pub const ALL: [Scenario; 11] = [
         Scenario::Usual,
+        Scenario::Calm,
+        Scenario::Storm,
         Scenario::Partitions,
         Scenario::Crashes,
         Scenario::Disks,
@@ -51,6 +57,8 @@ impl Scenario {
     pub fn name(self) -> &'static str {
         match self {
             Scenario::Usual => "usual",
+            Scenario::Calm => "calm",
+            Scenario::Storm => "storm",
             Scenario::Partitions => "partitions",
             Scenario::Crashes => "crashes",
             Scenario::Disks => "disks",
@@ -66,6 +74,20 @@ impl Scenario {
         let weights = &mut settings.weights;
         match self {
             Scenario::Usual => {}
+            Scenario::Calm => {
+                *weights = Weights::none();
+                settings.delicate_one_in = 0;
+                settings.chunk_flip_one_in = 0;
+                settings.drift_ppm = 0;
+            }
+            Scenario::Storm => {
+                settings.fault_pause_us = 200_000;
+                settings.delicate_one_in = 20;
+                settings.chunk_flip_one_in = 30;
+                settings.drift_ppm = 20_000;
+                settings.compaction_us = 500_000;
+                settings.lock_clients = 3;
+            }
             Scenario::Partitions => {
                 *weights = Weights { partition: 80, connections: 15, transfer: 5, ..Weights::none() };
                 settings.fault_pause_us = 600_000;
@@ -97,6 +119,7 @@ impl Scenario {
                 settings.limits.snapshot_log_bytes = 4 << 10;
                 settings.limits.flush_bytes = 1 << 10;
                 settings.limits.persist_interval_us = 200_000;
+                settings.chunk_flip_one_in = 30;
                 settings.large_value_one_in = 5;
                 settings.delicate_one_in = 20;
             }

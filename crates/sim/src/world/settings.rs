@@ -46,6 +46,8 @@ pub struct Settings {
     /// At one in this many delicate moments (a vote on its way, a switch to a snapshot, a cut of the log) the machine
     /// loses its power; 0 for never.
     pub delicate_one_in: u32,
+    /// One chunk of a snapshot in this many arrives with a flipped bit; 0 for none.
+    pub chunk_flip_one_in: u32,
     /// How many parts in a million a machine's clock may be fast or slow.
     pub drift_ppm: u64,
     /// Mean pause between two compactions, each of some keyspace, in microseconds; 0 for none.
@@ -117,6 +119,7 @@ impl Settings {
             fault_pause_us: *pick(rng, &[400_000, 800_000, 1_500_000]),
             weights: Weights::usual(),
             delicate_one_in: *pick(rng, &[0, 50, 500]),
+            chunk_flip_one_in: *pick(rng, &[0, 30, 300]),
             drift_ppm: *pick(rng, &[0, 1_000, 20_000]),
             compaction_us: *pick(rng, &[0, 500_000, 3_000_000]),
             busy_keyspaces: Vec::new(),

@@ -2,10 +2,11 @@
 
 use std::collections::btree_map::Entry;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hadron_consensus::{GroupId, Index, LogPosition, ReplicaId, Term};
 use hadron_keyspace::{Applied, Exporter, Importer};
 use hadron_node::{Event as NodeEvent, SnapshotJob};
+use rand::Rng;
 
 use super::machine::Process;
 use super::story::StoryEvent;
@@ -98,7 +99,12 @@ impl World {
             return self.snapshot_fails(chunk.sender, chunk.job);
         }
         let next = chunk.rest.pop();
-        if let Err(what) = self.receive(&chunk, next) {
+        let (next, flipped) = self.flip_on_the_way(next);
+        let received = self.receive(&chunk, next);
+        if flipped {
+            return self.flipped_chunk_arrives(chunk, received);
+        }
+        if let Err(what) = received {
             if self.machines.get(&chunk.receiver.node).is_some_and(|machine| machine.is_ailing) {
                 self.snapshot_fails(chunk.sender, chunk.job);
                 return self.stop_for_its_disk(chunk.receiver.node);
@@ -115,6 +121,39 @@ impl World {
                     applied: chunk.applied,
                 };
                 self.deliver(chunk.receiver, offer);
+            }
+        }
+    }
+
+    /// Now and then a bit of a chunk flips on its way.
+    fn flip_on_the_way(&mut self, bytes: Option<Bytes>) -> (Option<Bytes>, bool) {
+        let one_in = self.settings.chunk_flip_one_in;
+        let flips = self.faults_on && one_in > 0 && self.rng.random_range(0..one_in) == 0;
+        match bytes.filter(|bytes| !bytes.is_empty()) {
+            Some(bytes) if flips => {
+                let mut changed = BytesMut::from(&bytes[..]);
+                let at = self.rng.random_range(0..changed.len());
+                changed[at] ^= 1 << self.rng.random_range(0..8);
+                (Some(changed.freeze()), true)
+            }
+            bytes => (bytes, false),
+        }
+    }
+
+    /// The receiver must have noticed; the transfer begins anew.
+    fn flipped_chunk_arrives(&mut self, chunk: Chunk, received: Result<(), String>) {
+        let Chunk { sender, receiver, job, ticket, .. } = chunk;
+        match received {
+            Ok(()) => {
+                let found = format!("n{} takes a damaged chunk of a snapshot", receiver.node);
+                self.violate(Violation::new("damage_named", found));
+            }
+            Err(_) => {
+                if let Some(process) = self.process(receiver) {
+                    process.incoming.remove(&ticket);
+                }
+                self.tell(StoryEvent::DamagedChunk { from: sender.node, to: receiver.node });
+                self.snapshot_fails(sender, job);
             }
         }
     }

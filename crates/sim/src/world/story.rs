@@ -108,6 +108,22 @@ pub enum StoryEvent {
         /// The last entry in it.
         index: u64,
     },
+    /// A part of a snapshot arrived with a flipped bit, and the receiver noticed.
+    DamagedChunk {
+        /// The sender.
+        from: u64,
+        /// The receiver.
+        to: u64,
+    },
+    /// What part the nodes had in the replication of a group lately, as its leader measures it.
+    Shares {
+        /// The group.
+        group: u64,
+        /// The leader.
+        leader: u64,
+        /// For each node.
+        shares: Vec<Share>,
+    },
     /// A keyspace was compacted.
     Compacted {
         /// The group of the keyspace.
@@ -136,6 +152,17 @@ pub enum StoryEvent {
         /// Its name.
         guarantee: &'static str,
     },
+}
+
+/// A node's part in the replication of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The node.
+    pub node: u64,
+    /// C(x), in thousandths: its part of the entries that were acknowledged lately.
+    pub thousandths: u64,
+    /// Entries between the leader's last and what the node acknowledged.
+    pub lag: u64,
 }
 
 /// Why a process ends.
@@ -185,6 +212,16 @@ impl fmt::Display for StoryEvent {
             StoryEvent::HandsOver { from, to } => write!(f, "n{from} is to hand over to n{to}"),
             StoryEvent::Snapshot { group, from, to, index } => {
                 write!(f, "n{to} has n{from}'s snapshot of group {group} at index {index}")
+            }
+            StoryEvent::DamagedChunk { from, to } => {
+                write!(f, "a damaged part of n{from}'s snapshot is refused by n{to}")
+            }
+            StoryEvent::Shares { group, leader, shares } => {
+                write!(f, "n{leader} sees these shares in group {group}:")?;
+                shares.iter().try_for_each(|share| {
+                    let Share { node, thousandths, lag } = share;
+                    write!(f, " n{node} {}.{} % ({lag} behind)", thousandths / 10, thousandths % 10)
+                })
             }
             StoryEvent::Compacted { group, revision } => {
                 write!(f, "group {group} is compacted at revision {revision}")

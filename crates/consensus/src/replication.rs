@@ -521,4 +521,16 @@ mod tests {
         group.log.push(damaged);
         assert_eq!(broken_entry_is_reported(&mut group).unwrap().replica, ReplicaId(1));
     }
+
+    /// A replica that was elected while it switched to a snapshot counted what the snapshot had shown to be committed as
+    /// waiting for a quorum, for as long as it led: its room for proposals was smaller, or gone.
+    #[test]
+    fn what_a_snapshot_shows_to_be_committed_does_not_wait_for_a_quorum() {
+        let mut group = leader();
+        assert_eq!(group.uncommitted_bytes(), 4);
+        let position = group.log.last();
+        step(&mut group, Event::SnapshotInstalled { position });
+        assert!(group.is_leader());
+        assert_eq!((group.commit(), group.uncommitted_bytes()), (position.index, 0));
+    }
 }

@@ -47,9 +47,17 @@ impl Group {
         self.applied = position.index;
         self.delivered = self.delivered.max(position.index);
         self.hard_state.commit = self.hard_state.commit.max(position.index);
-        if let RoleState::Follower(follower) = &mut self.role {
-            // What a snapshot contains is committed, so the leader has the same.
-            follower.verified = follower.verified.min(self.log.last().index).max(position.index);
+        match &mut self.role {
+            RoleState::Follower(follower) => {
+                // What a snapshot contains is committed, so the leader has the same.
+                follower.verified = follower.verified.min(self.log.last().index).max(position.index);
+            }
+            // Elected while its state machine was being replaced.
+            RoleState::Leader(leader) => {
+                let waiting = self.log.entries_from(self.hard_state.commit.next());
+                leader.uncommitted_bytes = waiting.map(|entry| entry.data.len()).sum();
+            }
+            RoleState::Candidate(_) => {}
         }
     }
 

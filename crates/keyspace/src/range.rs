@@ -73,7 +73,8 @@ pub(crate) fn execute(source: &impl Source, request: &pb::RangeRequest) -> Resul
     }
     let mut rows = found.rows;
     rows.retain(|row| passes_filters(&row.version, request));
-    let by_value = request.sort_target() == SortTarget::Value && !has_default_order(request);
+    // Also without an order: the target alone sorts upwards.
+    let by_value = request.sort_target() == SortTarget::Value;
     if by_value {
         source.fetch(&mut rows)?;
     }

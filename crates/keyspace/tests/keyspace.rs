@@ -336,3 +336,18 @@ fn sweeps_wait_for_readers() {
         is_over.store(true, Ordering::Relaxed);
     });
 }
+
+/// A target without an order sorts upwards. The values were not fetched for that, so what was flushed and had left memory
+/// sorted before what had not, each in the order of keys.
+#[test]
+fn values_are_sorted_wherever_they_are_although_no_order_is_given() {
+    let replica = Replica::new(Options { cache_bytes: 0, ..Options::default() });
+    let log = [(1, vec![put("a", "4"), put("b", "2")]), (2, vec![put("c", "3"), put("d", "1")])];
+    replica.follow(&log[..1]);
+    replica.flush_all();
+    replica.follow(&log);
+    let request = pb::RangeRequest { sort_target: pb::range_request::SortTarget::Value as i32, ..all(0) };
+    let sorted = replica.keyspace.range(&request).unwrap();
+    let keys: Vec<_> = sorted.kvs.iter().map(|pair| pair.key.as_ref()).collect();
+    assert_eq!(keys, [b"d", b"b", b"c", b"a"]);
+}

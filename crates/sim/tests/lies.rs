@@ -28,6 +28,8 @@ const fn case(lie: Lie, world: fn(u64) -> Settings, seeds: u64, by: &'static [&'
 /// Replicas differ, or one was made to do what its own code knows to be impossible, or it cannot go on.
 const SAFETY: &[&str] = &[
     "election_safety",
+    "log_matching",
+    "leader_completeness",
     "state_machine_safety",
     "revision_order",
     "linearizable",

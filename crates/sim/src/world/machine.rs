@@ -233,6 +233,7 @@ impl World {
             forget_votes(&mut recovered.groups);
         }
         let torn = recovered.torn_tail.is_some();
+        self.logs.recovered(node, &recovered.groups);
         let shell = Node::new(config, recovered.groups, &keyspaces, Time(1))?;
         let observed = Observed::all(&shell.board());
         let positions: Vec<u64> = keyspaces.values().map(|keyspace| keyspace.applied().index).collect();
@@ -328,6 +329,7 @@ impl World {
     }
 
     fn after_turn(&mut self, life: Life, effects: Effects) {
+        self.observe_records(life, &effects.log);
         self.observe(life);
         self.carry_out(life, effects);
         let now = self.schedule.now();

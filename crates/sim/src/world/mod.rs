@@ -27,6 +27,7 @@ mod damage;
 mod faults;
 mod leases;
 pub mod lies;
+mod logs;
 mod machine;
 mod memory;
 mod network;
@@ -60,6 +61,7 @@ use crate::checkers::bounded_memory::Usage;
 use crate::history::{Event, Operation, Outcome, Violation};
 use clients::Client;
 use leases::LeaseClient;
+use logs::Logs;
 use machine::Machine;
 use network::{Direction, Network};
 use observe::Observer;
@@ -197,6 +199,7 @@ pub struct World {
     /// For each operation of the history: whether its client still waits for it.
     open: Vec<bool>,
     observer: Observer,
+    logs: Logs,
     /// What was compacted away and what came before, by group: its history up to a revision.
     past: BTreeMap<GroupId, (i64, Vec<Event>)>,
     violation: Option<Violation>,
@@ -270,6 +273,7 @@ impl World {
             history: Vec::new(),
             open: Vec::new(),
             observer: Observer::default(),
+            logs: Logs::default(),
             past: BTreeMap::new(),
             violation: None,
             stories: Vec::new(),

@@ -31,6 +31,8 @@ pub(super) struct Observer {
     last_revisions: BTreeMap<GroupId, i64>,
     /// Elections that were told of: group, term, candidate.
     elections_told: BTreeSet<(u64, u64, u64)>,
+    /// Groups and terms whose leader was looked at.
+    leaders_seen: BTreeSet<(u64, u64)>,
     /// What was last told of C(x).
     shares_told: Vec<Share>,
     /// Replicas that were looked at.
@@ -117,7 +119,12 @@ impl World {
         observer.looks += 1;
         if let Some(leader) = shown.leader {
             observer.elections.observe(group, shown.term, leader)?;
+            if leader == life.node && observer.leaders_seen.insert((group, shown.term)) {
+                self.logs.leads(leader, shown.group)?;
+            }
         }
+        let (term, index, checksum) = shown.applied;
+        self.logs.applied(group, (index, term, checksum));
         observer.state_machines.observe((life.node, life.incarnation), group, shown.applied)?;
         observer.digests.observe(format_args!("n{}", life.node), group, shown.applied.1, shown.digest)?;
         let last = observer.last_revisions.entry(shown.group).or_default();
@@ -194,7 +201,13 @@ impl World {
     /// Reads the complete history of every keyspace from every node, and holds everything against it.
     pub(super) fn check_history(&mut self) -> Result<(), Violation> {
         let looks = self.observer.looks;
-        for guarantee in ["election_safety", "state_machine_safety", "digest_agreement"] {
+        for guarantee in [
+            "election_safety",
+            "log_matching",
+            "leader_completeness",
+            "state_machine_safety",
+            "digest_agreement",
+        ] {
             self.checked(guarantee, looks);
         }
         self.check_isolation()?;

@@ -1,0 +1,106 @@
+//! What each node has in its log, as far as it can be seen from what it wrote to it.
+
+use std::collections::BTreeMap;
+
+use hadron_consensus::GroupId;
+use hadron_storage::wal::{Record, RecoveredGroup};
+
+use super::{Life, World};
+use crate::checkers::leader_completeness::{Held, LeaderCompleteness};
+use crate::checkers::log_matching::LogMatching;
+use crate::history::Violation;
+
+/// The logs of all replicas and their checkers.
+#[derive(Default)]
+pub(super) struct Logs {
+    matching: LogMatching,
+    completeness: LeaderCompleteness,
+    /// By node and group.
+    logs: BTreeMap<(u64, GroupId), Log>,
+}
+
+/// One replica's log.
+#[derive(Default)]
+struct Log {
+    /// It begins after this index.
+    floor: u64,
+    /// Term and chained checksum of its entries.
+    entries: BTreeMap<u64, (u64, u64)>,
+}
+
+impl Log {
+    fn held(&self, index: u64) -> Held {
+        match self.entries.get(&index) {
+            _ if index <= self.floor => Held::Below,
+            Some(entry) => Held::Entry(*entry),
+            None => Held::Nothing,
+        }
+    }
+
+    fn cut(&mut self, floor: u64, checksum: u64) {
+        if floor <= self.floor {
+            return;
+        }
+        let rest = self.entries.split_off(&(floor + 1));
+        let continues = self.entries.get(&floor).is_some_and(|(_, ours)| *ours == checksum);
+        self.entries = if continues { rest } else { BTreeMap::new() };
+        self.floor = floor;
+    }
+}
+
+impl Logs {
+    /// A replica has applied this entry: index, term and checksum.
+    pub(super) fn applied(&mut self, group: u64, entry: (u64, u64, u64)) {
+        self.completeness.observe_applied(group, entry);
+    }
+
+    /// A node begins to lead.
+    pub(super) fn leads(&self, node: u64, group: GroupId) -> Result<(), Violation> {
+        let holds = |index| self.logs.get(&(node, group)).map_or(Held::Nothing, |log| log.held(index));
+        self.completeness.observe_leader(format_args!("n{node}"), group.0, holds)
+    }
+
+    /// A node starts with what is left of its log.
+    pub(super) fn recovered(&mut self, node: u64, groups: &BTreeMap<GroupId, RecoveredGroup>) {
+        self.logs.retain(|(other, _), _| *other != node);
+        for (group, recovered) in groups {
+            let entry = |entry: &hadron_consensus::Entry| (entry.index.0, (entry.term.0, entry.checksum));
+            let entries = recovered.entries.iter().map(entry).collect();
+            let log = Log { floor: recovered.floor.index.0, entries };
+            self.logs.insert((node, *group), log);
+        }
+    }
+
+    fn record(&mut self, node: u64, record: &Record) -> Result<(), Violation> {
+        match record {
+            Record::Entries(group, entries) => {
+                let log = self.logs.entry((node, *group)).or_default();
+                if let Some(first) = entries.first() {
+                    log.entries.split_off(&first.index.0);
+                }
+                for entry in entries {
+                    let (index, term, checksum) = (entry.index.0, entry.term.0, entry.checksum);
+                    log.entries.insert(index, (term, checksum));
+                    self.matching.observe(format_args!("n{node}"), group.0, (index, term, checksum))?;
+                }
+            }
+            Record::Floor(group, position) => {
+                let log = self.logs.entry((node, *group)).or_default();
+                log.cut(position.index.0, position.checksum);
+            }
+            Record::Forget(group) => drop(self.logs.remove(&(node, *group))),
+            Record::HardState(..) => {}
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// A node writes to its log.
+    pub(super) fn observe_records(&mut self, life: Life, records: &[Record]) {
+        let observed = records.iter().try_for_each(|record| self.logs.record(life.node, record));
+        if let Err(violation) = observed {
+            self.violate(violation);
+        }
+    }
+}

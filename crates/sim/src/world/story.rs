@@ -1,4 +1,15 @@
-//! The story of a world: its notable events, told while it runs.
+//! The story of a world: its notable events, told while it runs, in the order of their times.
+//!
+//! [`World::run_with`](super::World::run_with) hands each [`Story`] out as soon as it is known; its `Display` is a line
+//! to print. A story begins with the starts of the nodes. Then come elections (with votes, whose parts are P(x)), C(x) as
+//! leaders measure it, and faults, until [`StoryEvent::Healed`]. After that: [`StoryEvent::Recovered`],
+//! [`StoryEvent::Equal`], one [`StoryEvent::Checked`] for each guarantee (and keyspace, where it has keyspaces), and the
+//! end. A run that goes wrong ends with [`StoryEvent::Violated`] instead, whatever it had come to; the [`Failure`]
+//! (seed, violation, the end of the trace) is the run's result.
+//!
+//! What is told follows from the settings alone.
+//!
+//! [`Failure`]: super::Failure
 
 use std::fmt;
 

@@ -1,14 +1,14 @@
 //! Clients that load a cluster and write down what they see.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_sim::etcd::{self, Request};
-use hadron_sim::history::{Action, Operation, Outcome, Response, StepResult};
+use hadron_sim::history::{Action, Guard, Operation, Outcome, Response, Step, StepResult, Transaction};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinHandle;
@@ -25,12 +25,21 @@ const KEYS: u64 = 40;
 /// Clients at work.
 pub struct Load {
     recorder: Arc<Recorder>,
-    stop: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     clients: Vec<JoinHandle<()>>,
 }
 
+/// What all clients are told.
+struct Orders {
+    stop: AtomicBool,
+    /// Values are filled up to this length.
+    value_bytes: AtomicUsize,
+    /// How long a client waits for an answer.
+    patience: Duration,
+}
+
 /// What clients saw, on one clock.
-struct Recorder {
+pub struct Recorder {
     started: Instant,
     operations: Mutex<Vec<Operation>>,
 }
@@ -38,15 +47,39 @@ struct Recorder {
 impl Load {
     /// Starts `count` clients, spread over `endpoints`.
     pub fn start(endpoints: &[String], count: u64) -> Load {
+        Load::start_with(endpoints, count, CLIENT_TIMEOUT)
+    }
+
+    /// The same, with clients that wait no longer than `patience` for an answer.
+    pub fn start_with(endpoints: &[String], count: u64, patience: Duration) -> Load {
         let recorder = Arc::new(Recorder { started: Instant::now(), operations: Mutex::default() });
-        let stop = Arc::new(AtomicBool::new(false));
+        let orders = Orders { stop: AtomicBool::new(false), value_bytes: AtomicUsize::new(0), patience };
+        let orders = Arc::new(orders);
         let client = |number| {
             let channels = endpoints.iter().map(|url| super::channel(url)).collect();
             let client = Client::new(number, channels, recorder.clone());
-            tokio::spawn(client.run(stop.clone()))
+            tokio::spawn(client.run(orders.clone()))
         };
         let clients = (0..count).map(client).collect();
-        Load { recorder, stop, clients }
+        Load { recorder, orders, clients }
+    }
+
+    /// Where what other clients do is to be written down.
+    pub fn recorder(&self) -> Arc<Recorder> {
+        self.recorder.clone()
+    }
+
+    /// Makes all values at least so long from now on.
+    pub fn fill_values_to(&self, bytes: usize) {
+        self.orders.value_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether every client had an answer to something that it asked after `moment`.
+    pub fn all_served_since(&self, moment: u64) -> bool {
+        let operations = self.recorder.operations.lock().unwrap();
+        let answered = operations.iter().filter(|one| one.invoked >= moment && one.response().is_some());
+        let served: BTreeSet<u64> = answered.map(|one| one.client).collect();
+        (0..self.clients.len() as u64).all(|client| served.contains(&client))
     }
 
     /// Microseconds since the load began.
@@ -68,7 +101,7 @@ impl Load {
 
     /// Lets every client finish, and returns what they saw.
     pub async fn stop(self) -> Vec<Operation> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.orders.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
             client.await.unwrap();
         }
@@ -78,9 +111,15 @@ impl Load {
 
 /// The longest time between two acknowledged writes, in microseconds.
 pub fn longest_outage_us(operations: &[Operation]) -> u64 {
+    outages(operations).map(|(from, to)| to - from).max().unwrap_or(u64::MAX)
+}
+
+/// The times between each two acknowledged writes: when they began and ended, in microseconds.
+pub fn outages(operations: &[Operation]) -> impl Iterator<Item = (u64, u64)> {
     let mut times: Vec<u64> = operations.iter().filter(|one| wrote(one)).map(|one| one.returned).collect();
     times.sort_unstable();
-    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(u64::MAX)
+    let later: Vec<u64> = times.iter().skip(1).copied().collect();
+    times.into_iter().zip(later)
 }
 
 fn wrote(operation: &Operation) -> bool {
@@ -88,8 +127,14 @@ fn wrote(operation: &Operation) -> bool {
 }
 
 impl Recorder {
-    fn now(&self) -> u64 {
+    /// Microseconds since the load began.
+    pub fn now(&self) -> u64 {
         self.started.elapsed().as_micros() as u64
+    }
+
+    /// Writes an operation down.
+    pub fn record(&self, operation: Operation) {
+        self.operations.lock().unwrap().push(operation);
     }
 }
 
@@ -117,21 +162,18 @@ impl Client {
         }
     }
 
-    async fn run(mut self, stop: Arc<AtomicBool>) {
-        while !stop.load(Ordering::Relaxed) {
-            let action = self.action();
+    async fn run(mut self, orders: Arc<Orders>) {
+        while !orders.stop.load(Ordering::Relaxed) {
+            let action = self.action(orders.value_bytes.load(Ordering::Relaxed));
             let invoked = self.recorder.now();
-            let answer =
-                tokio::time::timeout(CLIENT_TIMEOUT, carry_out(&self.channels[self.node], &action)).await;
-            let outcome =
-                outcome(&action, answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("client"))));
+            let outcome = perform(&self.channels[self.node], &action, orders.patience).await;
             let returned = self.recorder.now();
             let answered = matches!(outcome, Outcome::Done(_));
             let node = self.node as u64;
             self.learn(&action, &outcome);
             let operation =
                 Operation { client: self.number, keyspace: 1, node, invoked, returned, action, outcome };
-            self.recorder.operations.lock().unwrap().push(operation);
+            self.recorder.record(operation);
             if !answered {
                 self.node = (self.node + 1) % self.channels.len();
             }
@@ -139,25 +181,29 @@ impl Client {
         }
     }
 
-    fn action(&mut self) -> Action {
-        let key = Bytes::from(format!("k{}", self.rng.random_range(0..KEYS)));
+    fn action(&mut self, value_bytes: usize) -> Action {
+        let (key, other) = (self.key(), self.key());
         self.values += 1;
-        let value = format!("c{}-{}", self.number, self.values);
-        match self.rng.random_range(0..10) {
-            0..6 => Action::put(key, value),
-            6 => Action::delete(key),
-            7 => Action::compare_and_set(key.clone(), self.seen.get(&key).copied().unwrap_or(0), value),
+        let mut value = format!("c{}-{}-", self.number, self.values);
+        value.extend(std::iter::repeat_n('x', value_bytes.saturating_sub(value.len())));
+        let seen = self.seen.get(&key).copied().unwrap_or(0);
+        match self.rng.random_range(0..20) {
+            0..11 => Action::put(key, value),
+            11..13 => Action::delete(key),
+            13..15 => Action::compare_and_set(key, seen, value),
+            15 if key != other => both(key, seen, other, value),
+            16 => Action::StaleGet(key),
             _ => Action::get(key),
         }
     }
 
+    fn key(&mut self) -> Bytes {
+        Bytes::from(format!("k{}", self.rng.random_range(0..KEYS)))
+    }
+
     fn learn(&mut self, action: &Action, outcome: &Outcome) {
         let (Outcome::Done(response), Action::Transaction(transaction)) = (outcome, action) else { return };
-        let Some(hadron_sim::history::Step::Put(key, ..) | hadron_sim::history::Step::Get(key)) =
-            transaction.then.first()
-        else {
-            return;
-        };
+        let Some(Step::Put(key, ..) | Step::Get(key)) = transaction.then.first() else { return };
         let revision = match response.results.first() {
             Some(StepResult::Put) => response.revision,
             Some(StepResult::Got(Some(found))) => found.mod_revision,
@@ -165,6 +211,22 @@ impl Client {
         };
         self.seen.insert(key.clone(), revision);
     }
+}
+
+/// Writes two keys at once if the first is still as it was seen; otherwise reads both.
+fn both(key: Bytes, seen: i64, other: Bytes, value: String) -> Action {
+    let put = |key: &Bytes| Step::Put(key.clone(), value.clone().into(), 0);
+    Action::Transaction(Transaction {
+        guards: vec![Guard::ModRevision(key.clone(), seen)],
+        then: vec![put(&key), put(&other)],
+        otherwise: vec![Step::Get(key), Step::Get(other)],
+    })
+}
+
+/// Asks for `action` and waits no longer than `patience`.
+pub async fn perform(channel: &Channel, action: &Action, patience: Duration) -> Outcome {
+    let answer = tokio::time::timeout(patience, carry_out(channel, action)).await;
+    outcome(action, answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("client"))))
 }
 
 /// Sends `action` and translates the answer.

@@ -6,7 +6,7 @@
 pub mod load;
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use hadron_proto::etcdserverpb::{
     watch_request,
 };
 use hadron_sim::history::Event;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
@@ -45,6 +46,9 @@ pub struct Cluster {
 pub struct Node {
     pub name: String,
     pub client_url: String,
+    /// Where it listens for the other nodes.
+    pub peer_address: SocketAddr,
+    binary: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(&'static str, PathBuf)>,
     log: PathBuf,
@@ -55,9 +59,8 @@ impl Cluster {
     /// Starts `count` nodes with `extra` arguments each and waits until they have a leader.
     pub async fn start(count: usize, extra: &[&str]) -> Cluster {
         for _ in 0..START_ATTEMPTS {
-            let mut cluster = Cluster::prepare(count, extra, ONE_AT_A_TIME.lock().await);
-            cluster.nodes.iter_mut().for_each(Node::start);
-            if cluster.has_leader_within(PATIENCE).await {
+            let mut cluster = Cluster::at_rest(count, extra, &[]).await;
+            if cluster.bring_up().await {
                 return cluster;
             }
             eprintln!("starting again: {}", cluster.logs());
@@ -67,20 +70,43 @@ impl Cluster {
 
     /// `count` nodes that know each other, none of them started.
     pub async fn prepared(count: usize) -> Cluster {
-        Cluster::prepare(count, &[], ONE_AT_A_TIME.lock().await)
+        Cluster::at_rest(count, &[], &[]).await
     }
 
-    fn prepare(count: usize, extra: &[&str], turn: MutexGuard<'static, ()>) -> Cluster {
+    /// A cluster whose nodes were never started. They tell each other to connect to `advertised`, one address for each
+    /// node, and to where they listen if it is empty.
+    pub async fn at_rest(count: usize, extra: &[&str], advertised: &[SocketAddr]) -> Cluster {
+        Cluster::prepare(count, extra, advertised, ONE_AT_A_TIME.lock().await)
+    }
+
+    /// Starts all nodes; false if they have no leader in time, for which a port that somebody else took is the likely
+    /// reason.
+    pub async fn bring_up(&mut self) -> bool {
+        self.nodes.iter_mut().for_each(Node::start);
+        self.has_leader_within(PATIENCE).await
+    }
+
+    fn prepare(
+        count: usize,
+        extra: &[&str],
+        advertised: &[SocketAddr],
+        turn: MutexGuard<'static, ()>,
+    ) -> Cluster {
         let directory = tempfile::tempdir().unwrap();
         // Held until all are known, so that no port is given out twice.
         let listeners: Vec<TcpListener> =
             (0..2 * count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let urls: Vec<String> =
-            listeners.iter().map(|listener| format!("http://{}", listener.local_addr().unwrap())).collect();
+        let addresses: Vec<SocketAddr> =
+            listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
         drop(listeners);
-        let (clients, peers) = urls.split_at(count);
+        let urls = |addresses: &[SocketAddr]| -> Vec<String> {
+            addresses.iter().map(|address| format!("http://{address}")).collect()
+        };
+        let (clients, peers) = addresses.split_at(count);
+        let reached = urls(if advertised.is_empty() { peers } else { advertised });
+        let clients = urls(clients);
         let members: Vec<String> =
-            peers.iter().enumerate().map(|(number, url)| format!("n{number}={url}")).collect();
+            reached.iter().enumerate().map(|(number, url)| format!("n{number}={url}")).collect();
         let node = |number: usize| {
             let data_dir = directory.path().join(format!("n{number}"));
             let mut arguments: Vec<String> = [
@@ -88,8 +114,8 @@ impl Cluster {
                 ("--data-dir", data_dir.display().to_string()),
                 ("--listen-client-urls", clients[number].clone()),
                 ("--advertise-client-urls", clients[number].clone()),
-                ("--listen-peer-urls", peers[number].clone()),
-                ("--initial-advertise-peer-urls", peers[number].clone()),
+                ("--listen-peer-urls", format!("http://{}", peers[number])),
+                ("--initial-advertise-peer-urls", reached[number].clone()),
                 ("--initial-cluster", members.join(",")),
             ]
             .into_iter()
@@ -99,6 +125,8 @@ impl Cluster {
             Node {
                 name: format!("n{number}"),
                 client_url: clients[number].clone(),
+                peer_address: peers[number],
+                binary: env!("CARGO_BIN_EXE_hadron").into(),
                 arguments,
                 environment: Vec::new(),
                 log: directory.path().join(format!("n{number}.log")),
@@ -192,7 +220,7 @@ impl Node {
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_hadron"))
+        let child = Command::new(&self.binary)
             .arg("serve")
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -241,6 +269,22 @@ impl Node {
         self.environment = variables.to_vec();
     }
 
+    /// The executable of later starts.
+    pub fn set_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+
+    /// Sends a signal to the process, which must have been started.
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it was started");
+        kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    /// How the process has ended, if it did so by itself.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().unwrap())
+    }
+
     /// Waits until the process has ended by itself.
     pub async fn wait_for_exit(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("it was started");
@@ -284,9 +328,7 @@ impl Node {
 
     /// What the node says about itself; `None` while it does not answer.
     pub async fn status(&self) -> Option<StatusResponse> {
-        let mut client = MaintenanceClient::new(self.channel());
-        let answer = tokio::time::timeout(Duration::from_secs(2), client.status(StatusRequest {})).await;
-        answer.ok()?.ok().map(tonic::Response::into_inner)
+        status(self.channel()).await
     }
 
     /// One of the node's counters, from its page of metrics; 0 when it is not there.
@@ -325,6 +367,13 @@ const POLL: Duration = Duration::from_millis(20);
 pub fn channel(url: &str) -> Channel {
     let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
     endpoint.connect_timeout(Duration::from_secs(1)).tcp_nodelay(true).connect_lazy()
+}
+
+/// What the node at the other end says about itself; `None` if it does not answer.
+pub async fn status(channel: Channel) -> Option<StatusResponse> {
+    let mut client = MaintenanceClient::new(channel);
+    let answer = tokio::time::timeout(Duration::from_secs(2), client.status(StatusRequest {})).await;
+    answer.ok()?.ok().map(tonic::Response::into_inner)
 }
 
 /// Polls until `condition` holds; panics after [`PATIENCE`].

@@ -5,6 +5,8 @@
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod crash_images;
 mod fjall;
 mod model;
 mod pieces;

@@ -27,6 +27,8 @@
 //!
 //! This is on the path of every write: no allocation per entry, one copy, one lookup per record.
 
+#[cfg(test)]
+mod crash_images;
 mod format;
 mod index;
 #[cfg(test)]

@@ -18,9 +18,9 @@ use super::tests::entries_after;
 use super::{Options, Record, Recovered, RecoveredGroup, Wal, WalError};
 use crate::disk::{Disk, MemoryDisk};
 
-const DIRECTORY: &str = "/wal";
+pub(super) const DIRECTORY: &str = "/wal";
 
-type Model = BTreeMap<GroupId, RecoveredGroup>;
+pub(super) type Model = BTreeMap<GroupId, RecoveredGroup>;
 
 fn apply(model: &mut Model, record: &Record) {
     match record {
@@ -52,19 +52,19 @@ fn apply(model: &mut Model, record: &Record) {
 }
 
 /// A log beside its model.
-struct World {
-    random: SmallRng,
-    disk: MemoryDisk,
+pub(super) struct World {
+    pub(super) random: SmallRng,
+    pub(super) disk: MemoryDisk,
     wal: Option<Wal>,
     /// The model after each batch since the last sync; the first is what is durable.
-    history: Vec<Model>,
+    pub(super) history: Vec<Model>,
     sealed: bool,
     groups: u64,
     torn_tails: u64,
 }
 
 impl World {
-    fn new(seed: u64) -> World {
+    pub(super) fn new(seed: u64) -> World {
         let mut world = World {
             random: SmallRng::seed_from_u64(seed),
             disk: MemoryDisk::new(),
@@ -84,7 +84,7 @@ impl World {
         self.wal.as_mut().unwrap()
     }
 
-    fn model(&self) -> &Model {
+    pub(super) fn model(&self) -> &Model {
         self.history.last().unwrap()
     }
 
@@ -125,7 +125,7 @@ impl World {
         }
     }
 
-    fn append(&mut self) {
+    pub(super) fn append(&mut self) {
         let mut model = self.model().clone();
         let mut records = Vec::new();
         for _ in 0..self.random.random_range(1..4) {
@@ -138,7 +138,7 @@ impl World {
         self.sealed = false;
     }
 
-    fn sync(&mut self) {
+    pub(super) fn sync(&mut self) {
         self.wal().sync().unwrap();
         self.history.drain(..self.history.len() - 1);
     }
@@ -213,7 +213,7 @@ impl World {
     }
 }
 
-fn open(disk: &MemoryDisk) -> Result<(Wal, Recovered), WalError> {
+pub(super) fn open(disk: &MemoryDisk) -> Result<(Wal, Recovered), WalError> {
     let options = Options { segment_bytes: 16 << 10, log_id: 77, ballast_bytes: 0 };
     Wal::open(Arc::new(disk.clone()), Path::new(DIRECTORY), options)
 }

@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const SERVER_GIVES_UP_US: u64 = 10_000_000;
 /// How long after its time an expiry may take to be noticed, proposed and committed in a cluster that serves.
 const EXPIRY_US: u64 = 3_000_000;
+/// All processes have one clock.
+const DRIFT_PPM: u64 = 0;
 /// A time without an acknowledged write that is longer than this may be one without a leader, in which the clock of
 /// leases stands still.
 const OUTAGE_US: u64 = 100_000;
@@ -92,7 +94,7 @@ pub fn check(stories: &[Lease], operations: &[Operation]) -> Result<(), Violatio
         let until = story.alive_at.unwrap_or(granted);
         let meanwhile = outages.iter().filter(|(from, to)| *to >= granted && *from <= until);
         let standing_still: u64 = meanwhile.map(|(from, to)| to - from).sum();
-        lease_promise::check(story, standing_still + EXPIRY_US)?;
+        lease_promise::check(story, standing_still + EXPIRY_US, DRIFT_PPM)?;
     }
     Ok(())
 }
@@ -176,17 +178,13 @@ impl LeaseClient {
     async fn look_until_gone(&mut self) {
         loop {
             self.move_on();
-            match self.carry_out(Action::get(self.key())).await {
-                (invoked, Outcome::Done(response)) => match response.results.first() {
-                    Some(StepResult::Got(Some(_))) => {
-                        self.story.alive_at = self.story.alive_at.max(Some(invoked));
-                    }
-                    _ => {
-                        self.story.gone_by.get_or_insert(self.recorder.now());
-                        return;
-                    }
-                },
-                _ => {}
+            let (invoked, outcome) = self.carry_out(Action::get(self.key())).await;
+            if let Outcome::Done(response) = outcome {
+                if !matches!(response.results.first(), Some(StepResult::Got(Some(_)))) {
+                    self.story.gone_by.get_or_insert(self.recorder.now());
+                    return;
+                }
+                self.story.alive_at = self.story.alive_at.max(Some(invoked));
             }
             sleep(LOOK).await;
         }

@@ -46,7 +46,7 @@ fn variable<T: FromStr>(name: &str, default: T) -> T {
 async fn a_tortured_cluster_keeps_its_promises() {
     let seed = variable("TORTURE_SEED", rand::random_range(0..1_000_000));
     let nodes = variable("TORTURE_NODES", 3);
-    let lasts = Duration::from_secs(variable("TORTURE_SECONDS", 40));
+    let lasts = Duration::from_secs(variable("TORTURE_SECONDS", 25));
     println!("TORTURE_SEED={seed} TORTURE_NODES={nodes} TORTURE_SECONDS={}", lasts.as_secs());
     let mut patient = Patient::admit(nodes, seed).await;
     let endpoints = patient.cluster.endpoints();

@@ -2,8 +2,8 @@
 //! holds back and breaks what passes through it.
 //!
 //! Every node is told the proxies' addresses, so all that nodes say to each other comes through here. Who dials is read
-//! from the hello, the first frame of a connection (`docs/formats/peer.md`), so each direction between each two nodes is
-//! a link with faults of its own. A link that is blocked keeps what it gets and delivers it, late, when it is opened, as
+//! from the first frame of a connection, a hello or an inquiry (`docs/formats/peer.md`), so each direction between each two
+//! nodes is a link with faults of its own. A link that is blocked keeps what it gets and delivers it, late, when it is opened, as
 //! a kernel that retransmits does; and it does not even pass on that a connection was closed.
 //!
 //! Everything runs in tasks that end when the [`Network`] is dropped.
@@ -24,9 +24,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// Bytes of a hello up to and including the id of the node that dials, and where that id begins.
-const HELLO_BYTES: usize = 46;
+/// Bytes of a frame before its body; the last of them is its kind.
+const FRAME_HEAD: usize = 9;
+const HELLO: u8 = 1;
+const INQUIRY: u8 = 11;
+/// Where the id of the node that dials begins in a hello, and in an inquiry, which asks about the asker.
 const HELLO_FROM: usize = 38;
+const INQUIRY_FROM: usize = 17;
 /// A connection must say hello in this time, and the node behind a proxy take the connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes taken from a connection at once, and how many such pieces may be on their way in each direction.
@@ -166,9 +170,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, to: usize) {
 
 async fn serve(shared: &Arc<Shared>, mut dialer: TcpStream, to: usize) -> io::Result<()> {
     dialer.set_nodelay(true)?;
-    let mut hello = [0; HELLO_BYTES];
-    timeout(PATIENCE, dialer.read_exact(&mut hello)).await??;
-    let id = u64::from_le_bytes(hello[HELLO_FROM..].try_into().unwrap());
+    let (first, id) = timeout(PATIENCE, who_dials(&mut dialer)).await??;
     let from = shared.numbers.lock().unwrap().get(&id).copied();
     let Some(from) = from else { return Err(io::Error::other(format!("unknown node {id:x}"))) };
     let mut there = Way::new(shared, from, to);
@@ -181,12 +183,26 @@ async fn serve(shared: &Arc<Shared>, mut dialer: TcpStream, to: usize) -> io::Re
     acceptor.set_nodelay(true)?;
     let (dialer_reader, dialer_writer) = dialer.into_split();
     let (acceptor_reader, acceptor_writer) = acceptor.into_split();
-    let first = Bytes::copy_from_slice(&hello);
     tokio::join!(
         there.carry(Some(first), dialer_reader, acceptor_writer),
         back.carry(None, acceptor_reader, dialer_writer),
     );
     Ok(())
+}
+
+/// The bytes of the first frame up to and including the id of the node that dials, and that id.
+async fn who_dials(dialer: &mut TcpStream) -> io::Result<(Bytes, u64)> {
+    let mut first = vec![0; FRAME_HEAD];
+    dialer.read_exact(&mut first).await?;
+    let id_at = match first[FRAME_HEAD - 1] {
+        HELLO => HELLO_FROM,
+        INQUIRY => INQUIRY_FROM,
+        kind => return Err(io::Error::other(format!("a connection begins with a frame of kind {kind}"))),
+    };
+    first.resize(id_at + size_of::<u64>(), 0);
+    dialer.read_exact(&mut first[FRAME_HEAD..]).await?;
+    let id = u64::from_le_bytes(first[id_at..].try_into().unwrap());
+    Ok((first.into(), id))
 }
 
 /// One direction of one connection.
@@ -286,6 +302,7 @@ mod tests {
     /// A hello of node `id`, as far as the proxy reads it.
     fn hello(id: u64) -> Vec<u8> {
         let mut bytes = vec![0; HELLO_FROM];
+        bytes[FRAME_HEAD - 1] = HELLO;
         bytes.extend(id.to_le_bytes());
         bytes
     }
@@ -299,9 +316,9 @@ mod tests {
         let mut dialer = TcpStream::connect(network.addresses()[1]).await.unwrap();
         dialer.write_all(&hello(100)).await.unwrap();
         let (mut acceptor, _) = listener.accept().await.unwrap();
-        let mut said = [0; HELLO_BYTES];
+        let mut said = vec![0; hello(100).len()];
         acceptor.read_exact(&mut said).await.unwrap();
-        assert_eq!(said.to_vec(), hello(100));
+        assert_eq!(said, hello(100));
         (network, dialer, acceptor)
     }
 

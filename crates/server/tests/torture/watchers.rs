@@ -59,6 +59,7 @@ impl Watchers {
                 key_from: key_from.into(),
                 key_to: key_to.into(),
                 events: Vec::new(),
+                gaps: Vec::new(),
                 complete_to: 0,
             };
             let one = Arc::new(Mutex::new(Seen { watcher, moves: 0, violation: None }));

@@ -23,13 +23,13 @@ use super::{Change, Engine, EngineError, FjallEngine, FjallOptions, Read, Space}
 const SECTOR: u64 = 512;
 const APPLIED: &[u8] = b"applied";
 
-fn open(directory: &Path) -> Result<FjallEngine, EngineError> {
+pub(super) fn open(directory: &Path) -> Result<FjallEngine, EngineError> {
     let options = FjallOptions { cache_bytes: 1 << 20, memtable_bytes: 1 << 20, ..FjallOptions::default() };
     FjallEngine::open(directory, &options)
 }
 
 /// Writes batch `number`: the number in one space, and a value of its own in another.
-fn write(engine: &FjallEngine, number: u64, value_bytes: usize) {
+pub(super) fn write(engine: &FjallEngine, number: u64, value_bytes: usize) {
     let value = Bytes::from(vec![number as u8; value_bytes]);
     let number = Bytes::copy_from_slice(&number.to_be_bytes());
     engine
@@ -41,7 +41,7 @@ fn write(engine: &FjallEngine, number: u64, value_bytes: usize) {
 }
 
 /// How many batches the engine holds; they must be the first ones, and whole.
-fn batches(engine: &FjallEngine) -> u64 {
+pub(super) fn batches(engine: &FjallEngine) -> u64 {
     let applied = engine.get(Space::State, APPLIED).unwrap();
     let applied = applied.map_or(0, |bytes| u64::from_be_bytes(bytes[..].try_into().unwrap()));
     let mut found: u64 = 0;
@@ -57,7 +57,7 @@ fn batches(engine: &FjallEngine) -> u64 {
 }
 
 /// Every file below `directory` with its length and last change.
-fn files(directory: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
+pub(super) fn files(directory: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -73,7 +73,7 @@ fn files(directory: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
 }
 
 /// A copy of `directory` while nothing changes in it, so that it is what a crash at that moment would leave.
-fn image(directory: &Path) -> TempDir {
+pub(super) fn image(directory: &Path) -> TempDir {
     loop {
         let before = files(directory);
         let image = tempfile::tempdir().unwrap();
@@ -99,7 +99,7 @@ fn journal(directory: &Path) -> PathBuf {
 }
 
 /// An engine with tables and, since it was opened again, a journal that is as long as what is in it.
-fn engine_with_a_past(directory: &Path, batches_before: u64) -> FjallEngine {
+pub(super) fn engine_with_a_past(directory: &Path, batches_before: u64) -> FjallEngine {
     let engine = open(directory).unwrap();
     (1..=batches_before).for_each(|number| write(&engine, number, 10_000));
     engine.persist().unwrap();
@@ -205,7 +205,7 @@ fn a_journal_cut_below_the_last_persist_loses_whole_batches_from_its_end_or_is_r
         for how in [Damage::Cut, Damage::Zeros, Damage::Hole] {
             let damaged = image(directory.path());
             damage(&journal(damaged.path()), at, how);
-            // Refusing is good; otherwise it must at least be a prefix.
+            // Refusing is right; otherwise it must at least be a prefix.
             if let Ok(engine) = open(damaged.path()) {
                 silently_lost += usize::from(batches(&engine) < 20);
             }

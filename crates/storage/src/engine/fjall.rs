@@ -23,9 +23,11 @@ use fjall::config::{
     BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry,
 };
 use fjall::{
-    CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable,
+    AbstractTree as _, CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch,
+    PersistMode, Readable,
 };
 
+use super::journal::cut_torn_end;
 use super::{Batch, Change, Engine, EngineError, Read, Space, Visit};
 
 /// How much memory, disk and how many threads an engine may use.
@@ -61,6 +63,9 @@ impl FjallEngine {
     /// Opens the engine in `directory`, which is created when it does not exist. What it shows then is durable: a killed
     /// process may have left it in the system's page cache alone.
     pub fn open(directory: &Path, options: &FjallOptions) -> Result<FjallEngine, EngineError> {
+        super::manifest::check(directory)?;
+        let last = cut_torn_end(directory)
+            .map_err(|error| EngineError::Io(format!("the end of the journal: {error}")))?;
         let database = Database::builder(directory)
             .cache_size(options.cache_bytes)
             .worker_threads(options.threads.max(1))
@@ -70,6 +75,7 @@ impl FjallEngine {
             .open()
             .map_err(engine_error)?;
         let spaces = Spaces::open(&database, options)?;
+        spaces.check_not_ahead_of(last)?;
         let engine = FjallEngine { database, spaces };
         engine.persist()?;
         Ok(engine)
@@ -82,6 +88,17 @@ impl Spaces {
             database.keyspace(file_name(space), || create_options(space, options)).map_err(engine_error)
         };
         Ok(Spaces([open(Space::State)?, open(Space::Versions)?, open(Space::Values)?, open(Space::Tables)?]))
+    }
+
+    /// What is in tables was durable in the journal before. `last` is the last batch of the newest journal, if it has one.
+    fn check_not_ahead_of(&self, last: Option<u64>) -> Result<(), EngineError> {
+        let in_tables = self.0.iter().filter_map(|space| space.tree.get_highest_persisted_seqno()).max();
+        match (in_tables, last) {
+            (Some(in_tables), Some(last)) if in_tables > last => Err(EngineError::Damaged(format!(
+                "the journal ends with batch {last}, and tables hold batch {in_tables}"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn of(&self, space: Space) -> &Keyspace {

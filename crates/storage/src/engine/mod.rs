@@ -8,8 +8,12 @@ mod conformance;
 #[cfg(test)]
 mod crash_images;
 mod fjall;
+mod journal;
+mod manifest;
 mod model;
 mod pieces;
+#[cfg(test)]
+mod rot;
 
 use std::ops::ControlFlow;
 

@@ -221,11 +221,10 @@ impl Group {
     fn become_leader(&mut self) {
         let me = self.config.id;
         let last = self.log.last().index;
-        let members = self.voters.iter().chain(self.config.learners.iter().copied());
-        let others = members.filter(|member| *member != me);
+        let others = self.membership.current().members().filter(|member| *member != me);
         let waiting = self.log.entries_from(self.hard_state.commit.next());
         let leader = Leader {
-            elected_at: self.now,
+            quorum_since: self.now,
             ticked_at: self.now,
             tick_at: self.now.plus_micros(self.config.heartbeat_us),
             uncommitted_bytes: waiting.map(|entry| entry.data.len()).sum(),
@@ -297,7 +296,7 @@ impl Group {
     fn check_quorum(&mut self, contacts: &dyn Contacts, effects: &mut Effects) {
         let RoleState::Leader(leader) = &self.role else { return };
         let is_there = |voter: ReplicaId| {
-            let heard = contacts.last_heard(voter).max(leader.elected_at);
+            let heard = contacts.last_heard(voter).max(leader.quorum_since);
             voter == self.config.id || self.now.micros_since(heard) < self.config.election_timeout_us
         };
         if !self.voters.has_quorum(is_there) {
@@ -324,7 +323,7 @@ impl Group {
         }
     }
 
-    fn abdicate(&mut self, effects: &mut Effects) {
+    pub(crate) fn abdicate(&mut self, effects: &mut Effects) {
         let term = self.hard_state.term;
         let RoleState::Leader(leader) = &self.role else { return };
         let others = leader.progress.iter().map(|progress| progress.replica);

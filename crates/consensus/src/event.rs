@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::entry::{Entry, HardState, LogPosition};
 use crate::ids::{Index, ReplicaId, Term, Time};
+use crate::membership::Configuration;
 use crate::message::Message;
 
 /// When the node of a replica was last heard from. Liveness belongs to nodes, not to groups: the driver answers from
@@ -34,6 +35,14 @@ pub enum Event {
         /// The entry's data; not empty.
         data: Bytes,
     },
+    /// Change who belongs to the group (leader only). Answered like a proposal, which it becomes. Done when a configuration
+    /// with these voters and no outgoing ones is committed; until then the next change is refused.
+    Reconfigure {
+        /// Chosen by the caller.
+        token: u64,
+        /// What to change to; `outgoing` must be empty.
+        wanted: Configuration,
+    },
     /// Ask for an index such that a state machine that applied it may serve a linearizable read that begins now.
     /// Answered by one [`ReadOutcome`] with the same `token`, in this step or a later one.
     Read {
@@ -59,6 +68,8 @@ pub enum Event {
     SnapshotInstalled {
         /// The position that the snapshot contains.
         position: LogPosition,
+        /// Who belonged to the group there.
+        configuration: Configuration,
     },
     /// Whether the state machine cannot keep up. A follower that is `full` takes no entries, so that its log does not
     /// grow beyond what it can get rid of, and the leader sends it none; it votes, answers and learns of commits as ever.
@@ -102,7 +113,7 @@ pub struct Effects {
     /// Newly committed entries, in order, without gaps since the last ones. Ready to apply: each is durable on a quorum
     /// (though perhaps not yet on this replica).
     pub committed: Vec<Entry>,
-    /// Answers to [`Event::Propose`].
+    /// Answers to [`Event::Propose`] and [`Event::Reconfigure`].
     pub proposals: Vec<Outcome>,
     /// Answers to [`Event::Read`].
     pub reads: Vec<ReadOutcome>,
@@ -114,6 +125,8 @@ pub struct Effects {
     pub divergence: Option<Divergence>,
     /// True when the role, the term or the known leader changed in this step.
     pub status_changed: bool,
+    /// True when the configuration in force changed in this step: see [`crate::Group::configuration`].
+    pub is_reconfigured: bool,
 }
 
 /// Something to make durable. Entries replace whatever the log holds at and after the first one's index.
@@ -157,6 +170,8 @@ pub enum Refusal {
     Transferring,
     /// Too many bytes are waiting for a quorum.
     Busy,
+    /// A change of membership is under way, or one may be that this leader does not know of yet.
+    Changing,
 }
 
 /// What became of a read request.

@@ -12,6 +12,7 @@ use crate::entry::{Entry, HardState, LogPosition};
 use crate::event::{Contacts, Divergence, Effects, Event, Outcome, Refusal};
 use crate::ids::{GroupId, Index, ReplicaId, Term, Time};
 use crate::log::Log;
+use crate::membership::{CONFIGURATION, Configuration, Membership};
 use crate::message::Message;
 use crate::persistence::Persistence;
 use crate::progress::Progress;
@@ -29,10 +30,9 @@ pub struct Config {
     pub group: GroupId,
     /// This replica.
     pub id: ReplicaId,
-    /// The replicas that vote.
-    pub voters: Vec<ReplicaId>,
-    /// The replicas that only follow.
-    pub learners: Vec<ReplicaId>,
+    /// Who belonged to the group when the state machine was where it is found ([`Restored::applied`]); without voters for a
+    /// replica that has yet to hear of its group. What the log says after that counts from the start.
+    pub configuration: Configuration,
     /// Microseconds without contact after which a leader is given up, and a leader gives up.
     pub election_timeout_us: u64,
     /// Microseconds between two looks of a leader at followers that are behind. Less than half of the election timeout.
@@ -65,6 +65,9 @@ pub struct Restored {
 #[derive(Debug)]
 pub struct Group {
     pub(crate) config: Config,
+    /// The configuration in force, and how it came to be.
+    pub(crate) membership: Membership,
+    /// How votes are counted in it.
     pub(crate) voters: Voters,
     pub(crate) rng: SmallRng,
     /// `commit` never decreases, and is at most the last index of the log.
@@ -92,6 +95,8 @@ pub struct Group {
     pub(crate) full: bool,
     /// This replica is damaged: it neither leads nor campaigns.
     pub(crate) retired: bool,
+    /// The configuration in force changed in this step.
+    pub(crate) is_reconfigured: bool,
 }
 
 impl Group {
@@ -101,10 +106,11 @@ impl Group {
     /// If the configuration is impossible or what was restored does not fit together.
     pub fn new(config: Config, restored: Restored) -> Group {
         let Restored { mut hard_state, floor, entries, applied } = restored;
-        assert!(!config.voters.is_empty(), "a group needs a voter");
         assert!(config.heartbeat_us > 0, "the heartbeat interval is zero");
         assert!(config.heartbeat_us * 2 <= config.election_timeout_us, "the election timeout is too short");
         let log = Log::new(config.group, floor, entries);
+        let after = log.entries().filter(|entry| entry.index > applied);
+        let mut membership = Membership::new(config.configuration.clone(), after);
         let last = log.last();
         assert!(applied >= floor.index, "the state machine is behind the log's floor");
         assert!(applied <= last.index, "the state machine is ahead of the log");
@@ -115,9 +121,11 @@ impl Group {
         }
         hard_state.commit = hard_state.commit.max(applied).min(last.index);
         let mut rng = SmallRng::seed_from_u64(config.seed);
-        let voters = Voters::new(config.voters.iter().copied());
+        membership.committed(hard_state.commit);
+        let voters = membership.current().counting();
         Group {
             timer: voters.is_only(config.id).then_some(Time(0)),
+            membership,
             voters,
             asking: Asking::new(rng.random()),
             rng,
@@ -133,6 +141,7 @@ impl Group {
             held: Vec::new(),
             full: false,
             retired: false,
+            is_reconfigured: false,
             config,
         }
     }
@@ -150,11 +159,14 @@ impl Group {
             Event::Timer => self.on_timer(contacts, effects),
             Event::Message { from, message } => self.on_message(from, message, contacts, effects),
             Event::Propose { token, data } => self.on_propose(token, data, effects),
+            Event::Reconfigure { token, wanted } => self.on_reconfigure(token, wanted, effects),
             Event::Read { token } => self.on_read(token, effects),
             Event::Persisted { sequence } => self.persistence.completed(sequence),
             Event::Applied { index } => self.applied = self.applied.max(index.min(self.delivered)),
             Event::Compact { index } => self.on_compact(index),
-            Event::SnapshotInstalled { position } => self.on_snapshot_installed(position, effects),
+            Event::SnapshotInstalled { position, configuration } => {
+                self.on_snapshot_installed(position, configuration, effects)
+            }
             Event::SnapshotSent { to, position } => self.on_snapshot_sent(to, position),
             Event::Pressure { full } => self.on_pressure(full),
             Event::Retire => self.on_retire(effects),
@@ -164,6 +176,7 @@ impl Group {
         }
         self.settle(effects);
         effects.status_changed |= self.status() != before;
+        effects.is_reconfigured |= std::mem::take(&mut self.is_reconfigured);
     }
 
     /// When the next [`Event::Timer`] is due; `None` if only other events can move this group.
@@ -279,9 +292,10 @@ impl Group {
         self.voters.contains(self.config.id)
     }
 
-    /// Whether this replica may become leader.
+    /// Whether this replica may become leader. Also one that votes no more must stand until that is committed: it may be
+    /// the only one whose log is complete (Ongaro 2014, §4.2.2). It does not count itself then.
     pub(crate) fn may_campaign(&self) -> bool {
-        self.is_voter() && !self.retired
+        (self.is_voter() || self.membership.may_vote_again(self.config.id)) && !self.retired
     }
 
     fn status(&self) -> (Role, Term, Option<ReplicaId>) {
@@ -309,6 +323,7 @@ impl Group {
 
     fn on_propose(&mut self, token: u64, data: bytes::Bytes, effects: &mut Effects) {
         assert!(!data.is_empty(), "an empty entry is reserved for a new leader");
+        assert!(data[0] != CONFIGURATION, "an entry that begins with zero is reserved for a configuration");
         let bytes = data.len();
         let refusal = match &mut self.role {
             RoleState::Leader(leader) if leader.transfer.is_some() => Refusal::Transferring,
@@ -334,9 +349,6 @@ impl Group {
         contacts: &dyn Contacts,
         effects: &mut Effects,
     ) {
-        if !self.voters.contains(from) && !self.config.learners.contains(&from) {
-            return;
-        }
         if let Some(request) = vote_request(&message)
             && self.is_loyal(request, contacts)
         {
@@ -433,6 +445,7 @@ impl Group {
         assert!(index >= self.hard_state.commit, "the commit index does not go back");
         assert!(index <= self.log.last().index, "{index} is committed, but not in the log");
         self.hard_state.commit = index;
+        self.membership.committed(index);
     }
 
     /// Does whatever has become possible. The order matters: an own vote that became durable may make a leader, whose
@@ -461,9 +474,13 @@ impl Group {
 
     fn settle_leader(&mut self, effects: &mut Effects) {
         self.advance_commit();
+        if self.leave_joint() {
+            effects.persist.extend(self.persistence.submit(self.hard_state, &self.log));
+        }
         self.advance_rounds(effects);
         self.replicate(effects);
         self.advance_transfer(effects);
+        self.step_down_if_removed(effects);
         let (last, soon) = (self.log.last().index, self.now.plus_micros(self.config.heartbeat_us));
         if let RoleState::Leader(leader) = &mut self.role
             && leader.is_busy(last)

@@ -38,6 +38,10 @@
 //! them ([`Contacts`]) or is told ([`Event::Suspect`]). An idle group sends a slow heartbeat, every half of an election timeout, for
 //! leaders that stepped down unheard. Liveness only ever starts elections; nothing is decided by it.
 //!
+//! # Membership
+//! Who votes is itself in the log, and changes through joint configurations (`membership.rs`). A replica listens to whoever
+//! leads, also if it has not heard of it before, since its own configuration may be the older one.
+//!
 //! # Reads
 //! A linearizable read needs the commit index of a replica that certainly leads. A round of messages that begins
 //! after the read proves that; rounds are shared by all reads that wait (`read.rs`). There are no leases.
@@ -66,8 +70,7 @@
 //! * A replica that finds itself about to break one of these panics: stopping is safe, going on is not.
 //!
 //! # What is left out
-//! Changes of membership (the counting is ready for them, [`quorum`] does joint configurations); priorities, witnesses,
-//! hibernation; what snapshots contain and how they travel; any measuring of time or of nodes; retrying of proposals,
+//! Priorities, witnesses, hibernation; what snapshots contain and how they travel; any measuring of time or of nodes; retrying of proposals,
 //! because only who asked knows whether a repetition is harmless.
 //!
 //! # How it is tested
@@ -81,6 +84,7 @@ mod event;
 mod group;
 mod ids;
 mod log;
+mod membership;
 mod message;
 mod persistence;
 mod progress;
@@ -96,6 +100,7 @@ pub use entry::{Entry, HardState, LogPosition, chain_checksum};
 pub use event::{Contacts, Divergence, Effects, Election, Event, Outcome, Persist, ReadOutcome, Refusal};
 pub use group::{Config, Group, Restored};
 pub use ids::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, ReplicaId, Term, Time};
+pub use membership::{CONFIGURATION, Configuration, ConfigurationError};
 pub use message::Message;
 pub use progress::{Progress, ProgressState};
 pub use role::Role;

@@ -15,6 +15,7 @@ use crate::event::{Divergence, Effects};
 use crate::group::{Config, Group};
 use crate::ids::{Index, ReplicaId, Term, Time};
 use crate::log::Log;
+use crate::membership::Configuration;
 use crate::message::Message;
 use crate::progress::{Progress, ProgressState};
 use crate::quorum::Voters;
@@ -25,8 +26,9 @@ use crate::transfer::Transfer;
 /// State of a leader.
 #[derive(Debug)]
 pub(crate) struct Leader {
-    /// When it was elected: voters' nodes need not have been heard from before an election timeout after that.
-    pub(crate) elected_at: Time,
+    /// When it was elected, or its voters last changed: their nodes need not have been heard from before an election
+    /// timeout after that.
+    pub(crate) quorum_since: Time,
     /// When it last looked after its followers.
     pub(crate) ticked_at: Time,
     /// When it will next.
@@ -399,6 +401,7 @@ impl Group {
             assert!(entry.index > committed, "{} is committed and would be overwritten", entry.index);
             self.log.truncate(entry.index);
             self.persistence.truncated(entry.index);
+            self.configurations_truncated(entry.index);
         }
         let checksum = self.log.next_checksum(&entry);
         if checksum != entry.checksum {
@@ -406,7 +409,13 @@ impl Group {
             let (expected, found) = (entry.checksum, checksum);
             return Err(Refused::Broken(Divergence { replica, index, expected, found }));
         }
+        let configuration = Configuration::of(&entry.data);
+        let configuration = configuration.unwrap_or_else(|error| panic!("{} is {error}", entry.index));
+        let index = entry.index;
         self.log.push(entry);
+        if let Some(configuration) = configuration {
+            self.configuration_logged(index, configuration);
+        }
         Ok(())
     }
 
@@ -481,8 +490,7 @@ mod tests {
         let config = Config {
             group: GroupId(1),
             id: ReplicaId(1),
-            voters: vec![ReplicaId(1), ReplicaId(2), ReplicaId(3)],
-            learners: Vec::new(),
+            configuration: Configuration::new([1, 2, 3].map(ReplicaId), []),
             election_timeout_us: 1_000_000,
             heartbeat_us: 100_000,
             max_append_bytes: 1 << 20,

@@ -6,6 +6,7 @@ use crate::entry::LogPosition;
 use crate::event::{Divergence, Effects};
 use crate::group::Group;
 use crate::ids::{Index, ReplicaId};
+use crate::membership::Configuration;
 use crate::progress::ProgressState;
 use crate::role::RoleState;
 
@@ -21,7 +22,12 @@ impl Group {
 
     /// The state machine was replaced. The rest of the log stays if it continues the snapshot; otherwise it is of
     /// a leader that lost, and goes.
-    pub(crate) fn on_snapshot_installed(&mut self, position: LogPosition, effects: &mut Effects) {
+    pub(crate) fn on_snapshot_installed(
+        &mut self,
+        position: LogPosition,
+        configuration: Configuration,
+        effects: &mut Effects,
+    ) {
         if position.index < self.log.floor().index || position.index < self.applied {
             return;
         }
@@ -38,6 +44,7 @@ impl Group {
                 }
                 self.log.restart_at(position);
                 self.persistence.restarted(position.index);
+                self.restart_membership(configuration);
             }
         }
         if position.term > self.hard_state.term {
@@ -47,6 +54,7 @@ impl Group {
         self.applied = position.index;
         self.delivered = self.delivered.max(position.index);
         self.hard_state.commit = self.hard_state.commit.max(position.index);
+        self.membership.committed(self.hard_state.commit);
         match &mut self.role {
             RoleState::Follower(follower) => {
                 // What a snapshot contains is committed, so the leader has the same.

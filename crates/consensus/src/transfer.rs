@@ -25,7 +25,7 @@ impl Group {
         let until = self.now.plus_micros(self.config.election_timeout_us);
         let RoleState::Leader(leader) = &mut self.role else { return };
         let is_under_way = leader.transfer.is_some_and(|transfer| transfer.to == to);
-        if to == self.config.id || !self.voters.contains(to) || is_under_way {
+        if to == self.config.id || !self.membership.current().voters.contains(&to) || is_under_way {
             return;
         }
         leader.transfer = Some(Transfer { to, until, asked: false });

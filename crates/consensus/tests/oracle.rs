@@ -103,7 +103,7 @@ impl Schedule {
                 Operation::Campaign(replica) => cluster.campaign(*replica),
                 Operation::Propose(replica, count) => {
                     for number in 1..=*count as u64 {
-                        cluster.propose(*replica, &(first_proposal + number).to_be_bytes());
+                        cluster.propose(*replica, format!("{}", first_proposal + number).as_bytes());
                     }
                     self.proposals = first_proposal + *count as u64;
                 }

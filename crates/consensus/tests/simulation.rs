@@ -80,6 +80,7 @@ fn safe_under_faults_and_live_after_them() {
         total.crashes > seeds && total.snapshots > seeds / 4 && total.truncated > 0,
         "too quiet: {total:?}"
     );
+    assert!(total.changes > seeds, "too few changes of membership: {total:?}");
     assert!(total.reads > 5 * seeds, "too few reads were answered: {total:?}");
 }
 

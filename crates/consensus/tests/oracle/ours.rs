@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use hadron_consensus::{
-    Config, Contacts, Effects, Event, Group, GroupId, Message, ReplicaId, Restored, Time,
+    Config, Configuration, Contacts, Effects, Event, Group, GroupId, Message, ReplicaId, Restored, Time,
 };
 
 use crate::{Cluster, State};
@@ -43,8 +43,7 @@ impl Ours {
         let config = |replica: usize| Config {
             group: GroupId(1),
             id: id(replica),
-            voters: (0..replicas).map(id).collect(),
-            learners: Vec::new(),
+            configuration: Configuration::new((0..replicas).map(id), []),
             election_timeout_us: ELECTION_TIMEOUT_US,
             heartbeat_us: HEARTBEAT_US,
             max_append_bytes: 1 << 20,

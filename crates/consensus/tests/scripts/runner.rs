@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use hadron_consensus::{
-    Config, Contacts, Effects, Entry, Event, Group, GroupId, HardState, Index, LogPosition, Message,
-    ReplicaId, Restored, Term, Time, chain_checksum,
+    Config, Configuration, Contacts, Effects, Entry, Event, Group, GroupId, HardState, Index, LogPosition,
+    Message, ReplicaId, Restored, Term, Time, chain_checksum,
 };
 
 use crate::show;
@@ -17,8 +17,8 @@ const ELECTION_TIMEOUT_US: u64 = 1_000_000;
 #[derive(Default)]
 pub(crate) struct Runner {
     replicas: BTreeMap<ReplicaId, Replica>,
-    learners: Vec<ReplicaId>,
-    voters: Vec<ReplicaId>,
+    /// Who belonged to the group when it began.
+    first: Configuration,
     now: Time,
     /// Messages that wait, in the order of sending.
     network: VecDeque<(ReplicaId, ReplicaId, Message)>,
@@ -52,6 +52,16 @@ struct Replica {
     /// Writes that wait: number, what they carry.
     writes: VecDeque<hadron_consensus::Persist>,
     applied: LogPosition,
+    /// The configurations that were applied, and where.
+    configurations: Vec<(Index, Configuration)>,
+}
+
+impl Replica {
+    /// The configuration that the state machine has at `index`.
+    fn configuration_at(&self, index: Index) -> Configuration {
+        let applied = self.configurations.iter().rev().find(|(at, _)| *at <= index);
+        applied.map(|(_, configuration)| configuration.clone()).unwrap_or_default()
+    }
 }
 
 /// Nodes that are not silent are heard from all the time.
@@ -77,12 +87,17 @@ impl Runner {
         let words: Vec<&str> = command.split_whitespace().collect();
         let before = output.len();
         match words[..] {
-            // group 3 [learners 1] [logs ...]: starts r1, r2, r3 with empty logs.
+            // group 3 [learners 1]: starts r1, r2, r3 with empty logs.
             ["group", count, ref options @ ..] => self.start_group(count.parse().unwrap(), options),
             // limits APPEND INFLIGHT UNCOMMITTED: bytes; before `group`.
             ["limits", append, inflight, uncommitted] => self.set_limits([append, inflight, uncommitted]),
             // log r1 TERM:DATA ...: a durable log with these entries, in the term of the last; restarts the replica.
             ["log", id, ref entries @ ..] => self.set_log(replica(id), entries),
+            // join r4: starts a replica that has yet to hear of its group.
+            ["join", id] => self.join(replica(id)),
+            // change r1 r1,r2,r4 [r3]: r1 is to change the group to these voters and learners.
+            ["change", id, voters, ref learners @ ..] => self.change(replica(id), voters, learners, output),
+            ["members", id] => self.members(replica(id), output),
             ["campaign", id] => self.step(replica(id), Event::Campaign, output),
             ["suspect", id, suspect] => {
                 self.step(replica(id), Event::Suspect { replica: replica(suspect) }, output)
@@ -143,7 +158,10 @@ impl Runner {
         }
         if output.len() > before && words[0] != "status" {
             let lines = output.split_off(before);
-            output.extend(std::iter::once(format!("> {command}")).filter(|_| words[0] != "progress"));
+            output.extend(
+                std::iter::once(format!("> {command}"))
+                    .filter(|_| !["progress", "members"].contains(&words[0])),
+            );
             output.extend(lines);
         }
     }
@@ -155,16 +173,34 @@ impl Runner {
         };
         let all: Vec<ReplicaId> = (1..=count).map(ReplicaId).collect();
         let (voters, rest) = all.split_at((count - learners) as usize);
-        self.voters = voters.to_vec();
-        self.learners = rest.to_vec();
+        self.first = Configuration::new(voters.iter().copied(), rest.iter().copied());
         self.now = Time(10_000_000);
         self.network.clear();
         self.silent_since.clear();
         self.cut.clear();
         for id in all {
-            self.replicas.insert(id, Replica::default());
+            let configurations = vec![(Index(0), self.first.clone())];
+            self.replicas.insert(id, Replica { configurations, ..Replica::default() });
             self.restart(id);
         }
+    }
+
+    fn join(&mut self, id: ReplicaId) {
+        self.replicas.insert(id, Replica::default());
+        self.restart(id);
+    }
+
+    fn change(&mut self, id: ReplicaId, voters: &str, learners: &[&str], output: &mut Vec<String>) {
+        let ids = |text: &str| text.split(',').map(replica).collect::<Vec<_>>();
+        let learners = learners.iter().flat_map(|learners| ids(learners));
+        let wanted = Configuration::new(ids(voters), learners);
+        self.step(id, Event::Reconfigure { token: 0, wanted }, output);
+    }
+
+    fn members(&self, id: ReplicaId, output: &mut Vec<String>) {
+        let group = self.replicas[&id].group.as_ref().unwrap();
+        let committed = if group.is_configuration_committed() { "" } else { ", not committed" };
+        output.push(format!("{id} has {}{committed}", show::configuration(group.configuration())));
     }
 
     fn set_limits(&mut self, bytes: [&str; 3]) {
@@ -217,6 +253,10 @@ impl Runner {
             }
         }
         let applied = effects.committed.last().map(Entry::position);
+        for entry in &effects.committed {
+            let configuration = Configuration::of(&entry.data).unwrap();
+            state.configurations.extend(configuration.map(|configuration| (entry.index, configuration)));
+        }
         state.writes.extend(effects.persist);
         if let Some(applied) = applied {
             state.applied = applied;
@@ -295,8 +335,7 @@ impl Runner {
         let config = Config {
             group: GROUP,
             id,
-            voters: self.voters.clone(),
-            learners: self.learners.clone(),
+            configuration: self.replicas[&id].configuration_at(self.replicas[&id].floor.index),
             election_timeout_us: ELECTION_TIMEOUT_US,
             heartbeat_us: 100_000,
             max_append_bytes,
@@ -321,12 +360,14 @@ impl Runner {
     /// The state of one replica reaches another, or does not.
     fn snapshot(&mut self, from: ReplicaId, to: ReplicaId, succeeds: bool, output: &mut Vec<String>) {
         let position = self.replicas[&from].applied;
+        let configuration = self.replicas[&from].configuration_at(position.index);
         if succeeds {
             let state = self.replicas.get_mut(&to).unwrap();
             state.applied = position;
             state.floor = position;
             state.log.retain(|entry| entry.index > position.index);
-            self.step(to, Event::SnapshotInstalled { position }, output);
+            state.configurations.push((position.index, configuration.clone()));
+            self.step(to, Event::SnapshotInstalled { position, configuration }, output);
         }
         self.step(from, Event::SnapshotSent { to, position: succeeds.then_some(position) }, output);
     }

@@ -1,6 +1,8 @@
 //! How events' effects look in a script.
 
-use hadron_consensus::{Effects, Entry, LogPosition, Message, Outcome, Persist, ReadOutcome, ReplicaId};
+use hadron_consensus::{
+    Configuration, Effects, Entry, LogPosition, Message, Outcome, Persist, ReadOutcome, ReplicaId,
+};
 
 fn position(position: LogPosition) -> String {
     format!("{}@{}", position.index, position.term)
@@ -8,10 +10,23 @@ fn position(position: LogPosition) -> String {
 
 fn entries(entries: &[Entry]) -> String {
     let one = |entry: &Entry| {
-        let data = if entry.data.is_empty() { "-".into() } else { String::from_utf8_lossy(&entry.data) };
+        let data = match Configuration::of(&entry.data).unwrap() {
+            Some(members) => configuration(&members),
+            None if entry.data.is_empty() => "-".into(),
+            None => String::from_utf8_lossy(&entry.data).into_owned(),
+        };
         format!("{}@{}:{data}", entry.index, entry.term)
     };
     format!("[{}]", entries.iter().map(one).collect::<Vec<_>>().join(" "))
+}
+
+/// Who belongs to a group: the old voters in parentheses, the learners after a semicolon.
+pub(crate) fn configuration(configuration: &Configuration) -> String {
+    let ids = |ids: &[ReplicaId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let Configuration { voters, outgoing, learners, .. } = configuration;
+    let outgoing = if outgoing.is_empty() { String::new() } else { format!("({})", ids(outgoing)) };
+    let learners = if learners.is_empty() { String::new() } else { format!(";{}", ids(learners)) };
+    format!("{{{}{outgoing}{learners}}}", ids(voters))
 }
 
 fn flag(is_set: bool, text: &'static str) -> &'static str {

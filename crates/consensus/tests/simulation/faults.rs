@@ -41,7 +41,8 @@ impl World {
     /// Fewer than half of the voters, or nobody might be left who may lead and has everything.
     fn retire(&mut self, replica: usize) {
         let retired = self.replicas.iter().filter(|replica| replica.is_retired).count();
-        if 2 * (retired + 1) < self.voters {
+        let voters = self.invariants.configuration_at(self.invariants.commit()).voters.len();
+        if !self.has_changes && 2 * (retired + 1) < voters {
             self.replicas[replica].is_retired = true;
             self.step(replica, Event::Retire);
         }

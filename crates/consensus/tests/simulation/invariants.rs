@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use hadron_consensus::{Entry, Group, Index, LogPosition, Message, ReplicaId, Term};
+use hadron_consensus::{Configuration, Entry, Group, Index, LogPosition, Message, ReplicaId, Term};
 
 use crate::disk::Disk;
 
@@ -17,9 +17,26 @@ pub(crate) struct Invariants {
     /// Who got whose vote.
     votes: HashMap<(ReplicaId, Term), ReplicaId>,
     terms: HashMap<ReplicaId, Term>,
+    /// The configurations that were committed, and where; the first one at 0.
+    configurations: BTreeMap<Index, Configuration>,
 }
 
 impl Invariants {
+    /// Nothing happened yet in a group that begins as `first`.
+    pub(crate) fn new(first: Configuration) -> Invariants {
+        Invariants { configurations: BTreeMap::from([(Index(0), first)]), ..Invariants::default() }
+    }
+
+    /// The configuration that a state machine has at `index`, which must be committed.
+    pub(crate) fn configuration_at(&self, index: Index) -> Configuration {
+        self.configurations.range(..=index).next_back().unwrap().1.clone()
+    }
+
+    /// Changes of membership that were committed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.configurations.len() as u64 - 1
+    }
+
     /// The highest index that is committed as far as anybody knows.
     pub(crate) fn commit(&self) -> Index {
         Index(self.committed.len() as u64)
@@ -47,7 +64,7 @@ impl Invariants {
         id: ReplicaId,
         group: &Group,
         new_entries: impl Iterator<Item = &'a Entry>,
-        voters: usize,
+        before: &Configuration,
         disks: impl Iterator<Item = &'a Disk> + Clone,
     ) {
         let known = self.terms.entry(id).or_default();
@@ -57,7 +74,7 @@ impl Invariants {
             self.log_matching(id, entry.position());
         }
         self.log_matching(id, group.position_at(group.last()).unwrap());
-        self.new_commits(id, group, voters, disks);
+        self.new_commits(id, group, before, disks);
         if group.is_leader() {
             self.election_safety(id, group);
         }
@@ -94,24 +111,30 @@ impl Invariants {
         assert!(leader == id, "election_safety: {leader} and {id} lead in {term}");
     }
 
-    /// A commit index that is news: it must be durable on a quorum, and nobody may lead without it.
+    /// A commit index that is news: it must be durable on a quorum, and nobody may lead without it. Both sets of voters
+    /// count in a joint configuration, which a leader may leave in the very step in which it is committed; in one that
+    /// the step has changed otherwise, the new one counts.
     fn new_commits<'a>(
         &mut self,
         id: ReplicaId,
         group: &Group,
-        voters: usize,
+        before: &Configuration,
         disks: impl Iterator<Item = &'a Disk> + Clone,
     ) {
+        let counting = if before.is_joint() { before.counting() } else { group.configuration().counting() };
         while self.commit() < group.commit() {
             let index = self.commit().next();
             let position = group.position_at(index);
             let position = position.unwrap_or_else(|| panic!("{id} dropped {index} before it was committed"));
-            let copies = disks.clone().take(voters).filter(|disk| disk.has(position)).count();
+            let holds = |voter: ReplicaId| disks.clone().nth(voter.0 as usize - 1).unwrap().has(position);
             assert!(
-                copies > voters / 2,
-                "{id} committed {position:?}, which only {copies} of {voters} voters hold"
+                counting.has_quorum(holds),
+                "{id} committed {position:?}, which is not durable on a quorum of {counting:?}"
             );
             self.committed.push((position, group.term()));
+            let entry = group.entries().find(|entry| entry.index == index);
+            let configuration = entry.and_then(|entry| Configuration::of(&entry.data).unwrap());
+            self.configurations.extend(configuration.map(|configuration| (index, configuration)));
         }
     }
 

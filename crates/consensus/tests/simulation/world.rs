@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 
 use bytes::{Bytes, BytesMut};
 use hadron_consensus::{
-    Config, Contacts, Effects, Event, Group, GroupId, Index, LogPosition, Message, Outcome, ReadOutcome,
-    ReplicaId, Restored, Time,
+    Config, Configuration, Contacts, Effects, Event, Group, GroupId, Index, LogPosition, Message, Outcome,
+    ReadOutcome, ReplicaId, Restored, Time,
 };
 use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::disk::Disk;
@@ -49,6 +50,7 @@ pub(crate) struct Summary {
     pub(crate) truncated: u64,
     pub(crate) reads: u64,
     pub(crate) transfers: u64,
+    pub(crate) changes: u64,
     checksum: u64,
 }
 
@@ -62,6 +64,7 @@ impl Summary {
         self.truncated += other.truncated;
         self.reads += other.reads;
         self.transfers += other.transfers;
+        self.changes += other.changes;
         self.checksum ^= other.checksum;
     }
 }
@@ -108,8 +111,9 @@ pub(crate) struct World {
     scheduled: u64,
     pub(crate) network: Network,
     pub(crate) replicas: Vec<Replica>,
-    pub(crate) voters: usize,
-    invariants: Invariants,
+    /// In half of the worlds the membership changes; the others have retiring replicas.
+    pub(crate) has_changes: bool,
+    pub(crate) invariants: Invariants,
     /// Down for good? No: but no more faults.
     is_healing: bool,
     next_token: u64,
@@ -131,6 +135,12 @@ impl World {
         let mut rng = SmallRng::seed_from_u64(seed);
         let count = [3, 3, 4, 5, 5, 6, 7][rng.random_range(0..7)];
         let learners = usize::from(count > 3 && rng.random_bool(0.3));
+        let has_changes = rng.random_bool(0.5);
+        let members: Vec<ReplicaId> = (1..=count as u64).map(ReplicaId).collect();
+        let (voters, rest) = members.split_at(count - learners);
+        let first = Configuration::new(voters.iter().copied(), rest.iter().copied());
+        // Those who are not yet members.
+        let count = count + if has_changes { rng.random_range(0..3) } else { 0 };
         let network = Network::new(count, &mut rng);
         let replica = || Replica {
             group: None,
@@ -152,8 +162,8 @@ impl World {
             scheduled: 0,
             network,
             replicas: (0..count).map(|_| replica()).collect(),
-            voters: count - learners,
-            invariants: Invariants::default(),
+            has_changes,
+            invariants: Invariants::new(first),
             is_healing: false,
             next_token: 0,
             answered_reads: HashSet::new(),
@@ -177,6 +187,7 @@ impl World {
         self.check_healed();
         self.summary.committed = self.invariants.commit().0;
         self.summary.elections = self.invariants.elections();
+        self.summary.changes = self.invariants.changes();
         self.summary.checksum =
             self.invariants.committed_at(self.invariants.commit()).map_or(0, |last| last.checksum);
         self.summary
@@ -214,7 +225,11 @@ impl World {
         assert!(leaders.len() == 1, "seed {seed}: {} leaders after the faults stopped", leaders.len());
         let leader = leaders[0];
         assert!(leader.last().0 - leader.commit().0 < 100, "seed {seed}: the leader does not commit");
-        for (replica, state) in self.replicas.iter().enumerate() {
+        let is_member = |(replica, _): &(usize, &Replica)| {
+            leader.configuration().members().any(|member| member == id(*replica))
+        };
+        assert!(!leader.configuration().is_joint(), "seed {seed}: a change of membership is not over");
+        for (replica, state) in self.replicas.iter().enumerate().filter(is_member) {
             let group = state.group.as_ref().unwrap();
             assert!(group.leader() == leader.leader(), "seed {seed}: {} does not follow", id(replica));
             let behind = leader.commit().0 - group.commit().0.min(leader.commit().0);
@@ -288,6 +303,7 @@ impl World {
         let mut effects = Effects::default();
         let known_commit = self.invariants.commit();
         let last_before = group.last();
+        let configuration_before = group.configuration().clone();
         let is_transfer = matches!(event, Event::Message { message: Message::TimeoutNow { .. }, .. });
         self.summary.transfers += u64::from(is_transfer);
         group.step(self.now, &Directory(&self.replicas[replica].contacts), event, &mut effects);
@@ -303,7 +319,7 @@ impl World {
         let replaced = effects.persist.iter().filter_map(|persist| persist.entries.first());
         self.summary.truncated += replaced.filter(|first| first.index <= last_before).count() as u64;
         let disks = self.replicas.iter().map(|replica| &replica.disk);
-        self.invariants.check(me, &group, new_entries, self.voters, disks);
+        self.invariants.check(me, &group, new_entries, &configuration_before, disks);
         for (to, message) in &effects.messages {
             self.invariants.check_message(me, *to, message, &group, &self.replicas[replica].disk);
         }
@@ -424,13 +440,14 @@ impl World {
     }
 
     fn config(&self, id: ReplicaId, seed: u64) -> Config {
-        let replicas: Vec<ReplicaId> = (1..=self.replicas.len() as u64).map(ReplicaId).collect();
-        let (voters, learners) = replicas.split_at(self.voters);
+        // Who is not a member yet has heard of nothing.
+        let applied = self.replicas[index_of(id)].disk.engine.index;
+        let configuration = self.invariants.configuration_at(applied);
+        let is_stranger = applied == Index(0) && !configuration.members().any(|member| member == id);
         Config {
             group: GroupId(1),
             id,
-            voters: voters.to_vec(),
-            learners: learners.to_vec(),
+            configuration: if is_stranger { Configuration::default() } else { configuration },
             election_timeout_us: ELECTION_TIMEOUT_US,
             heartbeat_us: HEARTBEAT_US,
             max_append_bytes: 100,
@@ -503,8 +520,12 @@ impl World {
             if is_leader || self.rng.random_bool(0.05) {
                 let (token, bytes) = (self.token(), self.rng.random_range(8..60));
                 let mut data = token.to_le_bytes().to_vec();
+                data.insert(0, b'p');
                 data.resize(bytes, 0);
                 self.step(replica, Event::Propose { token, data: data.into() });
+            }
+            if is_leader && self.has_changes && !self.is_healing && self.rng.random_bool(0.1) {
+                self.change_membership(replica);
             }
             if self.replicas[replica].group.is_some() && self.rng.random_bool(0.2) {
                 let token = self.token();
@@ -515,6 +536,18 @@ impl World {
         }
         let after_us = self.rng.random_range(500..40_000);
         self.schedule(after_us, Happening::Client);
+    }
+
+    /// Some replicas become voters, learners, or neither, whatever they were.
+    fn change_membership(&mut self, leader: usize) {
+        let mut replicas: Vec<ReplicaId> = (0..self.replicas.len()).map(id).collect();
+        replicas.shuffle(&mut self.rng);
+        let voters = self.rng.random_range(1..=replicas.len().min(5));
+        let learners = self.rng.random_range(0..=(replicas.len() - voters).min(2));
+        let (voters, rest) = replicas.split_at(voters);
+        let wanted = Configuration::new(voters.iter().copied(), rest[..learners].iter().copied());
+        let token = self.token();
+        self.step(leader, Event::Reconfigure { token, wanted });
     }
 
     fn token(&mut self) -> u64 {
@@ -561,7 +594,8 @@ impl World {
             state.disk.engine = position;
             state.applied = position;
             state.disk.write_floor(position, done_at);
-            self.step(to, Event::SnapshotInstalled { position });
+            let configuration = self.invariants.configuration_at(position.index);
+            self.step(to, Event::SnapshotInstalled { position, configuration });
         }
         if self.replicas[from].incarnation == incarnation {
             let position = installed.then_some(position);

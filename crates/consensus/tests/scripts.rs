@@ -68,6 +68,11 @@ fn play_block(runner: &mut Runner, block: &str) -> String {
 }
 
 #[test]
+fn membership() {
+    check("membership.txt");
+}
+
+#[test]
 fn elections() {
     check("elections.txt");
 }

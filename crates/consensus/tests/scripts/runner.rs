@@ -178,6 +178,7 @@ impl Runner {
         self.network.clear();
         self.silent_since.clear();
         self.cut.clear();
+        self.replicas.clear();
         for id in all {
             let configurations = vec![(Index(0), self.first.clone())];
             self.replicas.insert(id, Replica { configurations, ..Replica::default() });

@@ -537,7 +537,8 @@ mod tests {
         let mut group = leader();
         assert_eq!(group.uncommitted_bytes(), 4);
         let position = group.log.last();
-        step(&mut group, Event::SnapshotInstalled { position });
+        let configuration = group.configuration().clone();
+        step(&mut group, Event::SnapshotInstalled { position, configuration });
         assert!(group.is_leader());
         assert_eq!((group.commit(), group.uncommitted_bytes()), (position.index, 0));
     }

@@ -88,9 +88,9 @@ impl Node {
 
 type Decoded = (u64, Vec<Origin>, Vec<Command>);
 
-/// The stamp, and each command with its origin. A leader's first entry is empty and leaves the clock alone.
+/// The stamp, and each command with its origin.
 fn decode(entry: &Entry, previous_stamp_ms: u64) -> Result<Decoded, String> {
-    if entry.data.is_empty() {
+    if envelope::is_of_the_group(&entry.data) {
         return Ok((previous_stamp_ms, Vec::new(), Vec::new()));
     }
     let envelope = envelope::decode(entry.data.clone()).map_err(|error| error.to_string())?;

@@ -7,7 +7,7 @@
 //! the network once per turn of the loop and not once per client.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use hadron_consensus::NodeId;
+use hadron_consensus::{CONFIGURATION, NodeId};
 
 use crate::peer::{PeerDecodeError, read_bytes, read_u8, read_u32, read_u64};
 
@@ -57,10 +57,19 @@ pub(crate) fn encode(stamp_ms: u64, commands: &[(Origin, Bytes)]) -> Bytes {
     out.freeze()
 }
 
-/// The stamp of an encoded entry, without decoding the rest; `None` for a leader's empty first entry.
+/// The stamp of an encoded entry, without decoding the rest; `None` for an entry of the group's own, which is either
+/// empty or a configuration.
 pub(crate) fn stamp_ms(data: &Bytes) -> Option<u64> {
+    if is_of_the_group(data) {
+        return None;
+    }
     let mut head = data.get(1..9).map(Bytes::copy_from_slice)?;
     read_u64(&mut head).ok()
+}
+
+/// Whether an entry is the consensus core's own: it holds no commands and leaves the clock alone.
+pub(crate) fn is_of_the_group(data: &Bytes) -> bool {
+    matches!(data.first(), None | Some(&CONFIGURATION))
 }
 
 /// Decodes an entry; commands are slices of `data`. A version from the future is an error: such a replica must halt,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hadron_consensus::{
-    Config as CoreConfig, Entry, Group, GroupId, Index, LogPosition, NodeId, ReplicaId, Restored, Term, Time,
+    Config as CoreConfig, Configuration, Entry, Group, GroupId, Index, LogPosition, NodeId, ReplicaId,
+    Restored, Term, Time,
 };
 use hadron_keyspace::Keyspace;
 use hadron_storage::wal::RecoveredGroup;
@@ -168,8 +169,7 @@ fn core_config(config: &Config, group: GroupId, id: ReplicaId, voters: Vec<Repli
     CoreConfig {
         group,
         id,
-        voters,
-        learners: Vec::new(),
+        configuration: Configuration::new(voters, []),
         election_timeout_us: config.election_timeout_us,
         heartbeat_us: config.heartbeat_us,
         max_append_bytes: config.limits.entry_bytes,

@@ -86,6 +86,7 @@ impl Node {
             return;
         }
         replica.install = Install::None;
+        let configuration = replica.core.configuration().clone();
         replica.unapplied.retain(|entry| entry.index > position.index);
         replica.applied_term = position.term;
         replica.clock = GroupClock::new(applied.stamp_ms, now);
@@ -93,7 +94,7 @@ impl Node {
         replica.board.set_applied(position.index.0);
         tracing::info!(group = group.0, index = position.index.0, "installed a snapshot");
         self.restart_flush_at(group, position, effects);
-        self.step_group(group, CoreEvent::SnapshotInstalled { position }, effects);
+        self.step_group(group, CoreEvent::SnapshotInstalled { position, configuration }, effects);
         self.refresh_members();
         self.touch(group);
     }
@@ -135,7 +136,9 @@ mod tests {
         apply(&mut node, 1);
         let mut effects = Effects::default();
         let position = LogPosition { term: Term(1), index: Index(1), checksum: 1 };
-        node.step_group(DEFAULT_GROUP, CoreEvent::SnapshotInstalled { position }, &mut effects);
+        let configuration = node.replicas[&DEFAULT_GROUP].core.configuration().clone();
+        let installed = CoreEvent::SnapshotInstalled { position, configuration };
+        node.step_group(DEFAULT_GROUP, installed, &mut effects);
         node.now = Time(1_000_000);
         node.maybe_flush(DEFAULT_GROUP, &mut effects);
         assert_eq!(effects.flushes.len(), 1);

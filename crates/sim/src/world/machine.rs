@@ -13,7 +13,7 @@ use hadron_node::{
 };
 use hadron_storage::disk::{Disk, MemoryDisk};
 use hadron_storage::engine::{Engine, ModelEngine};
-use hadron_storage::wal::{Options as WalOptions, Wal};
+use hadron_storage::wal::{Options as WalOptions, Recovered, Wal};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
@@ -111,6 +111,25 @@ impl Machine {
         }
     }
 
+    /// Opens the log and the engine, as a server does: the engine is made durable as it is, if `persists`.
+    fn open(&self, options: WalOptions, groups: &[GroupConfig], persists: bool) -> Result<Stored, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let disk = Arc::new(self.disk.clone());
+        disk.create_dir(Path::new(LOG_DIRECTORY)).map_err(|error| text(&error))?;
+        let opened = Wal::open(disk, Path::new(LOG_DIRECTORY), options);
+        let (wal, recovered) = opened.map_err(|error| text(&error))?;
+        if persists {
+            self.engine.persist().map_err(|error| text(&error))?;
+        }
+        let open = |group: &GroupConfig| {
+            let engine: Arc<dyn Engine> = self.engine.clone();
+            let keyspace = Keyspace::open(engine, group.group.0, KeyspaceOptions::default());
+            keyspace.map(|keyspace| (group.group, keyspace)).map_err(|error| text(&error))
+        };
+        let keyspaces = groups.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Stored { wal, recovered, keyspaces })
+    }
+
     /// The disk works again and has room.
     pub(super) fn make_well(&mut self) {
         self.is_ailing = false;
@@ -120,7 +139,42 @@ impl Machine {
     }
 }
 
+/// What a machine holds, opened.
+struct Stored {
+    wal: Wal,
+    recovered: Recovered,
+    keyspaces: BTreeMap<GroupId, Arc<Keyspace>>,
+}
+
 impl Process {
+    fn new(
+        node: Node,
+        keyspaces: BTreeMap<GroupId, Arc<Keyspace>>,
+        wal: Wal,
+        now: u64,
+        clock_rate: u64,
+    ) -> Process {
+        Process {
+            observed: Observed::all(&node.board()),
+            node,
+            keyspaces,
+            log: LogThread::new(wal),
+            engine: EngineThread::default(),
+            started_at: now,
+            paused_until: 0,
+            stood_still_us: 0,
+            clock_pauses: false,
+            clock_rate,
+            inbox: Vec::new(),
+            turn_is_due: false,
+            timer: None,
+            timers_fired: (0, now),
+            next_token: 1,
+            asked: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn keyspace(&self, group: GroupId) -> Option<Arc<Keyspace>> {
         self.keyspaces.get(&group).cloned()
     }
@@ -198,64 +252,25 @@ impl World {
 
     fn try_boot(&mut self, node: u64, now: u64) -> Result<(), String> {
         self.falsify_disks(node);
-        let members = self.members();
-        let seed = self.rng.random();
         let options = self.log_options(node);
-        let limits = self.limits_told();
         let Some(machine) = self.machines.get_mut(&node) else { return Ok(()) };
         machine.incarnation += 1;
         let life = Life { node, incarnation: machine.incarnation };
-        let disk = Arc::new(machine.disk.clone());
-        disk.create_dir(Path::new(LOG_DIRECTORY)).map_err(|error| error.to_string())?;
-        let (wal, mut recovered) =
-            Wal::open(disk, Path::new(LOG_DIRECTORY), options).map_err(|error| error.to_string())?;
-        if self.settings.lie != Some(Lie::EngineForgets) {
-            machine.engine.persist().map_err(|error| error.to_string())?;
-        }
-        let groups = groups(&members, self.settings.keyspaces);
-        let mut keyspaces = BTreeMap::new();
-        for group in &groups {
-            let engine: Arc<dyn Engine> = machine.engine.clone();
-            let keyspace = Keyspace::open(engine, group.group.0, KeyspaceOptions::default());
-            keyspaces.insert(group.group, keyspace.map_err(|error| error.to_string())?);
-        }
-        let config = Config {
-            node: NodeId(node),
-            incarnation: life.incarnation,
-            members,
-            groups,
-            heartbeat_us: 100_000,
-            election_timeout_us: 1_000_000,
-            seed,
-            limits,
-        };
-        if self.settings.lie == Some(Lie::ForgottenVote) {
+        let config = self.node_config(life);
+        let Some(machine) = self.machines.get(&node) else { return Ok(()) };
+        let persists = !self.lies(Lie::EngineForgets);
+        let Stored { wal, mut recovered, keyspaces } = machine.open(options, &config.groups, persists)?;
+        if self.lies(Lie::ForgottenVote) {
             forget_votes(&mut recovered.groups);
         }
+        let clock_rate = machine.clock_rate;
         let torn = recovered.torn_tail.is_some();
+        let positions: Vec<u64> = keyspaces.values().map(|keyspace| keyspace.applied().index).collect();
         self.logs.recovered(node, &recovered.groups);
         let shell = Node::new(config, recovered.groups, &keyspaces, Time(1))?;
-        let observed = Observed::all(&shell.board());
-        let positions: Vec<u64> = keyspaces.values().map(|keyspace| keyspace.applied().index).collect();
-        machine.process = Some(Process {
-            node: shell,
-            keyspaces,
-            log: LogThread::new(wal),
-            engine: EngineThread::default(),
-            observed,
-            started_at: now,
-            paused_until: 0,
-            stood_still_us: 0,
-            clock_pauses: false,
-            clock_rate: machine.clock_rate,
-            inbox: Vec::new(),
-            turn_is_due: false,
-            timer: None,
-            timers_fired: (0, now),
-            next_token: 1,
-            asked: BTreeMap::new(),
-            incoming: BTreeMap::new(),
-        });
+        if let Some(machine) = self.machines.get_mut(&node) {
+            machine.process = Some(Process::new(shell, keyspaces, wal, now, clock_rate));
+        }
         self.tell(StoryEvent::Starts { node, start: life.incarnation });
         self.trace.note(now, format_args!("n{node} applied {positions:?}, torn tail {torn}"));
         self.first_turn(life);
@@ -266,6 +281,20 @@ impl World {
             self.schedule.after(delay, Happening::Connect((node, other), life));
         }
         Ok(())
+    }
+
+    fn node_config(&mut self, life: Life) -> Config {
+        let members = self.members();
+        Config {
+            node: NodeId(life.node),
+            incarnation: life.incarnation,
+            groups: groups(&members, self.settings.keyspaces),
+            members,
+            heartbeat_us: 100_000,
+            election_timeout_us: 1_000_000,
+            seed: self.rng.random(),
+            limits: self.limits_told(),
+        }
     }
 
     fn members(&self) -> Vec<Member> {

@@ -85,12 +85,8 @@ impl Node {
         let was_leader = replica.board.leader() == Some(self.config.node);
         let is_leader = replica.core.is_leader();
         if leader != replica.board.leader() || replica.core.term() != replica.board.term() {
-            tracing::info!(
-                group = group.0,
-                term = replica.core.term().0,
-                leader = leader.map(|node| node.0),
-                "leader changed"
-            );
+            let leader = leader.map_or("none".to_owned(), |node| format!("{:x}", node.0));
+            tracing::info!(group = group.0, term = replica.core.term().0, leader, "leader changed");
         }
         if is_leader && (!was_leader || replica.core.term() != replica.board.term()) {
             replica.clock = GroupClock::new(replica.last_stamp_ms(), now);

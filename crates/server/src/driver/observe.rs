@@ -56,10 +56,15 @@ pub(super) async fn run(handle: Handle, metrics: Arc<Metrics>) {
 }
 
 fn tell_election(record: &ElectionRecord, metrics: &Metrics) {
-    let group = record.group.0.to_string();
+    let group = record.group.0;
     let outcome = if record.won { "won" } else { "split" };
-    metrics.elections.with(&[&group, outcome]).inc();
+    metrics.elections.with(&[&group.to_string(), outcome]).inc();
     for (candidate, votes) in &record.votes {
+        let outcome = match record.won {
+            true if *candidate == record.candidate => "won",
+            true => "lost",
+            false => "split",
+        };
         let (share, candidate) = (record.share(*candidate), hex(*candidate));
         info!(group, term = record.term.0, candidate, votes, share, outcome, "election");
     }

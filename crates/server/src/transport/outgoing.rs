@@ -25,6 +25,8 @@ use crate::metrics::{Counter, Gauge};
 
 /// Frames handed to the kernel in one call.
 const SLICES_MAX: usize = 64;
+/// A node that cannot be reached for another reason than last time is told of at most this often.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// A connection that lived so long was a good one: its end is retried quickly.
 const GOOD_CONNECTION: Duration = Duration::from_secs(1);
 
@@ -135,6 +137,7 @@ impl Outgoing {
     pub(super) async fn run(self: Arc<Self>) {
         let mut backoff = Backoff::new(&self.shared.options, self.peer.node);
         let mut last_error = String::new();
+        let mut told_at = Instant::now();
         loop {
             match self.dial(Class::Urgent).await {
                 Ok((stream, other)) => {
@@ -147,9 +150,12 @@ impl Outgoing {
                     sleep(backoff.next()).await;
                 }
                 Err(error) => {
-                    // Said once, not with every attempt.
+                    // Said once, not with every attempt; where the reasons alternate, each now and then.
                     let text = error.to_string();
-                    if text != last_error {
+                    let needs_people = matches!(error, DialError::Refused(_) | DialError::Unwanted(_));
+                    let may_tell = last_error.is_empty() || needs_people || told_at.elapsed() >= TELL_AGAIN;
+                    if text != last_error && may_tell {
+                        told_at = Instant::now();
                         warn!(peer = %format_args!("{:x}", self.peer.node.0), urls = %self.urls(), "{text}");
                         last_error = text;
                     }

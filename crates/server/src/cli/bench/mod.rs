@@ -25,6 +25,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use load::Load;
 use requests::Operation;
 
+/// No store takes larger keys and values, and this program's memory is bounded, too.
+const BYTES_MAX: usize = 64 << 20;
+/// More clients than that wait for this program and not for the store.
+const CLIENTS_MAX: i64 = 100_000;
+
+fn bytes(text: &str) -> Result<usize, String> {
+    let bytes: usize = text.parse().map_err(|error| format!("{error}"))?;
+    if bytes > BYTES_MAX { Err(format!("more than {BYTES_MAX} bytes")) } else { Ok(bytes) }
+}
+
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -64,7 +74,7 @@ struct Common {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
     /// Clients that wait for an answer before they send their next request, spread over the connections
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=CLIENTS_MAX))]
     clients: u32,
     /// Requests to send
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
@@ -73,10 +83,10 @@ struct Common {
     #[arg(long, default_value_t = 0)]
     rate: u64,
     /// Bytes in a key
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = bytes)]
     key_size: usize,
     /// Bytes in a value
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = bytes)]
     value_size: usize,
     /// Different keys that are used
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]

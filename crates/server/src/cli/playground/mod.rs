@@ -60,6 +60,7 @@ async fn play(options: &Options) -> Result<(), String> {
     plan.check_ports()?;
     let directory = Directory::prepare(options.data_dir.clone())?;
     let mut stop = StopSignals::listen()?;
+    plan.claim(directory.path())?;
     let mut nodes = plan.start(directory.path())?;
     let kept = if options.data_dir.is_some() { "" } else { " (removed at the end)" };
     println!("Hadron playground: {} in {}{kept}\n", counted(nodes.len(), "node"), directory.path().display());
@@ -189,6 +190,7 @@ impl Directory {
 struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
 }
 
 impl StopSignals {
@@ -197,6 +199,7 @@ impl StopSignals {
         Ok(StopSignals {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
         })
     }
 
@@ -204,6 +207,7 @@ impl StopSignals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }

@@ -13,10 +13,15 @@ use rustix::process::{Pid, Signal, kill_process};
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 const STOP_POLL: Duration = Duration::from_millis(20);
 
+/// Says, in a directory that a playground made, with which flags.
+const FLAGS_FILE: &str = "playground.flags";
+
 /// Who listens where.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     members: Vec<Member>,
+    /// As the user would say it.
+    flags: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +43,8 @@ impl Plan {
             client_port: base_port + 2 * index,
             peer_port: base_port + 2 * index + 1,
         });
-        Ok(Plan { members: members.collect() })
+        let flags = format!("--nodes {nodes} --base-port {base_port}");
+        Ok(Plan { members: members.collect(), flags })
     }
 
     /// Fails if a port is taken, before anything is started.
@@ -49,6 +55,27 @@ impl Plan {
             })?;
         }
         Ok(())
+    }
+
+    /// Notes in `directory` that it is this plan's. The nodes in it know each other by their ports, and would wait for
+    /// ever for each other on others.
+    ///
+    /// # Errors
+    /// When it is another plan's, or cannot be written.
+    pub(super) fn claim(&self, directory: &Path) -> Result<(), String> {
+        let file = directory.join(FLAGS_FILE);
+        let failed = |error: std::io::Error| format!("cannot use {}: {error}", file.display());
+        match std::fs::read_to_string(&file) {
+            Ok(flags) if flags == self.flags => Ok(()),
+            Ok(flags) => Err(format!(
+                "{} was made by a playground with {flags}: use these flags, or another --data-dir",
+                directory.display()
+            )),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                std::fs::write(&file, &self.flags).map_err(failed)
+            }
+            Err(error) => Err(failed(error)),
+        }
     }
 
     fn initial_cluster(&self) -> String {
@@ -241,11 +268,24 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_belongs_to_the_ports_it_was_made_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let claim = |nodes, port| Plan::new(nodes, port).unwrap().claim(directory.path());
+        claim(3, 2379).unwrap();
+        claim(3, 2379).unwrap();
+        for (nodes, port) in [(3, 2479), (1, 2379), (5, 2379)] {
+            assert!(
+                claim(nodes, port).unwrap_err().contains("with --nodes 3 --base-port 2379: use these flags")
+            );
+        }
+    }
+
+    #[test]
     fn a_port_in_use_is_named() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let member = Member { name: "node1".to_owned(), client_port: port, peer_port: port };
-        let error = Plan { members: vec![member] }.check_ports().unwrap_err();
+        let error = Plan { members: vec![member], flags: String::new() }.check_ports().unwrap_err();
         assert_eq!(
             error,
             format!("port {port} cannot be used (it is in use): choose others with --base-port")

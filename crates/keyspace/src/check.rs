@@ -2,7 +2,7 @@
 //!
 //! Pure functions on requests, called by the API. What depends on the state (does the lease exist?) is checked by apply.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
@@ -77,17 +77,17 @@ fn operation_shape(operation: &pb::RequestOp, operations_max: usize) -> Result<(
 /// What a list of operations may write, whichever way its nested txns go.
 struct Writes {
     puts: BTreeSet<Bytes>,
-    deletes: Vec<KeyRange>,
+    deletes: Deletions,
 }
 
 impl Writes {
     /// Collects deletions first, then nested txns, then puts, as etcd does: a deletion conflicts with a put of the same
     /// list wherever it stands, and with a put of a nested txn, but not with another deletion.
     fn of(operations: &[pb::RequestOp]) -> Result<Writes, Error> {
-        let mut writes = Writes { puts: BTreeSet::new(), deletes: Vec::new() };
+        let mut writes = Writes { puts: BTreeSet::new(), deletes: Deletions::default() };
         for operation in operations {
             if let Some(Request::RequestDeleteRange(delete)) = &operation.request {
-                writes.deletes.push(KeyRange::new(&delete.key, &delete.range_end));
+                writes.deletes.add(KeyRange::new(&delete.key, &delete.range_end));
             }
         }
         for operation in operations {
@@ -111,19 +111,65 @@ impl Writes {
         for key in failure.puts {
             self.add(key, &success.puts)?;
         }
-        self.deletes.extend(success.deletes);
-        self.deletes.extend(failure.deletes);
+        self.deletes.join(success.deletes);
+        self.deletes.join(failure.deletes);
         Ok(())
     }
 
     fn add(&mut self, key: Bytes, except: &BTreeSet<Bytes>) -> Result<(), Error> {
-        let is_deleted = self.deletes.iter().any(|deleted| deleted.contains(&key));
+        let is_deleted = self.deletes.contains(&key);
         let is_put = self.puts.contains(&key) && !except.contains(&key);
         if is_deleted || is_put {
             return Err(Error::DuplicateKey);
         }
         self.puts.insert(key);
         Ok(())
+    }
+}
+
+/// A set of deleted keys, whose questions cost little however many deletions a client puts into one txn.
+#[derive(Default)]
+struct Deletions {
+    keys: BTreeSet<Bytes>,
+    /// Disjoint: each from its key up to, not including, its value; without one, without end.
+    spans: BTreeMap<Bytes, Option<Bytes>>,
+}
+
+impl Deletions {
+    fn add(&mut self, range: KeyRange) {
+        match range {
+            KeyRange::One(key) => drop(self.keys.insert(key)),
+            range if range.is_empty() => {}
+            KeyRange::Span { from, to } => self.add_span(from, to),
+        }
+    }
+
+    /// Merges the span with those that it meets.
+    fn add_span(&mut self, mut from: Bytes, mut to: Option<Bytes>) {
+        let reaches = |end: &Option<Bytes>, key: &Bytes| end.as_ref().is_none_or(|end| end >= key);
+        if let Some((start, end)) = self.spans.range(..=from.clone()).next_back()
+            && reaches(end, &from)
+        {
+            from = start.clone();
+        }
+        while let Some((start, end)) = self.spans.range(from.clone()..).next()
+            && reaches(&to, start)
+        {
+            let start = start.clone();
+            to = to.zip(end.clone()).map(|(one, other)| one.max(other));
+            self.spans.remove(&start);
+        }
+        self.spans.insert(from, to);
+    }
+
+    fn join(&mut self, other: Deletions) {
+        self.keys.extend(other.keys);
+        other.spans.into_iter().for_each(|(from, to)| self.add_span(from, to));
+    }
+
+    fn contains(&self, key: &Bytes) -> bool {
+        let before = self.spans.range::<Bytes, _>(..=key).next_back();
+        self.keys.contains(key) || before.is_some_and(|(_, to)| to.as_ref().is_none_or(|to| key < to))
     }
 }
 
@@ -197,5 +243,25 @@ mod tests {
         assert_eq!(check(vec![put_op("a"), put_op("b"), nested.clone()]), Err(Error::TooManyOps));
         assert_eq!(check(vec![put_op("a"), nested]), Ok(()));
         assert_eq!(check(vec![pb::RequestOp { request: None }]), Err(Error::KeyNotFound));
+    }
+
+    proptest::proptest! {
+        /// Merged spans contain what the ranges contain one by one.
+        #[test]
+        fn deletions_are_the_union_of_their_ranges(
+            ranges in proptest::collection::vec(("[a-d]{1,2}", "[a-e]{0,2}|\\x00"), 0..12),
+            asked in "[a-e]{1,3}",
+        ) {
+            let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+            let ranges: Vec<KeyRange> =
+                ranges.iter().map(|(key, end)| KeyRange::new(&bytes(key), &bytes(end))).collect();
+            let (half, mut deletions) = (ranges.len() / 2, Deletions::default());
+            let mut others = Deletions::default();
+            ranges[..half].iter().for_each(|range| deletions.add(range.detached()));
+            ranges[half..].iter().for_each(|range| others.add(range.detached()));
+            deletions.join(others);
+            let expected = ranges.iter().any(|range| range.contains(asked.as_bytes()));
+            proptest::prop_assert_eq!(deletions.contains(&bytes(&asked)), expected);
+        }
     }
 }

@@ -308,6 +308,11 @@ impl Node {
         self.log.with_extension("")
     }
 
+    /// Of the process that runs.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     /// `kill -9`, and waits until the process is gone.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -23,8 +23,10 @@ use super::{Change, Engine, EngineError, FjallEngine, FjallOptions, Read, Space}
 const SECTOR: u64 = 512;
 const APPLIED: &[u8] = b"applied";
 
+/// Opens an engine that makes tables only when it is told to: before it does, it fsyncs the journal, of which nothing can
+/// be torn off then.
 pub(super) fn open(directory: &Path) -> Result<FjallEngine, EngineError> {
-    let options = FjallOptions { cache_bytes: 1 << 20, memtable_bytes: 1 << 20, ..FjallOptions::default() };
+    let options = FjallOptions { cache_bytes: 1 << 20, memtable_bytes: 64 << 20, ..FjallOptions::default() };
     FjallEngine::open(directory, &options)
 }
 
@@ -101,7 +103,12 @@ fn journal(directory: &Path) -> PathBuf {
 /// An engine with tables and, since it was opened again, a journal that is as long as what is in it.
 pub(super) fn engine_with_a_past(directory: &Path, batches_before: u64) -> FjallEngine {
     let engine = open(directory).unwrap();
-    (1..=batches_before).for_each(|number| write(&engine, number, 10_000));
+    for number in 1..=batches_before {
+        write(&engine, number, 10_000);
+        if number % 100 == 0 {
+            engine.make_tables();
+        }
+    }
     engine.persist().unwrap();
     drop(engine);
     let engine = open(directory).unwrap();

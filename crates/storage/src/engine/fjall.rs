@@ -13,6 +13,9 @@
 //! Known limits: after a failed fsync Linux counts pages as clean that it never wrote, so what a process reads that is
 //! started again on the same machine need not be on the disk, and no fsync puts it there. The log writes such a tail
 //! again; nothing does so for fjall's journal, so that a power loss may still take it back below what the log relies on.
+//! Should two memtables of one space fill up while a third is being written, the second can become a table before the
+//! journal is fsynced up to its end; a power loss in that moment leaves tables that are ahead of the journal, which are
+//! refused as damaged and cost a rebuild from the other members.
 //! fjall opens successfully with its journal cut short, so whoever opens an engine must compare the applied
 //! index in it with the floor that the write-ahead log recorded.
 
@@ -79,6 +82,15 @@ impl FjallEngine {
         let engine = FjallEngine { database, spaces };
         engine.persist()?;
         Ok(engine)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+impl FjallEngine {
+    /// Writes all memtables to tables, and waits for it.
+    pub(super) fn make_tables(&self) {
+        self.spaces.0.iter().for_each(|space| space.rotate_memtable_and_wait().unwrap());
     }
 }
 

@@ -3,6 +3,7 @@
 //! What a command answers depends on the state and the entry only. A failing engine is no answer: replicas would
 //! diverge, so apply panics and the replica stops.
 
+use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
 use pb::alarm_request::AlarmAction;
 
@@ -38,6 +39,20 @@ impl Keyspace {
         drop(state);
         self.hub.publish(revision, fresh);
         answers
+    }
+
+    /// Applies an entry that says who belongs to the group from now on: kept beside the applied index, and carried by
+    /// snapshots, for those who no longer have that entry in their log. The bytes mean nothing here.
+    ///
+    /// # Panics
+    /// If the index does not follow the last one.
+    pub fn apply_configuration(&self, applied: Applied, configuration: Bytes) {
+        let mut state = self.state.write();
+        assert!(applied.index > state.applied.index, "entries are applied in order");
+        state.applied = applied;
+        let (records, tables) = (state.unflushed.records.len(), state.unflushed.tables.len());
+        state.set_configuration(configuration);
+        state.end_entry(records, tables);
     }
 }
 

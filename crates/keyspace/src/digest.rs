@@ -1,6 +1,7 @@
 //! The live digest: one number for the present state, the same on every replica that holds the same state.
 //!
-//! It is the wrapping sum of one hash for the newest version of each living key, for each lease and for each alarm. A
+//! It is the wrapping sum of one hash for the newest version of each living key, for each lease, for each alarm and for
+//! the configuration of the group. A
 //! sum does not depend on order and takes a term back by subtraction, so a write costs two hashes whatever the size
 //! of the state; and history is not in it, so compaction does not change it.
 
@@ -13,6 +14,7 @@ use crate::mvcc::Version;
 const KIND_VERSION: u8 = 1;
 const KIND_LEASE: u8 = 2;
 const KIND_ALARM: u8 = 3;
+const KIND_CONFIGURATION: u8 = 4;
 
 /// The hash of a value, also stored beside its version, so that a damaged value is noticed when it is read.
 pub(crate) fn of_value(value: &[u8]) -> u64 {
@@ -57,4 +59,15 @@ pub(crate) fn of_alarm(member: u64, alarm: i32) -> u64 {
     bytes[1..9].copy_from_slice(&member.to_le_bytes());
     bytes[9..13].copy_from_slice(&alarm.to_le_bytes());
     xxh3_64(&bytes)
+}
+
+/// The term of the group's configuration; none counts as nothing.
+pub(crate) fn of_configuration(configuration: &[u8]) -> u64 {
+    if configuration.is_empty() {
+        return 0;
+    }
+    let mut hasher = Xxh3::new();
+    hasher.update(&[KIND_CONFIGURATION]);
+    hasher.update(configuration);
+    hasher.digest()
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
 use hadron_storage::engine::{Engine, Read, Space};
 use parking_lot::{Mutex, RwLock};
@@ -100,6 +101,11 @@ impl Keyspace {
     /// The last applied entry.
     pub fn applied(&self) -> Applied {
         self.state.read().applied
+    }
+
+    /// Who belongs to the group, as the last [`Keyspace::apply_configuration`] said; empty if there was none.
+    pub fn configuration(&self) -> Bytes {
+        self.state.read().configuration.clone()
     }
 
     /// The newest revision; 1 when nothing was ever written.
@@ -259,11 +265,12 @@ fn load_tables(view: &dyn Read, group: u64, state: &mut State) -> Result<(), Ope
             Some(TableChange::Alarm { member, alarm }) => {
                 state.alarms.insert((member, alarm));
             }
+            Some(TableChange::Configuration { configuration }) => state.configuration = configuration,
             _ => is_damaged = true,
         }
         ControlFlow::Continue(())
     })?;
-    damaged_if(is_damaged, group, "a lease or alarm has no known shape")
+    damaged_if(is_damaged, group, "a lease, an alarm or the configuration has no known shape")
 }
 
 fn load_versions(view: &dyn Read, group: u64, state: &mut State) -> Result<(), OpenError> {
@@ -291,4 +298,4 @@ fn damaged_if(is_damaged: bool, group: u64, what: &str) -> Result<(), OpenError>
 }
 
 /// The newest state of each table's record, in the order of keys.
-pub(crate) type TableState = BTreeMap<bytes::Bytes, Option<bytes::Bytes>>;
+pub(crate) type TableState = BTreeMap<Bytes, Option<Bytes>>;

@@ -25,6 +25,7 @@ const STATE_RECORD: u8 = 0;
 const GENERATIONS_RECORD: u8 = 1;
 const TABLE_LEASE: u8 = 1;
 const TABLE_ALARM: u8 = 2;
+const TABLE_CONFIGURATION: u8 = 3;
 
 /// The state at a flush, beside its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +177,11 @@ pub(crate) fn encode_table(group: u64, generation: u32, change: &TableChange) ->
             key.put_i32(*alarm);
             matches!(change, TableChange::Alarm { .. })
         }
+        TableChange::Configuration { configuration } => {
+            key.put_u8(TABLE_CONFIGURATION);
+            value.put_slice(configuration);
+            true
+        }
     };
     (key.freeze(), exists.then(|| value.freeze()))
 }
@@ -189,6 +195,9 @@ pub(crate) fn decode_table(key: &[u8], value: &[u8]) -> Option<TableChange> {
     match (table, key_len, value_len) {
         (TABLE_LEASE, 9, 16) => {
             Some(TableChange::Lease { id: key.get_i64(), ttl: value.get_i64(), expiry_ms: value.get_u64() })
+        }
+        (TABLE_CONFIGURATION, 1, _) => {
+            Some(TableChange::Configuration { configuration: Bytes::copy_from_slice(value) })
         }
         (TABLE_ALARM, 13, 0) => Some(TableChange::Alarm { member: key.get_u64(), alarm: key.get_i32() }),
         _ => None,

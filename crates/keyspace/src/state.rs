@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub(crate) leases: Leases,
     /// Raised alarms: member and kind.
     pub(crate) alarms: BTreeSet<(u64, i32)>,
+    /// Who belongs to the group, in bytes that mean nothing here; empty as long as no entry has said it.
+    pub(crate) configuration: Bytes,
     pub(crate) digest: u64,
     /// Index and digest at the last marks, oldest first.
     pub(crate) marks: VecDeque<(u64, u64)>,
@@ -81,6 +83,7 @@ impl State {
             index: Index::default(),
             leases: Leases::default(),
             alarms: BTreeSet::new(),
+            configuration: Bytes::new(),
             digest: 0,
             marks: VecDeque::new(),
             unflushed: Unflushed::default(),
@@ -194,6 +197,14 @@ impl State {
         was_raised
     }
 
+    /// The group has this configuration from now on.
+    pub(crate) fn set_configuration(&mut self, configuration: Bytes) {
+        self.digest = self.digest.wrapping_sub(digest::of_configuration(&self.configuration));
+        self.digest = self.digest.wrapping_add(digest::of_configuration(&configuration));
+        self.unflushed.tables.push_back(TableChange::Configuration { configuration: configuration.clone() });
+        self.configuration = configuration;
+    }
+
     /// Remembers the digest at this entry.
     pub(crate) fn mark_digest(&mut self) -> u64 {
         if self.marks.len() == MARKS_MAX {
@@ -226,6 +237,7 @@ impl State {
         let versions = self.index.living().map(|(key, version)| digest::of_version(key, version));
         let leases = self.leases.iter().map(digest::of_lease);
         let alarms = self.alarms.iter().map(|(member, alarm)| digest::of_alarm(*member, *alarm));
-        versions.chain(leases).chain(alarms).fold(0, u64::wrapping_add)
+        let configuration = std::iter::once(digest::of_configuration(&self.configuration));
+        versions.chain(leases).chain(alarms).chain(configuration).fold(0, u64::wrapping_add)
     }
 }

@@ -351,3 +351,23 @@ fn values_are_sorted_wherever_they_are_although_no_order_is_given() {
     let keys: Vec<_> = sorted.kvs.iter().map(|pair| pair.key.as_ref()).collect();
     assert_eq!(keys, [b"d", b"b", b"c", b"a"]);
 }
+
+#[test]
+fn the_configuration_is_where_the_state_is() {
+    let mut replica = Replica::new(Options::default());
+    replica.follow(&[(1, vec![put("k", "v")])]);
+    let without = replica.keyspace.digest();
+    for configuration in ["one", "two"] {
+        let applied = Applied { index: replica.index() + 1, ..replica.keyspace.applied() };
+        replica.keyspace.apply_configuration(applied, configuration.into());
+    }
+    assert_ne!(replica.keyspace.digest(), without);
+    replica.flush_all();
+    replica.crash(usize::MAX);
+    assert_eq!(replica.keyspace.configuration(), "two", "after a restart");
+    let other = Replica::new(Options::default());
+    assert!(other.import(replica.exporter().unwrap(), 10, usize::MAX));
+    other.keyspace.reload().unwrap();
+    assert_eq!(other.keyspace.configuration(), "two", "in a snapshot");
+    assert_eq!(other.keyspace.digest(), replica.keyspace.digest());
+}

@@ -28,6 +28,8 @@ pub(crate) enum TableChange {
     Alarm { member: u64, alarm: i32 },
     /// The alarm is cleared.
     NoAlarm { member: u64, alarm: i32 },
+    /// The group's members are these.
+    Configuration { configuration: Bytes },
 }
 
 impl TableChange {

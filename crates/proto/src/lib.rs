@@ -29,3 +29,6 @@ pub mod health {
 pub mod hadron {
     tonic::include_proto!("hadron.v1");
 }
+
+/// What the `.proto` files say, as an encoded `google.protobuf.FileDescriptorSet`: for what handles messages by name.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

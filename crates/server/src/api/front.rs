@@ -3,7 +3,8 @@
 //! Requests go straight from hyper to the generated service, by one look-up of the path. A general router would box
 //! and clone once more per call, which is a tenth of what a Put may cost.
 //!
-//! A request is a gRPC call if its content type says so, as etcd decides too; everything else is a page.
+//! A request is a gRPC call if its content type says so, as etcd decides too; everything else is a call of the JSON gateway,
+//! which comes back here as a gRPC call, or a page.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -12,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
@@ -32,6 +34,7 @@ use super::auth::Auth;
 use super::backend::Backend;
 use super::cluster::Cluster;
 use super::context::Context;
+use super::gateway::Gateway;
 use super::health::Health;
 use super::http::Pages;
 use super::kv::Kv;
@@ -46,6 +49,15 @@ const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
 
 /// A future that the generated services return.
 type Call = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// The body of a gRPC call: from the network, or made by the gateway.
+trait RequestBody:
+    hyper::body::Body<Data = Bytes, Error: Into<tonic::codegen::StdError> + Send> + Send + 'static
+{
+}
+
+impl RequestBody for Incoming {}
+impl RequestBody for Body {}
 
 #[derive(Clone, Copy, Debug)]
 enum Service {
@@ -142,11 +154,13 @@ pub(super) struct Front<B: Backend> {
     auth: AuthServer<Auth<B>>,
     health: HealthServer<Health<B>>,
     pool: PoolServer<Pool<B>>,
+    /// `None` when it is switched off.
+    gateway: Option<Gateway>,
     pages: Pages<B>,
 }
 
 impl<B: Backend> Front<B> {
-    pub(super) fn new(context: Arc<Context<B>>) -> Front<B> {
+    pub(super) fn new(context: Arc<Context<B>>, with_gateway: bool) -> Front<B> {
         let limit = context.limits.request_bytes + MESSAGE_OVERHEAD_BYTES;
         let shared = || Arc::clone(&context);
         Front {
@@ -159,15 +173,25 @@ impl<B: Backend> Front<B> {
             auth: AuthServer::new(Auth::new(shared())).max_decoding_message_size(limit),
             health: HealthServer::new(Health::new(shared())).max_decoding_message_size(limit),
             pool: PoolServer::new(Pool::new(shared())).max_decoding_message_size(limit),
+            gateway: with_gateway.then(|| Gateway::new(limit)),
             pages: Pages::new(shared()),
         }
     }
 
     /// Begins to answer a request.
-    pub(super) fn answer(&self, request: Request<Incoming>) -> Answer {
-        if !is_grpc(request.headers()) {
-            return Answer { call: self.pages.answer(request), route: None };
+    pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answer {
+        if is_grpc(request.headers()) {
+            return self.answer_grpc(request);
         }
+        if let Some(gateway) = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path())) {
+            let front = Arc::clone(self);
+            let call = gateway.answer(request, move |request| front.answer_grpc(request));
+            return Answer { call: Box::pin(call), route: None };
+        }
+        Answer { call: self.pages.answer(request), route: None }
+    }
+
+    fn answer_grpc<R: RequestBody>(&self, request: Request<R>) -> Answer {
         let Some(route) = self.routes.get(request.uri().path()) else {
             let status = unknown_call(request.uri().path());
             return Answer { call: Box::pin(std::future::ready(Ok(status.into_http()))), route: None };
@@ -176,7 +200,7 @@ impl<B: Backend> Front<B> {
         Answer { call: self.call(route.service, request), route: Some(Arc::clone(route)) }
     }
 
-    fn call(&self, service: Service, request: Request<Incoming>) -> Call {
+    fn call<R: RequestBody>(&self, service: Service, request: Request<R>) -> Call {
         // `call` wants a `&mut` of its own; a clone of a generated service is one more reference to the real one.
         match service {
             Service::Kv => self.kv.clone().call(request),

@@ -2,6 +2,7 @@
 //!
 //! - [`backend`]: the seam to the node; what the driver implements.
 //! - [`server`]: sockets and threads. `front`: from a request to the service or page that answers it.
+//! - `gateway`: the same calls as JSON over HTTP.
 //! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health`, `pool`: the services; `http`: the pages.
 //! - [`error`]: etcd's codes and texts, in one table. `context`: what all services share. `leader`: calls that
 //!   demand a leader.
@@ -16,6 +17,7 @@ mod cluster;
 mod context;
 pub mod error;
 mod front;
+mod gateway;
 mod health;
 mod http;
 mod kv;

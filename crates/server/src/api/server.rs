@@ -61,6 +61,8 @@ pub struct ServerOptions {
     /// How often a watcher that asked for it is told how far it is while nothing happens. Each stream adds up to a
     /// tenth, so that they do not all speak at once.
     pub watch_progress_interval: Duration,
+    /// Serve the JSON gateway below `/v3/`.
+    pub gateway: bool,
 }
 
 /// etcd's interval of progress notifications.
@@ -75,6 +77,7 @@ impl Default for ServerOptions {
             group: DEFAULT_GROUP,
             limits: Limits::default(),
             watch_progress_interval: WATCH_PROGRESS_INTERVAL,
+            gateway: true,
         }
     }
 }
@@ -97,7 +100,7 @@ impl<B: Backend> Server<B> {
             watch_progress_interval: options.watch_progress_interval,
             metrics: Arc::clone(&metrics),
         };
-        Server { front: Arc::new(Front::new(Arc::new(context))), metrics, threads }
+        Server { front: Arc::new(Front::new(Arc::new(context), options.gateway)), metrics, threads }
     }
 
     /// Serves the listeners until `shutdown` completes, then lets running calls finish for a moment (streams, which

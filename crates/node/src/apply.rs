@@ -1,6 +1,6 @@
 //! Apply: committed entries change the state, in order, and answer the clients of this node.
 
-use hadron_consensus::{Entry, Event as CoreEvent, GroupId};
+use hadron_consensus::{Configuration, Entry, Event as CoreEvent, GroupId};
 use hadron_keyspace::{Applied, Command, Response};
 
 use crate::clock::GroupClock;
@@ -38,14 +38,18 @@ impl Node {
             replica.reclaim_proposals_before(entry.term);
             replica.applied_term = entry.term;
         }
+        match Configuration::of(&entry.data) {
+            Ok(Some(configuration)) => return self.apply_configuration(group, entry, &configuration),
+            Ok(None) => {}
+            Err(error) => {
+                effects.fatal = Some(cannot_be_applied(group, &entry, &error.to_string()));
+                return;
+            }
+        }
         let (stamp_ms, origins, commands) = match decode(&entry, replica.keyspace.applied().stamp_ms) {
             Ok(decoded) => decoded,
             Err(what) => {
-                effects.fatal = Some(format!(
-                    "group {group}: the entry at index {} cannot be applied by this version ({what}): \
-                     run the version that the other members run",
-                    entry.index.0
-                ));
+                effects.fatal = Some(cannot_be_applied(group, &entry, &what));
                 return;
             }
         };
@@ -71,6 +75,16 @@ impl Node {
         }
     }
 
+    /// The group's members changed: nothing that clients see.
+    fn apply_configuration(&mut self, group: GroupId, entry: Entry, configuration: &Configuration) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let stamp_ms = replica.keyspace.applied().stamp_ms;
+        let applied =
+            Applied { term: entry.term.0, index: entry.index.0, checksum: entry.checksum, stamp_ms };
+        replica.keyspace.apply_configuration(applied, entry.data);
+        self.on_configuration_applied(group, configuration);
+    }
+
     /// What follows once for all entries of a turn.
     fn after_apply(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
@@ -81,9 +95,17 @@ impl Node {
         self.answer_digests(group, effects);
         self.heed_alarms(group, effects);
         if group == hadron_consensus::ROOT_GROUP {
-            self.refresh_members();
+            self.refresh_pool();
         }
     }
+}
+
+fn cannot_be_applied(group: GroupId, entry: &Entry, what: &str) -> String {
+    format!(
+        "group {group}: the entry at index {} cannot be applied by this version ({what}): run the version that the other \
+         members run",
+        entry.index.0
+    )
 }
 
 type Decoded = (u64, Vec<Origin>, Vec<Command>);

@@ -2,9 +2,9 @@
 //!
 //! The loop writes, anybody reads. Nothing here decides anything: a reader that needs certainty asks the loop.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use hadron_consensus::{GroupId, NodeId, Term, Time};
 use hadron_keyspace::Keyspace;
@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::clock::GroupClock;
 use crate::membership::Member;
+use crate::roster::Pool;
 
 /// Elections that are remembered, all groups together.
 const ELECTIONS_MAX: usize = 1_000;
@@ -20,8 +21,25 @@ const ELECTIONS_MAX: usize = 1_000;
 #[derive(Debug, Default)]
 pub struct Board {
     groups: RwLock<BTreeMap<GroupId, Arc<GroupBoard>>>,
-    members: RwLock<Vec<Member>>,
+    pool: RwLock<Arc<Pool>>,
+    peers: RwLock<Vec<Member>>,
+    alive: RwLock<BTreeSet<NodeId>>,
+    is_learner: AtomicBool,
     elections: Mutex<VecDeque<ElectionRecord>>,
+}
+
+/// Why a node may not be talked to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdmitted {
+    /// It was a member, and nobody needs it any more: it should stop.
+    #[error(
+        "node {:x} was removed from this cluster: its data directory can be deleted; to come back it has to be added \
+         again (`etcdctl member add`), and to start with an empty data directory", .0.0
+    )]
+    Removed(NodeId),
+    /// It never was one, or not with this data directory.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// One group's public state on one node.
@@ -33,6 +51,7 @@ pub struct GroupBoard {
     term: AtomicU64,
     commit: AtomicU64,
     applied: AtomicU64,
+    settled: AtomicI64,
     quarantined: AtomicBool,
     digests_same: AtomicU64,
     digests_different: AtomicU64,
@@ -98,24 +117,49 @@ impl Board {
         self.groups.read().iter().map(|(id, group)| (*id, group.clone())).collect()
     }
 
-    /// The nodes of the pool, by id.
-    pub fn members(&self) -> Vec<Member> {
-        self.members.read().clone()
+    /// What the root group says about the pool, as far as it is applied here.
+    pub fn pool(&self) -> Arc<Pool> {
+        self.pool.read().clone()
     }
 
-    /// Whether a node that shows `data_dir_id` may be talked to as `node`. The error says why not, and the way out.
-    pub fn admit(&self, node: NodeId, data_dir_id: u64) -> Result<(), String> {
-        let members = self.members.read();
-        let Some(member) = members.iter().find(|member| member.id == node.0) else {
-            return Err(format!("node {:x} is not a member of this cluster", node.0));
-        };
-        member.admit(data_dir_id)
+    /// The members of the pool, by id.
+    pub fn members(&self) -> Vec<Member> {
+        self.pool().members()
+    }
+
+    /// The nodes to be connected with: the other members, and those who were removed and are still needed.
+    pub fn peers(&self) -> Vec<Member> {
+        self.peers.read().clone()
+    }
+
+    /// This node has no vote yet, and is not to get one by itself.
+    pub fn is_learner(&self) -> bool {
+        self.is_learner.load(Ordering::Relaxed)
+    }
+
+    /// The other nodes that were alive at the last heartbeat, to this one.
+    pub fn alive(&self) -> BTreeSet<NodeId> {
+        self.alive.read().clone()
+    }
+
+    /// Whether a node that shows `data_dir_id` may be talked to as `node`.
+    ///
+    /// # Errors
+    /// Why not, and the way out.
+    pub fn admit(&self, node: NodeId, data_dir_id: u64) -> Result<(), NotAdmitted> {
+        if let Some(peer) = self.peers.read().iter().find(|member| member.id == node.0) {
+            return peer.admit(data_dir_id).map_err(NotAdmitted::Refused);
+        }
+        if self.pool.read().removed.contains_key(&node.0) {
+            return Err(NotAdmitted::Removed(node));
+        }
+        Err(NotAdmitted::Refused(format!("node {:x} is not a member of this cluster", node.0)))
     }
 
     /// The identity of `node`'s data directory, if it is known.
     pub fn data_dir_id(&self, node: NodeId) -> Option<u64> {
-        let members = self.members.read();
-        let known = members.iter().find(|member| member.id == node.0).map(|member| member.data_dir_id);
+        let peers = self.peers.read();
+        let known = peers.iter().find(|member| member.id == node.0).map(|member| member.data_dir_id);
         known.filter(|id| *id != 0)
     }
 
@@ -131,6 +175,7 @@ impl Board {
             term: AtomicU64::new(0),
             commit: AtomicU64::new(0),
             applied: AtomicU64::new(0),
+            settled: AtomicI64::new(0),
             quarantined: AtomicBool::new(false),
             digests_same: AtomicU64::new(0),
             digests_different: AtomicU64::new(0),
@@ -142,8 +187,22 @@ impl Board {
         board
     }
 
-    pub(crate) fn set_members(&self, members: Vec<Member>) {
-        *self.members.write() = members;
+    pub(crate) fn set_pool(&self, pool: Arc<Pool>, own: NodeId) {
+        let is_learner = pool.roster.member(own.0).is_some_and(|member| member.is_learner);
+        self.is_learner.store(is_learner, Ordering::Relaxed);
+        *self.pool.write() = pool;
+    }
+
+    /// True if these are others than before.
+    pub(crate) fn set_peers(&self, peers: Vec<Member>) -> bool {
+        let mut present = self.peers.write();
+        let are_new = *present != peers;
+        *present = peers;
+        are_new
+    }
+
+    pub(crate) fn set_alive(&self, alive: BTreeSet<NodeId>) {
+        *self.alive.write() = alive;
     }
 
     /// Remembers an election once, however often it is announced.
@@ -181,6 +240,12 @@ impl GroupBoard {
     /// The highest applied index.
     pub fn applied(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
+    }
+
+    /// The newest revision of the roster for which the group's members were changed, and that is over, as far as this
+    /// replica has applied it; 0 if they are those of the beginning.
+    pub fn settled(&self) -> i64 {
+        self.settled.load(Ordering::Acquire)
     }
 
     /// Whether this replica differs from the others and must not serve.
@@ -228,6 +293,10 @@ impl GroupBoard {
 
     pub(crate) fn set_applied(&self, applied: u64) {
         self.applied.store(applied, Ordering::Release);
+    }
+
+    pub(crate) fn set_settled(&self, revision: i64) {
+        self.settled.store(revision, Ordering::Release);
     }
 
     pub(crate) fn set_quarantined(&self) {

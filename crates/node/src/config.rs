@@ -3,6 +3,7 @@
 use hadron_consensus::{GroupId, NodeId, ReplicaId};
 
 use crate::membership::Member;
+use crate::roster::Roster;
 
 /// Everything a node needs to know before its first step.
 #[derive(Clone, Debug)]
@@ -11,8 +12,10 @@ pub struct Config {
     pub node: NodeId,
     /// Counts the starts of this node's process; durable before the node sends its first message.
     pub incarnation: u64,
-    /// The nodes of the pool as bootstrapped, this one included.
-    pub members: Vec<Member>,
+    /// What this node says of itself.
+    pub own: Member,
+    /// The roster that counts as long as the root group has none.
+    pub roster: Roster,
     /// The groups with a replica here.
     pub groups: Vec<GroupConfig>,
     /// Microseconds between two heartbeats of a pair of nodes.
@@ -25,12 +28,14 @@ pub struct Config {
     pub limits: Limits,
 }
 
-/// One group and its voters.
+/// One group, as this node begins with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupConfig {
     /// The group.
     pub group: GroupId,
-    /// Its voters and the nodes they are on.
+    /// This node's replica.
+    pub replica: ReplicaId,
+    /// The voters that the group was made with, and the nodes they are on; empty if this node was not there.
     pub voters: Vec<(ReplicaId, NodeId)>,
 }
 

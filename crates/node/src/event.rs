@@ -58,6 +58,13 @@ pub enum Event {
         /// The node that shall lead.
         to: NodeId,
     },
+    /// How far behind is each replica of `group`? Answered by [`Reply::Lags`], whoever leads it.
+    Lags {
+        /// As in [`Event::Write`].
+        token: u64,
+        /// The group.
+        group: GroupId,
+    },
     /// The process is about to stop: hand every group that is led here to a follower that can take it at once.
     /// [`crate::Board`] shows when that is done; there is nothing to wait for where no follower is reachable.
     HandOver,
@@ -147,6 +154,8 @@ pub struct Effects {
     /// `Engine::persist`, then [`Event::SnapshotInstalled`]) or to drop it. Between a yes and the installation the
     /// node neither applies nor flushes that group.
     pub installs: Vec<(u64, bool)>,
+    /// Others are to be connected than before: see [`crate::Board::peers`].
+    pub are_peers_new: bool,
     /// The node must stop now, and must not be restarted without a look: what was found, and what to do.
     pub fatal: Option<String>,
 }
@@ -162,6 +171,7 @@ impl Effects {
             && self.persist_engine.is_none()
             && self.snapshots.is_empty()
             && self.installs.is_empty()
+            && !self.are_peers_new
             && self.fatal.is_none()
     }
 }
@@ -200,6 +210,8 @@ pub enum Reply {
     ReadReady,
     /// The new leader leads.
     Transferred,
+    /// What each node's replica lacks of its leader's log, in entries.
+    Lags(Vec<(NodeId, u64)>),
     /// The request failed.
     Failed(Failure),
 }

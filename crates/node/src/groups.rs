@@ -19,14 +19,23 @@ use crate::flush::FlushState;
 use crate::integrity::Integrity;
 use crate::memory::Pressure;
 use crate::read::Reads;
+use crate::reconfigure::{Places, first_configuration};
 
 /// A group's replica on this node.
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) id: GroupId,
     pub(crate) me: ReplicaId,
-    /// Where the replicas of the group are; this one included.
-    pub(crate) nodes: BTreeMap<ReplicaId, NodeId>,
+    /// Where the replicas of the configuration in force are, and for which roster it was made.
+    pub(crate) places: Places,
+    /// Where replicas are that sent something and are not in it.
+    pub(crate) routes: BTreeMap<ReplicaId, NodeId>,
+    /// The newest roster for which a configuration was applied here that is not joint; 0 for that of the beginning.
+    pub(crate) settled: i64,
+    /// The roster under which this leader, which is not in it, tried to hand over.
+    pub(crate) handed_over_at: i64,
+    /// Who was in the group at its beginning.
+    pub(crate) first: Configuration,
     pub(crate) core: Group,
     pub(crate) keyspace: Arc<Keyspace>,
     pub(crate) board: Arc<GroupBoard>,
@@ -107,9 +116,9 @@ impl Replica {
         now: Time,
     ) -> Result<Replica, String> {
         let id = group.group;
-        let nodes: BTreeMap<ReplicaId, NodeId> = group.voters.iter().copied().collect();
-        let me = nodes.iter().find(|(_, node)| **node == config.node).map(|(replica, _)| *replica);
-        let me = me.ok_or_else(|| format!("group {id}: this node is not one of its voters"))?;
+        let me = group.replica;
+        let first = first_configuration(&group.voters);
+        let configuration = applied_configuration(id, &keyspace, &first)?;
         let applied = keyspace.applied();
         let in_engine =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
@@ -117,12 +126,16 @@ impl Replica {
         let floor_is_new = floor != recovered.floor;
         let restored =
             Restored { hard_state: recovered.hard_state, floor, entries, applied: in_engine.index };
-        let core = Group::new(core_config(config, id, me, nodes.keys().copied().collect()), restored);
+        let core = Group::new(core_config(config, id, me, configuration.clone()), restored);
         board.set_applied(applied.index);
-        Ok(Replica {
+        let mut replica = Replica {
             id,
             me,
-            nodes,
+            places: Places::default(),
+            routes: BTreeMap::new(),
+            settled: 0,
+            handed_over_at: 0,
+            first,
             core,
             keyspace,
             board,
@@ -145,7 +158,18 @@ impl Replica {
             touched: false,
             quarantined: false,
             floor_is_new,
-        })
+        };
+        replica.adopt_configuration();
+        replica.note_applied_configuration(&configuration);
+        Ok(replica)
+    }
+
+    /// Who belonged to the group as of what is applied.
+    ///
+    /// # Errors
+    /// What is stored cannot be read.
+    pub(crate) fn applied_configuration(&self) -> Result<Configuration, String> {
+        applied_configuration(self.id, &self.keyspace, &self.first)
     }
 
     /// The index of the last applied entry.
@@ -155,7 +179,7 @@ impl Replica {
 
     /// The node that leads, as far as this replica knows.
     pub(crate) fn leader_node(&self) -> Option<NodeId> {
-        self.core.leader().and_then(|replica| self.nodes.get(&replica).copied())
+        self.core.leader().and_then(|replica| self.node_of(replica))
     }
 
     /// The stamp of the last entry in the log that has one; falls back to what is applied.
@@ -165,11 +189,31 @@ impl Replica {
     }
 }
 
-fn core_config(config: &Config, group: GroupId, id: ReplicaId, voters: Vec<ReplicaId>) -> CoreConfig {
+/// The configuration that was applied last; `first` if there was none.
+fn applied_configuration(
+    group: GroupId,
+    keyspace: &Keyspace,
+    first: &Configuration,
+) -> Result<Configuration, String> {
+    let stored = keyspace.configuration();
+    if stored.is_empty() {
+        return Ok(first.clone());
+    }
+    let configuration = Configuration::of(&stored).ok().flatten();
+    let readable = configuration.filter(|configuration| Places::of(configuration).is_some());
+    readable.ok_or_else(|| {
+        format!(
+            "group {group}: who belongs to it cannot be read: run the version that the other members run, or rebuild \
+             this member from them"
+        )
+    })
+}
+
+fn core_config(config: &Config, group: GroupId, id: ReplicaId, configuration: Configuration) -> CoreConfig {
     CoreConfig {
         group,
         id,
-        configuration: Configuration::new(voters, []),
+        configuration,
         election_timeout_us: config.election_timeout_us,
         heartbeat_us: config.heartbeat_us,
         max_append_bytes: config.limits.entry_bytes,

@@ -106,7 +106,7 @@ impl Node {
             return;
         }
         replica.integrity.round = Some(Round { index, digests: BTreeMap::from([(me, live)]) });
-        let others = replica.nodes.values().filter(|node| **node != me);
+        let others = replica.places.nodes.values().filter(|node| **node != me);
         let question = PeerMessage::Digest { group, index, live, answer: false };
         effects.sends.extend(others.map(|node| (*node, question.clone())));
     }
@@ -162,7 +162,7 @@ impl Node {
     fn judge_round(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let Some(round) = &replica.integrity.round else { return };
-        let Some(agreed) = majority(&round.digests, replica.nodes.len()) else { return };
+        let Some(agreed) = majority(&round.digests, replica.places.nodes.len()) else { return };
         let index = round.index;
         let differing: Vec<(NodeId, u64)> = round
             .digests
@@ -186,7 +186,7 @@ impl Node {
     /// The log of a replica differs from the leader's where it cannot.
     pub(crate) fn on_divergence(&mut self, group: GroupId, divergence: Divergence, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        let Some(node) = replica.nodes.get(&divergence.replica).copied() else { return };
+        let Some(node) = replica.node_of(divergence.replica) else { return };
         tracing::error!(
             group = group.0,
             index = divergence.index.0,
@@ -270,7 +270,7 @@ impl Replica {
             _ => acknowledged(replica) as f64 / sum as f64,
         };
         let shares = matched.iter().filter_map(|(replica, matched)| {
-            let node = self.nodes.get(replica).copied()?;
+            let node = self.node_of(*replica)?;
             Some(LogShare { node, share: share(replica), lag: last.saturating_sub(*matched) })
         });
         self.board.set_shares(shares.collect());

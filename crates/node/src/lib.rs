@@ -9,7 +9,8 @@
 //!                         keyspace  (what it means)
 //! ```
 //! The life of a Put is the list of modules: `propose` (admit, propose, reply), `persist`, `replicate`, `apply`;
-//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`, `membership`.
+//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`. Who belongs to the pool: `membership` at its
+//! beginning, `roster` from then on, `reconfigure` for what follows from it.
 //!
 //! Invariants:
 //! - No clock, thread, socket, file or unseeded randomness: the same events at the same times give the same effects.
@@ -38,15 +39,18 @@ mod peer;
 mod persist;
 mod propose;
 mod read;
+mod reconfigure;
 mod replicate;
+mod roster;
 mod snapshot;
 
-pub use board::{Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare};
+pub use board::{Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare, NotAdmitted};
 pub use clock::GroupClock;
 pub use config::{Config, GroupConfig, Limits};
 pub use envelope::{Envelope, Origin, decode as decode_envelope};
 pub use event::{Effects, Event, Failure, FlushJob, Reply, SnapshotJob};
-pub use membership::{Bootstrap, Member, NODES_PREFIX, node_id};
+pub use membership::{Bootstrap, Member, node_id};
 pub use memory::MemoryUse;
 pub use node::Node;
 pub use peer::{Forward, PeerDecodeError, PeerMessage};
+pub use roster::{NODES_PREFIX, Pool, REMOVED_PREFIX, ROSTER_KEY, Removed, Roster, RosterError};

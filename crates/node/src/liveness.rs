@@ -4,9 +4,11 @@
 //! link that works in one direction only counts as broken for both, and a node whose disk hangs is replaced as leader
 //! although its network is fine. No read is ever answered from liveness; it only starts elections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hadron_consensus::{Contacts, NodeId, ReplicaId, Time};
+
+use crate::reconfigure::Places;
 
 /// What this node knows about the liveness of one other node.
 #[derive(Clone, Debug, Default)]
@@ -30,9 +32,28 @@ pub(crate) struct Liveness {
 }
 
 impl Liveness {
-    /// Detectors for `others`, each suspected `timeout_us` after the last contact.
-    pub(crate) fn new(me: NodeId, others: impl Iterator<Item = NodeId>, timeout_us: u64) -> Liveness {
-        Liveness { peers: others.map(|node| (node, Peer::default())).collect(), me, timeout_us }
+    /// Detectors for nobody yet; each node is suspected `timeout_us` after the last contact.
+    pub(crate) fn new(me: NodeId, timeout_us: u64) -> Liveness {
+        Liveness { peers: BTreeMap::new(), me, timeout_us }
+    }
+
+    /// From now on these are the others: who is new was never heard, who is gone is forgotten.
+    pub(crate) fn set_nodes(&mut self, others: &BTreeSet<NodeId>) {
+        self.peers.retain(|node, _| others.contains(node));
+        for node in others {
+            self.peers.entry(*node).or_default();
+        }
+    }
+
+    /// The other nodes that are alive to this one.
+    pub(crate) fn alive(&self, now: Time) -> BTreeSet<NodeId> {
+        self.nodes().filter(|node| self.is_alive(now, *node)).collect()
+    }
+
+    /// Whether `node` is alive to this one.
+    pub(crate) fn is_alive(&self, now: Time, node: NodeId) -> bool {
+        let last_heard = self.last_heard(now, node);
+        last_heard != Time(0) && now.micros_since(last_heard) < self.timeout_us
     }
 
     /// The other nodes.
@@ -99,12 +120,12 @@ pub(crate) struct GroupContacts<'a> {
     /// The detectors.
     pub(crate) liveness: &'a Liveness,
     /// Where the group's replicas are.
-    pub(crate) nodes: &'a BTreeMap<ReplicaId, NodeId>,
+    pub(crate) places: &'a Places,
 }
 
 impl Contacts for GroupContacts<'_> {
     fn last_heard(&self, replica: ReplicaId) -> Time {
-        self.nodes.get(&replica).map_or(Time(0), |node| self.liveness.last_heard(self.now, *node))
+        self.places.nodes.get(&replica).map_or(Time(0), |node| self.liveness.last_heard(self.now, *node))
     }
 }
 
@@ -116,7 +137,9 @@ mod tests {
     const OTHER: NodeId = NodeId(2);
 
     fn liveness() -> Liveness {
-        Liveness::new(ME, [OTHER].into_iter(), 1_000)
+        let mut liveness = Liveness::new(ME, 1_000);
+        liveness.set_nodes(&BTreeSet::from([OTHER]));
+        liveness
     }
 
     #[test]

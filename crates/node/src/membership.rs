@@ -1,20 +1,16 @@
-//! Who the nodes of a pool are: derived once from `--initial-cluster`, kept on disk, published in the root group.
+//! Who the nodes of a pool are when a node comes to it: derived from `--initial-cluster`, or told by those who are in it
+//! already; kept on disk. Afterwards the root group says who belongs to it (`roster`).
 //!
 //! At bootstrap every node computes the same ids from the same flags, as etcd does, so that nobody has to be asked:
-//! a node's id from its peer URLs and the cluster token, the cluster's id from its nodes' ids. Afterwards each node writes its own
-//! record (name, URLs, the identity of its data directory) under [`NODES_PREFIX`] in the root group's keyspace.
+//! a node's id from its peer URLs and the cluster token, the cluster's id from its nodes' ids.
 
 use bytes::Bytes;
 use hadron_consensus::{DEFAULT_GROUP, NodeId, ROOT_GROUP, ReplicaId};
-use hadron_keyspace::{Command, Keyspace};
-use hadron_proto::etcdserverpb::{PutRequest, RangeRequest};
 use prost::Message as _;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::GroupConfig;
-
-/// Keys of node records in the root group's keyspace: this prefix, then the id in hexadecimal.
-pub const NODES_PREFIX: &str = "nodes/";
+use crate::roster::{Roster, replica_of};
 
 /// What the pool knows of a node.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -35,6 +31,12 @@ pub struct Member {
     /// its disk, and with it its votes.
     #[prost(uint64, tag = "5")]
     pub data_dir_id: u64,
+    /// Its replica in every group; 0 in what a node says of itself.
+    #[prost(uint64, tag = "6")]
+    pub replica: u64,
+    /// It has no vote yet.
+    #[prost(bool, tag = "7")]
+    pub is_learner: bool,
 }
 
 impl Member {
@@ -50,51 +52,64 @@ impl Member {
         }
         Err(format!(
             "node {:x} ({}) is known with another data directory: it was wiped, or two nodes use one name. A node \
-             without its data has forgotten its votes; start it with the data directory that it had",
-            self.id, self.name
+             without its data has forgotten its votes; start it with the data directory that it had, or remove the \
+             member and add it again: `etcdctl member remove {:x}`, then `member add`",
+            self.id, self.name, self.id
         ))
     }
 }
 
-/// A pool as it was bootstrapped: what a node keeps in its data directory so that later starts need no flags. There
-/// a member's `data_dir_id` is the one that the node has met it with, and 0 while it has not.
+/// A pool as a node came to it: what it keeps in its data directory so that later starts need no flags.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Bootstrap {
     /// The cluster's id.
     #[prost(uint64, tag = "1")]
     pub cluster_id: u64,
-    /// Its nodes, by id.
+    /// Its nodes, by id. A member's `data_dir_id` is the one that the node has met it with, and 0 while it has not.
     #[prost(message, repeated, tag = "2")]
     pub members: Vec<Member>,
+    /// The replica that the node got when it joined a running pool; 0 if it was there from the start.
+    #[prost(uint64, tag = "3")]
+    pub joined_as: u64,
+    /// Nodes that came later and were met: ids and data directories only.
+    #[prost(message, repeated, tag = "4")]
+    pub met: Vec<Member>,
 }
 
 impl Bootstrap {
     /// The pool of these (name, peer URLs) under `token`: ids follow from the peer URLs, so every node that is
     /// given the same list comes to the same result.
     pub fn derive(token: &str, nodes: &[(String, Vec<String>)]) -> Bootstrap {
-        let mut members: Vec<Member> = nodes
-            .iter()
-            .map(|(name, urls)| {
-                let mut peer_urls = urls.clone();
-                peer_urls.sort();
-                let id = node_id(token, &peer_urls);
-                Member { id: id.0, name: name.clone(), peer_urls, client_urls: Vec::new(), data_dir_id: 0 }
-            })
-            .collect();
+        let member = |(name, urls): &(String, Vec<String>)| {
+            let mut peer_urls = urls.clone();
+            peer_urls.sort();
+            Member { id: node_id(token, &peer_urls).0, name: name.clone(), peer_urls, ..Member::default() }
+        };
+        Bootstrap::of(nodes.iter().map(member).collect())
+    }
+
+    /// A new pool of these members. Replica n is on the n-th node by id.
+    pub fn of(mut members: Vec<Member>) -> Bootstrap {
         members.sort_by_key(|member| member.id);
+        members.iter_mut().zip(1..).for_each(|(member, number)| member.replica = number);
         let ids: Vec<u8> = members.iter().flat_map(|member| member.id.to_be_bytes()).collect();
-        Bootstrap { cluster_id: nonzero(xxh3_64(&ids)), members }
+        Bootstrap { cluster_id: nonzero(xxh3_64(&ids)), members, ..Bootstrap::default() }
     }
 
-    /// The voters that every group has at bootstrap: replica n is on the n-th node by id.
-    pub fn voters(&self) -> Vec<(ReplicaId, NodeId)> {
-        let numbered = self.members.iter().zip(1..);
-        numbered.map(|(member, number)| (ReplicaId(number), member.node())).collect()
+    /// The roster that counts as long as the root group has none.
+    pub fn roster(&self) -> Roster {
+        Roster::of(&self.members)
     }
 
-    /// The groups that exist from the start: the root group and the one of `default`.
-    pub fn groups(&self) -> Vec<GroupConfig> {
-        [ROOT_GROUP, DEFAULT_GROUP].map(|group| GroupConfig { group, voters: self.voters() }).into()
+    /// The groups that exist from the start, the root group and the one of `default`, as `node` begins with them. Who
+    /// joins a running pool learns from their leaders who else is in them.
+    pub fn groups(&self, node: NodeId) -> Vec<GroupConfig> {
+        let own = self.members.iter().find(|member| member.node() == node);
+        let own = own.map_or(self.joined_as, |member| member.replica);
+        let voters =
+            if self.joined_as == 0 { self.members.iter().map(replica_of).collect() } else { Vec::new() };
+        let config = |group| GroupConfig { group, replica: ReplicaId(own), voters: voters.clone() };
+        [ROOT_GROUP, DEFAULT_GROUP].map(config).into()
     }
 
     /// The bytes to keep.
@@ -102,9 +117,13 @@ impl Bootstrap {
         self.encode_to_vec().into()
     }
 
-    /// From bytes that were kept.
+    /// From bytes that were kept. The first versions did not number the replicas.
     pub fn from_bytes(bytes: Bytes) -> Result<Bootstrap, prost::DecodeError> {
-        Bootstrap::decode(bytes)
+        let mut pool = Bootstrap::decode(bytes)?;
+        if pool.members.iter().all(|member| member.replica == 0) {
+            pool.members.iter_mut().zip(1..).for_each(|(member, number)| member.replica = number);
+        }
+        Ok(pool)
     }
 }
 
@@ -117,24 +136,6 @@ pub fn node_id(token: &str, peer_urls: &[String]) -> NodeId {
 /// 0 stands for "none" in etcd's API.
 fn nonzero(id: u64) -> u64 {
     id.max(1)
-}
-
-/// The command that publishes `member` in the root group.
-pub(crate) fn publish(member: &Member) -> Bytes {
-    let key = format!("{NODES_PREFIX}{:016x}", member.id);
-    let put = PutRequest { key: key.into(), value: member.encode_to_vec().into(), ..Default::default() };
-    Command::Put(put).to_bytes()
-}
-
-/// The published members in the root group's keyspace. A record that cannot be read is left out.
-pub(crate) fn published(root: &Keyspace) -> Vec<Member> {
-    let mut end = NODES_PREFIX.as_bytes().to_vec();
-    if let Some(last) = end.last_mut() {
-        *last += 1;
-    }
-    let request = RangeRequest { key: NODES_PREFIX.into(), range_end: end.into(), ..Default::default() };
-    let Ok(response) = root.range(&request) else { return Vec::new() };
-    response.kvs.into_iter().filter_map(|pair| Member::decode(pair.value).ok()).collect()
 }
 
 #[cfg(test)]

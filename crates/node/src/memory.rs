@@ -97,11 +97,13 @@ impl Node {
         }
     }
 
-    /// The reachable replica that lacks least, of those that keep up.
+    /// The reachable voter that lacks least, of those that keep up.
     pub(crate) fn best_successor(&self, group: GroupId) -> Option<ReplicaId> {
         let replica = self.replicas.get(&group)?;
-        let is_reachable = |id| replica.nodes.get(id).is_some_and(|node| self.connected.contains_key(node));
-        let others = replica.core.progress().iter();
+        let is_reachable =
+            |id| replica.places.nodes.get(id).is_some_and(|node| self.connected.contains_key(node));
+        let voters = &replica.core.configuration().voters;
+        let others = replica.core.progress().iter().filter(|other| voters.contains(&other.replica));
         let best = others.filter(|other| is_reachable(&other.replica) && !other.full);
         best.max_by_key(|other| other.matched).map(|other| other.replica)
     }

@@ -16,11 +16,11 @@ use crate::event::{Effects, Event};
 use crate::flush::EnginePersist;
 use crate::groups::Replica;
 use crate::liveness::Liveness;
-use crate::membership::{self, Member};
 use crate::memory::MemoryUse;
 use crate::peer::PeerMessage;
 use crate::persist::LogQueue;
 use crate::propose::RETRY_US;
+use crate::roster::{self, Pool};
 
 /// Tokens of requests that the node makes itself; nobody waits for their replies.
 const OWN_TOKENS: u64 = 1 << 63;
@@ -37,6 +37,10 @@ pub struct Node {
     pub(crate) replicas: BTreeMap<GroupId, Replica>,
     pub(crate) liveness: Liveness,
     pub(crate) board: Arc<Board>,
+    /// What the root group says about the pool, as far as it is applied here.
+    pub(crate) pool: Arc<Pool>,
+    /// Others are to be connected since the last turn.
+    pub(crate) are_peers_new: bool,
     pub(crate) log: LogQueue,
     /// Groups for which old segments of the log were kept when somebody last looked.
     pub(crate) pinning: BTreeSet<GroupId>,
@@ -78,19 +82,14 @@ impl Node {
             let board = board.add_group(id, keyspace.clone());
             replicas.insert(id, Replica::restore(&config, group, keyspace.clone(), board, log, now)?);
         }
-        let me = config.node;
-        let others: BTreeSet<NodeId> = config
-            .groups
-            .iter()
-            .flat_map(|group| group.voters.iter().map(|(_, node)| *node))
-            .filter(|node| *node != me)
-            .collect();
-        let liveness = Liveness::new(me, others.into_iter(), config.election_timeout_us);
+        let liveness = Liveness::new(config.node, config.election_timeout_us);
         let mut node = Node {
             now,
             replicas,
             liveness,
             board,
+            pool: Arc::default(),
+            are_peers_new: false,
             log: LogQueue::default(),
             pinning: BTreeSet::new(),
             memory: MemoryUse::default(),
@@ -106,7 +105,7 @@ impl Node {
             heartbeats: 0,
             config,
         };
-        node.refresh_members();
+        node.refresh_pool();
         Ok(node)
     }
 
@@ -120,7 +119,10 @@ impl Node {
         self.now = now;
         for group in self.replicas.keys().copied().collect::<Vec<_>>() {
             self.log_new_floor(group, effects);
-            let alone = self.replicas.get(&group).is_some_and(|replica| replica.nodes.len() == 1);
+            let is_alone = |replica: &Replica| {
+                replica.core.configuration().voters == [replica.me] && replica.places.nodes.len() == 1
+            };
+            let alone = self.replicas.get(&group).is_some_and(is_alone);
             if alone {
                 self.step_group(group, CoreEvent::Campaign, effects);
             }
@@ -144,11 +146,12 @@ impl Node {
             Event::Timer => self.on_timer(effects),
             Event::Peer { from, message } => self.on_peer(from, message, effects),
             Event::PeerUp { node, incarnation } => self.on_peer_up(node, incarnation),
-            Event::PeerDown { node } => drop(self.connected.remove(&node)),
+            Event::PeerDown { node } => self.on_peer_down(node),
             Event::Write { token, group, command } => self.on_write(token, group, command, effects),
             Event::Read { token, group } => self.on_read(token, group, effects),
             Event::TransferLeader { token, group, to } => self.on_transfer(token, group, to, effects),
             Event::HandOver => self.hand_over(effects),
+            Event::Lags { token, group } => self.on_lags_asked(token, group, effects),
             Event::Cancel { token, group } => self.on_cancel(token, group),
             Event::LogDurable { sequence } => self.on_log_durable(sequence, effects),
             Event::LogPinned { groups } => self.on_log_pinned(groups, effects),
@@ -187,6 +190,7 @@ impl Node {
             self.set_timer(group);
         }
         self.maybe_persist_engine(effects);
+        effects.are_peers_new |= std::mem::take(&mut self.are_peers_new);
     }
 
     fn settle_group(&mut self, group: GroupId, effects: &mut Effects) {
@@ -197,6 +201,7 @@ impl Node {
         self.serve_reads(group, effects);
         self.maybe_expire_leases(group, effects);
         self.maybe_check_integrity(group, effects);
+        self.maybe_reconfigure(group, effects);
         self.maybe_flush(group, effects);
         self.heed_pressure(group, effects);
         if let Some(replica) = self.replicas.get(&group) {
@@ -213,6 +218,13 @@ impl Node {
         {
             replica.touched = true;
             self.touched.push(group);
+        }
+    }
+
+    /// Marks all groups to be settled at the end of the turn.
+    pub(crate) fn touch_all(&mut self) {
+        for group in self.replicas.keys().copied().collect::<Vec<_>>() {
+            self.touch(group);
         }
     }
 
@@ -257,6 +269,7 @@ impl Node {
             tracing::warn!(node = suspect.0, "no word from a node: its groups elect");
             self.suspect(suspect, effects);
         }
+        self.show_alive();
         if self.heartbeats % PUBLISH_EVERY == 1 {
             self.publish_own_record();
         }
@@ -295,14 +308,26 @@ impl Node {
             PeerMessage::Digest { group, index, live, answer } => {
                 self.on_digest(from, group, index, live, answer, effects);
             }
+            PeerMessage::Lags { group, incarnation, token, answer, lags } => {
+                self.on_lags(from, group, (incarnation, token), answer.then_some(lags), effects);
+            }
         }
     }
 
     fn on_peer_up(&mut self, node: NodeId, incarnation: u64) {
         self.connected.insert(node, incarnation);
-        for group in self.replicas.keys().copied().collect::<Vec<_>>() {
-            self.touch(group);
-        }
+        self.touch_all();
+    }
+
+    fn on_peer_down(&mut self, node: NodeId) {
+        self.connected.remove(&node);
+        self.show_alive();
+    }
+
+    fn show_alive(&self) {
+        let mut alive = self.liveness.alive(self.now);
+        alive.retain(|node| self.connected.contains_key(node));
+        self.board.set_alive(alive);
     }
 
     fn hand_over(&mut self, effects: &mut Effects) {
@@ -315,34 +340,21 @@ impl Node {
 
     /// Writes this node's own record to the root group, until it is there.
     fn publish_own_record(&mut self) {
-        let me = self.config.node;
-        let Some(record) = self.config.members.iter().find(|member| member.node() == me) else { return };
-        let is_published =
-            self.board.members().iter().any(|member| member == record && member.data_dir_id != 0);
+        let own = &self.config.own;
         let Some(root) = self.replicas.get_mut(&ROOT_GROUP) else { return };
-        let published = membership::published(&root.keyspace);
-        let in_root = published.iter().any(|member| member == record);
+        let pool = Pool::read(&root.keyspace, &self.config.roster);
+        let is_published = pool.said.get(&own.id) == Some(own);
+        let is_removed = pool.removed.contains_key(&own.id);
         // A forward can be lost with its connection. A client's request then times out; nobody waits for this one.
         let lost = OWN_TOKENS | self.heartbeats.saturating_sub(PUBLISH_LOST_AFTER);
         root.proposed.retain(|token, _| token & OWN_TOKENS == 0 || *token > lost);
         let on_its_way =
             !root.waiting.is_empty() || root.proposed.keys().any(|token| token & OWN_TOKENS != 0);
-        if (is_published && in_root) || on_its_way || root.core.leader().is_none() {
+        if is_published || is_removed || on_its_way || root.core.leader().is_none() {
             return;
         }
-        root.waiting.push_back((OWN_TOKENS | self.heartbeats, membership::publish(record)));
+        root.waiting.push_back((OWN_TOKENS | self.heartbeats, roster::say(own)));
         self.touch(ROOT_GROUP);
-    }
-
-    /// The members as the root group shows them, on top of those that were bootstrapped.
-    pub(crate) fn refresh_members(&mut self) {
-        let mut members: BTreeMap<u64, Member> =
-            self.config.members.iter().map(|member| (member.id, member.clone())).collect();
-        if let Some(root) = self.replicas.get(&ROOT_GROUP) {
-            members
-                .extend(membership::published(&root.keyspace).into_iter().map(|member| (member.id, member)));
-        }
-        self.board.set_members(members.into_values().collect());
     }
 
     /// Puts a group under its next deadline.
@@ -387,17 +399,18 @@ mod tests {
 
     use crate::config::Limits;
     use crate::groups::Proposed;
-    use crate::membership::Bootstrap;
+    use crate::membership::{Bootstrap, Member};
 
     /// A node that is alone and leads.
     fn leading() -> Node {
-        let members = vec![Member { id: 1, data_dir_id: 5, ..Member::default() }];
-        let pool = Bootstrap { cluster_id: 1, members };
+        let own = Member { id: 1, data_dir_id: 5, ..Member::default() };
+        let pool = Bootstrap::of(vec![own.clone()]);
         let config = Config {
             node: NodeId(1),
             incarnation: 7,
-            groups: pool.groups(),
-            members: pool.members,
+            own,
+            roster: pool.roster(),
+            groups: pool.groups(NodeId(1)),
             heartbeat_us: 100_000,
             election_timeout_us: 1_000_000,
             seed: 1,

@@ -29,6 +29,19 @@ pub enum PeerMessage {
         /// Whether the sender's disk completed its writes lately. A node with a hung disk must not keep leading.
         vouches: bool,
     },
+    /// What does each replica lack of your log? Asked of the leader of a group, who answers.
+    Lags {
+        /// The group.
+        group: GroupId,
+        /// The process that asks.
+        incarnation: u64,
+        /// The request there.
+        token: u64,
+        /// True in the answer.
+        answer: bool,
+        /// Of each node, in entries; empty in a question, and in the answer of one that does not lead.
+        lags: Vec<(NodeId, u64)>,
+    },
     /// Proposals of the sender's clients.
     Forward(Forward),
     /// These forwarded commands were certainly not proposed, and may be sent elsewhere.
@@ -106,6 +119,7 @@ const FORWARD: u8 = 3;
 const NOT_PROPOSED: u8 = 4;
 const ELECTED: u8 = 5;
 const DIGEST: u8 = 6;
+const LAGS: u8 = 7;
 
 impl PeerMessage {
     /// Appends the message's bytes to `out`.
@@ -157,6 +171,18 @@ impl PeerMessage {
                     out.put_u64_le(*count);
                 }
             }
+            PeerMessage::Lags { group, incarnation, token, answer, lags } => {
+                out.put_u8(LAGS);
+                out.put_u64_le(group.0);
+                out.put_u64_le(*incarnation);
+                out.put_u64_le(*token);
+                out.put_u8(u8::from(*answer));
+                out.put_u32_le(lags.len() as u32);
+                for (node, lag) in lags {
+                    out.put_u64_le(node.0);
+                    out.put_u64_le(*lag);
+                }
+            }
             PeerMessage::Digest { group, index, live, answer } => {
                 out.put_u8(DIGEST);
                 out.put_u64_le(group.0);
@@ -203,6 +229,13 @@ impl PeerMessage {
                 index: read_u64(&mut bytes)?,
                 live: read_u64(&mut bytes)?,
                 answer: read_u8(&mut bytes)? != 0,
+            },
+            LAGS => PeerMessage::Lags {
+                group: GroupId(read_u64(&mut bytes)?),
+                incarnation: read_u64(&mut bytes)?,
+                token: read_u64(&mut bytes)?,
+                answer: read_u8(&mut bytes)? != 0,
+                lags: read_list(&mut bytes, 16, |bytes| Ok((NodeId(read_u64(bytes)?), read_u64(bytes)?)))?,
             },
             unknown => return Err(PeerDecodeError::UnknownKind(unknown)),
         };
@@ -259,7 +292,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_message() -> impl Strategy<Value = PeerMessage> {
-        let node = any::<u64>().prop_map(NodeId);
+        let node = || any::<u64>().prop_map(NodeId);
         let command = (any::<u64>(), proptest::collection::vec(any::<u8>(), 0..40))
             .prop_map(|(token, bytes)| (token, Bytes::from(bytes)));
         prop_oneof![
@@ -274,10 +307,15 @@ mod tests {
                 let (group, term) = (GroupId(n[0]), Term(n[1]));
                 PeerMessage::NotProposed { group, term, incarnation: n[2], busy, tokens }
             }),
-            (any::<[u64; 3]>(), any::<bool>(), proptest::collection::vec((node, any::<u64>()), 0..5))
+            (any::<[u64; 3]>(), any::<bool>(), proptest::collection::vec((node(), any::<u64>()), 0..5))
                 .prop_map(|(n, won, votes)| {
                     let (group, term, candidate) = (GroupId(n[0]), Term(n[1]), NodeId(n[2]));
                     PeerMessage::Elected { group, term, candidate, won, votes }
+                }),
+            (any::<[u64; 3]>(), any::<bool>(), proptest::collection::vec((node(), any::<u64>()), 0..5))
+                .prop_map(|(n, answer, lags)| {
+                    let (group, incarnation, token) = (GroupId(n[0]), n[1], n[2]);
+                    PeerMessage::Lags { group, incarnation, token, answer, lags }
                 }),
             (any::<[u64; 3]>(), any::<bool>()).prop_map(|(n, answer)| {
                 PeerMessage::Digest { group: GroupId(n[0]), index: n[1], live: n[2], answer }

@@ -258,9 +258,10 @@ impl Replica {
         effects.replies.extend(tokens.into_iter().map(|token| (token, Reply::Failed(Failure::Unknown))));
     }
 
-    /// The replica of this group on `node`.
-    pub(crate) fn replica_on(&self, node: NodeId) -> Option<ReplicaId> {
-        self.nodes.iter().find(|(_, other)| **other == node).map(|(replica, _)| *replica)
+    /// The replica of this group on `node`, if it votes.
+    pub(crate) fn voter_on(&self, node: NodeId) -> Option<ReplicaId> {
+        let mut voters = self.core.configuration().voters.iter();
+        voters.find(|replica| self.places.nodes.get(replica) == Some(&node)).copied()
     }
 }
 
@@ -307,13 +308,13 @@ pub(crate) mod tests {
 
     /// The first of three nodes; nobody leads yet.
     pub(crate) fn node() -> Node {
-        let members = (1..=3).map(|id| Member { id, ..Member::default() }).collect();
-        let pool = Bootstrap { cluster_id: 1, members };
+        let pool = Bootstrap::of((1..=3).map(|id| Member { id, ..Member::default() }).collect());
         let config = Config {
             node: NodeId(1),
             incarnation: 7,
-            groups: pool.groups(),
-            members: pool.members,
+            own: Member { id: 1, ..Member::default() },
+            roster: pool.roster(),
+            groups: pool.groups(NodeId(1)),
             heartbeat_us: 100_000,
             election_timeout_us: 1_000_000,
             seed: 1,

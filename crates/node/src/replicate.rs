@@ -20,7 +20,7 @@ impl Node {
         effects: &mut Effects,
     ) -> Option<Outcome> {
         let replica = self.replicas.get_mut(&group)?;
-        let contacts = GroupContacts { now: self.now, liveness: &self.liveness, nodes: &replica.nodes };
+        let contacts = GroupContacts { now: self.now, liveness: &self.liveness, places: &replica.places };
         let mut core = std::mem::take(&mut self.core_effects);
         replica.core.step(self.now, &contacts, event, &mut core);
         let outcome = core.proposals.pop();
@@ -32,6 +32,9 @@ impl Node {
 
     /// Takes over a group's effects; leaves `core` empty, with its buffers.
     fn absorb(&mut self, group: GroupId, core: &mut CoreEffects, effects: &mut Effects) {
+        if std::mem::take(&mut core.is_reconfigured) {
+            self.on_reconfigured(group);
+        }
         if core.status_changed {
             core.status_changed = false;
             self.on_status_changed(group, effects);
@@ -42,8 +45,8 @@ impl Node {
         if let Some(replica) = self.replicas.get_mut(&group) {
             let me = replica.me;
             for (to, message) in core.messages.drain(..) {
-                if let Some(node) = replica.nodes.get(&to) {
-                    effects.sends.push((*node, PeerMessage::Group { group, from: me, to, message }));
+                if let Some(node) = replica.node_of(to) {
+                    effects.sends.push((node, PeerMessage::Group { group, from: me, to, message }));
                 }
             }
             replica.unapplied.extend(core.committed.drain(..));
@@ -72,8 +75,8 @@ impl Node {
         message: hadron_consensus::Message,
         effects: &mut Effects,
     ) {
-        let Some(replica) = self.replicas.get(&group) else { return };
-        if replica.me == to && replica.nodes.get(&from) == Some(&from_node) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if replica.me == to && replica.is_plausible(from, from_node) {
             self.step_group(group, CoreEvent::Message { from, message }, effects);
         }
     }
@@ -114,7 +117,7 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return effects.replies.push((token, Reply::Failed(Failure::NoSuchGroup)));
         };
-        let Some(target) = replica.replica_on(to) else {
+        let Some(target) = replica.voter_on(to) else {
             return effects.replies.push((token, Reply::Failed(Failure::BadTransferTarget)));
         };
         if replica.core.leader() == Some(target) {
@@ -132,9 +135,8 @@ impl Node {
     /// Records an election that this node's replica counted, and tells the others.
     fn announce(&mut self, group: GroupId, election: Election, effects: &mut Effects) {
         let Some(replica) = self.replicas.get(&group) else { return };
-        let on_node = |(replica_id, count): (&ReplicaId, &u64)| {
-            replica.nodes.get(replica_id).map(|node| (*node, *count))
-        };
+        let on_node =
+            |(replica_id, count): (&ReplicaId, &u64)| replica.node_of(*replica_id).map(|node| (node, *count));
         let votes: Vec<(NodeId, u64)> = election.votes.iter().filter_map(on_node).collect();
         let candidate = self.config.node;
         let message = PeerMessage::Elected {
@@ -144,7 +146,7 @@ impl Node {
             won: election.won,
             votes: votes.clone(),
         };
-        let others = replica.nodes.values().filter(|node| **node != candidate);
+        let others = replica.places.nodes.values().filter(|node| **node != candidate);
         effects.sends.extend(others.map(|node| (*node, message.clone())));
         self.on_elected(group, election.term, candidate, election.won, votes);
     }

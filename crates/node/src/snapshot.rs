@@ -22,7 +22,7 @@ impl Node {
     ) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         for to in followers {
-            let Some(node) = replica.nodes.get(&to).copied() else { continue };
+            let Some(node) = replica.node_of(to) else { continue };
             if !replica.snapshots_in_flight.contains(&to) {
                 replica.snapshots_in_flight.push(to);
                 effects.snapshots.push(SnapshotJob { group, node, to });
@@ -86,7 +86,10 @@ impl Node {
             return;
         }
         replica.install = Install::None;
-        let configuration = replica.core.configuration().clone();
+        let configuration = match replica.applied_configuration() {
+            Ok(configuration) => configuration,
+            Err(what) => return effects.fatal = Some(what),
+        };
         replica.unapplied.retain(|entry| entry.index > position.index);
         replica.applied_term = position.term;
         replica.clock = GroupClock::new(applied.stamp_ms, now);
@@ -94,8 +97,10 @@ impl Node {
         replica.board.set_applied(position.index.0);
         tracing::info!(group = group.0, index = position.index.0, "installed a snapshot");
         self.restart_flush_at(group, position, effects);
-        self.step_group(group, CoreEvent::SnapshotInstalled { position, configuration }, effects);
-        self.refresh_members();
+        let installed = CoreEvent::SnapshotInstalled { position, configuration: configuration.clone() };
+        self.step_group(group, installed, effects);
+        self.on_configuration_applied(group, &configuration);
+        self.refresh_pool();
         self.touch(group);
     }
 }
@@ -117,13 +122,13 @@ mod tests {
 
     /// The first of three nodes; one entry is applied, and its flush is on its way.
     fn flushing() -> Node {
-        let members = (1..=3).map(|id| Member { id, ..Member::default() }).collect();
-        let pool = Bootstrap { cluster_id: 1, members };
+        let pool = Bootstrap::of((1..=3).map(|id| Member { id, ..Member::default() }).collect());
         let config = Config {
             node: NodeId(1),
             incarnation: 7,
-            groups: pool.groups(),
-            members: pool.members,
+            own: Member { id: 1, ..Member::default() },
+            roster: pool.roster(),
+            groups: pool.groups(NodeId(1)),
             heartbeat_us: 100_000,
             election_timeout_us: 1_000_000,
             seed: 1,

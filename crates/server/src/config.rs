@@ -302,7 +302,7 @@ pub enum ConfigError {
     },
     /// Joining a cluster.
     #[error(
-        "--initial-cluster-state=existing is not supported yet: a node can only start with a new cluster (or with its own data directory)"
+        "--initial-cluster-state=existing needs an --initial-cluster that names this node and at least one running member"
     )]
     ExistingCluster,
     /// Neither `new` nor `existing`.

@@ -17,6 +17,7 @@ use hadron_proto::etcdserverpb::RangeRequest;
 use hadron_proto::etcdserverpb::cluster_client::ClusterClient;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use support::{Cluster, Node, eventually};
+use tokio::net::TcpStream;
 
 /// Somebody who owns nothing.
 const NOBODY: u32 = 65534;
@@ -126,6 +127,9 @@ async fn a_member_that_was_wiped_before_anything_was_committed_is_recognised() {
     // What was met is durable.
     cluster.nodes[other].kill();
     cluster.nodes[other].start();
+    // Whoever does not answer is not waited for.
+    let listens = cluster.nodes[other].argument("--initial-advertise-peer-urls").replace("http://", "");
+    eventually("the other can be asked", async || TcpStream::connect(&listens).await.is_ok()).await;
     assert_fails_naming(&cluster.nodes[node].run_with(&[]).await, &refused);
     restore(&cluster.nodes[node], &away);
     cluster.nodes[node].start();

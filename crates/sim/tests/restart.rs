@@ -20,13 +20,14 @@ use hadron_storage::wal::{Options, Record, RecoveredGroup, Wal};
 const POSITION: LogPosition = LogPosition { term: Term(2), index: Index(7), checksum: 77 };
 
 fn config() -> Config {
-    let members = (1..=3).map(|id| Member { id, name: format!("n{id}"), ..Member::default() }).collect();
-    let pool = Bootstrap { cluster_id: 1, members };
+    let member = |id| Member { id, name: format!("n{id}"), ..Member::default() };
+    let pool = Bootstrap::of((1..=3).map(member).collect());
     Config {
         node: NodeId(1),
         incarnation: 2,
-        groups: pool.groups(),
-        members: pool.members,
+        own: member(1),
+        roster: pool.roster(),
+        groups: pool.groups(NodeId(1)),
         heartbeat_us: 100_000,
         election_timeout_us: 1_000_000,
         seed: 1,

@@ -11,11 +11,13 @@
 //! - [`Backend::status`], [`Backend::keyspace`] and [`Backend::identity`] are called for every request: they read a few
 //!   atomics and take no lock that the shard loop holds.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 
 use hadron_consensus::{GroupId, Index, NodeId, Term};
 use hadron_keyspace::{Command, Keyspace, Response};
+use hadron_node::Pool;
 use hadron_proto::{etcdserverpb, hadron};
 
 /// The node that answers requests.
@@ -58,6 +60,18 @@ pub trait Backend: Clone + Send + Sync + 'static {
         group: GroupId,
         to: NodeId,
     ) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// What each node's replica of `group` lacks of its leader's log, in entries, as the leader knows it.
+    fn lags(&self, group: GroupId) -> impl Future<Output = Result<Vec<(NodeId, u64)>, Unavailable>> + Send;
+
+    /// What the root group says about the pool, from the local copy.
+    fn pool(&self) -> Arc<Pool>;
+
+    /// The newest revision of the roster that every group here has been changed to, as far as it is applied here.
+    fn settled(&self) -> i64;
+
+    /// The other nodes that are alive to this one.
+    fn alive(&self) -> BTreeSet<NodeId>;
 
     /// Who this node is. The same for the whole life of the process.
     fn identity(&self) -> &Identity;

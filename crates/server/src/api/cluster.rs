@@ -1,4 +1,4 @@
-//! The service `Cluster`: who the members are. Changes of membership are not supported yet.
+//! The service `Cluster`: who the members are, and how that changes (`membership`).
 
 use std::sync::Arc;
 
@@ -8,7 +8,6 @@ use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
 use super::context::{Context, Learners};
-use super::error::unimplemented;
 
 /// The service.
 pub(super) struct Cluster<B> {
@@ -18,6 +17,13 @@ pub(super) struct Cluster<B> {
 impl<B> Cluster<B> {
     pub(super) fn new(context: Arc<Context<B>>) -> Cluster<B> {
         Cluster { context }
+    }
+}
+
+impl<B: Backend> Cluster<B> {
+    /// Members have no revision; etcd leaves it out of these headers too.
+    fn header(&self) -> Option<pb::ResponseHeader> {
+        Some(self.context.header(0, self.context.status().term))
     }
 }
 
@@ -31,37 +37,50 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         if request.get_ref().linearizable {
             self.context.backend.read_barrier(hadron_consensus::ROOT_GROUP).await?;
         }
-        // Members have no revision; etcd leaves it out of this header too.
-        let header = self.context.header(0, self.context.status().term);
         let members = self.context.backend.members();
-        Ok(Response::new(MemberListResponse { header: Some(header), members }))
+        Ok(Response::new(MemberListResponse { header: self.header(), members }))
     }
 
     async fn member_add(
         &self,
-        _: Request<pb::MemberAddRequest>,
+        request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
-        Err(unimplemented("MemberAdd"))
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let request = request.into_inner();
+        let added = self.context.add_member(&request.peer_ur_ls, request.is_learner).await?;
+        let members = self.context.backend.members();
+        let member = members.iter().find(|member| member.id == added.id).cloned();
+        Ok(Response::new(pb::MemberAddResponse { header: self.header(), member, members }))
     }
 
     async fn member_remove(
         &self,
-        _: Request<pb::MemberRemoveRequest>,
+        request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        Err(unimplemented("MemberRemove"))
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.remove_member(request.get_ref().id).await?;
+        let members = self.context.backend.members();
+        Ok(Response::new(pb::MemberRemoveResponse { header: self.header(), members }))
     }
 
     async fn member_update(
         &self,
-        _: Request<pb::MemberUpdateRequest>,
+        request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
-        Err(unimplemented("MemberUpdate"))
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let request = request.into_inner();
+        self.context.update_member(request.id, &request.peer_ur_ls).await?;
+        let members = self.context.backend.members();
+        Ok(Response::new(pb::MemberUpdateResponse { header: self.header(), members }))
     }
 
     async fn member_promote(
         &self,
-        _: Request<pb::MemberPromoteRequest>,
+        request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        Err(unimplemented("MemberPromote"))
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.promote_member(request.get_ref().id).await?;
+        let members = self.context.backend.members();
+        Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members }))
     }
 }

@@ -13,6 +13,7 @@ use tonic::metadata::MetadataMap;
 use super::backend::{Backend, GroupStatus, Written};
 use super::error::{EtcdError, refusal};
 use super::leader;
+use super::membership::MembershipOptions;
 use crate::metrics::Metrics;
 
 /// What one request may ask for.
@@ -48,6 +49,7 @@ pub(super) struct Context<B> {
     pub(super) backend: B,
     pub(super) group: GroupId,
     pub(super) limits: Limits,
+    pub(super) membership: MembershipOptions,
     pub(super) watch_progress_interval: Duration,
     pub(super) metrics: Arc<Metrics>,
 }

@@ -3,6 +3,7 @@
 //! - [`backend`]: the seam to the node; what the driver implements.
 //! - [`server`]: sockets and threads. `front`: from a request to the service or page that answers it.
 //! - `gateway`: the same calls as JSON over HTTP.
+//! - `membership`: how the pool's members are changed.
 //! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health`, `pool`: the services; `http`: the pages.
 //! - [`error`]: etcd's codes and texts, in one table. `context`: what all services share. `leader`: calls that
 //!   demand a leader.
@@ -24,6 +25,7 @@ mod kv;
 mod leader;
 mod lease;
 mod maintenance;
+mod membership;
 mod pool;
 pub mod server;
 #[cfg(test)]
@@ -32,4 +34,5 @@ mod watch;
 
 pub use backend::{Backend, GroupStatus, Identity, Unavailable, Written};
 pub use context::Limits;
+pub use membership::MembershipOptions;
 pub use server::{Server, ServerOptions};

@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use super::backend::Backend;
 use super::context::{Context, Limits};
 use super::front::Front;
+use super::membership::MembershipOptions;
 use crate::metrics::Metrics;
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
 
@@ -58,6 +59,8 @@ pub struct ServerOptions {
     pub group: GroupId,
     /// What one request may ask for.
     pub limits: Limits,
+    /// How the pool's members may be changed.
+    pub membership: MembershipOptions,
     /// How often a watcher that asked for it is told how far it is while nothing happens. Each stream adds up to a
     /// tenth, so that they do not all speak at once.
     pub watch_progress_interval: Duration,
@@ -76,6 +79,7 @@ impl Default for ServerOptions {
             threads: (cores / 2).max(1),
             group: DEFAULT_GROUP,
             limits: Limits::default(),
+            membership: MembershipOptions::default(),
             watch_progress_interval: WATCH_PROGRESS_INTERVAL,
             gateway: true,
         }
@@ -97,6 +101,7 @@ impl<B: Backend> Server<B> {
             backend,
             group: options.group,
             limits: options.limits,
+            membership: options.membership,
             watch_progress_interval: options.watch_progress_interval,
             metrics: Arc::clone(&metrics),
         };

@@ -23,6 +23,11 @@ pub fn run(options: Options) -> ExitCode {
     match crate::driver::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(RunError::Flags(error)) => refuse(&error),
+        // As in etcd: somebody wanted it, and a supervisor that restarts what failed should not.
+        Err(removed @ RunError::Removed(_)) => {
+            tracing::warn!("stopped: {removed}");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             tracing::error!(%error, "the node stopped");
             ExitCode::FAILURE

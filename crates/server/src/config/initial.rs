@@ -21,7 +21,7 @@ pub struct Initial {
     pub advertise_peer_url: Option<Url>,
     /// `--initial-cluster-token`.
     pub token: Option<String>,
-    /// `--initial-cluster-state=existing`.
+    /// `--initial-cluster-state=existing`: the list is of a cluster that runs already.
     pub is_existing: bool,
 }
 
@@ -41,11 +41,11 @@ impl Initial {
     /// # Errors
     /// The first thing that is wrong, in words that name the flag.
     pub fn members(&self, name: &str) -> Result<Vec<InitialMember>, ConfigError> {
-        if self.is_existing {
-            return Err(ConfigError::ExistingCluster);
-        }
         let advertised = self.advertise_peer_url.clone().map_or_else(default_peer_url, Ok)?;
         let Some(members) = self.listed()? else {
+            if self.is_existing {
+                return Err(ConfigError::ExistingCluster);
+            }
             return Ok(vec![InitialMember { name: name.to_owned(), peer_url: advertised }]);
         };
         check_own_entry(&members, name, &advertised)?;

@@ -131,7 +131,7 @@ fn refusals_name_the_flag_and_the_way_out() {
         (vec!["--name=a", "--initial-cluster=a"], "--initial-cluster: expected name=url, got \"a\""),
         (
             vec!["--initial-cluster-state=existing"],
-            "--initial-cluster-state=existing is not supported yet: a node can only start with a new cluster (or with its own data directory)",
+            "--initial-cluster-state=existing needs an --initial-cluster that names this node and at least one running member",
         ),
         (vec!["--initial-cluster-state=old"], "--initial-cluster-state must be new or existing, got \"old\""),
         (

@@ -2,7 +2,8 @@
 //!
 //! [`hadron_storage::data_dir`] guards the directory and its identity; here a start is told apart from a first start:
 //! - A *first start* finds nothing. The flags say what the cluster is, and the other members are asked whether this node
-//!   was here before with another data directory: then it lost its disk, and must not come back.
+//!   was here before with another data directory: then it lost its disk, and must not come back. With
+//!   `--initial-cluster-state=existing` the others say what the cluster is ([`super::join`]).
 //! - Every other start finds the pool as it was bootstrapped ([`super::pool_file`]). As in etcd that one counts, whatever
 //!   the `--initial-*` flags say and however they spell it.
 //! - A directory that has some of its pieces but not all is refused, and nothing is made in the place of what is missing.
@@ -19,7 +20,8 @@ use hadron_storage::disk::Disk;
 use tracing::warn;
 
 use super::error::RunError;
-use super::peers::{Ask, Reply};
+use super::join::running_pool;
+use super::peers::{Others, Reply};
 use super::pool_file::{self, POOL_FILE};
 use super::whole::Places;
 use crate::config::{Config, InitialMember};
@@ -38,7 +40,7 @@ impl Home {
     pub(super) fn open(
         disk: &Arc<dyn Disk>,
         config: &Config,
-        ask: Ask<'_>,
+        others: &dyn Others,
     ) -> Result<(Home, Places), RunError> {
         let locked = LockedDir::open(disk, &config.data_dir)?;
         let (data_dir, wal_dir) = (config.data_dir.clone(), config.wal_dir.clone());
@@ -49,16 +51,16 @@ impl Home {
             (Some(identity), Some(pool)) => {
                 check_one_origin(config, identity, &pool)?;
                 check_name(config, identity, &pool)?;
-                heed_flags(config, identity, &pool, ask)?;
+                heed_flags(config, identity, &pool, others)?;
                 (pool, identity.node)
             }
             (found, _) => {
                 places.check_unused(found.is_some())?;
-                initial_pool(config)?
+                if config.initial.is_existing { running_pool(config, others)? } else { initial_pool(config)? }
             }
         };
         if !places.marked() {
-            check_never_bootstrapped(config, node, &pool, locked.found(), ask)?;
+            check_never_bootstrapped(config, node, &pool, locked.found(), others)?;
         }
         let claim = Claim {
             cluster: pool.cluster_id,
@@ -148,8 +150,12 @@ fn heed_flags(
     config: &Config,
     identity: &Identity,
     stored: &Bootstrap,
-    ask: Ask<'_>,
+    others: &dyn Others,
 ) -> Result<(), RunError> {
+    // Who joined was never told by flags.
+    if stored.joined_as != 0 {
+        return Ok(());
+    }
     let ignored = ignored_flags(config, identity.node, stored);
     if ignored.is_empty() {
         return Ok(());
@@ -158,7 +164,7 @@ fn heed_flags(
         let described = derive(config.initial.token(), &listed);
         if described.cluster_id != stored.cluster_id {
             let own = own_identity(config, identity.node, stored, Some(identity));
-            check_not_running(config, &described, stored, &ask(&own, &described)?)?;
+            check_not_running(config, &described, stored, &others.about(&own, &described)?)?;
         }
     }
     let members: Vec<String> = stored
@@ -230,13 +236,13 @@ fn check_never_bootstrapped(
     node: NodeId,
     pool: &Bootstrap,
     found: Option<&Identity>,
-    ask: Ask<'_>,
+    others: &dyn Others,
 ) -> Result<(), RunError> {
     if pool.members.len() == 1 {
         return Ok(());
     }
     let own = found.map(|identity| identity.directory);
-    for reply in ask(&own_identity(config, node, pool, found), pool)? {
+    for reply in others.about(&own_identity(config, node, pool, found), pool)? {
         let Reply { name, urls, answer } = reply;
         match answer {
             Ok(answer) if answer.known.is_some() && answer.known != own => {

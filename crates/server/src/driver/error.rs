@@ -87,7 +87,9 @@ pub enum RunError {
     #[error(
         "member {node:x} has already been bootstrapped: {peer} ({urls}) knows {name} with another data directory than \
          {}. A node that lost its data has forgotten its votes and must not come back in its place. Start it with \
-         the data directory that it had, or restore that one", data_dir.display()
+         the data directory that it had; if that is lost, replace the member: `etcdctl member remove {node:x}`, then \
+         `etcdctl member add {name} --peer-urls=...`, and start it with --initial-cluster-state=existing",
+        data_dir.display()
     )]
     AlreadyBootstrapped {
         /// This node's id.
@@ -166,6 +168,31 @@ pub enum RunError {
     /// The process lacks something that it needs: a thread, a runtime.
     #[error("cannot start a thread or runtime: {0}")]
     Threads(io::Error),
+    /// `--initial-cluster-state=existing`, and nobody of the running cluster can be asked.
+    #[error(
+        "--initial-cluster-state=existing: none of {asked} answers, so this node cannot learn who it is in their cluster: \
+         start one of them first, or check --initial-cluster"
+    )]
+    NobodyToJoin {
+        /// The URLs that were asked.
+        asked: String,
+    },
+    /// `--initial-cluster-state=existing`, and the running cluster does not know the node.
+    #[error(
+        "--initial-cluster-state=existing: the cluster at {asked} has no member with the peer URL {url}: add it first \
+         (`etcdctl member add {name} --peer-urls={url}`), or correct --initial-advertise-peer-urls"
+    )]
+    NotAMember {
+        /// The node's name.
+        name: String,
+        /// Its peer URL.
+        url: String,
+        /// The URLs that were asked.
+        asked: String,
+    },
+    /// The other members say that this node was removed from the cluster. Not a failure: somebody wanted it.
+    #[error("{0}")]
+    Removed(String),
     /// The node had to stop: what was found, and what to do.
     #[error("{0}")]
     Fatal(String),

@@ -1,11 +1,21 @@
-//! What ends the process: a disk that failed, data that cannot be trusted. Nothing is retried.
+//! What ends the process: a disk that failed, data that cannot be trusted, no place in the cluster any more. Nothing is
+//! retried.
 
 use tokio::sync::watch;
 use tracing::error;
 
+use super::error::RunError;
+
+/// Why the process ends.
+#[derive(Clone, Debug)]
+enum Ending {
+    Fatal(String),
+    Removed(String),
+}
+
 /// Where fatal things are reported. The first one counts.
 #[derive(Clone, Debug)]
-pub(super) struct Fatal(watch::Sender<Option<String>>);
+pub(super) struct Fatal(watch::Sender<Option<Ending>>);
 
 impl Fatal {
     pub(super) fn new() -> Fatal {
@@ -16,20 +26,31 @@ impl Fatal {
     pub(super) fn report(&self, what: impl Into<String>) {
         let what = what.into();
         error!("{what}");
+        self.end(Ending::Fatal(what));
+    }
+
+    /// The others say that this node is no member any more.
+    pub(super) fn removed(&self, reason: String) {
+        self.end(Ending::Removed(reason));
+    }
+
+    fn end(&self, why: Ending) {
         self.0.send_if_modified(|first| {
             let is_first = first.is_none();
-            first.get_or_insert(what);
+            first.get_or_insert(why);
             is_first
         });
     }
 
     /// Waits for a report; what was found.
-    pub(super) async fn reported(&self) -> String {
+    pub(super) async fn reported(&self) -> RunError {
         let mut receiver = self.0.subscribe();
-        match receiver.wait_for(Option::is_some).await {
-            Ok(what) => what.clone().unwrap_or_default(),
+        let ending = receiver.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone());
+        match ending {
+            Some(Ending::Fatal(what)) => RunError::Fatal(what),
+            Some(Ending::Removed(reason)) => RunError::Removed(reason),
             // Cannot be: this very sender is alive.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 }

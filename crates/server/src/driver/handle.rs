@@ -1,5 +1,6 @@
 //! What the services hold: questions go into the loop, everything else is read beside it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -7,7 +8,7 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 use hadron_consensus::{GroupId, Index, NodeId};
 use hadron_keyspace::{Command, Keyspace};
-use hadron_node::{Board, ElectionRecord, Event, GroupBoard};
+use hadron_node::{Board, ElectionRecord, Event, GroupBoard, Pool};
 use hadron_proto::{etcdserverpb, hadron};
 use tokio::sync::oneshot;
 
@@ -122,7 +123,7 @@ impl Backend for Handle {
             term: board.term(),
             commit: Index(board.commit()),
             applied: Index(board.applied()),
-            is_learner: false,
+            is_learner: self.0.board.is_learner(),
         })
     }
 
@@ -136,7 +137,7 @@ impl Backend for Handle {
             name: member.name,
             peer_ur_ls: member.peer_urls,
             client_ur_ls: member.client_urls,
-            is_learner: false,
+            is_learner: member.is_learner,
         };
         self.0.board.members().into_iter().map(member).collect()
     }
@@ -153,6 +154,24 @@ impl Backend for Handle {
     async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<(), Unavailable> {
         let admitted = self.0.admission.admit(0)?;
         self.ask(group, admitted, Slot::Other, |token| Event::TransferLeader { token, group, to }).await
+    }
+
+    async fn lags(&self, group: GroupId) -> Result<Vec<(NodeId, u64)>, Unavailable> {
+        let admitted = self.0.admission.admit(0)?;
+        self.ask(group, admitted, Slot::Lags, |token| Event::Lags { token, group }).await
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        self.0.board.pool()
+    }
+
+    fn settled(&self) -> i64 {
+        let groups = self.0.board.groups();
+        groups.iter().map(|(_, group)| group.settled()).min().unwrap_or_default()
+    }
+
+    fn alive(&self) -> BTreeSet<NodeId> {
+        self.0.board.alive()
     }
 
     fn identity(&self) -> &Identity {

@@ -20,6 +20,7 @@ mod error;
 mod fatal;
 mod flush;
 mod handle;
+mod join;
 mod log;
 mod observe;
 mod peers;

@@ -14,7 +14,8 @@ use hadron_node::{Bootstrap, Member};
 use super::error::RunError;
 use super::pool_file;
 use super::start::{peer_urls, peers_runtime};
-use crate::transport::{self, Answer, AskError, Known};
+use crate::config::InitialMember;
+use crate::transport::{self, Answer, AskError, Known, MembersAnswer};
 
 /// How long a member may take to answer. A member that does not is tolerated: it refuses this node later if it must.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -29,20 +30,41 @@ pub(super) struct Reply {
     pub(super) answer: Result<Answer, AskError>,
 }
 
-/// Asks all members of a pool, but the node itself, about a node: who asks, and what it knows itself already.
-pub(super) type Ask<'a> = &'a dyn Fn(&transport::Identity, &Bootstrap) -> Result<Vec<Reply>, RunError>;
+/// The other nodes, for one that has not started yet.
+pub(super) trait Others {
+    /// Asks all members of `pool` but the node itself about the node `own`, at once; says what it knows itself meanwhile.
+    ///
+    /// # Errors
+    /// Nobody could be asked, for want of a thread.
+    fn about(&self, own: &transport::Identity, pool: &Bootstrap) -> Result<Vec<Reply>, RunError>;
 
-/// Asks all other members of `pool` about the node `own`, at once, and answers on `listeners` meanwhile.
-///
-/// # Errors
-/// Nobody could be asked, for want of a thread.
-pub(super) fn ask(
-    listeners: &[TcpListener],
-    own: &transport::Identity,
-    pool: &Bootstrap,
-) -> Result<Vec<Reply>, RunError> {
-    // A thread of its own, since the caller may be inside another runtime.
-    let asked = thread::scope(|scope| scope.spawn(|| ask_here(listeners, own, pool)).join());
+    /// Asks those who are `listed` who the members of their pool are; the answers of those who answer.
+    ///
+    /// # Errors
+    /// Nobody could be asked, for want of a thread.
+    fn members(&self, listed: &[InitialMember]) -> Result<Vec<MembersAnswer>, RunError>;
+}
+
+/// Asked over the network. This node listens on these already.
+pub(super) struct Network<'a>(pub(super) &'a [TcpListener]);
+
+impl Others for Network<'_> {
+    fn about(&self, own: &transport::Identity, pool: &Bootstrap) -> Result<Vec<Reply>, RunError> {
+        on_a_thread(|| ask_here(self.0, own, pool))
+    }
+
+    fn members(&self, listed: &[InitialMember]) -> Result<Vec<MembersAnswer>, RunError> {
+        on_a_thread(|| {
+            let urls = listed.iter().map(|member| std::slice::from_ref(&member.peer_url));
+            let asked = join_all(urls.map(|urls| transport::ask_members(urls, PATIENCE)));
+            Ok(peers_runtime()?.block_on(asked).into_iter().filter_map(Result::ok).collect())
+        })
+    }
+}
+
+/// A thread of its own, since the caller may be inside another runtime.
+fn on_a_thread<T: Send>(ask: impl FnOnce() -> Result<T, RunError> + Send) -> Result<T, RunError> {
+    let asked = thread::scope(|scope| scope.spawn(ask).join());
     asked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::NodeId;
-use hadron_node::Bootstrap;
+use hadron_node::{Bootstrap, Member};
 use hadron_storage::disk::{Disk, read_all, write_atomically};
 use parking_lot::{Mutex, RwLock};
 use tracing::info;
@@ -41,7 +41,7 @@ impl PoolFile {
         PoolFile { disk, data_dir, writing: Mutex::default(), pool: RwLock::new(pool) }
     }
 
-    /// Whether `node` may be talked to with this data directory. The first one that a node shows is remembered, durably,
+    /// Whether `node`, which is a member, may be talked to with this data directory. The first one that a node shows is remembered, durably,
     /// and is the only one from then on. May wait for the disk.
     ///
     /// # Errors
@@ -49,18 +49,17 @@ impl PoolFile {
     pub(super) fn admit(&self, node: NodeId, data_dir_id: u64) -> Result<(), String> {
         let _turn = self.writing.lock();
         let mut pool = self.pool.read().clone();
-        let Some(position) = pool.members.iter().position(|member| member.node() == node) else {
-            return Err(format!("node {:x} is not a member of this cluster", node.0));
-        };
-        pool.members[position].admit(data_dir_id)?;
-        if pool.members[position].data_dir_id == data_dir_id {
+        let member = place_of(&mut pool, node);
+        member.admit(data_dir_id)?;
+        if member.data_dir_id == data_dir_id {
             return Ok(());
         }
-        pool.members[position].data_dir_id = data_dir_id;
+        member.data_dir_id = data_dir_id;
+        let name = member.name.clone();
         write(&*self.disk, &self.data_dir, &pool).map_err(|error| {
             format!("the data directory of node {:x} cannot be remembered: {error}", node.0)
         })?;
-        info!(node = %format_args!("{:x}", node.0), name = %pool.members[position].name, "met a member for the first time");
+        info!(node = %format_args!("{:x}", node.0), name, "met a member for the first time");
         *self.pool.write() = pool;
         Ok(())
     }
@@ -71,9 +70,21 @@ impl PoolFile {
     }
 }
 
+/// Where it is written what `node` was met with: among the first members, or among those who came later.
+fn place_of(pool: &mut Bootstrap, node: NodeId) -> &mut Member {
+    if let Some(place) = pool.members.iter().position(|member| member.node() == node) {
+        return &mut pool.members[place];
+    }
+    let place = pool.met.iter().position(|member| member.node() == node).unwrap_or_else(|| {
+        pool.met.push(Member { id: node.0, ..Member::default() });
+        pool.met.len() - 1
+    });
+    &mut pool.met[place]
+}
+
 /// The data directory that `pool` knows `node` with.
 pub(super) fn known(pool: &Bootstrap, node: NodeId) -> Option<u64> {
-    let member = pool.members.iter().find(|member| member.node() == node)?;
+    let member = pool.members.iter().chain(&pool.met).find(|member| member.node() == node)?;
     Some(member.data_dir_id).filter(|id| *id != 0)
 }
 
@@ -161,7 +172,16 @@ mod tests {
             met.admit(b, 7).unwrap();
             met.admit(c, 9).unwrap();
         }
-        assert!(file(&disk()).admit(NodeId(99), 7).unwrap_err().contains("not a member"));
+    }
+
+    #[test]
+    fn who_came_later_is_remembered_too() {
+        let (disk, late) = (disk(), NodeId(99));
+        file(&disk).admit(late, 7).unwrap();
+        assert!(file(&disk).admit(late, 8).is_err());
+        assert_eq!(file(&disk).known(late), Some(7));
+        let stored = read(&disk, DIRECTORY.as_ref()).unwrap().unwrap();
+        assert_eq!(stored.groups(stored.members[0].node()), pool().groups(stored.members[0].node()));
     }
 
     /// Torn, half-written, lost: whatever a crash leaves of the write, nobody was admitted on it.

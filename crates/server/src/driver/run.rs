@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::error::RunError;
-use super::start::{Running, bind};
-use crate::api::{Backend as _, Limits, Server, ServerOptions};
+use super::start::{REQUEST_TIMEOUT, Running, bind};
+use crate::api::{Backend as _, Limits, MembershipOptions, Server, ServerOptions};
 use crate::config::Config;
 use crate::metrics::Metrics;
 
@@ -77,7 +77,9 @@ fn server_options(config: &Config) -> ServerOptions {
     let lease_ttl_min = (config.election_timeout.as_millis() * 3).div_ceil(2_000) as i64;
     let limits =
         Limits { request_bytes: config.max_request_bytes, txn_operations: config.max_txn_ops, lease_ttl_min };
-    ServerOptions { limits, ..defaults }
+    let timeout = REQUEST_TIMEOUT + 2 * config.election_timeout;
+    let membership = MembershipOptions { timeout, ..MembershipOptions::default() };
+    ServerOptions { limits, membership, ..defaults }
 }
 
 /// The signals that end the process in good order.

@@ -22,6 +22,7 @@ use super::fatal::Fatal;
 use super::flush::FlushQueue;
 use super::log::LogQueue;
 use super::snapshots::Snapshots;
+use super::start::peers_of;
 use super::waiters::{Waiter, Waiters};
 use crate::api::Unavailable;
 use crate::metrics::Metrics;
@@ -273,6 +274,9 @@ impl Shard {
         }
         effects.snapshots.drain(..).for_each(|job| outlets.snapshots.send(&outlets.transport, job));
         effects.installs.drain(..).for_each(|(ticket, yes)| outlets.snapshots.decide(ticket, yes));
+        if std::mem::take(&mut effects.are_peers_new) {
+            outlets.transport.set_peers(peers_of(&self.node.board()));
+        }
         if let Some(what) = effects.fatal.take() {
             outlets.fatal.report(what);
             self.stopping = true;

@@ -9,7 +9,9 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, unbounded};
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
-use hadron_node::{Board, Config as NodeConfig, Event, Limits as NodeLimits, Member, Node};
+use hadron_node::{
+    Board, Bootstrap, Config as NodeConfig, Event, Limits as NodeLimits, Member, Node, NotAdmitted,
+};
 use hadron_storage::disk::{Disk, RealDisk};
 use hadron_storage::engine::{Engine, FjallEngine, FjallOptions};
 use hadron_storage::wal::{Options as WalOptions, Recovered, Wal};
@@ -23,18 +25,19 @@ use super::data_dir::Home;
 use super::error::RunError;
 use super::fatal::Fatal;
 use super::handle::Handle;
+use super::peers::Network;
 use super::pool_file::PoolFile;
 use super::shard::{Input, Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
 use super::whole::Places;
-use super::{flush, log, observe, peers};
+use super::{flush, log, observe};
 use crate::api;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
-use crate::transport::{self, Inbound, Peer, Setup, Transport};
+use crate::transport::{self, Inbound, MembersAnswer, Peer, Refusal, Setup, Transport};
 
 /// etcd's time-out of a request, to which two election timeouts are added.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the tasks of the peers' runtime may take to end.
 const PEERS_GRACE: Duration = Duration::from_secs(1);
 /// How often a handing over is looked at.
@@ -92,7 +95,7 @@ impl Running {
         let peers = peers_runtime()?;
         let snapshots =
             Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
-        let receive = receive(inputs.clone(), snapshots.clone());
+        let receive = receive(inputs.clone(), snapshots.clone(), fatal.clone());
         let setup = transport_setup(config, &home, board.clone(), receive, metrics.clone())?;
         let transport = start_transport(&peers, peer_listeners, setup)?;
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
@@ -152,7 +155,7 @@ impl Running {
 
     /// Returns when the node found that it must not go on, with what it found.
     pub async fn failed(&self) -> RunError {
-        RunError::Fatal(self.fatal.reported().await)
+        self.fatal.reported().await
     }
 
     /// Gives the groups that this node leads to others, if there are others; waits for that, but not for long.
@@ -196,7 +199,7 @@ impl Running {
 impl Stored {
     fn open(config: &Config, listeners: &[TcpListener]) -> Result<Stored, RunError> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let (home, places) = Home::open(&disk, config, &|own, pool| peers::ask(listeners, own, pool))?;
+        let (home, places) = Home::open(&disk, config, &Network(listeners))?;
         places.check_engine()?;
         let path = home.directory.engine_path();
         let engine = FjallEngine::open(&path, &FjallOptions::default())
@@ -211,7 +214,7 @@ impl Stored {
             );
         }
         let mut keyspaces = BTreeMap::new();
-        for group in home.pool.groups() {
+        for group in home.pool.groups(home.node()) {
             let keyspace = Keyspace::open(engine.clone(), group.group.0, KeyspaceOptions::default())
                 .map_err(|error| RunError::Unusable(format!("group {}: {error}", group.group)))?;
             keyspaces.insert(group.group, keyspace);
@@ -230,16 +233,14 @@ fn node_config(config: &Config, home: &Home) -> NodeConfig {
         peer_urls: stored.map(|member| member.peer_urls.clone()).unwrap_or_default(),
         client_urls: urls.collect(),
         data_dir_id: home.data_dir_id(),
+        ..Member::default()
     };
-    let mut members = home.pool.members.clone();
-    members.retain(|member| member.id != own.id);
-    members.push(own);
-    members.sort_by_key(|member| member.id);
     NodeConfig {
         node: home.node(),
         incarnation: home.incarnation(),
-        members,
-        groups: home.pool.groups(),
+        own,
+        roster: home.pool.roster(),
+        groups: home.pool.groups(home.node()),
         heartbeat_us: config.heartbeat_interval.as_micros() as u64,
         election_timeout_us: config.election_timeout.as_micros() as u64,
         seed: home.data_dir_id() ^ home.incarnation(),
@@ -256,16 +257,25 @@ fn transport_setup(
 ) -> Result<Setup, RunError> {
     let disk = Arc::new(RealDisk);
     let met = Arc::new(PoolFile::written(disk, config.data_dir.clone(), home.pool.clone()));
-    let (known_met, known_board) = (met.clone(), board.clone());
+    let (known_met, known_board, members_board) = (met.clone(), board.clone(), board.clone());
+    let cluster_id = home.pool.cluster_id;
     Ok(Setup {
         identity: transport_identity(config, home),
-        peers: other_nodes(home)?,
+        peers: peers_of(&board),
         // What the root group knows, as far as it is applied here, and what this node met: both must agree.
         admit: Arc::new(move |other| {
-            board.admit(other.node, other.data_dir_id)?;
-            met.admit(other.node, other.data_dir_id)
+            board.admit(other.node, other.data_dir_id).map_err(|error| Refusal {
+                reason: error.to_string(),
+                is_removal: matches!(error, NotAdmitted::Removed(_)),
+            })?;
+            Ok(met.admit(other.node, other.data_dir_id)?)
         }),
         known: Arc::new(move |node| known_met.known(node).or_else(|| known_board.data_dir_id(node))),
+        members: Arc::new(move || {
+            let pool = members_board.pool();
+            let members = Bootstrap { cluster_id, members: pool.members(), ..Bootstrap::default() };
+            MembersAnswer { revision: pool.revision, pool: members }
+        }),
         receive,
         metrics,
         options: transport_options(config, home),
@@ -291,9 +301,16 @@ fn transport_options(config: &Config, home: &Home) -> transport::Options {
     }
 }
 
-fn other_nodes(home: &Home) -> Result<Vec<Peer>, RunError> {
-    let others = home.pool.members.iter().filter(|member| member.node() != home.node());
-    others.map(|member| Ok(Peer { node: member.node(), urls: peer_urls(member)? })).collect()
+/// The nodes to be connected with. One whose URLs cannot be understood is left out, and said to be.
+pub(super) fn peers_of(board: &Board) -> Vec<Peer> {
+    let peer = |member: Member| match peer_urls(&member) {
+        Ok(urls) => Some(Peer { node: member.node(), urls }),
+        Err(error) => {
+            warn!(%error, "a member cannot be connected");
+            None
+        }
+    };
+    board.peers().into_iter().filter_map(peer).collect()
 }
 
 /// Where a member listens for its peers.
@@ -305,7 +322,7 @@ pub(super) fn peer_urls(member: &Member) -> Result<Vec<Url>, RunError> {
 }
 
 /// What the transport does with what arrives: decodes messages, so that the loop need not, and passes everything on.
-fn receive(inputs: Sender<Input>, snapshots: Snapshots) -> transport::Receive {
+fn receive(inputs: Sender<Input>, snapshots: Snapshots, fatal: Fatal) -> transport::Receive {
     Arc::new(move |from, inbound| {
         let input = match inbound {
             Inbound::Up { incarnation, .. } => Input::Event(Event::PeerUp { node: from, incarnation }),
@@ -313,6 +330,7 @@ fn receive(inputs: Sender<Input>, snapshots: Snapshots) -> transport::Receive {
             Inbound::Messages { messages, permit } => {
                 Input::Messages { from, messages: observe::decode(from, messages), permit }
             }
+            Inbound::Removed { reason } => return fatal.removed(reason),
             Inbound::Snapshot(snapshot) => return snapshots.receive(from, snapshot),
         };
         // Fails when the loop has ended, and then nobody wants it.

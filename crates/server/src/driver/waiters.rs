@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hadron_consensus::{GroupId, Term};
+use hadron_consensus::{GroupId, NodeId, Term};
 use hadron_node::{Failure, Reply};
 use tokio::sync::oneshot;
 use tracing::error;
@@ -64,6 +64,8 @@ impl Drop for Admitted {
 pub(super) enum Slot {
     /// A write's.
     Write(oneshot::Sender<Result<Written, Unavailable>>),
+    /// A question's how far replicas are behind.
+    Lags(oneshot::Sender<Result<Vec<(NodeId, u64)>, Unavailable>>),
     /// Any other request's.
     Other(oneshot::Sender<Result<(), Unavailable>>),
 }
@@ -73,6 +75,7 @@ impl Slot {
         // Whoever asked may have gone away.
         match self {
             Slot::Write(sender) => drop(sender.send(Err(why))),
+            Slot::Lags(sender) => drop(sender.send(Err(why))),
             Slot::Other(sender) => drop(sender.send(Err(why))),
         }
     }
@@ -83,6 +86,7 @@ impl Slot {
             (Slot::Write(sender), Reply::Written { response, term }) => {
                 drop(sender.send(Ok(Written { response, term: Term(term) })));
             }
+            (Slot::Lags(sender), Reply::Lags(lags)) => drop(sender.send(Ok(lags))),
             (Slot::Other(sender), Reply::ReadReady | Reply::Transferred) => drop(sender.send(Ok(()))),
             (slot, reply) => {
                 error!(?reply, "the node answered another question than it was asked");
@@ -175,7 +179,7 @@ impl Waiters {
         for (_, waiter) in self.by_token.drain() {
             let why = match waiter.slot {
                 Slot::Write(_) => Unavailable::Timeout,
-                Slot::Other(_) => Unavailable::Stopped,
+                Slot::Lags(_) | Slot::Other(_) => Unavailable::Stopped,
             };
             waiter.slot.fail(why);
         }

@@ -47,6 +47,10 @@ pub(super) enum Kind {
     Inquiry = 11,
     /// Acceptor's answer to it.
     Answer = 12,
+    /// Dialer to acceptor, the only frame: who are the members?
+    MembersInquiry = 13,
+    /// Acceptor's answer to it.
+    MembersAnswer = 14,
 }
 
 impl Kind {
@@ -64,6 +68,8 @@ impl Kind {
             10 => Kind::SnapshotResult,
             11 => Kind::Inquiry,
             12 => Kind::Answer,
+            13 => Kind::MembersInquiry,
+            14 => Kind::MembersAnswer,
             _ => return None,
         })
     }

@@ -112,16 +112,35 @@ impl Welcome {
     }
 }
 
-/// The bytes of a refusal.
-pub(super) fn encode_refusal(reason: &str) -> Bytes {
-    let mut out = BytesMut::new();
-    put_text(&mut out, reason, REASON_BYTES_MAX);
-    out.freeze()
+/// Why a node is not talked to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// For people.
+    pub reason: String,
+    /// The node was a member and is none any more: it should stop.
+    pub is_removal: bool,
 }
 
-/// The reason in a refusal.
-pub(super) fn decode_refusal(mut bytes: Bytes) -> Result<String, FrameError> {
-    take_text(&mut bytes)
+impl From<String> for Refusal {
+    fn from(reason: String) -> Refusal {
+        Refusal { reason, is_removal: false }
+    }
+}
+
+impl Refusal {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        put_text(&mut out, &self.reason, REASON_BYTES_MAX);
+        out.put_u8(u8::from(self.is_removal));
+        out.freeze()
+    }
+
+    /// The first versions gave a reason only. Bytes after the known fields are ignored.
+    pub(super) fn decode(mut bytes: Bytes) -> Result<Refusal, FrameError> {
+        let reason = take_text(&mut bytes)?;
+        Ok(Refusal { reason, is_removal: bytes.try_get_u8() == Ok(1) })
+    }
 }
 
 /// What the acceptor checks before it asks whether the caller may come in: the version that both speak, or why not.
@@ -246,7 +265,11 @@ mod tests {
         assert_eq!(Hello::decode(hello().encode()).unwrap(), hello());
         let welcome = Welcome { version: 1, from: identity(2) };
         assert_eq!(Welcome::decode(welcome.encode()).unwrap(), welcome);
-        assert_eq!(decode_refusal(encode_refusal("no\nway")).unwrap(), "no way");
+        let refusal = Refusal { reason: "no\nway".into(), is_removal: true };
+        let decoded = Refusal::decode(refusal.encode()).unwrap();
+        assert_eq!(decoded, Refusal { reason: "no way".into(), is_removal: true });
+        let earlier = refusal.encode().slice(..refusal.encode().len() - 1);
+        assert!(!Refusal::decode(earlier).unwrap().is_removal);
     }
 
     #[test]

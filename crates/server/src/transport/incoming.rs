@@ -1,6 +1,6 @@
 //! The receiving side: accept, check who calls, read frames and pass them on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::frame::{self, BODY_BYTES_MAX, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind, Messages};
-use super::handshake::{Class, Hello, Identity, Welcome, check_hello, encode_refusal};
+use super::handshake::{Class, Hello, Identity, Refusal, Welcome, check_hello};
 use super::{Inbound, IncomingSnapshot, Shared, inquiry};
 use crate::metrics::Counter;
 
@@ -39,7 +39,7 @@ enum Opening {
     /// It may go on.
     Welcomed(Hello),
     /// It ends, for this reason.
-    Refused(String),
+    Refused(Refusal),
     /// It was a question.
     Answered,
 }
@@ -78,7 +78,9 @@ impl Incoming {
         let hello = match handshake.unwrap_or(Err(FrameError::TimedOut)) {
             Ok(Opening::Welcomed(hello)) => hello,
             Ok(Opening::Answered) => return debug!(%address, "answered an inquiry"),
-            Ok(Opening::Refused(reason)) => return warn!(%address, %reason, "refused a peer connection"),
+            Ok(Opening::Refused(refusal)) => {
+                return warn!(%address, reason = %refusal, "refused a peer connection");
+            }
             Err(FrameError::Closed) => return debug!(%address, "peer connection closed before its handshake"),
             Err(error) => return warn!(%address, %error, "peer connection without a valid handshake"),
         };
@@ -106,6 +108,10 @@ impl Incoming {
                 inquiry::reply(stream, body, &self.shared.identity, &self.shared.known).await?;
                 return Ok(Opening::Answered);
             }
+            Kind::MembersInquiry => {
+                inquiry::reply_members(stream, &body, &self.shared.members).await?;
+                return Ok(Opening::Answered);
+            }
             _ => return Err(FrameError::Unexpected("a connection begins with a hello")),
         };
         match self.check(&hello).await {
@@ -114,25 +120,35 @@ impl Incoming {
                 stream.write_all(&frame::encode(Kind::Welcome, &welcome.encode())).await?;
                 Ok(Opening::Welcomed(hello))
             }
-            Err(reason) => {
-                stream.write_all(&frame::encode(Kind::Refused, &encode_refusal(&reason))).await?;
-                Ok(Opening::Refused(reason))
+            Err(refusal) => {
+                stream.write_all(&frame::encode(Kind::Refused, &refusal.encode())).await?;
+                Ok(Opening::Refused(refusal))
             }
         }
     }
 
-    async fn check(&self, hello: &Hello) -> Result<u16, String> {
+    async fn check(&self, hello: &Hello) -> Result<u16, Refusal> {
         let version = check_hello(hello, &self.shared.identity)?;
         self.shared.admit(&hello.from).await?;
         let current = self.current.lock().get(&hello.from.node).map(|(incarnation, _)| *incarnation);
         match current {
-            Some(incarnation) if incarnation > hello.from.incarnation => Err(format!(
-                "node {:x} ({}) was here with a later start ({incarnation}) than this one ({}): its data directory \
-                 was restored from a copy, or runs twice",
-                hello.from.node.0, hello.from.name, hello.from.incarnation
-            )),
+            Some(incarnation) if incarnation > hello.from.incarnation => {
+                let reason = format!(
+                    "node {:x} ({}) was here with a later start ({incarnation}) than this one ({}): its data \
+                     directory was restored from a copy, or runs twice",
+                    hello.from.node.0, hello.from.name, hello.from.incarnation
+                );
+                Err(reason.into())
+            }
             _ => Ok(version),
         }
+    }
+
+    /// Ends the connections of nodes that are not among `wanted`.
+    pub(super) fn keep_only(&self, wanted: &BTreeSet<NodeId>) {
+        let current = self.current.lock();
+        let unwanted = current.iter().filter(|(node, _)| !wanted.contains(node));
+        unwanted.for_each(|(_, (_, end))| end.notify_one());
     }
 
     async fn serve_urgent(&self, stream: TcpStream, from: &Identity) -> Result<(), FrameError> {

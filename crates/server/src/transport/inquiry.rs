@@ -1,7 +1,8 @@
-//! Questions before anybody is anybody: what do you know about this node? `docs/formats/peer.md` has the bytes.
+//! Questions before anybody is anybody: what do you know about this node, and who are the members? `docs/formats/peer.md`
+//! has the bytes.
 //!
 //! Asked by a node that is about to start with a data directory in which nothing happened yet, to learn whether it had
-//! another one before. An inquiry is no handshake: nobody remembers that it was asked, and whoever is asked answers
+//! another one before, and by one that is to join, to learn who it is. An inquiry is no handshake: nobody remembers that it was asked, and whoever is asked answers
 //! nodes of every cluster and version, since only the asker can judge what that means.
 
 use std::io;
@@ -9,17 +10,20 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::NodeId;
+use hadron_node::Bootstrap;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use super::Known;
 use super::frame::{self, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind};
 use super::handshake::{Identity, MAGIC, put_identity, take_identity, take_u64};
+use super::{Known, Members};
 use crate::config::Url;
 
 /// Wait before a question is asked again whose connection broke: the other node is just starting.
 const RETRY: Duration = Duration::from_millis(20);
+/// The longest answer about members that is read.
+const MEMBERS_BODY_BYTES_MAX: usize = 4 << 20;
 /// How long a connection may take to ask its question.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -30,6 +34,15 @@ pub struct Answer {
     pub from: Identity,
     /// The identity of the data directory that the answerer knows the other node with.
     pub known: Option<u64>,
+}
+
+/// Who the members of a pool are, as one of them knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MembersAnswer {
+    /// The revision of the roster: the answer with the greatest one is the newest.
+    pub revision: i64,
+    /// The cluster's id and its members.
+    pub pool: Bootstrap,
 }
 
 /// Why there is no answer.
@@ -87,6 +100,57 @@ async fn exchange(stream: &mut TcpStream, about: NodeId) -> Result<Answer, Frame
         }
         _ => Err(FrameError::Unexpected("an inquiry is answered by an answer")),
     }
+}
+
+/// Asks the node at `urls`, tried in turn, who the members of its pool are. Takes no longer than `patience`.
+///
+/// # Errors
+/// There is no answer.
+pub async fn ask_members(urls: &[Url], patience: Duration) -> Result<MembersAnswer, AskError> {
+    let attempts = async {
+        let mut failure = AskError::TimedOut;
+        for url in urls {
+            let answer = async {
+                let mut stream = TcpStream::connect(url.authority()).await.map_err(AskError::Connect)?;
+                Ok(exchange_members(&mut stream).await?)
+            };
+            match answer.await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    };
+    timeout(patience, attempts).await.unwrap_or(Err(AskError::TimedOut))
+}
+
+async fn exchange_members(stream: &mut TcpStream) -> Result<MembersAnswer, FrameError> {
+    stream.write_all(&frame::encode(Kind::MembersInquiry, MAGIC)).await?;
+    match frame::read(stream, MEMBERS_BODY_BYTES_MAX).await? {
+        (Kind::MembersAnswer, mut body) => {
+            let revision = take_u64(&mut body)? as i64;
+            let pool = Bootstrap::from_bytes(body);
+            Ok(MembersAnswer { revision, pool: pool.map_err(|_| FrameError::Malformed("a pool"))? })
+        }
+        _ => Err(FrameError::Unexpected("an inquiry is answered by an answer")),
+    }
+}
+
+/// Answers an inquiry about the members.
+pub(super) async fn reply_members(
+    stream: &mut TcpStream,
+    body: &Bytes,
+    members: &Members,
+) -> Result<(), FrameError> {
+    if !body.starts_with(MAGIC) {
+        return Err(FrameError::Malformed("an inquiry without its magic"));
+    }
+    let MembersAnswer { revision, pool } = members();
+    let mut out = BytesMut::new();
+    out.put_u64_le(revision as u64);
+    out.put_slice(&pool.to_bytes());
+    stream.write_all(&frame::encode(Kind::MembersAnswer, &out)).await?;
+    Ok(())
 }
 
 /// Answers inquiries on `listener`, for ever, and hangs up on everybody else: for a node that asks itself, so that nodes

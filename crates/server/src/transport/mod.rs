@@ -19,7 +19,7 @@
 //! - Every queue is bounded in bytes. A full queue to a node drops what is new (Raft asks again); a receiver that does
 //!   not keep up stops reading, and so fills the sender's queue.
 //!
-//! Left out: TLS, and changes of the set of peers.
+//! Left out: TLS.
 
 mod frame;
 mod handshake;
@@ -36,12 +36,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hadron_consensus::NodeId;
+use parking_lot::RwLock;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
 pub use frame::{BODY_BYTES_MAX, FrameError, MessageBatch, MessageTooLong, Messages};
-pub use handshake::Identity;
-pub use inquiry::{Answer, AskError, answer, ask};
+pub use handshake::{Identity, Refusal};
+pub use inquiry::{Answer, AskError, MembersAnswer, answer, ask, ask_members};
 pub use snapshot::{IncomingSnapshot, OutgoingSnapshot, SnapshotError};
 
 use crate::config::Url;
@@ -51,9 +53,11 @@ use outgoing::Outgoing;
 
 /// Decides whether a node with this identity may be talked to, and may remember that it was; the error says why not, and
 /// the way out. Called before anything else is exchanged, where it may block.
-pub type Admit = Arc<dyn Fn(&Identity) -> Result<(), String> + Send + Sync>;
+pub type Admit = Arc<dyn Fn(&Identity) -> Result<(), Refusal> + Send + Sync>;
 /// The identity of a node's data directory, if it is known: what an inquiry is answered with. It must not block.
 pub type Known = Arc<dyn Fn(NodeId) -> Option<u64> + Send + Sync>;
+/// Who the members are, as far as this node knows. It must not block.
+pub type Members = Arc<dyn Fn() -> MembersAnswer + Send + Sync>;
 /// Where everything goes that happens on connections. Called on the transport's runtime, so it must not block.
 pub type Receive = Arc<dyn Fn(NodeId, Inbound) + Send + Sync>;
 
@@ -69,6 +73,11 @@ pub enum Inbound {
     },
     /// Messages can no longer be sent; those that were on their way may be lost.
     Down,
+    /// The node says that this one was removed from the cluster, and so does not talk to it. May come more than once.
+    Removed {
+        /// For people.
+        reason: String,
+    },
     /// Messages of the node arrived together.
     Messages {
         /// In the order in which they were sent.
@@ -145,6 +154,8 @@ pub struct Setup {
     pub admit: Admit,
     /// What is known about data directories.
     pub known: Known,
+    /// What those who want to join are told.
+    pub members: Members,
     /// Where things that happen go.
     pub receive: Receive,
     /// Where bytes are counted.
@@ -158,6 +169,7 @@ struct Shared {
     identity: Identity,
     admit: Admit,
     known: Known,
+    members: Members,
     receive: Receive,
     metrics: Arc<Metrics>,
     options: Options,
@@ -165,10 +177,10 @@ struct Shared {
 
 impl Shared {
     /// Asks [`Setup::admit`] on a thread that may block.
-    async fn admit(&self, other: &Identity) -> Result<(), String> {
+    async fn admit(&self, other: &Identity) -> Result<(), Refusal> {
         let (admit, other) = (self.admit.clone(), other.clone());
         let asked = tokio::task::spawn_blocking(move || admit(&other)).await;
-        asked.unwrap_or_else(|_| Err("the node stops".into()))
+        asked.unwrap_or_else(|_| Err("the node stops".to_owned().into()))
     }
 }
 
@@ -176,40 +188,62 @@ impl Shared {
 #[derive(Clone)]
 pub struct Transport {
     shared: Arc<Shared>,
-    outgoing: Arc<BTreeMap<NodeId, Arc<Outgoing>>>,
+    incoming: Arc<Incoming>,
+    outgoing: Arc<RwLock<BTreeMap<NodeId, Arc<Outgoing>>>>,
+    /// Where the tasks run.
+    runtime: Handle,
 }
 
 impl Transport {
     /// Starts accepting on `listeners` and dialing the peers, in tasks of the runtime from within which it is called.
     /// They live as long as the runtime.
     pub fn start(listeners: Vec<TcpListener>, setup: Setup) -> Transport {
-        let Setup { identity, peers, admit, known, receive, metrics, options } = setup;
-        let shared = Arc::new(Shared { identity, admit, known, receive, metrics, options });
+        let Setup { identity, peers, admit, known, members, receive, metrics, options } = setup;
+        let shared = Arc::new(Shared { identity, admit, known, members, receive, metrics, options });
         let incoming = Arc::new(Incoming::new(shared.clone()));
         for listener in listeners {
             tokio::spawn(incoming.clone().accept(listener));
         }
-        let outgoing: BTreeMap<NodeId, Arc<Outgoing>> = peers
-            .into_iter()
-            .map(|peer| (peer.node, Arc::new(Outgoing::new(shared.clone(), peer))))
-            .collect();
-        for peer in outgoing.values() {
-            tokio::spawn(peer.clone().run());
+        let transport = Transport { shared, incoming, outgoing: Arc::default(), runtime: Handle::current() };
+        transport.set_peers(peers);
+        transport
+    }
+
+    /// From now on these are the other nodes. Connections with others end; those with nodes whose URLs changed begin anew.
+    pub fn set_peers(&self, peers: Vec<Peer>) {
+        self.incoming.keep_only(&peers.iter().map(|peer| peer.node).collect());
+        let mut outgoing = self.outgoing.write();
+        outgoing.retain(|_, present| {
+            let stays = peers.contains(present.peer());
+            if !stays {
+                present.stop();
+            }
+            stays
+        });
+        for peer in peers {
+            outgoing.entry(peer.node).or_insert_with(|| {
+                let new = Arc::new(Outgoing::new(self.shared.clone(), peer));
+                self.runtime.spawn(new.clone().run());
+                new
+            });
         }
-        Transport { shared, outgoing: Arc::new(outgoing) }
+    }
+
+    fn to(&self, node: NodeId) -> Option<Arc<Outgoing>> {
+        self.outgoing.read().get(&node).cloned()
     }
 
     /// Queues `frames`, as [`MessageBatch::take`] made them, for `node`. Dropped, and counted, when the node is not
     /// connected or its queue is full. Never blocks.
     pub fn send(&self, node: NodeId, frames: Bytes) {
-        if let Some(peer) = self.outgoing.get(&node) {
+        if let Some(peer) = self.to(node) {
             peer.send(frames);
         }
     }
 
     /// How many calls of [`Transport::send`] were dropped because the queue for `node` was full.
     pub fn dropped(&self, node: NodeId) -> u64 {
-        self.outgoing.get(&node).map_or(0, |peer| peer.dropped())
+        self.to(node).map_or(0, |peer| peer.dropped())
     }
 
     /// Opens a connection to `node` for a snapshot that `header` describes.
@@ -221,13 +255,14 @@ impl Transport {
         node: NodeId,
         header: Bytes,
     ) -> Result<OutgoingSnapshot, SnapshotError> {
-        let peer = self.outgoing.get(&node).ok_or(SnapshotError::UnknownNode(node))?;
-        OutgoingSnapshot::open(&self.shared, peer, header).await
+        let peer = self.to(node).ok_or(SnapshotError::UnknownNode(node))?;
+        OutgoingSnapshot::open(&self.shared, &peer, header).await
     }
 
     /// Returns when everything queued for nodes that are connected has been handed to the kernel.
     pub async fn drained(&self) {
-        for peer in self.outgoing.values() {
+        let peers: Vec<Arc<Outgoing>> = self.outgoing.read().values().cloned().collect();
+        for peer in peers {
             peer.drained().await;
         }
     }

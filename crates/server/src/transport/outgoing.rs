@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::frame::{self, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind};
-use super::handshake::{Class, Hello, Identity, Welcome, check_welcome, decode_refusal};
+use super::handshake::{Class, Hello, Identity, Refusal, Welcome, check_welcome};
 use super::{Inbound, Options, Peer, Shared};
 use crate::metrics::{Counter, Gauge};
 
@@ -39,6 +39,8 @@ pub(super) struct Outgoing {
     wake: Notify,
     /// The queue became empty, or the connection ended.
     idle: Notify,
+    /// The node is not to be connected any more.
+    stop: Notify,
     dropped: AtomicU64,
     sent_bytes: Arc<Counter>,
     active: Arc<Gauge>,
@@ -68,10 +70,10 @@ pub(super) enum DialError {
     Handshake(#[from] FrameError),
     /// It does not want us.
     #[error("refused by the other node: {0}")]
-    Refused(String),
+    Refused(Refusal),
     /// We do not want it.
     #[error("not the expected node: {0}")]
-    Unwanted(String),
+    Unwanted(Refusal),
 }
 
 impl Outgoing {
@@ -86,6 +88,7 @@ impl Outgoing {
             queue: Mutex::default(),
             wake: Notify::new(),
             idle: Notify::new(),
+            stop: Notify::new(),
             dropped: AtomicU64::new(0),
             sent_bytes,
             active,
@@ -133,8 +136,25 @@ impl Outgoing {
         }
     }
 
-    /// Keeps a connection, for ever.
+    /// Where the node is.
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Ends [`Outgoing::run`].
+    pub(super) fn stop(&self) {
+        self.stop.notify_one();
+    }
+
+    /// Keeps a connection until it is stopped.
     pub(super) async fn run(self: Arc<Self>) {
+        tokio::select! {
+            () = self.keep_connected() => {}
+            () = self.stop.notified() => self.close(),
+        }
+    }
+
+    async fn keep_connected(&self) {
         let mut backoff = Backoff::new(&self.shared.options, self.peer.node);
         let mut last_error = String::new();
         let mut told_at = Instant::now();
@@ -160,6 +180,11 @@ impl Outgoing {
                         last_error = text;
                     }
                     match error {
+                        DialError::Refused(refusal) if refusal.is_removal => {
+                            let removed = Inbound::Removed { reason: refusal.reason };
+                            (self.shared.receive)(self.peer.node, removed);
+                            sleep(self.shared.options.refused_retry).await;
+                        }
                         DialError::Refused(_) | DialError::Unwanted(_) => {
                             sleep(self.shared.options.refused_retry).await;
                         }
@@ -209,11 +234,18 @@ impl Outgoing {
 
         let error = self.session(stream).await;
 
-        *self.queue.lock() = Queue::default();
-        self.idle.notify_waiters();
-        self.active.set(0.0);
         warn!(%peer, %name, %error, "connection to peer ended");
-        (self.shared.receive)(other.node, Inbound::Down);
+        self.close();
+    }
+
+    /// What was queued is lost, if there is a connection.
+    fn close(&self) {
+        let before = std::mem::take(&mut *self.queue.lock());
+        self.idle.notify_waiters();
+        if before.is_open {
+            (self.shared.receive)(self.peer.node, Inbound::Down);
+        }
+        self.active.set(0.0);
     }
 
     async fn session(&self, stream: TcpStream) -> FrameError {
@@ -289,10 +321,10 @@ async fn shake_hands(
     match kind {
         Kind::Welcome => {
             let welcome = Welcome::decode(body)?;
-            check_welcome(&welcome, own, to).map_err(DialError::Unwanted)?;
+            check_welcome(&welcome, own, to).map_err(|reason| DialError::Unwanted(reason.into()))?;
             Ok(welcome.from)
         }
-        Kind::Refused => Err(DialError::Refused(decode_refusal(body)?)),
+        Kind::Refused => Err(DialError::Refused(Refusal::decode(body)?)),
         _ => Err(DialError::Handshake(FrameError::Unexpected("neither a welcome nor a refusal"))),
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use hadron_consensus::NodeId;
+use hadron_node::Bootstrap;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,10 +16,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::frame::{self, BODY_BYTES_MAX, Kind};
-use super::handshake::{Class, Hello, Welcome, decode_refusal, encode_refusal};
+use super::handshake::{Class, Hello, Welcome};
 use super::{
-    Admit, AskError, FrameError, Identity, Inbound, IncomingSnapshot, MessageBatch, Messages, Options, Peer,
-    Setup, SnapshotError, Transport, answer, ask,
+    Admit, AskError, FrameError, Identity, Inbound, IncomingSnapshot, MembersAnswer, MessageBatch, Messages,
+    Options, Peer, Refusal, Setup, SnapshotError, Transport, answer, ask,
 };
 use crate::metrics::Metrics;
 
@@ -57,11 +58,15 @@ fn peer(node: NodeId, address: SocketAddr) -> Peer {
     Peer { node, urls: vec![format!("http://{address}").parse().unwrap()] }
 }
 
+fn no_members() -> MembersAnswer {
+    MembersAnswer { revision: 0, pool: Bootstrap::default() }
+}
+
 /// Admits nodes that show the data directory they are known with.
 fn admit_known() -> Admit {
     Arc::new(|other| match other.data_dir_id == other.node.0 * 100 {
         true => Ok(()),
-        false => Err(format!("node {:x} is known with another data directory", other.node.0)),
+        false => Err(format!("node {:x} is known with another data directory", other.node.0).into()),
     })
 }
 
@@ -73,6 +78,7 @@ fn start_on(listener: TcpListener, identity: Identity, peers: Vec<Peer>, options
         peers,
         admit: admit_known(),
         known: Arc::new(|node| (node == B).then_some(77)),
+        members: Arc::new(no_members),
         receive: Arc::new(move |node, inbound| drop(sender.send((node, inbound)))),
         metrics: Arc::default(),
         options,
@@ -148,7 +154,7 @@ async fn call(address: SocketAddr, hello: &Hello) -> (TcpStream, Result<Welcome,
     write_frame(&mut stream, Kind::Hello, &hello.encode()).await;
     let answer = match frame::read(&mut stream, BODY_BYTES_MAX).await.unwrap() {
         (Kind::Welcome, body) => Ok(Welcome::decode(body).unwrap()),
-        (Kind::Refused, body) => Err(decode_refusal(body).unwrap()),
+        (Kind::Refused, body) => Err(Refusal::decode(body).unwrap().reason),
         other => panic!("{other:?}"),
     };
     (stream, answer)
@@ -234,7 +240,7 @@ async fn a_refused_dialer_is_told_why_and_comes_in_once_it_may() {
     let (listener, address) = listen().await;
     let mut a = start(identity(A), vec![peer(B, address)]).await;
     let (mut stream, _) = listener.accept().await.unwrap();
-    write_frame(&mut stream, Kind::Refused, &encode_refusal("not today")).await;
+    write_frame(&mut stream, Kind::Refused, &Refusal::from("not today".to_owned()).encode()).await;
     drop(stream);
     let _stream = welcome(&listener, identity(B)).await;
     assert_eq!(a.up().await, (B, 5), "refused first, welcome later, and nothing in between");
@@ -497,6 +503,7 @@ async fn bytes_are_counted_per_peer() {
         peers: vec![peer(B, address_b)],
         admit: admit_known(),
         known: Arc::new(|node| (node == B).then_some(77)),
+        members: Arc::new(no_members),
         receive: Arc::new(|_, _| {}),
         metrics: metrics.clone(),
         options: quick(),

@@ -137,6 +137,40 @@ impl Cluster {
         Cluster { nodes, directory, _turn: turn }
     }
 
+    /// One more node, which is not started: it is to join the cluster, whose present nodes it is told of. Returns its number.
+    pub fn prepare_to_join(&mut self) -> usize {
+        let number = self.nodes.len();
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [client, peer] = listeners.map(|listener| listener.local_addr().unwrap());
+        let name = format!("n{number}");
+        let log = self.directory.path().join(format!("{name}.log"));
+        let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
+        let present = self.nodes.iter().map(|node| format!("{}=http://{}", node.name, node.peer_address));
+        let listed: Vec<String> = present.chain([format!("{name}={peer_url}")]).collect();
+        let arguments = [
+            ("--name", name.clone()),
+            ("--data-dir", log.with_extension("").display().to_string()),
+            ("--listen-client-urls", client_url.clone()),
+            ("--advertise-client-urls", client_url.clone()),
+            ("--listen-peer-urls", peer_url.clone()),
+            ("--initial-advertise-peer-urls", peer_url),
+            ("--initial-cluster", listed.join(",")),
+            ("--initial-cluster-state", "existing".to_owned()),
+        ];
+        let arguments = arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        self.nodes.push(Node {
+            name,
+            client_url,
+            peer_address: peer,
+            binary: env!("CARGO_BIN_EXE_hadron").into(),
+            arguments,
+            environment: Vec::new(),
+            log,
+            child: None,
+        });
+        number
+    }
+
     /// The nodes' URLs for clients.
     pub fn endpoints(&self) -> Vec<String> {
         self.nodes.iter().map(|node| node.client_url.clone()).collect()

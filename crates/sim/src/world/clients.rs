@@ -242,7 +242,7 @@ impl World {
                 self.propose_again(operation);
                 Outcome::Unknown
             }
-            Reply::Failed(_) | Reply::Transferred => Outcome::Failed,
+            Reply::Failed(_) | Reply::Transferred | Reply::Lags(_) => Outcome::Failed,
         };
         self.answer(operation, outcome);
     }

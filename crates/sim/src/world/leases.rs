@@ -268,6 +268,7 @@ impl World {
             Reply::Written { response: Err(_), .. }
             | Reply::Failed(_)
             | Reply::Transferred
+            | Reply::Lags(_)
             | Reply::ReadReady => {
                 return self.on_lease_connection_lost(number);
             }

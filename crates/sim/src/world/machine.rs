@@ -213,12 +213,16 @@ impl Process {
 }
 
 /// The root group and one group for each keyspace.
-fn groups(members: &[Member], keyspaces: u64) -> Vec<GroupConfig> {
-    let mut groups = Bootstrap { cluster_id: 1, members: members.to_vec() }.groups();
-    let voters = groups.first().map(|root| root.voters.clone()).unwrap_or_default();
+fn groups(pool: &Bootstrap, node: NodeId, keyspaces: u64) -> Vec<GroupConfig> {
+    let mut groups = pool.groups(node);
+    let Some(like) = groups.first().cloned() else { return groups };
     let further = DEFAULT_GROUP.0 + 1..=keyspaces;
-    groups.extend(further.map(|group| GroupConfig { group: GroupId(group), voters: voters.clone() }));
+    groups.extend(further.map(|group| GroupConfig { group: GroupId(group), ..like.clone() }));
     groups
+}
+
+fn member(id: u64) -> Member {
+    Member { id, name: format!("n{id}"), data_dir_id: id, ..Member::default() }
 }
 
 impl World {
@@ -284,12 +288,13 @@ impl World {
     }
 
     fn node_config(&mut self, life: Life) -> Config {
-        let members = self.members();
+        let (node, pool) = (NodeId(life.node), Bootstrap::of(self.members()));
         Config {
-            node: NodeId(life.node),
+            node,
             incarnation: life.incarnation,
-            groups: groups(&members, self.settings.keyspaces),
-            members,
+            own: member(life.node),
+            roster: pool.roster(),
+            groups: groups(&pool, node, self.settings.keyspaces),
             heartbeat_us: 100_000,
             election_timeout_us: 1_000_000,
             seed: self.rng.random(),
@@ -298,7 +303,6 @@ impl World {
     }
 
     fn members(&self) -> Vec<Member> {
-        let member = |id| Member { id, name: format!("n{id}"), data_dir_id: id, ..Member::default() };
         (1..=self.settings.nodes).map(member).collect()
     }
 
@@ -382,6 +386,7 @@ impl World {
             persist_engine,
             snapshots,
             installs,
+            are_peers_new: _,
             fatal,
         } = effects;
         if let Some(what) = fatal {

@@ -1,5 +1,6 @@
 //! A server over a single keyspace in memory, and a client for it.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,6 +8,7 @@ use std::thread::JoinHandle;
 
 use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, Term};
 use hadron_keyspace::{Applied, Command, Keyspace, Options};
+use hadron_node::Pool;
 use hadron_proto::{etcdserverpb, hadron};
 use hadron_storage::engine::ModelEngine;
 use parking_lot::Mutex;
@@ -113,6 +115,22 @@ impl Backend for TestBackend {
             client_ur_ls: vec!["http://127.0.0.1:2379".to_owned()],
             is_learner: false,
         }]
+    }
+
+    async fn lags(&self, _: GroupId) -> Result<Vec<(NodeId, u64)>, Unavailable> {
+        Ok(vec![(NodeId(1), 0)])
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        Arc::default()
+    }
+
+    fn settled(&self) -> i64 {
+        i64::MAX
+    }
+
+    fn alive(&self) -> BTreeSet<NodeId> {
+        BTreeSet::new()
     }
 
     fn elections(&self) -> Vec<hadron::Election> {

@@ -5,9 +5,32 @@ use hadron_storage::disk::{MemoryDisk, write_atomically};
 
 use super::super::tests::config;
 use super::*;
-use crate::transport::{Answer, AskError};
+use crate::transport::{Answer, AskError, MembersAnswer};
 
 const DATA: &str = "/data";
+
+/// Others that answer as the function does, and know of no members.
+struct Told<About>(About);
+
+fn told<About>(about: About) -> Told<About>
+where
+    About: Fn(&transport::Identity, &Bootstrap) -> Result<Vec<Reply>, RunError>,
+{
+    Told(about)
+}
+
+impl<About> Others for Told<About>
+where
+    About: Fn(&transport::Identity, &Bootstrap) -> Result<Vec<Reply>, RunError>,
+{
+    fn about(&self, own: &transport::Identity, pool: &Bootstrap) -> Result<Vec<Reply>, RunError> {
+        self.0(own, pool)
+    }
+
+    fn members(&self, _: &[InitialMember]) -> Result<Vec<MembersAnswer>, RunError> {
+        Ok(Vec::new())
+    }
+}
 
 fn disk() -> Arc<dyn Disk> {
     Arc::new(MemoryDisk::default())
@@ -22,7 +45,7 @@ fn three() -> Config {
 }
 
 fn open(disk: &Arc<dyn Disk>, config: &Config) -> Result<Home, RunError> {
-    Home::open(disk, config, &|_, _| Ok(Vec::new())).map(|(home, _)| home)
+    Home::open(disk, config, &told(|_, _| Ok(Vec::new()))).map(|(home, _)| home)
 }
 
 fn refusal(disk: &Arc<dyn Disk>, config: &Config) -> String {
@@ -110,7 +133,7 @@ fn a_directory_of_another_cluster_is_refused_where_that_other_one_runs() {
     meant.initial.token = Some("another".into());
     let members = meant.initial.members("a").unwrap();
     let running = derive("another", &members).cluster_id;
-    let start = |cluster| Home::open(&disk, &meant, &|_, _| Ok(vec![reply(cluster, None)]));
+    let start = |cluster| Home::open(&disk, &meant, &told(|_, _| Ok(vec![reply(cluster, None)])));
     let error = start(running).err().unwrap().to_string();
     assert!(error.contains(&format!("belongs to cluster {stored:x}, but b (http://b:2380) runs")), "{error}");
     assert_eq!(start(stored).unwrap().0.pool.cluster_id, stored);
@@ -121,12 +144,12 @@ fn a_first_start_is_refused_where_the_node_is_known_and_leaves_nothing() {
     let (disk, config) = (disk(), three());
     let pool = derive("test", &config.initial.members("a").unwrap());
     for cluster in [pool.cluster_id, 1] {
-        let replies = |_: &_, _: &_| {
+        let replies = told(|_, _| {
             let refused = std::io::ErrorKind::ConnectionRefused.into();
             let absent =
                 Reply { name: "c".into(), urls: "u".into(), answer: Err(AskError::Connect(refused)) };
             Ok(vec![absent, reply(cluster, Some(5))])
-        };
+        });
         let error = Home::open(&disk, &config, &replies).err().unwrap().to_string();
         let id = node_named(&pool, &config).0;
         assert!(
@@ -136,7 +159,7 @@ fn a_first_start_is_refused_where_the_node_is_known_and_leaves_nothing() {
         assert_eq!(disk.list(DATA.as_ref()).unwrap(), ["LOCK"]);
     }
     // Members that do not answer, do not know it, or are of another cluster keep nobody from starting.
-    Home::open(&disk, &config, &|_, _| Ok(vec![reply(1, None), reply(pool.cluster_id, None)])).unwrap();
+    Home::open(&disk, &config, &told(|_, _| Ok(vec![reply(1, None), reply(pool.cluster_id, None)]))).unwrap();
 }
 
 #[test]
@@ -146,10 +169,11 @@ fn a_start_that_failed_before_it_voted_comes_back_as_itself_and_only_as_itself()
     let (id, cluster) = (first.data_dir_id(), first.pool.cluster_id);
     drop(first);
     let start = |known| {
-        Home::open(&disk, &config, &|own, _| {
+        let others = told(|own, _| {
             assert_eq!(own.data_dir_id, id);
             Ok(vec![reply(cluster, Some(known))])
-        })
+        });
+        Home::open(&disk, &config, &others)
     };
     assert_eq!(start(id).unwrap().0.data_dir_id(), id);
     assert!(matches!(start(id ^ 1), Err(RunError::AlreadyBootstrapped { .. })));

@@ -1,0 +1,349 @@
+//! Reconfigure: what the roster wants becomes what the groups are.
+//!
+//! ```text
+//!  roster (root group, applied)        configuration of a group (in its own log)
+//!  revision 7: a, b, c, d      ──▶     revision 3: a, b, c
+//!                                        │ d follows as a learner
+//!                                        ▼
+//!                                      revision 7: a, b, c; learner d
+//!                                        │ d has caught up
+//!                                        ▼
+//!                                      revision 7: a, b, c, d
+//! ```
+//! The leader of each group does this for its group: the root group first, the others once it is done there. A leader that
+//! is not in the roster any more hands over first. Every
+//! configuration says for which revision of the roster it was made, so a leader that lags behind in the root group never
+//! takes one back that a better informed one made. Nobody votes before it has what it votes about: a new voter follows as
+//! a learner until it has caught up, and until then it cannot cost a quorum.
+//!
+//! Whoever is removed stays connected until no group here needs it any more: to leave a joint configuration takes a
+//! majority of the old members, and it may be one of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hadron_consensus::{
+    Configuration, Event as CoreEvent, GroupId, NodeId, Progress, ProgressState, ROOT_GROUP, ReplicaId,
+};
+
+use crate::event::{Effects, Failure, Reply};
+use crate::groups::Replica;
+use crate::membership::Member;
+use crate::node::Node;
+use crate::peer::PeerMessage;
+use crate::roster::{Pool, replica_of};
+
+/// A learner that lacks no more entries than these has caught up: it gets the rest in a moment.
+const CAUGHT_UP_ENTRIES: u64 = 512;
+/// Version of the bytes of [`Places`].
+const VERSION: u8 = 1;
+/// Replicas outside the configuration that are remembered, so that they can be answered.
+const ROUTES_MAX: usize = 64;
+
+/// What a group's configuration says beside who votes: its context.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// The revision of the roster that the configuration was made for; 0 for that of the beginning.
+    pub(crate) revision: i64,
+    /// Where its replicas are.
+    pub(crate) nodes: BTreeMap<ReplicaId, NodeId>,
+}
+
+impl Places {
+    /// As the context of a configuration. `docs/formats/messages.md` has the bytes.
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u8(VERSION);
+        out.put_i64_le(self.revision);
+        out.put_u32_le(self.nodes.len() as u32);
+        for (replica, node) in &self.nodes {
+            out.put_u64_le(replica.0);
+            out.put_u64_le(node.0);
+        }
+        out.freeze()
+    }
+
+    /// The places of a configuration; an empty one has none. `None` if this version cannot read them.
+    pub(crate) fn of(configuration: &Configuration) -> Option<Places> {
+        let mut bytes = configuration.context.clone();
+        if bytes.is_empty() {
+            return Some(Places::default());
+        }
+        if bytes.get_u8() != VERSION {
+            return None;
+        }
+        let revision = bytes.try_get_i64_le().ok()?;
+        let count = bytes.try_get_u32_le().ok()? as usize;
+        if bytes.len() != count.checked_mul(16)? {
+            return None;
+        }
+        let nodes = (0..count).map(|_| (ReplicaId(bytes.get_u64_le()), NodeId(bytes.get_u64_le()))).collect();
+        Some(Places { revision, nodes })
+    }
+}
+
+/// The configuration that a group is made with.
+pub(crate) fn first_configuration(voters: &[(ReplicaId, NodeId)]) -> Configuration {
+    let places = Places { revision: 0, nodes: voters.iter().copied().collect() };
+    let context = if voters.is_empty() { Bytes::new() } else { places.encode() };
+    Configuration { context, ..Configuration::new(voters.iter().map(|(replica, _)| *replica), []) }
+}
+
+impl Replica {
+    /// The configuration in force changed.
+    pub(crate) fn adopt_configuration(&mut self) {
+        // Nobody logs what he cannot read: the log is checked when it is read, and a leader writes what it can.
+        let configuration = self.core.configuration();
+        self.places = Places::of(configuration).unwrap_or_default();
+        // What a joint configuration said of those who left is still there.
+        self.places.nodes.retain(|replica, _| configuration.members().any(|member| member == *replica));
+        self.routes.retain(|replica, _| !self.places.nodes.contains_key(replica));
+    }
+
+    /// The configuration as of what is applied, and since when it is the only one in force.
+    pub(crate) fn note_applied_configuration(&mut self, configuration: &Configuration) {
+        if !configuration.is_joint()
+            && let Some(places) = Places::of(configuration)
+        {
+            self.settled = self.settled.max(places.revision);
+            self.board.set_settled(self.settled);
+        }
+    }
+
+    /// The node of a replica, whether it is in the configuration or not.
+    pub(crate) fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.places.nodes.get(&replica).or_else(|| self.routes.get(&replica)).copied()
+    }
+
+    /// Remembers who sent a message. False if this replica is known to be elsewhere.
+    pub(crate) fn is_plausible(&mut self, replica: ReplicaId, node: NodeId) -> bool {
+        if let Some(known) = self.places.nodes.get(&replica) {
+            return *known == node;
+        }
+        if self.routes.len() >= ROUTES_MAX {
+            self.routes.clear();
+        }
+        self.routes.insert(replica, node);
+        true
+    }
+
+    fn has_caught_up(&self, replica: ReplicaId) -> bool {
+        let last = self.core.last().0;
+        let is_close = |progress: &Progress| {
+            progress.replica == replica
+                && progress.state == ProgressState::Replicate
+                && last.saturating_sub(progress.matched.0) <= CAUGHT_UP_ENTRIES
+        };
+        self.core.progress().iter().any(is_close)
+    }
+}
+
+impl Node {
+    /// Reads what the root group says about the pool, as far as it is applied here.
+    pub(crate) fn refresh_pool(&mut self) {
+        let initial = &self.config.roster;
+        let mut pool = match self.replicas.get(&ROOT_GROUP) {
+            Some(root) => Pool::read(&root.keyspace, initial),
+            None => Pool { roster: initial.clone(), ..Pool::default() },
+        };
+        // Also before the others have heard of it, and after the record of an earlier start.
+        pool.said.insert(self.config.own.id, self.config.own.clone());
+        if *self.pool == pool {
+            return;
+        }
+        let is_changed = self.pool.revision != pool.revision;
+        self.pool = Arc::new(pool);
+        self.board.set_pool(self.pool.clone(), self.config.node);
+        self.refresh_peers();
+        if is_changed {
+            self.touch_all();
+        }
+    }
+
+    /// Who is to be connected: the members, and those who were removed as long as a group here may need them.
+    pub(crate) fn refresh_peers(&mut self) {
+        let settled = self.replicas.values().map(|replica| replica.settled).min().unwrap_or_default();
+        let mut peers: BTreeMap<u64, Member> =
+            self.pool.members().into_iter().map(|member| (member.id, member)).collect();
+        let in_use: BTreeSet<NodeId> =
+            self.replicas.values().flat_map(|replica| replica.places.nodes.values().copied()).collect();
+        for (id, removed) in &self.pool.removed {
+            if removed.revision > settled || in_use.contains(&removed.member.node()) {
+                peers.insert(*id, removed.member.clone());
+            }
+        }
+        peers.remove(&self.config.node.0);
+        self.liveness.set_nodes(&peers.values().map(Member::node).collect());
+        self.are_peers_new |= self.board.set_peers(peers.into_values().collect());
+    }
+
+    /// The configuration in force of `group` changed.
+    pub(crate) fn on_reconfigured(&mut self, group: GroupId) {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.adopt_configuration();
+            tracing::info!(
+                group = %group,
+                voters = ?replica.core.configuration().voters,
+                outgoing = ?replica.core.configuration().outgoing,
+                learners = ?replica.core.configuration().learners,
+                "the group's members changed"
+            );
+        }
+        self.refresh_peers();
+    }
+
+    /// An entry with this configuration was applied, or a snapshot with it installed.
+    pub(crate) fn on_configuration_applied(&mut self, group: GroupId, configuration: &Configuration) {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.note_applied_configuration(configuration);
+        }
+        self.refresh_peers();
+        // The others wait for the root group.
+        if group == ROOT_GROUP {
+            self.touch_all();
+        }
+    }
+
+    /// Leader: takes the group a step towards the roster, if it is not there.
+    pub(crate) fn maybe_reconfigure(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(wanted) = self.wanted_configuration(group) else { return };
+        let revision = self.pool.revision;
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let stays = wanted.voters.contains(&replica.me);
+        if !stays && replica.handed_over_at != revision {
+            replica.handed_over_at = revision;
+            if let Some(to) = self.best_successor(group).filter(|to| wanted.voters.contains(to)) {
+                self.step_group(group, CoreEvent::TransferLeader { to }, effects);
+                return;
+            }
+        }
+        self.entry_token += 1;
+        let token = self.entry_token;
+        // A refusal is not worth a word: the group is looked at again when something changes.
+        self.step_group(group, CoreEvent::Reconfigure { token, wanted }, effects);
+    }
+
+    /// The next configuration of a group that this node leads; `None` if there is nothing to change, or not yet.
+    fn wanted_configuration(&self, group: GroupId) -> Option<Configuration> {
+        let revision = self.pool.revision;
+        let replica = self.replicas.get(&group).filter(|replica| replica.core.is_leader())?;
+        let current = replica.core.configuration();
+        let is_settled = replica.core.is_configuration_committed() && !current.is_joint();
+        if revision == 0 || revision < replica.places.revision || !is_settled {
+            return None;
+        }
+        let root_is_done = self.replicas.get(&ROOT_GROUP).is_none_or(|root| root.settled >= revision);
+        // Who is to go may never hear that the root group is done without it.
+        let stays = self.pool.roster.member(self.config.node.0).is_some();
+        if group != ROOT_GROUP && !root_is_done && stays {
+            return None;
+        }
+        let (mut voters, mut learners) = (Vec::new(), Vec::new());
+        for member in &self.pool.roster.members {
+            let (id, node) = replica_of(member);
+            let may_vote = current.voters.contains(&id)
+                || (replica.has_caught_up(id) && self.liveness.is_alive(self.now, node));
+            if member.is_learner || !may_vote { learners.push(id) } else { voters.push(id) }
+        }
+        let same = |one: &[ReplicaId], two: &[ReplicaId]| {
+            one.iter().collect::<BTreeSet<_>>() == two.iter().collect::<BTreeSet<_>>()
+        };
+        let is_there = same(&voters, &current.voters)
+            && same(&learners, &current.learners)
+            && replica.places.revision == revision;
+        if is_there || voters.is_empty() {
+            return None;
+        }
+        let mut nodes: BTreeMap<ReplicaId, NodeId> =
+            self.pool.roster.members.iter().map(replica_of).collect();
+        // Those who leave are in the joint configuration too.
+        let leaving = replica.places.nodes.iter().filter(|(id, _)| current.voters.contains(id));
+        for (id, node) in leaving {
+            nodes.entry(*id).or_insert(*node);
+        }
+        let context = Places { revision, nodes }.encode();
+        Some(Configuration { context, ..Configuration::new(voters, learners) })
+    }
+
+    /// How far behind the replicas of `group` are: answered by its leader, wherever that is.
+    pub(crate) fn on_lags_asked(&mut self, token: u64, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get(&group) else {
+            return effects.replies.push((token, Reply::Failed(Failure::NoSuchGroup)));
+        };
+        if replica.core.is_leader() {
+            return effects.replies.push((token, Reply::Lags(replica.lags())));
+        }
+        let Some(leader) = replica.leader_node().filter(|node| self.connected.contains_key(node)) else {
+            return effects.replies.push((token, Reply::Failed(Failure::NotLeader)));
+        };
+        let incarnation = self.config.incarnation;
+        let question = PeerMessage::Lags { group, incarnation, token, answer: false, lags: Vec::new() };
+        effects.sends.push((leader, question));
+    }
+
+    /// Another node asks, or answers.
+    pub(crate) fn on_lags(
+        &mut self,
+        from: NodeId,
+        group: GroupId,
+        (incarnation, token): (u64, u64),
+        lags: Option<Vec<(NodeId, u64)>>,
+        effects: &mut Effects,
+    ) {
+        match lags {
+            None => {
+                let replica = self.replicas.get(&group).filter(|replica| replica.core.is_leader());
+                let lags = replica.map(Replica::lags).unwrap_or_default();
+                let answer = PeerMessage::Lags { group, incarnation, token, answer: true, lags };
+                effects.sends.push((from, answer));
+            }
+            Some(lags) if incarnation == self.config.incarnation => {
+                // Only a leader knows of any.
+                let reply =
+                    if lags.is_empty() { Reply::Failed(Failure::NotLeader) } else { Reply::Lags(lags) };
+                effects.replies.push((token, reply));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+impl Replica {
+    /// Leader: what each node's replica lacks, in entries; its own too.
+    fn lags(&self) -> Vec<(NodeId, u64)> {
+        let last = self.core.last().0;
+        let others = self.core.progress().iter().filter_map(|progress| {
+            let node = self.node_of(progress.replica)?;
+            Some((node, last.saturating_sub(progress.matched.0)))
+        });
+        let own = self.node_of(self.me).map(|node| (node, last.saturating_sub(self.core.durable().0)));
+        others.chain(own).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_survive_their_bytes_and_every_cut_is_noticed() {
+        let nodes = [(1, 10), (2, 20), (4, 40)].map(|(replica, node)| (ReplicaId(replica), NodeId(node)));
+        let places = Places { revision: 7, nodes: nodes.into() };
+        let context = places.encode();
+        let with = |context: Bytes| Configuration { context, ..Configuration::default() };
+        assert_eq!(Places::of(&with(context.clone())), Some(places));
+        for end in 1..context.len() {
+            assert_eq!(Places::of(&with(context.slice(..end))), None, "{end} bytes");
+        }
+        assert_eq!(Places::of(&with(Bytes::from_static(&[9, 0, 0]))), None, "of a newer version");
+        assert_eq!(Places::of(&with(Bytes::new())), Some(Places::default()));
+    }
+
+    #[test]
+    fn a_group_that_this_node_did_not_found_begins_without_members() {
+        assert_eq!(first_configuration(&[]), Configuration::default());
+        let first = first_configuration(&[(ReplicaId(1), NodeId(10))]);
+        assert_eq!(Places::of(&first).map(|places| places.nodes.len()), Some(1));
+    }
+}

@@ -283,6 +283,8 @@ metrics! {
     lease_expired: Counter = "etcd_debugging_server_lease_expired_total", "Leases that expired while this node led their group.";
     health_success: Counter = "etcd_server_health_success", "Health checks over HTTP that succeeded.";
     health_failures: Counter = "etcd_server_health_failures", "Health checks over HTTP that failed.";
+    health_check: Family<Gauge>["name", "type"] = "etcd_server_healthcheck", "The last result of each check of `/livez` and `/readyz`: 1 or 0.";
+    health_checks: Family<Counter>["name", "status", "type"] = "etcd_server_healthchecks_total", "Checks of `/livez` and `/readyz` by their result.";
 
     wal_fsync_duration: Histogram = "etcd_disk_wal_fsync_duration_seconds", "Time to make one batch of the log durable.";
     wal_write_duration: Histogram = "etcd_disk_wal_write_duration_seconds", "Time to append one batch to the log.";

@@ -15,7 +15,7 @@ use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
@@ -30,6 +30,7 @@ use hadron_proto::etcdserverpb::watch_server::WatchServer;
 use hadron_proto::hadron::pool_server::PoolServer;
 use hadron_proto::health::health_server::HealthServer;
 
+use super::access::{self, Access};
 use super::auth::Auth;
 use super::backend::Backend;
 use super::cluster::Cluster;
@@ -41,6 +42,8 @@ use super::kv::Kv;
 use super::lease::Lease;
 use super::maintenance::Maintenance;
 use super::pool::Pool;
+use super::server::Traffic;
+use super::socket::{End, EndHidden};
 use super::watch::Watch;
 use crate::metrics::{Counter, Metrics};
 
@@ -157,10 +160,11 @@ pub(super) struct Front<B: Backend> {
     /// `None` when it is switched off.
     gateway: Option<Gateway>,
     pages: Pages<B>,
+    access: Access,
 }
 
 impl<B: Backend> Front<B> {
-    pub(super) fn new(context: Arc<Context<B>>, with_gateway: bool) -> Front<B> {
+    pub(super) fn new(context: Arc<Context<B>>, with_gateway: bool, access: Access) -> Front<B> {
         let limit = context.limits.request_bytes + MESSAGE_OVERHEAD_BYTES;
         let shared = || Arc::clone(&context);
         Front {
@@ -175,29 +179,55 @@ impl<B: Backend> Front<B> {
             pool: PoolServer::new(Pool::new(shared())).max_decoding_message_size(limit),
             gateway: with_gateway.then(|| Gateway::new(limit)),
             pages: Pages::new(shared()),
+            access,
         }
     }
 
-    /// Begins to answer a request.
-    pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answer {
-        if is_grpc(request.headers()) {
-            return self.answer_grpc(request);
+    /// Begins to answer a request that came in on a listener for `traffic`.
+    pub(super) fn answer(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        traffic: Traffic,
+        end: &End,
+    ) -> Answer {
+        match (traffic, is_grpc(request.headers())) {
+            (Traffic::Everything | Traffic::Grpc, true) => self.answer_grpc(request),
+            (Traffic::Grpc, false) => Answer::ready(not_grpc()),
+            (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, end),
+            (Traffic::Metrics, _) => {
+                Answer { hidden: hidden(&request, end), ..Answer::of(self.pages.answer_metrics(request)) }
+            }
         }
-        if let Some(gateway) = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path())) {
+    }
+
+    fn answer_http(self: &Arc<Self>, request: Request<Incoming>, end: &End) -> Answer {
+        let origin = self.access.allowed_origin(request.headers());
+        let gateway = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path()));
+        let is_stream = gateway.is_some_and(|gateway| gateway.is_stream(request.uri().path()));
+        let hidden = if is_stream { None } else { hidden(&request, end) };
+        let call: Call = if let Some(answer) = self.access.answer(&request) {
+            Box::pin(std::future::ready(Ok(answer)))
+        } else if let Some(gateway) = gateway {
             let front = Arc::clone(self);
-            let call = gateway.answer(request, move |request| front.answer_grpc(request));
-            return Answer { call: Box::pin(call), route: None };
-        }
-        Answer { call: self.pages.answer(request), route: None }
+            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request)))
+        } else {
+            self.pages.answer(request)
+        };
+        let call = async move {
+            let Ok(mut response) = call.await;
+            access::allow_origin(response.headers_mut(), origin);
+            Ok(response)
+        };
+        Answer { hidden, ..Answer::of(Box::pin(call)) }
     }
 
     fn answer_grpc<R: RequestBody>(&self, request: Request<R>) -> Answer {
         let Some(route) = self.routes.get(request.uri().path()) else {
             let status = unknown_call(request.uri().path());
-            return Answer { call: Box::pin(std::future::ready(Ok(status.into_http()))), route: None };
+            return Answer::ready(status.into_http());
         };
         route.started.inc();
-        Answer { call: self.call(route.service, request), route: Some(Arc::clone(route)) }
+        Answer { route: Some(Arc::clone(route)), ..Answer::of(self.call(route.service, request)) }
     }
 
     fn call<R: RequestBody>(&self, service: Service, request: Request<R>) -> Call {
@@ -252,6 +282,30 @@ pub(super) struct Answer {
     call: Call,
     /// `None` for pages and unknown calls.
     route: Option<Arc<Route>>,
+    /// Present while the client may have closed its half already and is answered all the same.
+    hidden: Option<EndHidden>,
+}
+
+impl Answer {
+    fn of(call: Call) -> Answer {
+        Answer { call, route: None, hidden: None }
+    }
+
+    fn ready(response: Response<Body>) -> Answer {
+        Answer::of(Box::pin(std::future::ready(Ok(response))))
+    }
+}
+
+/// Hides the end of the client's half until the request is answered; HTTP/2 has other means.
+fn hidden(request: &Request<Incoming>, end: &End) -> Option<EndHidden> {
+    (request.version() < Version::HTTP_2).then(|| end.hide())
+}
+
+/// The answer to what is not gRPC on a port for gRPC.
+fn not_grpc() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
 }
 
 impl Future for Answer {
@@ -259,6 +313,7 @@ impl Future for Answer {
 
     fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let Ok(mut response) = ready!(self.call.as_mut().poll(task));
+        drop(self.hidden.take());
         if let Some(route) = &self.route {
             // Only an error that was found before any message was sent stands in the headers.
             match response.headers().contains_key(Status::GRPC_STATUS) {

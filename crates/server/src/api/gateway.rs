@@ -74,6 +74,12 @@ impl Gateway {
         rest_of_path(path).is_some()
     }
 
+    /// Whether the answer to a path is a stream, which may have no end.
+    pub(super) fn is_stream(&self, path: &str) -> bool {
+        let call = rest_of_path(path).and_then(|rest| self.calls.get(rest));
+        call.is_some_and(|call| call.streams_responses)
+    }
+
     /// Answers a request; `call` carries out the gRPC call that it stands for.
     pub(super) fn answer<F>(
         &self,

@@ -1,15 +1,16 @@
-//! The plain pages of the client port: `/health`, `/version` and `/metrics`, as etcd serves them.
+//! The plain pages of the client port, as etcd serves them: `/version`, `/metrics`, `/debug/vars` and those of [`health`].
 //!
-//! Left out so far: `/livez`, `/readyz` and the JSON gateway.
+//! Left out: `/debug/pprof`.
 
-use std::collections::BTreeSet;
+mod health;
+mod vars;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hadron_proto::etcdserverpb::AlarmType;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -19,10 +20,10 @@ use tonic::body::Body;
 
 use super::backend::Backend;
 use super::context::Context;
-use super::error::EtcdError;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+const VARS: &str = "application/json; charset=utf-8";
 const METRICS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The pages.
@@ -41,24 +42,57 @@ impl<B: Backend> Pages<B> {
     /// Begins to answer a request for a page.
     pub(super) fn answer(&self, request: Request<Incoming>) -> Page {
         let context = Arc::clone(&self.context);
-        Box::pin(async move { Ok(page(&context, &request).await) })
+        Box::pin(async move { Ok(page(&context, &request, |_| true).await) })
+    }
+
+    /// Like [`Pages::answer`], of the pages that `--listen-metrics-urls` serves.
+    pub(super) fn answer_metrics(&self, request: Request<Incoming>) -> Page {
+        let context = Arc::clone(&self.context);
+        let is_served = |kind: &Kind| matches!(kind, Kind::Health(_) | Kind::Metrics);
+        Box::pin(async move { Ok(page(&context, &request, is_served).await) })
     }
 }
 
-async fn page<B: Backend>(context: &Context<B>, request: &Request<Incoming>) -> Response<Body> {
-    let path = request.uri().path();
-    if !matches!(path, "/health" | "/version" | "/metrics") {
-        return text(StatusCode::NOT_FOUND, TEXT, "404 page not found\n".to_owned());
+/// Which page is asked for.
+enum Kind {
+    Health(health::Page),
+    Version,
+    Metrics,
+    Vars,
+}
+
+impl Kind {
+    fn at(path: &str) -> Option<Kind> {
+        match path {
+            "/version" => Some(Kind::Version),
+            "/metrics" => Some(Kind::Metrics),
+            "/debug/vars" => Some(Kind::Vars),
+            _ => health::Page::at(path).map(Kind::Health),
+        }
     }
+}
+
+async fn page<B: Backend>(
+    context: &Context<B>,
+    request: &Request<Incoming>,
+    is_served: impl Fn(&Kind) -> bool,
+) -> Response<Body> {
+    let Some(kind) = Kind::at(request.uri().path()).filter(is_served) else {
+        return text(StatusCode::NOT_FOUND, TEXT, "404 page not found\n".to_owned());
+    };
     if request.method() != Method::GET {
         let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed\n".to_owned());
         refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return refusal;
     }
-    match path {
-        "/health" => health(context, request.uri().query().unwrap_or_default()).await,
-        "/version" => text(StatusCode::OK, JSON, version(context)),
-        _ => text(StatusCode::OK, METRICS_TEXT, metrics(context)),
+    match kind {
+        Kind::Health(page) => {
+            let query = health::Query::parse(request.uri().query().unwrap_or_default());
+            page.answer(context, &query).await
+        }
+        Kind::Version => text(StatusCode::OK, JSON, version(context)),
+        Kind::Metrics => text(StatusCode::OK, METRICS_TEXT, metrics(context)),
+        Kind::Vars => text(StatusCode::OK, VARS, vars::page(context)),
     }
 }
 
@@ -67,51 +101,6 @@ fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Body> 
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
-}
-
-/// `{"health":"true"}`, or why not. The query may say `serializable=true` (this node alone) and `exclude=ALARM`.
-async fn health<B: Backend>(context: &Context<B>, query: &str) -> Response<Body> {
-    let pairs: Vec<(&str, &str)> =
-        query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
-    let serializable = pairs.contains(&("serializable", "true"));
-    let excluded: BTreeSet<&str> =
-        pairs.iter().filter(|(name, _)| *name == "exclude").map(|(_, value)| *value).collect();
-    match illness(context, serializable, &excluded).await {
-        None => {
-            context.metrics.health_success.inc();
-            text(StatusCode::OK, TEXT, json!({"health": "true", "reason": ""}).to_string())
-        }
-        Some(reason) => {
-            context.metrics.health_failures.inc();
-            let body = format!("{}\n", json!({"health": "false", "reason": reason}));
-            text(StatusCode::SERVICE_UNAVAILABLE, TEXT, body)
-        }
-    }
-}
-
-/// Why this node is not healthy; `None` when it is.
-async fn illness<B: Backend>(
-    context: &Context<B>,
-    serializable: bool,
-    excluded: &BTreeSet<&str>,
-) -> Option<String> {
-    let Some(keyspace) = context.backend.keyspace(context.group) else {
-        return Some(format!("RANGE ERROR:{}", EtcdError::Unhealthy.text()));
-    };
-    for alarm in keyspace.alarms() {
-        let name = alarm.alarm().as_str_name();
-        if alarm.alarm() != AlarmType::None && !excluded.contains(name) {
-            return Some(format!("ALARM {name}"));
-        }
-    }
-    if serializable {
-        return None;
-    }
-    if context.status().leader.is_none() {
-        return Some("RAFT NO LEADER".to_owned());
-    }
-    let barrier = context.backend.read_barrier(context.group).await;
-    barrier.err().map(|error| format!("RANGE ERROR:{}", EtcdError::from(error).text()))
 }
 
 fn version<B: Backend>(context: &Context<B>) -> String {

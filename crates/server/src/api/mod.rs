@@ -1,7 +1,8 @@
 //! The client port: etcd's gRPC services, one file each, and the plain pages.
 //!
 //! - [`backend`]: the seam to the node; what the driver implements.
-//! - [`server`]: sockets and threads. `front`: from a request to the service or page that answers it.
+//! - [`server`]: sockets and threads; `socket`: a client's. `front`: from a request to the service or page that answers it.
+//! - `access`: which web pages of others may use the port.
 //! - `gateway`: the same calls as JSON over HTTP.
 //! - `membership`: how the pool's members are changed.
 //! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health`, `pool`: the services; `http`: the pages.
@@ -12,6 +13,7 @@
 //! it leaves for the node, and an answer is complete (headers, etcd's errors) when it leaves for the client. Nothing
 //! here decides what a command does; nothing here retries a write.
 
+mod access;
 mod auth;
 pub mod backend;
 mod cluster;
@@ -28,11 +30,13 @@ mod maintenance;
 mod membership;
 mod pool;
 pub mod server;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod watch;
 
+pub use access::Access;
 pub use backend::{Backend, GroupStatus, Identity, Unavailable, Written};
 pub use context::Limits;
 pub use membership::MembershipOptions;
-pub use server::{Server, ServerOptions};
+pub use server::{Listener, Server, ServerOptions, Traffic};

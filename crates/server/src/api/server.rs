@@ -4,7 +4,8 @@
 //! never shares work with another. A call is thereby answered on the thread that read it, and the only wake-up between
 //! threads on its way is the one to the node's loop and back.
 //!
-//! One port speaks HTTP/2 with prior knowledge (gRPC) and HTTP/1 (pages); the first bytes of a connection tell which.
+//! One port speaks HTTP/2 with prior knowledge (gRPC) and HTTP/1 (pages, the JSON gateway); the first bytes of a connection
+//! tell which. [`Traffic`] says what of it a listener is for.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -23,10 +24,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::access::Access;
 use super::backend::Backend;
 use super::context::{Context, Limits};
 use super::front::Front;
 use super::membership::MembershipOptions;
+use super::socket::Socket;
 use crate::metrics::Metrics;
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
 
@@ -66,7 +69,34 @@ pub struct ServerOptions {
     pub watch_progress_interval: Duration,
     /// Serve the JSON gateway below `/v3/`.
     pub gateway: bool,
+    /// Which web pages may use the port.
+    pub access: Access,
 }
+
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// gRPC, the JSON gateway and the pages.
+    Everything,
+    /// gRPC only: the client URLs when there are others for HTTP.
+    Grpc,
+    /// The JSON gateway and the pages.
+    Http,
+    /// Metrics and health.
+    Metrics,
+}
+
+/// A bound socket and what is served there.
+#[derive(Debug)]
+pub struct Listener {
+    /// Listening already.
+    pub socket: StdTcpListener,
+    /// What is served to whoever connects.
+    pub traffic: Traffic,
+}
+
+/// A connection on its way to a worker.
+type Accepted = (StdTcpStream, Traffic);
 
 /// etcd's interval of progress notifications.
 const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -82,6 +112,7 @@ impl Default for ServerOptions {
             membership: MembershipOptions::default(),
             watch_progress_interval: WATCH_PROGRESS_INTERVAL,
             gateway: true,
+            access: Access::default(),
         }
     }
 }
@@ -105,18 +136,18 @@ impl<B: Backend> Server<B> {
             watch_progress_interval: options.watch_progress_interval,
             metrics: Arc::clone(&metrics),
         };
-        Server { front: Arc::new(Front::new(Arc::new(context), options.gateway)), metrics, threads }
+        Server {
+            front: Arc::new(Front::new(Arc::new(context), options.gateway, options.access)),
+            metrics,
+            threads,
+        }
     }
 
     /// Serves the listeners until `shutdown` completes, then lets running calls finish for a moment (streams, which
     /// have no end of their own, are cut) and returns when all threads of the server have ended.
     ///
     /// Runs on any tokio runtime with IO and time enabled. Fails only if a listener or a thread cannot be set up.
-    pub async fn serve(
-        self,
-        listeners: Vec<StdTcpListener>,
-        shutdown: impl Future<Output = ()>,
-    ) -> io::Result<()> {
+    pub async fn serve(self, listeners: Vec<Listener>, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         let listeners = listeners.into_iter().map(into_tokio).collect::<io::Result<Vec<_>>>()?;
         let (ended, mut all_ended) = mpsc::channel::<Infallible>(1);
         let mut workers = Vec::with_capacity(self.threads);
@@ -125,8 +156,8 @@ impl<B: Backend> Server<B> {
         }
         drop(ended);
         let mut acceptors = JoinSet::new();
-        for listener in listeners {
-            acceptors.spawn(accept(listener, workers.clone()));
+        for (listener, traffic) in listeners {
+            acceptors.spawn(accept(listener, traffic, workers.clone()));
         }
         // The workers stop when the last acceptor, and with it the last sender, is gone.
         drop(workers);
@@ -140,7 +171,7 @@ impl<B: Backend> Server<B> {
         &self,
         number: usize,
         ended: mpsc::Sender<Infallible>,
-    ) -> io::Result<mpsc::Sender<StdTcpStream>> {
+    ) -> io::Result<mpsc::Sender<Accepted>> {
         let (sender, sockets) = mpsc::channel(HANDED_OVER_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -156,17 +187,17 @@ impl<B: Backend> Server<B> {
     }
 }
 
-fn into_tokio(listener: StdTcpListener) -> io::Result<TcpListener> {
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
+fn into_tokio(Listener { socket, traffic }: Listener) -> io::Result<(TcpListener, Traffic)> {
+    socket.set_nonblocking(true)?;
+    Ok((TcpListener::from_std(socket)?, traffic))
 }
 
 /// Hands connections to the workers in turn, until it is aborted.
-async fn accept(listener: TcpListener, workers: Vec<mpsc::Sender<StdTcpStream>>) {
+async fn accept(listener: TcpListener, traffic: Traffic, workers: Vec<mpsc::Sender<Accepted>>) {
     for worker in workers.iter().cycle() {
         let socket = accept_one(&listener).await;
         // A worker only goes away when the server stops.
-        if worker.send(socket).await.is_err() {
+        if worker.send((socket, traffic)).await.is_err() {
             return;
         }
     }
@@ -191,16 +222,16 @@ struct Worker<B: Backend> {
 }
 
 impl<B: Backend> Worker<B> {
-    async fn run(self, mut sockets: mpsc::Receiver<StdTcpStream>) {
+    async fn run(self, mut sockets: mpsc::Receiver<Accepted>) {
         let builder = connection_builder();
         let (stop, stopping) = watch::channel(());
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 socket = sockets.recv() => {
-                    let Some(socket) = socket else { break };
+                    let Some(accepted) = socket else { break };
                     let front = Arc::clone(&self.front);
-                    connections.spawn(serve_connection(builder.clone(), socket, front, stopping.clone()));
+                    connections.spawn(serve_connection(builder.clone(), accepted, front, stopping.clone()));
                     self.metrics.client_connections.add(1.0);
                 }
                 Some(_) = connections.join_next() => self.metrics.client_connections.add(-1.0),
@@ -227,13 +258,14 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
         .max_local_error_reset_streams(RESET_STREAMS_MAX)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    builder.http1().timer(TokioTimer::new()).half_close(true).header_read_timeout(HTTP1_HEADER_TIMEOUT);
+    // What the end of a client's half means is decided in `socket`.
+    builder.http1().timer(TokioTimer::new()).half_close(false).header_read_timeout(HTTP1_HEADER_TIMEOUT);
     builder
 }
 
 async fn serve_connection<B: Backend>(
     builder: auto::Builder<TokioExecutor>,
-    socket: StdTcpStream,
+    (socket, traffic): Accepted,
     front: Arc<Front<B>>,
     mut stopping: watch::Receiver<()>,
 ) {
@@ -242,7 +274,8 @@ async fn serve_connection<B: Backend>(
         Ok(socket) => socket,
         Err(error) => return tracing::debug!(%error, "client connection lost before its first byte"),
     };
-    let service = service_fn(|request| front.answer(request));
+    let (socket, end) = Socket::new(socket);
+    let service = service_fn(|request| front.answer(request, traffic, &end));
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
     let result = tokio::select! {
         biased;

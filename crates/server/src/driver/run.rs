@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::error::RunError;
 use super::start::{REQUEST_TIMEOUT, Running, bind};
-use crate::api::{Backend as _, Limits, MembershipOptions, Server, ServerOptions};
+use crate::api::{Backend as _, Limits, Listener, MembershipOptions, Server, ServerOptions, Traffic};
 use crate::config::Config;
 use crate::metrics::Metrics;
 
@@ -25,7 +25,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
 async fn serve(config: Config) -> Result<(), RunError> {
     // Before anything else, so that a signal during recovery is not lost.
     let mut signals = Signals::listen()?;
-    let client_listeners = bind(&config.listen_client, "listen-client-urls")?;
+    let client_listeners = client_listeners(&config)?;
     let peer_listeners = bind(&config.listen_peer, "listen-peer-urls")?;
     let metrics = Arc::new(Metrics::default());
     let node = Running::start(&config, peer_listeners, metrics.clone())?;
@@ -52,6 +52,11 @@ async fn serve(config: Config) -> Result<(), RunError> {
     node.stop().await;
     info!("stopped");
     Ok(())
+}
+
+fn client_listeners(config: &Config) -> Result<Vec<Listener>, RunError> {
+    let sockets = bind(&config.listen_client, "listen-client-urls")?;
+    Ok(sockets.into_iter().map(|socket| Listener { socket, traffic: Traffic::Everything }).collect())
 }
 
 async fn until_stopped(node: &Running, signals: &mut Signals, config: &Config) -> Result<(), RunError> {

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -307,4 +307,23 @@ fn a_watch_answers_while_it_is_asked() {
     answer.socket.get_mut().write_all(chunk(first).as_bytes()).unwrap();
     answer.socket.get_mut().write_all(chunk(second).as_bytes()).unwrap();
     assert_eq!(answer.json()["result"]["header"]["revision"], "2");
+}
+
+#[test]
+fn a_watch_ends_with_its_client() {
+    let harness = Harness::start();
+    let mut answer = post(harness.address, "/v3/watch", r#"{"create_request":{"key":"YQ=="}}"#);
+    assert_eq!(answer.json()["result"]["created"], true);
+    let open_streams = || {
+        let page = send(harness.address, "GET /metrics HTTP/1.0\r\n\r\n");
+        let lines = page.socket.lines().map(Result::unwrap);
+        let prefix = "etcd_debugging_mvcc_watch_stream_total ";
+        lines.filter_map(|line| line.strip_prefix(prefix).map(str::to_owned)).next().unwrap()
+    };
+    assert_eq!(open_streams(), "1");
+    drop(answer);
+    let deadline = Instant::now() + TIMEOUT;
+    while open_streams() != "0" {
+        assert!(Instant::now() < deadline, "the stream of a client that is gone stays open");
+    }
 }

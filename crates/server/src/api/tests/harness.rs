@@ -15,7 +15,9 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
 
-use crate::api::{Backend, GroupStatus, Identity, Server, ServerOptions, Unavailable, Written};
+use crate::api::{
+    Backend, GroupStatus, Identity, Listener, Server, ServerOptions, Traffic, Unavailable, Written,
+};
 use crate::metrics::Metrics;
 
 /// A node without peers, log or clock: what is written is applied at once.
@@ -168,15 +170,20 @@ pub(super) fn runtime() -> tokio::runtime::Runtime {
 impl Harness {
     /// Starts a server on a free port.
     pub(super) fn start() -> Harness {
+        let options = ServerOptions { threads: 2, ..ServerOptions::default() };
+        Harness::start_with(options, Traffic::Everything)
+    }
+
+    /// Starts a server for this traffic on a free port.
+    pub(super) fn start_with(options: ServerOptions, traffic: Traffic) -> Harness {
         let backend = TestBackend::new();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let options = ServerOptions { threads: 2, ..ServerOptions::default() };
         let server = Server::new(backend.clone(), Arc::new(Metrics::default()), options);
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let shutdown = async { stopped.await.unwrap_or_default() };
-            runtime().block_on(server.serve(vec![listener], shutdown)).unwrap();
+            runtime().block_on(server.serve(vec![Listener { socket: listener, traffic }], shutdown)).unwrap();
         });
         Harness { backend, address, stop: Some(stop), thread: Some(thread) }
     }

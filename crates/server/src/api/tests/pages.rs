@@ -7,7 +7,7 @@ use hadron_proto::etcdserverpb::PutRequest;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 
 use super::harness::Harness;
-use crate::api::Unavailable;
+use crate::api::{Access, ServerOptions, Traffic, Unavailable};
 
 /// Status line and body of the answer to a request.
 fn fetch(harness: &Harness, method: &str, path: &str) -> (String, String) {
@@ -80,4 +80,90 @@ fn other_pages_and_methods_are_refused() {
     let harness = Harness::start();
     assert_eq!(get(&harness, "/nothing").0, "HTTP/1.1 404 Not Found");
     assert_eq!(fetch(&harness, "POST", "/health").0, "HTTP/1.1 405 Method Not Allowed");
+    assert_eq!(fetch(&harness, "POST", "/readyz/non_learner").0, "HTTP/1.1 405 Method Not Allowed");
+}
+
+const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable";
+
+#[test]
+fn checks_say_what_is_wrong() {
+    let harness = Harness::start();
+    let all =
+        "[+]data_corruption ok\n[+]serializable_read ok\n[+]linearizable_read ok\n[+]non_learner ok\nok\n";
+    assert_eq!(get(&harness, "/livez"), (OK.to_owned(), "ok\n".to_owned()));
+    assert_eq!(get(&harness, "/readyz?verbose"), (OK.to_owned(), all.to_owned()));
+    assert_eq!(get(&harness, "/readyz?verbose=true&exclude=nothing").1, all);
+
+    harness.backend.fail_with(Some(Unavailable::Timeout));
+    let failed = "[+]data_corruption ok\n[+]serializable_read ok\n\
+                  [-]linearizable_read failed: etcdserver: request timed out\n[+]non_learner ok\n\n";
+    assert_eq!(get(&harness, "/readyz"), (UNAVAILABLE.to_owned(), failed.to_owned()));
+    assert_eq!(get(&harness, "/readyz?exclude=linearizable_read").0, OK);
+    assert_eq!(get(&harness, "/livez").0, OK);
+    assert_eq!(get(&harness, "/readyz/linearizable_read?exclude=linearizable_read").0, UNAVAILABLE);
+    assert_eq!(get(&harness, "/readyz/serializable_read?verbose").1, "[+]serializable_read ok\nok\n");
+
+    harness.backend.fail_with(None);
+    harness.backend.set_learner(true);
+    let refused = "[-]non_learner failed: not supported for learner\n\n";
+    assert_eq!(get(&harness, "/readyz/non_learner"), (UNAVAILABLE.to_owned(), refused.to_owned()));
+    let page = get(&harness, "/metrics").1;
+    for line in [
+        r#"etcd_server_healthcheck{name="non_learner",type="readyz"} 0"#,
+        r#"etcd_server_healthchecks_total{name="linearizable_read",status="error",type="readyz"} 2"#,
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
+    }
+}
+
+#[test]
+fn vars_have_etcds_names() {
+    let (status, body) = get(&Harness::start(), "/debug/vars");
+    let vars: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status.as_str(), &vars["raft.status"]["raftState"]), (OK, &"StateLeader".into()));
+    assert!(vars["memstats"]["Sys"].as_u64().unwrap() > 0 && vars["cmdline"].is_array());
+}
+
+#[test]
+fn a_listener_serves_what_it_is_for() {
+    let start = |traffic| Harness::start_with(ServerOptions::default(), traffic);
+    let metrics = start(Traffic::Metrics);
+    assert_eq!(get(&metrics, "/metrics").0, OK);
+    assert_eq!(get(&metrics, "/readyz").0, OK);
+    assert_eq!(get(&metrics, "/version").0, "HTTP/1.1 404 Not Found");
+    assert_eq!(fetch(&metrics, "POST", "/v3/kv/range").0, "HTTP/1.1 404 Not Found");
+    let grpc = start(Traffic::Grpc);
+    assert_eq!(get(&grpc, "/metrics").0, "HTTP/1.1 415 Unsupported Media Type");
+    grpc.run(async |channel| {
+        KvClient::new(channel).put(PutRequest { key: "k".into(), ..Default::default() }).await
+    })
+    .unwrap();
+    let http = start(Traffic::Http);
+    assert_eq!(fetch(&http, "POST", "/v3/lease/leases").0, OK);
+    let refused = http.run(async |channel| KvClient::new(channel).put(PutRequest::default()).await);
+    assert!(refused.is_err());
+    let without_gateway = ServerOptions { gateway: false, ..ServerOptions::default() };
+    let closed = Harness::start_with(without_gateway, Traffic::Everything);
+    assert_eq!(fetch(&closed, "POST", "/v3/lease/leases").0, "HTTP/1.1 404 Not Found");
+}
+
+#[test]
+fn web_pages_of_others_are_let_in_as_configured() {
+    let harness = Harness::start();
+    assert_eq!(fetch(&harness, "OPTIONS", "/v3/kv/put").0, OK);
+    let hosts = Some(["elsewhere".to_owned()].into());
+    let options = ServerOptions { access: Access { hosts, origins: None }, ..ServerOptions::default() };
+    let closed = Harness::start_with(options, Traffic::Everything);
+    assert_eq!(get(&closed, "/version").0, "HTTP/1.1 421 Misdirected Request");
+}
+
+#[test]
+fn old_and_half_closed_clients_get_their_page() {
+    let harness = Harness::start();
+    let mut socket = TcpStream::connect(harness.address).unwrap();
+    socket.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").unwrap();
+    socket.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with("\r\n\r\nok\n"), "{answer}");
 }

@@ -1,0 +1,94 @@
+//! A client's socket, and what its end means.
+//!
+//! A client that closes its half of a connection may want the answer to what it asked before (shells and probes do that),
+//! or it may be gone. For HTTP/1 the answer tells: a page is sent all the same, so the end is hidden until it is there; a
+//! stream of the gateway, which may be silent for days, ends with its client, as it does in etcd. In HTTP/2 streams have
+//! ends of their own, and the end of the connection is the end of all.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// The socket of one client. Hides its end while somebody holds an [`EndHidden`].
+#[derive(Debug)]
+pub(super) struct Socket {
+    inner: TcpStream,
+    hidden: Arc<AtomicBool>,
+}
+
+/// Says whether the end of a socket may be seen.
+#[derive(Clone, Debug)]
+pub(super) struct End(Arc<AtomicBool>);
+
+/// The end of a socket is hidden until this is dropped. The reader must look again then.
+#[derive(Debug)]
+pub(super) struct EndHidden(Arc<AtomicBool>);
+
+impl Socket {
+    pub(super) fn new(inner: TcpStream) -> (Socket, End) {
+        let hidden = Arc::new(AtomicBool::new(false));
+        (Socket { inner, hidden: Arc::clone(&hidden) }, End(hidden))
+    }
+}
+
+impl End {
+    /// Hides the end. Once at a time: a connection of HTTP/1 answers one request after the other.
+    pub(super) fn hide(&self) -> EndHidden {
+        self.0.store(true, Ordering::Relaxed);
+        EndHidden(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for EndHidden {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.remaining();
+        ready!(Pin::new(&mut self.inner).poll_read(task, buffer))?;
+        let ended = buffer.remaining() == before && before > 0;
+        match ended && self.hidden.load(Ordering::Relaxed) {
+            // Nobody need be woken: hyper reads again when it has written the answer.
+            true => Poll::Pending,
+            false => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, task: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(task, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(task)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(task)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(task, slices)
+    }
+}

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use hadron_consensus::{GroupId, NodeId, Term, Time};
+use hadron_consensus::{Configuration, GroupId, NodeId, Term, Time};
 use hadron_keyspace::Keyspace;
 use parking_lot::{Mutex, RwLock};
 
@@ -57,6 +57,7 @@ pub struct GroupBoard {
     digests_different: AtomicU64,
     leases_expired: AtomicU64,
     clock: Mutex<GroupClock>,
+    configuration: Mutex<Configuration>,
     shares: Mutex<Vec<LogShare>>,
 }
 
@@ -181,6 +182,7 @@ impl Board {
             digests_different: AtomicU64::new(0),
             leases_expired: AtomicU64::new(0),
             clock: Mutex::default(),
+            configuration: Mutex::default(),
             shares: Mutex::default(),
         });
         self.groups.write().insert(group, board.clone());
@@ -258,6 +260,11 @@ impl GroupBoard {
         *self.clock.lock()
     }
 
+    /// Who belongs to the group, as far as this replica's log says; committed or not.
+    pub fn configuration(&self) -> Configuration {
+        self.configuration.lock().clone()
+    }
+
     /// C(x) of each node; empty where this node does not lead.
     pub fn shares(&self) -> Vec<LogShare> {
         self.shares.lock().clone()
@@ -305,6 +312,10 @@ impl GroupBoard {
 
     pub(crate) fn set_clock(&self, clock: GroupClock) {
         *self.clock.lock() = clock;
+    }
+
+    pub(crate) fn set_configuration(&self, configuration: Configuration) {
+        *self.configuration.lock() = configuration;
     }
 
     pub(crate) fn set_shares(&self, shares: Vec<LogShare>) {

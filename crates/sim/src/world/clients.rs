@@ -142,7 +142,7 @@ impl World {
 
     /// A node that accepts connections; the client's own, if it is faithful and that is up.
     fn choose_node(&mut self, number: usize) -> Option<Life> {
-        let any = self.rng.random_range(1..=self.settings.nodes);
+        let any = self.any_node();
         let client = &mut self.clients[number];
         if !client.faithful || client.node == 0 {
             client.node = any;
@@ -285,6 +285,7 @@ impl World {
                 self.answer(operation, Outcome::Unknown);
             }
             Asked::Lease(client) => self.on_lease_connection_lost(client),
+            Asked::Administrator => self.administrator.waits_until = None,
         }
     }
 

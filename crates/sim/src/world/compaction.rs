@@ -25,7 +25,7 @@ impl World {
             Ok(recorded) => recorded,
             Err(violation) => return self.violate(violation),
         };
-        let node = self.rng.random_range(1..=self.settings.nodes);
+        let node = self.any_node();
         let Some(life) = self.life(node).filter(|_| recorded > 1) else { return };
         let back = self.rng.random_range(0..recorded.min(50));
         self.begin_operation(COMPACTOR, group, life, Action::Compact(recorded - back));

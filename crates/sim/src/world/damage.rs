@@ -1,5 +1,5 @@
 //! Machines that come back changed: with a flipped bit in their log or their engine, or empty. Such a machine must not
-//! serve as if nothing had happened, and as there is no way yet to replace a member, it stays down.
+//! serve as if nothing had happened; it stays down, and where members come and go it is replaced.
 //!
 //! The engine's checksums are modelled: who reads a record with a flipped bit is told so. What must hold is that nobody
 //! passes that over.
@@ -42,12 +42,11 @@ pub(super) enum Damage {
 impl World {
     /// A machine loses its power and will come back changed, as long as a majority stays as it was.
     pub(super) fn damage_a_machine(&mut self) {
-        let node = self.rng.random_range(1..=self.settings.nodes);
+        let node = self.any_node();
         let kinds = [Damage::LogFlip, Damage::LogFlip, Damage::EngineFlip, Damage::EngineFlip, Damage::Wipe];
         let damage = *pick(&mut self.rng, &kinds);
         let stop = if self.rng.random_bool(0.5) { Stop::PowerLoss } else { Stop::Killed };
-        let changed = self.machines.values().filter(|machine| machine.is_gone || machine.damage.is_some());
-        if changed.count() as u64 >= (self.settings.nodes - 1) / 2 || self.life(node).is_none() {
+        if self.too_many_changed() || self.life(node).is_none() {
             return;
         }
         self.stop(node, stop);

@@ -76,7 +76,7 @@ impl World {
         let kinds: [(u32, Fault); 11] = [
             (weights.stop_one, |world| world.stop_some(1)),
             (weights.stop_two, |world| world.stop_some(2)),
-            (weights.stop_all, |world| world.stop_some(world.settings.nodes as usize)),
+            (weights.stop_all, |world| world.stop_some(usize::MAX)),
             (weights.partition, World::partition),
             (weights.connections, World::break_connections),
             (weights.slow_disks, World::slow_disks),
@@ -108,7 +108,7 @@ impl World {
         self.faults_on = false;
         self.tell(StoryEvent::Healed);
         self.network.heal();
-        for node in 1..=self.settings.nodes {
+        for node in self.nodes() {
             self.boot(node);
             if let Some(machine) = self.machines.get_mut(&node) {
                 machine.slowness = 1;
@@ -130,7 +130,7 @@ impl World {
     }
 
     fn nodes_in_any_order(&mut self) -> Vec<u64> {
-        let mut nodes: Vec<u64> = (1..=self.settings.nodes).collect();
+        let mut nodes = self.nodes();
         nodes.shuffle(&mut self.rng);
         nodes
     }
@@ -138,7 +138,7 @@ impl World {
     /// A node, more often than not the one that leads.
     fn victim(&mut self) -> u64 {
         let leader = self.leader();
-        let any = self.rng.random_range(1..=self.settings.nodes);
+        let any = self.any_node();
         if self.rng.random_bool(0.6) { leader.unwrap_or(any) } else { any }
     }
 
@@ -206,7 +206,7 @@ impl World {
     fn break_connections(&mut self) {
         let victim = self.victim();
         self.tell(StoryEvent::ConnectionsBreak { node: victim });
-        for other in (1..=self.settings.nodes).filter(|other| *other != victim) {
+        for other in self.nodes().into_iter().filter(|other| *other != victim) {
             if self.rng.random_bool(0.7) {
                 self.disconnect((victim, other));
             }
@@ -223,7 +223,7 @@ impl World {
         let all = self.rng.random_bool(0.4);
         let slowness = *super::settings::pick(&mut self.rng, &[10, 100, 500]);
         let power_loss_in = self.rng.random_bool(0.5).then(|| self.rng.random_range(10_000..800_000));
-        for node in (1..=self.settings.nodes).filter(|node| all || *node == victim) {
+        for node in self.nodes().into_iter().filter(|node| all || *node == victim) {
             self.tell(StoryEvent::SlowDisk { node, factor: slowness });
             if let Some(machine) = self.machines.get_mut(&node) {
                 machine.slowness = slowness;
@@ -303,7 +303,7 @@ impl World {
 
     fn transfer_leadership(&mut self) {
         let Some(life) = self.leader().and_then(|leader| self.life(leader)) else { return };
-        let to = self.rng.random_range(1..=self.settings.nodes);
+        let to = self.any_node();
         self.tell(StoryEvent::HandsOver { from: life.node, to });
         // Nobody waits for the answer.
         let event = NodeEvent::TransferLeader { token: 0, group: DEFAULT_GROUP, to: NodeId(to) };

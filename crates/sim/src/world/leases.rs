@@ -139,7 +139,7 @@ impl World {
         if self.quiet || self.leases[number].asked.is_some() {
             return;
         }
-        let node = self.rng.random_range(1..=self.settings.nodes);
+        let node = self.any_node();
         let Some(life) = self.life(node) else { return self.lease_later(number, 100_000) };
         match self.leases[number].stage {
             Stage::Grant => self.grant(number, life),

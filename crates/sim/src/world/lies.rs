@@ -342,7 +342,7 @@ impl World {
         if !self.lies(Lie::ProposedAgain) {
             return;
         }
-        let node = self.rng.random_range(1..=self.settings.nodes);
+        let node = self.any_node();
         let Some(life) = self.life(node) else { return };
         let command = match etcd::request(&self.history[operation].action) {
             Request::Put(request) => Command::Put(request),
@@ -367,7 +367,7 @@ impl World {
         let Some(process) = self.process(life) else { return token };
         let operation = |asked: &Asked| match asked {
             Asked::Operation(operation) => Some(*operation),
-            Asked::Lease(_) => None,
+            Asked::Lease(_) | Asked::Administrator => None,
         };
         let Some(mine) = process.asked.get(&token).and_then(operation) else { return token };
         let waiting: Vec<(u64, usize)> = process

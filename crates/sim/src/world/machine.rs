@@ -19,6 +19,7 @@ use rand::rngs::SmallRng;
 
 use super::damage::Damage;
 use super::lies::{Lie, Memories, forget_votes};
+use super::members::{Handshake, Joined};
 use super::network::{Direction, Fate};
 use super::observe::Observed;
 use super::snapshots::Incoming;
@@ -51,6 +52,8 @@ pub(super) struct Machine {
     pub(super) damage: Option<Damage>,
     /// It never comes back.
     pub(super) is_gone: bool,
+    /// How it came to the pool, if not at the beginning.
+    pub(super) joined: Option<Joined>,
     /// What its clocks show when a million microseconds have passed.
     clock_rate: u64,
     /// Former states, for lies.
@@ -91,6 +94,8 @@ pub(super) enum Asked {
     Operation(usize),
     /// A lease client.
     Lease(usize),
+    /// Who changes the members.
+    Administrator,
 }
 
 impl Machine {
@@ -102,6 +107,7 @@ impl Machine {
             is_ailing: false,
             damage: None,
             is_gone: false,
+            joined: None,
             memories: Memories::default(),
             disk: MemoryDisk::new(),
             engine: Arc::new(ModelEngine::new()),
@@ -278,7 +284,7 @@ impl World {
         self.tell(StoryEvent::Starts { node, start: life.incarnation });
         self.trace.note(now, format_args!("n{node} applied {positions:?}, torn tail {torn}"));
         self.first_turn(life);
-        for other in (1..=self.settings.nodes).filter(|other| *other != node) {
+        for other in self.nodes().into_iter().filter(|other| *other != node) {
             // Connections with its former life are found dead at once.
             self.disconnect((other, node));
             let delay = self.rng.random_range(100..20_000);
@@ -288,13 +294,21 @@ impl World {
     }
 
     fn node_config(&mut self, life: Life) -> Config {
-        let (node, pool) = (NodeId(life.node), Bootstrap::of(self.members()));
+        let (node, pool) = (NodeId(life.node), Bootstrap::of(self.first_members()));
+        let mut groups = groups(&pool, node, self.settings.keyspaces);
+        let mut roster = pool.roster();
+        if let Some(joined) = self.machines.get(&life.node).and_then(|machine| machine.joined.clone()) {
+            roster = joined.roster;
+            for group in &mut groups {
+                (group.replica, group.voters) = (joined.replica, Vec::new());
+            }
+        }
         Config {
             node,
             incarnation: life.incarnation,
             own: member(life.node),
-            roster: pool.roster(),
-            groups: groups(&pool, node, self.settings.keyspaces),
+            roster,
+            groups,
             heartbeat_us: 100_000,
             election_timeout_us: 1_000_000,
             seed: self.rng.random(),
@@ -302,7 +316,7 @@ impl World {
         }
     }
 
-    fn members(&self) -> Vec<Member> {
+    fn first_members(&self) -> Vec<Member> {
         (1..=self.settings.nodes).map(member).collect()
     }
 
@@ -386,9 +400,12 @@ impl World {
             persist_engine,
             snapshots,
             installs,
-            are_peers_new: _,
+            are_peers_new,
             fatal,
         } = effects;
+        if are_peers_new {
+            self.set_peers(life);
+        }
         if let Some(what) = fatal {
             self.violate(Violation::new("no_fatal", format!("n{} stops: {what}", life.node)));
         }
@@ -463,9 +480,13 @@ impl World {
         if self.process(life).is_none() || self.network.is_up(direction) {
             return;
         }
-        let target = self.life(direction.1);
+        let target = self.life(direction.1).filter(|_| self.network.is_open(direction));
+        let handshake = target.map_or(Handshake::Later, |target| self.shake_hands(life, target));
+        if handshake == Handshake::Never {
+            return;
+        }
         match target {
-            Some(target) if self.network.connect(direction) => {
+            Some(target) if handshake == Handshake::Done && self.network.connect(direction) => {
                 let up = NodeEvent::PeerUp { node: NodeId(direction.1), incarnation: target.incarnation };
                 self.deliver(life, up);
             }
@@ -520,6 +541,7 @@ impl World {
         match asked {
             Asked::Operation(operation) => self.on_operation_reply(life, operation, reply),
             Asked::Lease(client) => self.on_lease_reply(life, client, reply),
+            Asked::Administrator => self.on_administrator_reply(life, reply),
         }
     }
 
@@ -547,7 +569,7 @@ impl World {
         }
         machine.slowness = 1;
         machine.make_well();
-        self.crashes += u64::from(cause != Stop::Disk);
+        self.crashes += u64::from(matches!(cause, Stop::PowerLoss | Stop::Killed));
         self.disk_failures += u64::from(cause == Stop::Disk);
         self.tell(StoryEvent::Stops { node, cause });
         self.trace.note(now, format_args!("n{node}'s engine keeps {kept} of {unpersisted} batches"));
@@ -555,7 +577,7 @@ impl World {
         for asked in process.asked.into_values() {
             self.on_connection_lost(asked);
         }
-        for other in (1..=self.settings.nodes).filter(|other| *other != node) {
+        for other in self.nodes().into_iter().filter(|other| *other != node) {
             let stragglers = self.rng.random_bool(0.5);
             self.network.disconnect((node, other), stragglers);
             match power_loss {

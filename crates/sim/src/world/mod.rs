@@ -19,7 +19,7 @@
 //!
 //! [`lies`] tells nodes and clients things that are not true, so that it is known that the checkers would notice.
 //!
-//! Left out: membership changes, and so machines that are replaced: one that lost its data stays down.
+//! In some worlds members come and go ([`members`]); in the others a machine that lost its data stays down.
 
 mod clients;
 mod compaction;
@@ -29,6 +29,7 @@ mod leases;
 pub mod lies;
 mod logs;
 mod machine;
+mod members;
 mod memory;
 mod network;
 mod observe;
@@ -63,6 +64,7 @@ use clients::Client;
 use leases::LeaseClient;
 use logs::Logs;
 use machine::Machine;
+use members::Administrator;
 use network::{Direction, Network};
 use observe::Observer;
 use schedule::Schedule;
@@ -116,6 +118,8 @@ enum Happening {
     Watch(usize),
     /// Some keyspace is compacted.
     Compact,
+    /// The administrator looks at the members.
+    Administer,
     /// The next fault begins.
     Fault,
     /// Somebody looks at the leaders' measurements.
@@ -153,8 +157,10 @@ pub struct Report {
     pub compactions: u64,
     /// Nodes that stopped because their disk failed.
     pub disk_failures: u64,
-    /// Machines that were damaged for good.
+    /// Machines that were damaged for good, or removed.
     pub gone: u64,
+    /// Changes of the members.
+    pub member_changes: u64,
     /// Times that a client held the lock.
     pub locks_held: u64,
     /// The last revision.
@@ -199,6 +205,7 @@ pub struct World {
     /// For each operation of the history: whether its client still waits for it.
     open: Vec<bool>,
     observer: Observer,
+    administrator: Administrator,
     logs: Logs,
     /// What was compacted away and what came before, by group: its history up to a revision.
     past: BTreeMap<GroupId, (i64, Vec<Event>)>,
@@ -273,6 +280,7 @@ impl World {
             history: Vec::new(),
             open: Vec::new(),
             observer: Observer::default(),
+            administrator: Administrator::default(),
             logs: Logs::default(),
             past: BTreeMap::new(),
             violation: None,
@@ -308,6 +316,9 @@ impl World {
         self.schedule.at(5_000_000, Happening::LookAtShares);
         if self.settings.compaction_us > 0 {
             self.schedule.at(1_000_000, Happening::Compact);
+        }
+        if self.settings.member_changes_us > 0 {
+            self.schedule.at(2_000_000, Happening::Administer);
         }
         for at in self.settings.blackouts_us.clone() {
             for node in 1..=self.settings.nodes {
@@ -372,6 +383,7 @@ impl World {
             }
             Happening::Watch(watcher) => self.watch(watcher),
             Happening::Compact => self.compact(),
+            Happening::Administer => self.administer(),
             Happening::Fault => self.fault(),
             Happening::LookAtShares => self.tell_shares(),
             Happening::Measure => self.measure(),
@@ -416,11 +428,16 @@ impl World {
         while until < began_at + self.settings.recovery_us_max {
             until += 20_000;
             self.run_until(until, tell)?;
-            if !self.open.contains(&true) && self.replicas_are_equal() && self.watchers_are_done() {
+            let is_done = !self.open.contains(&true) && self.replicas_are_equal() && self.watchers_are_done();
+            if is_done && self.check_reconfigured().is_ok() {
                 return Ok(());
             }
         }
-        Err(Violation::new("liveness", format!("the replicas do not converge: {}", self.positions())))
+        let mut found = format!("the replicas do not converge: {}", self.positions());
+        if let Err(missing) = self.check_reconfigured() {
+            found = format!("{found}; {missing}");
+        }
+        Err(Violation::new("liveness", found))
     }
 
     fn report(&self, recovery_us: u64) -> Report {
@@ -439,6 +456,7 @@ impl World {
             compactions: self.compactions(),
             disk_failures: self.disk_failures,
             gone: self.machines.values().filter(|machine| machine.is_gone).count() as u64,
+            member_changes: self.administrator.changes,
             locks_held: self.leases.iter().map(|client| client.claims().len() as u64).sum(),
             revision: self.observer.last_revision(DEFAULT_GROUP),
             usage: self.usage,

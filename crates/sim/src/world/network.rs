@@ -92,8 +92,7 @@ impl Network {
 
     /// Makes a connection, if the packets of both directions get through. False if there is one or none can be made.
     pub(super) fn connect(&mut self, direction: Direction) -> bool {
-        let reverse = (direction.1, direction.0);
-        if self.blocked.contains(&direction) || self.blocked.contains(&reverse) {
+        if !self.is_open(direction) {
             return false;
         }
         let connection = self.connections.entry(direction).or_default();
@@ -105,6 +104,12 @@ impl Network {
         connection.has_hole = false;
         connection.last_arrival = 0;
         true
+    }
+
+    /// Whether packets of both directions get through.
+    pub(super) fn is_open(&self, direction: Direction) -> bool {
+        let reverse = (direction.1, direction.0);
+        !self.blocked.contains(&direction) && !self.blocked.contains(&reverse)
     }
 
     pub(super) fn is_up(&self, direction: Direction) -> bool {

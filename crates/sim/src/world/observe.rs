@@ -7,6 +7,7 @@ use hadron_consensus::{DEFAULT_GROUP, GroupId};
 use hadron_keyspace::Keyspace;
 use hadron_node::{Board, GroupBoard, LogShare};
 
+use super::machine::Machine;
 use super::story::{Share, StoryEvent};
 use super::watchers::history_from;
 use super::{Happening, Life, World};
@@ -169,7 +170,9 @@ impl World {
     /// Whether all nodes are up that can be, and all replicas of each group have applied the same, and all there is.
     pub(super) fn replicas_are_equal(&self) -> bool {
         let mut positions: Vec<Vec<(u64, u64)>> = Vec::new();
-        for machine in self.machines.values().filter(|machine| !machine.is_gone) {
+        let members = self.members_now();
+        let are_here = |(node, machine): &(&u64, &Machine)| !machine.is_gone && members.contains(node);
+        for (_, machine) in self.machines.iter().filter(are_here) {
             let Some(process) = &machine.process else { return false };
             let applied = |keyspace: &Arc<Keyspace>| (keyspace.applied().index, keyspace.digest());
             positions.push(process.keyspaces.values().map(applied).collect());

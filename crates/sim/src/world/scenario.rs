@@ -35,11 +35,13 @@ pub enum Scenario {
     Compactions,
     /// Dozens of groups, two of them in trouble.
     ManyGroups,
+    /// Members come and go all the time.
+    Members,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 11] = [
+    pub const ALL: [Scenario; 12] = [
         Scenario::Usual,
         Scenario::Calm,
         Scenario::Storm,
@@ -51,6 +53,7 @@ impl Scenario {
         Scenario::Snapshots,
         Scenario::Compactions,
         Scenario::ManyGroups,
+        Scenario::Members,
     ];
 
     /// Its name, in lower case.
@@ -67,6 +70,7 @@ impl Scenario {
             Scenario::Snapshots => "snapshots",
             Scenario::Compactions => "compactions",
             Scenario::ManyGroups => "many-groups",
+            Scenario::Members => "members",
         }
     }
 
@@ -128,8 +132,19 @@ impl Scenario {
                 settings.watchers = 5;
             }
             Scenario::ManyGroups => many_groups(settings),
+            Scenario::Members => members(settings),
         }
     }
+}
+
+/// Down to one member, where none is ever damaged, or down to three.
+fn members(settings: &mut Settings) {
+    let is_daring = settings.seed % 2 == 0;
+    settings.member_changes_us = 400_000;
+    settings.members_min = if is_daring { 1 } else { 3 };
+    settings.weights.damage = if is_daring { 0 } else { 8 };
+    settings.faults_us = 20_000_000;
+    settings.recovery_us_max = 30_000_000;
 }
 
 /// Two groups in trouble, on nodes that have little room for them.

@@ -52,6 +52,10 @@ pub struct Settings {
     pub drift_ppm: u64,
     /// Mean pause between two compactions, each of some keyspace, in microseconds; 0 for none.
     pub compaction_us: u64,
+    /// Mean pause between two changes of the members, in microseconds; 0 for none.
+    pub member_changes_us: u64,
+    /// As few members may be left to vote.
+    pub members_min: usize,
     /// Troubles of single groups, from [`TROUBLE_US`] on until everything is healed.
     pub troubles: Vec<Trouble>,
     /// When all machines lose their power at once, in microseconds.
@@ -122,6 +126,8 @@ impl Settings {
             chunk_flip_one_in: *pick(rng, &[0, 30, 300]),
             drift_ppm: *pick(rng, &[0, 1_000, 20_000]),
             compaction_us: *pick(rng, &[0, 500_000, 3_000_000]),
+            member_changes_us: 0,
+            members_min: 3,
             busy_keyspaces: Vec::new(),
             troubles: Vec::new(),
             blackouts_us: Vec::new(),

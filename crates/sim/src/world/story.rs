@@ -142,6 +142,11 @@ pub enum StoryEvent {
         /// Up to this revision.
         revision: i64,
     },
+    /// Somebody wants these to be the members.
+    MembersWanted {
+        /// The nodes.
+        members: Vec<u64>,
+    },
     /// Faults are over: everything is put right.
     Healed,
     /// Every client has been served since the healing.
@@ -185,6 +190,8 @@ pub enum Stop {
     Killed,
     /// The node stopped itself because its disk failed or was full.
     Disk,
+    /// The node stopped itself because it was told that it was removed.
+    Removed,
 }
 
 impl fmt::Display for Story {
@@ -237,6 +244,10 @@ impl fmt::Display for StoryEvent {
             StoryEvent::Compacted { group, revision } => {
                 write!(f, "group {group} is compacted at revision {revision}")
             }
+            StoryEvent::MembersWanted { members } => {
+                write!(f, "the members are to be")?;
+                members.iter().try_for_each(|node| write!(f, " n{node}"))
+            }
             StoryEvent::Healed => write!(f, "everything is healed"),
             StoryEvent::Recovered { after_us } => {
                 write!(f, "every client is served again after {} ms", after_us / 1_000)
@@ -254,6 +265,7 @@ impl fmt::Display for Stop {
             Stop::PowerLoss => "loses power",
             Stop::Killed => "is killed",
             Stop::Disk => "stops: its disk failed",
+            Stop::Removed => "stops: it was removed",
         })
     }
 }

@@ -140,7 +140,7 @@ fn open(keyspace: &Arc<Keyspace>, from: &Bytes, to: &Bytes, start_revision: i64)
 impl World {
     /// A watcher looks for events; without a stream, for a node.
     pub(super) fn watch(&mut self, number: usize) {
-        let any = self.rng.random_range(1..=self.settings.nodes);
+        let any = self.any_node();
         let moves = self.watchers[number].restless && self.rng.random_range(0..50) == 0;
         let life = self.watchers[number].stream.as_ref().map(|(life, _)| *life);
         if moves || life.is_none_or(|life| self.process(life).is_none()) {

@@ -25,6 +25,8 @@ pub struct Board {
     peers: RwLock<Vec<Member>>,
     alive: RwLock<BTreeSet<NodeId>>,
     is_learner: AtomicBool,
+    /// The revision of the newest roster that others told of; 0 for none.
+    heard: AtomicI64,
     elections: Mutex<VecDeque<ElectionRecord>>,
 }
 
@@ -143,16 +145,25 @@ impl Board {
         self.alive.read().clone()
     }
 
-    /// Whether a node that shows `data_dir_id` may be talked to as `node`.
+    /// The revision of the newest roster that this node has applied or heard of.
+    pub fn roster_revision(&self) -> i64 {
+        self.pool.read().revision.max(self.heard.load(Ordering::Acquire))
+    }
+
+    /// Whether a node that shows `data_dir_id` may be talked to as `node`. One that nobody here knows may, if it knows a
+    /// newer `revision` of the roster: it has come since, and tells who the others are.
     ///
     /// # Errors
     /// Why not, and the way out.
-    pub fn admit(&self, node: NodeId, data_dir_id: u64) -> Result<(), NotAdmitted> {
+    pub fn admit(&self, node: NodeId, data_dir_id: u64, revision: i64) -> Result<(), NotAdmitted> {
         if let Some(peer) = self.peers.read().iter().find(|member| member.id == node.0) {
             return peer.admit(data_dir_id).map_err(NotAdmitted::Refused);
         }
         if self.pool.read().removed.contains_key(&node.0) {
             return Err(NotAdmitted::Removed(node));
+        }
+        if revision > self.roster_revision() {
+            return Ok(());
         }
         Err(NotAdmitted::Refused(format!("node {:x} is not a member of this cluster", node.0)))
     }
@@ -201,6 +212,11 @@ impl Board {
         let are_new = *present != peers;
         *present = peers;
         are_new
+    }
+
+    /// Somebody told of a newer roster, of this revision.
+    pub(crate) fn set_heard(&self, revision: i64) {
+        self.heard.store(revision, Ordering::Release);
     }
 
     pub(crate) fn set_alive(&self, alive: BTreeSet<NodeId>) {

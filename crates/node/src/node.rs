@@ -20,7 +20,7 @@ use crate::memory::MemoryUse;
 use crate::peer::PeerMessage;
 use crate::persist::LogQueue;
 use crate::propose::RETRY_US;
-use crate::roster::{self, Pool};
+use crate::roster::{self, KnownRoster, Pool};
 
 /// Tokens of requests that the node makes itself; nobody waits for their replies.
 const OWN_TOKENS: u64 = 1 << 63;
@@ -39,6 +39,8 @@ pub struct Node {
     pub(crate) board: Arc<Board>,
     /// What the root group says about the pool, as far as it is applied here.
     pub(crate) pool: Arc<Pool>,
+    /// The newest roster that others told of.
+    pub(crate) heard: KnownRoster,
     /// Others are to be connected since the last turn.
     pub(crate) are_peers_new: bool,
     pub(crate) log: LogQueue,
@@ -89,6 +91,7 @@ impl Node {
             liveness,
             board,
             pool: Arc::default(),
+            heard: KnownRoster::default(),
             are_peers_new: false,
             log: LogQueue::default(),
             pinning: BTreeSet::new(),
@@ -145,7 +148,7 @@ impl Node {
         match event {
             Event::Timer => self.on_timer(effects),
             Event::Peer { from, message } => self.on_peer(from, message, effects),
-            Event::PeerUp { node, incarnation } => self.on_peer_up(node, incarnation),
+            Event::PeerUp { node, incarnation } => self.on_peer_up(node, incarnation, effects),
             Event::PeerDown { node } => self.on_peer_down(node),
             Event::Write { token, group, command } => self.on_write(token, group, command, effects),
             Event::Read { token, group } => self.on_read(token, group, effects),
@@ -272,6 +275,7 @@ impl Node {
         self.show_alive();
         if self.heartbeats % PUBLISH_EVERY == 1 {
             self.publish_own_record();
+            self.tell_roster(self.connected.keys().copied().collect(), effects);
         }
     }
 
@@ -308,14 +312,16 @@ impl Node {
             PeerMessage::Digest { group, index, live, answer } => {
                 self.on_digest(from, group, index, live, answer, effects);
             }
+            PeerMessage::Roster(known) => self.on_roster(known),
             PeerMessage::Lags { group, incarnation, token, answer, lags } => {
                 self.on_lags(from, group, (incarnation, token), answer.then_some(lags), effects);
             }
         }
     }
 
-    fn on_peer_up(&mut self, node: NodeId, incarnation: u64) {
+    fn on_peer_up(&mut self, node: NodeId, incarnation: u64, effects: &mut Effects) {
         self.connected.insert(node, incarnation);
+        self.tell_roster([node].into(), effects);
         self.touch_all();
     }
 
@@ -389,7 +395,7 @@ impl Node {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
@@ -402,7 +408,7 @@ mod tests {
     use crate::membership::{Bootstrap, Member};
 
     /// A node that is alone and leads.
-    fn leading() -> Node {
+    pub(crate) fn leading() -> Node {
         let own = Member { id: 1, data_dir_id: 5, ..Member::default() };
         let pool = Bootstrap::of(vec![own.clone()]);
         let config = Config {

@@ -5,6 +5,9 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::{GroupId, Message, NodeId, ReplicaId, Term};
+use prost::Message as _;
+
+use crate::roster::KnownRoster;
 
 /// A message from one node to another.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +45,8 @@ pub enum PeerMessage {
         /// Of each node, in entries; empty in a question, and in the answer of one that does not lead.
         lags: Vec<(NodeId, u64)>,
     },
+    /// Who the members are, for one who may not hear it from the root group's leader.
+    Roster(KnownRoster),
     /// Proposals of the sender's clients.
     Forward(Forward),
     /// These forwarded commands were certainly not proposed, and may be sent elsewhere.
@@ -108,6 +113,9 @@ pub enum PeerDecodeError {
     /// A kind this version does not know.
     #[error("unknown kind of peer message: {0}")]
     UnknownKind(u8),
+    /// The roster inside is malformed.
+    #[error("malformed roster")]
+    Roster,
     /// The group message inside is malformed.
     #[error("malformed group message")]
     Group,
@@ -120,6 +128,7 @@ const NOT_PROPOSED: u8 = 4;
 const ELECTED: u8 = 5;
 const DIGEST: u8 = 6;
 const LAGS: u8 = 7;
+const ROSTER: u8 = 8;
 
 impl PeerMessage {
     /// Appends the message's bytes to `out`.
@@ -183,6 +192,11 @@ impl PeerMessage {
                     out.put_u64_le(*lag);
                 }
             }
+            PeerMessage::Roster(known) => {
+                out.put_u8(ROSTER);
+                out.put_u32_le(known.encoded_len() as u32);
+                out.put_slice(&known.encode_to_vec());
+            }
             PeerMessage::Digest { group, index, live, answer } => {
                 out.put_u8(DIGEST);
                 out.put_u64_le(group.0);
@@ -237,6 +251,11 @@ impl PeerMessage {
                 answer: read_u8(&mut bytes)? != 0,
                 lags: read_list(&mut bytes, 16, |bytes| Ok((NodeId(read_u64(bytes)?), read_u64(bytes)?)))?,
             },
+            ROSTER => {
+                let length = read_u32(&mut bytes)? as usize;
+                let known = KnownRoster::decode(read_bytes(&mut bytes, length)?);
+                PeerMessage::Roster(known.map_err(|_| PeerDecodeError::Roster)?)
+            }
             unknown => return Err(PeerDecodeError::UnknownKind(unknown)),
         };
         if bytes.is_empty() { Ok(message) } else { Err(PeerDecodeError::Truncated) }
@@ -289,6 +308,8 @@ pub(crate) fn read_bytes(bytes: &mut Bytes, length: usize) -> Result<Bytes, Peer
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::membership::Member;
+    use crate::roster::Roster;
     use proptest::prelude::*;
 
     fn any_message() -> impl Strategy<Value = PeerMessage> {
@@ -317,6 +338,11 @@ mod tests {
                     let (group, incarnation, token) = (GroupId(n[0]), n[1], n[2]);
                     PeerMessage::Lags { group, incarnation, token, answer, lags }
                 }),
+            (any::<i64>(), any::<[u64; 3]>(), any::<String>()).prop_map(|(revision, n, url)| {
+                let member = Member { id: n[0], replica: n[1], peer_urls: vec![url], ..Member::default() };
+                let roster = Roster { members: vec![member.clone()], next_replica: n[2] };
+                PeerMessage::Roster(KnownRoster { revision, roster, leaving: vec![member] })
+            }),
             (any::<[u64; 3]>(), any::<bool>()).prop_map(|(n, answer)| {
                 PeerMessage::Digest { group: GroupId(n[0]), index: n[1], live: n[2], answer }
             }),

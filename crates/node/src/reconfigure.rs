@@ -14,7 +14,8 @@
 //! is not in the roster any more hands over first. Every
 //! configuration says for which revision of the roster it was made, so a leader that lags behind in the root group never
 //! takes one back that a better informed one made. Nobody votes before it has what it votes about: a new voter follows as
-//! a learner until it has caught up, and until then it cannot cost a quorum.
+//! a learner until it has caught up, and until then it cannot cost a quorum. Nor is a group given to voters of whom a
+//! majority is not alive: those who vote go on until it is.
 //!
 //! Whoever is removed stays connected until no group here needs it any more: to leave a joint configuration takes a
 //! majority of the old members, and it may be one of them.
@@ -32,7 +33,7 @@ use crate::groups::Replica;
 use crate::membership::Member;
 use crate::node::Node;
 use crate::peer::PeerMessage;
-use crate::roster::{Pool, replica_of};
+use crate::roster::{KnownRoster, Pool, Roster, replica_of};
 
 /// A learner that lacks no more entries than these has caught up: it gets the rest in a moment.
 const CAUGHT_UP_ENTRIES: u64 = 512;
@@ -174,9 +175,46 @@ impl Node {
                 peers.insert(*id, removed.member.clone());
             }
         }
+        if self.heard.revision > self.pool.revision {
+            let heard = self.heard.roster.members.iter().chain(&self.heard.leaving);
+            peers.extend(heard.map(|member| (member.id, member.clone())));
+        }
         peers.remove(&self.config.node.0);
         self.liveness.set_nodes(&peers.values().map(Member::node).collect());
         self.are_peers_new |= self.board.set_peers(peers.into_values().collect());
+    }
+
+    /// Tells these nodes who the members are, as far as this one knows. It is told again and again, so it may be lost.
+    ///
+    /// Without it a node that was away while the leader was replaced would neither know the new one nor admit it.
+    pub(crate) fn tell_roster(&self, nodes: Vec<NodeId>, effects: &mut Effects) {
+        let known = self.known_roster();
+        if known.revision > 0 {
+            let told = PeerMessage::Roster(known);
+            effects.sends.extend(nodes.into_iter().map(|node| (node, told.clone())));
+        }
+    }
+
+    /// The newest roster that this node knows, for others.
+    fn known_roster(&self) -> KnownRoster {
+        if self.heard.revision > self.pool.revision {
+            return self.heard.clone();
+        }
+        let roster = Roster { members: self.pool.members(), ..self.pool.roster };
+        let mut leaving = self.board.peers();
+        leaving.push(self.config.own.clone());
+        leaving.retain(|member| roster.member(member.id).is_none());
+        KnownRoster { revision: self.pool.revision, roster, leaving }
+    }
+
+    /// Another node says who the members are.
+    pub(crate) fn on_roster(&mut self, known: KnownRoster) {
+        if known.revision > self.board.roster_revision() {
+            self.board.set_heard(known.revision);
+            self.heard = known;
+            self.refresh_peers();
+            self.touch_all();
+        }
     }
 
     /// The configuration in force of `group` changed.
@@ -209,7 +247,7 @@ impl Node {
     /// Leader: takes the group a step towards the roster, if it is not there.
     pub(crate) fn maybe_reconfigure(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(wanted) = self.wanted_configuration(group) else { return };
-        let revision = self.pool.revision;
+        let (revision, _) = self.newest_roster();
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let stays = wanted.voters.contains(&replica.me);
         if !stays && replica.handed_over_at != revision {
@@ -227,7 +265,7 @@ impl Node {
 
     /// The next configuration of a group that this node leads; `None` if there is nothing to change, or not yet.
     fn wanted_configuration(&self, group: GroupId) -> Option<Configuration> {
-        let revision = self.pool.revision;
+        let (revision, roster) = self.newest_roster();
         let replica = self.replicas.get(&group).filter(|replica| replica.core.is_leader())?;
         let current = replica.core.configuration();
         let is_settled = replica.core.is_configuration_committed() && !current.is_joint();
@@ -236,28 +274,18 @@ impl Node {
         }
         let root_is_done = self.replicas.get(&ROOT_GROUP).is_none_or(|root| root.settled >= revision);
         // Who is to go may never hear that the root group is done without it.
-        let stays = self.pool.roster.member(self.config.node.0).is_some();
+        let stays = roster.member(self.config.node.0).is_some();
         if group != ROOT_GROUP && !root_is_done && stays {
             return None;
         }
-        let (mut voters, mut learners) = (Vec::new(), Vec::new());
-        for member in &self.pool.roster.members {
-            let (id, node) = replica_of(member);
-            let may_vote = current.voters.contains(&id)
-                || (replica.has_caught_up(id) && self.liveness.is_alive(self.now, node));
-            if member.is_learner || !may_vote { learners.push(id) } else { voters.push(id) }
-        }
-        let same = |one: &[ReplicaId], two: &[ReplicaId]| {
-            one.iter().collect::<BTreeSet<_>>() == two.iter().collect::<BTreeSet<_>>()
-        };
+        let (revision, voters, learners) = self.next_step(replica, revision, roster);
         let is_there = same(&voters, &current.voters)
             && same(&learners, &current.learners)
             && replica.places.revision == revision;
-        if is_there || voters.is_empty() {
+        if is_there {
             return None;
         }
-        let mut nodes: BTreeMap<ReplicaId, NodeId> =
-            self.pool.roster.members.iter().map(replica_of).collect();
+        let mut nodes: BTreeMap<ReplicaId, NodeId> = roster.members.iter().map(replica_of).collect();
         // Those who leave are in the joint configuration too.
         let leaving = replica.places.nodes.iter().filter(|(id, _)| current.voters.contains(id));
         for (id, node) in leaving {
@@ -265,6 +293,48 @@ impl Node {
         }
         let context = Places { revision, nodes }.encode();
         Some(Configuration { context, ..Configuration::new(voters, learners) })
+    }
+
+    /// The revision, voters and learners that come next on the way to `roster`, of `revision`.
+    fn next_step(
+        &self,
+        replica: &Replica,
+        revision: i64,
+        roster: &Roster,
+    ) -> (i64, Vec<ReplicaId>, Vec<ReplicaId>) {
+        let current = &replica.core.configuration().voters;
+        let may_vote = |member: &Member| {
+            let (id, node) = replica_of(member);
+            let is_ready =
+                || replica.has_caught_up(id) && self.liveness.is_alive(self.now, node) && !member.is_learner;
+            current.contains(&id) || is_ready()
+        };
+        let ids = |members: Vec<&Member>| members.iter().map(|member| ReplicaId(member.replica)).collect();
+        let (voters, learners): (Vec<&Member>, Vec<&Member>) =
+            roster.members.iter().partition(|member| may_vote(member));
+        if self.can_decide(&voters) {
+            return (revision, ids(voters), ids(learners));
+        }
+        // Given to those, the group would be lost: who votes now goes on until enough of the others have caught up.
+        (replica.places.revision, current.clone(), ids(learners))
+    }
+
+    /// Whether a majority of `voters` is alive.
+    fn can_decide(&self, voters: &[&Member]) -> bool {
+        let is_alive = |member: &&&Member| {
+            let node = member.node();
+            node == self.config.node || self.liveness.is_alive(self.now, node)
+        };
+        2 * voters.iter().filter(is_alive).count() > voters.len()
+    }
+
+    /// The newest roster that this node knows, and its revision. A group's leader may have left the root group, and then
+    /// knows from others what became of the roster after that.
+    fn newest_roster(&self) -> (i64, &Roster) {
+        if self.heard.revision > self.pool.revision {
+            return (self.heard.revision, &self.heard.roster);
+        }
+        (self.pool.revision, &self.pool.roster)
     }
 
     /// How far behind the replicas of `group` are: answered by its leader, wherever that is.
@@ -323,9 +393,14 @@ impl Replica {
     }
 }
 
+fn same(one: &[ReplicaId], two: &[ReplicaId]) -> bool {
+    one.iter().collect::<BTreeSet<_>>() == two.iter().collect::<BTreeSet<_>>()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::tests::leading;
 
     #[test]
     fn places_survive_their_bytes_and_every_cut_is_noticed() {
@@ -339,6 +414,74 @@ mod tests {
         }
         assert_eq!(Places::of(&with(Bytes::from_static(&[9, 0, 0]))), None, "of a newer version");
         assert_eq!(Places::of(&with(Bytes::new())), Some(Places::default()));
+    }
+
+    fn told(revision: i64, members: &[u64], leaving: &[u64]) -> KnownRoster {
+        let member = |id: &u64| Member { id: *id, replica: *id, data_dir_id: id * 100, ..Member::default() };
+        let roster = Roster::of(&members.iter().map(member).collect::<Vec<_>>());
+        KnownRoster { revision, roster, leaving: leaving.iter().map(member).collect() }
+    }
+
+    fn peers(node: &Node) -> Vec<u64> {
+        node.board.peers().iter().map(|member| member.id).collect()
+    }
+
+    /// A member that was away while all that it knew but one were replaced, the leader among them: the leader was no
+    /// member for it, and it would have followed nobody, for ever.
+    #[test]
+    fn a_node_connects_with_members_that_others_tell_of_and_with_those_who_leave() {
+        let mut node = leading();
+        assert_eq!(peers(&node), []);
+        node.on_roster(told(9, &[1, 2, 3], &[4]));
+        assert_eq!(peers(&node), [2, 3, 4]);
+        node.on_roster(told(8, &[1, 5], &[]));
+        assert_eq!(peers(&node), [2, 3, 4], "older than what is known");
+        assert_eq!(node.known_roster(), told(9, &[1, 2, 3], &[4]), "and passes it on");
+    }
+
+    #[test]
+    fn a_stranger_is_admitted_if_it_knows_a_newer_roster() {
+        let mut node = leading();
+        let board = node.board();
+        assert!(board.admit(NodeId(7), 700, 0).is_err(), "as many know nothing");
+        assert_eq!(board.admit(NodeId(7), 700, 9), Ok(()));
+        node.on_roster(told(9, &[1, 2], &[]));
+        assert!(board.admit(NodeId(7), 700, 9).is_err());
+        assert!(board.admit(NodeId(2), 1, 10).is_err(), "a known one with another data directory");
+        assert_eq!(board.admit(NodeId(2), 200, 0), Ok(()));
+    }
+
+    /// The leader of a group had left the root group, and so never applied what became of the roster afterwards. And of
+    /// those to whom the group was to be given none had a replica of it yet: it did not even tell them of it.
+    #[test]
+    fn a_leader_that_is_to_go_takes_others_in_before_it_gives_the_group_away() {
+        let mut node = leading();
+        let group = GroupId(1);
+        assert_eq!(node.wanted_configuration(group), None);
+        node.on_roster(told(9, &[2, 3], &[]));
+        let wanted = node.wanted_configuration(group).expect("a step towards the roster");
+        assert_eq!(
+            (wanted.voters.clone(), wanted.learners.clone()),
+            (vec![ReplicaId(1)], [2, 3].map(ReplicaId).into())
+        );
+        assert_eq!(
+            Places::of(&wanted).map(|places| places.revision),
+            Some(0),
+            "the roster is not fulfilled yet"
+        );
+    }
+
+    /// One of three was dead, a fourth had just come: to remove a second of the three left two voters, one of them dead.
+    #[test]
+    fn voters_of_whom_no_majority_is_alive_do_not_get_the_group() {
+        let mut node = leading();
+        let member = |id: u64| Member { id, replica: id, ..Member::default() };
+        node.on_roster(told(9, &[1, 2], &[]));
+        assert!(node.can_decide(&[&member(1)]));
+        assert!(!node.can_decide(&[&member(1), &member(2)]), "never heard");
+        node.liveness.on_heartbeat(node.now, NodeId(2), 1, true, true);
+        assert!(node.can_decide(&[&member(1), &member(2)]));
+        assert!(!node.can_decide(&[]));
     }
 
     #[test]

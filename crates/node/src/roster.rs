@@ -41,6 +41,20 @@ pub struct Roster {
     pub next_replica: u64,
 }
 
+/// A roster as one node tells it to another.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct KnownRoster {
+    /// Its revision.
+    #[prost(int64, tag = "1")]
+    pub revision: i64,
+    /// The roster, with what the members say of themselves.
+    #[prost(message, required, tag = "2")]
+    pub roster: Roster,
+    /// Nodes that are not in it any more, and that some group may still need.
+    #[prost(message, repeated, tag = "3")]
+    pub leaving: Vec<Member>,
+}
+
 /// Why a roster cannot be changed like that. etcd's errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RosterError {

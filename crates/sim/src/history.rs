@@ -88,6 +88,11 @@ pub enum Action {
 }
 
 impl Action {
+    /// Whether any replica may answer it by itself, however far behind.
+    pub fn is_stale_read(&self) -> bool {
+        matches!(self, Action::StaleGet(_))
+    }
+
     /// A get.
     pub fn get(key: impl Into<Bytes>) -> Action {
         Action::once(Step::Get(key.into()))

@@ -263,8 +263,8 @@ fn transport_setup(
         identity: transport_identity(config, home),
         peers: peers_of(&board),
         // What the root group knows, as far as it is applied here, and what this node met: both must agree.
-        admit: Arc::new(move |other| {
-            board.admit(other.node, other.data_dir_id).map_err(|error| Refusal {
+        admit: Arc::new(move |other, revision| {
+            board.admit(other.node, other.data_dir_id, revision).map_err(|error| Refusal {
                 reason: error.to_string(),
                 is_removal: matches!(error, NotAdmitted::Removed(_)),
             })?;

@@ -55,12 +55,14 @@ pub(super) struct Hello {
     pub(super) from: Identity,
     /// Whom the dialer believes to have reached.
     pub(super) to: NodeId,
+    /// The newest revision of the roster that the dialer knows.
+    pub(super) revision: i64,
 }
 
 impl Hello {
     /// A hello in the versions of this build.
-    pub(super) fn new(from: Identity, to: NodeId, class: Class) -> Hello {
-        Hello { versions: (VERSION_OLDEST, VERSION_NEWEST), class, from, to }
+    pub(super) fn new(from: Identity, to: NodeId, class: Class, revision: i64) -> Hello {
+        Hello { versions: (VERSION_OLDEST, VERSION_NEWEST), class, from, to, revision }
     }
 
     pub(super) fn encode(&self) -> Bytes {
@@ -71,6 +73,7 @@ impl Hello {
         out.put_u8(self.class as u8);
         out.put_u64_le(self.to.0);
         put_identity(&mut out, &self.from);
+        out.put_i64_le(self.revision);
         out.freeze()
     }
 
@@ -86,7 +89,8 @@ impl Hello {
             _ => return Err(FrameError::Malformed("an unknown class of connection")),
         };
         let to = NodeId(take_u64(&mut bytes)?);
-        Ok(Hello { versions, class, from: take_identity(&mut bytes)?, to })
+        let from = take_identity(&mut bytes)?;
+        Ok(Hello { versions, class, from, to, revision: take_u64(&mut bytes)? as i64 })
     }
 }
 
@@ -257,7 +261,7 @@ mod tests {
     }
 
     fn hello() -> Hello {
-        Hello::new(identity(1), NodeId(2), Class::Urgent)
+        Hello::new(identity(1), NodeId(2), Class::Urgent, 5)
     }
 
     #[test]
@@ -285,7 +289,7 @@ mod tests {
     #[test]
     fn long_names_are_cut_at_a_character() {
         let named = Identity { name: "é".repeat(200), ..identity(1) };
-        let decoded = Hello::decode(Hello::new(named, NodeId(2), Class::Bulk).encode()).unwrap();
+        let decoded = Hello::decode(Hello::new(named, NodeId(2), Class::Bulk, 0).encode()).unwrap();
         assert_eq!(decoded.from.name, "é".repeat(128));
     }
 

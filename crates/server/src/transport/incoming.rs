@@ -129,7 +129,7 @@ impl Incoming {
 
     async fn check(&self, hello: &Hello) -> Result<u16, Refusal> {
         let version = check_hello(hello, &self.shared.identity)?;
-        self.shared.admit(&hello.from).await?;
+        self.shared.admit(&hello.from, hello.revision).await?;
         let current = self.current.lock().get(&hello.from.node).map(|(incarnation, _)| *incarnation);
         match current {
             Some(incarnation) if incarnation > hello.from.incarnation => {

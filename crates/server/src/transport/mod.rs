@@ -52,8 +52,9 @@ use incoming::Incoming;
 use outgoing::Outgoing;
 
 /// Decides whether a node with this identity may be talked to, and may remember that it was; the error says why not, and
-/// the way out. Called before anything else is exchanged, where it may block.
-pub type Admit = Arc<dyn Fn(&Identity) -> Result<(), Refusal> + Send + Sync>;
+/// the way out. It gets the newest revision of the roster that the node says it knows, 0 if it says nothing. Called before
+/// anything else is exchanged, where it may block.
+pub type Admit = Arc<dyn Fn(&Identity, i64) -> Result<(), Refusal> + Send + Sync>;
 /// The identity of a node's data directory, if it is known: what an inquiry is answered with. It must not block.
 pub type Known = Arc<dyn Fn(NodeId) -> Option<u64> + Send + Sync>;
 /// Who the members are, as far as this node knows. It must not block.
@@ -177,9 +178,9 @@ struct Shared {
 
 impl Shared {
     /// Asks [`Setup::admit`] on a thread that may block.
-    async fn admit(&self, other: &Identity) -> Result<(), Refusal> {
+    async fn admit(&self, other: &Identity, revision: i64) -> Result<(), Refusal> {
         let (admit, other) = (self.admit.clone(), other.clone());
-        let asked = tokio::task::spawn_blocking(move || admit(&other)).await;
+        let asked = tokio::task::spawn_blocking(move || admit(&other, revision)).await;
         asked.unwrap_or_else(|_| Err("the node stops".to_owned().into()))
     }
 }

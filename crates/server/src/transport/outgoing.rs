@@ -203,11 +203,13 @@ impl Outgoing {
     pub(super) async fn dial(&self, class: Class) -> Result<(TcpStream, Identity), DialError> {
         let mut stream = self.connect().await?;
         stream.set_nodelay(true).map_err(DialError::Connect)?;
-        let handshake = shake_hands(&mut stream, &self.shared.identity, self.peer.node, class);
+        let revision = (self.shared.members)().revision;
+        let hello = Hello::new(self.shared.identity.clone(), self.peer.node, class, revision);
+        let handshake = shake_hands(&mut stream, &hello);
         let other = timeout(self.shared.options.connect_timeout, handshake)
             .await
             .map_err(|_| DialError::TimedOut)??;
-        self.shared.admit(&other).await.map_err(DialError::Unwanted)?;
+        self.shared.admit(&other, 0).await.map_err(DialError::Unwanted)?;
         Ok((stream, other))
     }
 
@@ -309,19 +311,14 @@ async fn read_pongs(reader: &mut OwnedReadHalf, heard_at: &Mutex<Instant>) -> Fr
     }
 }
 
-async fn shake_hands(
-    stream: &mut TcpStream,
-    own: &Identity,
-    to: NodeId,
-    class: Class,
-) -> Result<Identity, DialError> {
-    let hello = Hello::new(own.clone(), to, class).encode();
-    stream.write_all(&frame::encode(Kind::Hello, &hello)).await.map_err(FrameError::Io)?;
+async fn shake_hands(stream: &mut TcpStream, hello: &Hello) -> Result<Identity, DialError> {
+    stream.write_all(&frame::encode(Kind::Hello, &hello.encode())).await.map_err(FrameError::Io)?;
     let (kind, body) = frame::read(stream, HANDSHAKE_BODY_BYTES_MAX).await?;
     match kind {
         Kind::Welcome => {
             let welcome = Welcome::decode(body)?;
-            check_welcome(&welcome, own, to).map_err(|reason| DialError::Unwanted(reason.into()))?;
+            check_welcome(&welcome, &hello.from, hello.to)
+                .map_err(|reason| DialError::Unwanted(reason.into()))?;
             Ok(welcome.from)
         }
         Kind::Refused => Err(DialError::Refused(Refusal::decode(body)?)),

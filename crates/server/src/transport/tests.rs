@@ -64,7 +64,7 @@ fn no_members() -> MembersAnswer {
 
 /// Admits nodes that show the data directory they are known with.
 fn admit_known() -> Admit {
-    Arc::new(|other| match other.data_dir_id == other.node.0 * 100 {
+    Arc::new(|other, _| match other.data_dir_id == other.node.0 * 100 {
         true => Ok(()),
         false => Err(format!("node {:x} is known with another data directory", other.node.0).into()),
     })
@@ -216,7 +216,7 @@ async fn long_messages_arrive_whole() {
 async fn strangers_are_refused_with_a_reason() {
     let node = start(identity(A), vec![]).await;
     let refusal = async |hello: Hello| call(node.address, &hello).await.1.unwrap_err();
-    let hello = Hello::new(identity(B), A, Class::Urgent);
+    let hello = Hello::new(identity(B), A, Class::Urgent, 0);
 
     let from = Identity { cluster_id: 2, ..identity(B) };
     let reason = refusal(Hello { from, ..hello.clone() }).await;
@@ -272,7 +272,7 @@ async fn an_inquiry_is_answered_whoever_asks_and_leaves_no_trace() {
     let answer = ask(&urls, B, patience).await.unwrap();
     assert_eq!((answer.from, answer.known), (identity(A), Some(77)));
     assert_eq!(ask(&urls, NodeId(0xc), patience).await.unwrap().known, None);
-    let (_stream, welcome) = call(a.address, &Hello::new(identity(B), A, Class::Urgent)).await;
+    let (_stream, welcome) = call(a.address, &Hello::new(identity(B), A, Class::Urgent, 0)).await;
     assert!(welcome.is_ok() && a.events.try_recv().is_err());
 }
 
@@ -385,7 +385,7 @@ async fn a_caller_that_stays_silent_is_given_up() {
     let ms = Duration::from_millis;
     let options = Options { ping_interval: ms(10), silence_timeout: ms(50), ..quick() };
     let b = start_on(listen().await.0, identity(B), vec![], options);
-    let (mut stream, answer) = call(b.address, &Hello::new(identity(A), B, Class::Urgent)).await;
+    let (mut stream, answer) = call(b.address, &Hello::new(identity(A), B, Class::Urgent, 0)).await;
     answer.unwrap();
     closed(&mut stream).await;
 }
@@ -393,7 +393,7 @@ async fn a_caller_that_stays_silent_is_given_up() {
 #[tokio::test]
 async fn the_newest_connection_of_a_node_counts_and_an_older_start_is_refused() {
     let mut b = start(identity(B), vec![]).await;
-    let hello = |incarnation| Hello::new(Identity { incarnation, ..identity(A) }, B, Class::Urgent);
+    let hello = |incarnation| Hello::new(Identity { incarnation, ..identity(A) }, B, Class::Urgent, 0);
     let (mut first, answer) = call(b.address, &hello(5)).await;
     answer.unwrap();
     let (mut second, answer) = call(b.address, &hello(6)).await;
@@ -414,7 +414,7 @@ async fn garbage_closes_the_connection_and_nothing_else() {
         let mut stream = if round % 2 == 0 {
             TcpStream::connect(b.address).await.unwrap()
         } else {
-            call(b.address, &Hello::new(identity(A), B, Class::Urgent)).await.0
+            call(b.address, &Hello::new(identity(A), B, Class::Urgent, 0)).await.0
         };
         let mut garbage = vec![0; random.random_range(16..2_000)];
         random.fill(&mut garbage[..]);
@@ -427,7 +427,7 @@ async fn garbage_closes_the_connection_and_nothing_else() {
         let _ = stream.shutdown().await;
         closed(&mut stream).await;
     }
-    let (mut stream, answer) = call(b.address, &Hello::new(identity(A), B, Class::Urgent)).await;
+    let (mut stream, answer) = call(b.address, &Hello::new(identity(A), B, Class::Urgent, 0)).await;
     answer.unwrap();
     stream.write_all(&batch(&[b"fine"])).await.unwrap();
     assert_eq!(b.messages().await.0, ["fine"]);
@@ -436,7 +436,7 @@ async fn garbage_closes_the_connection_and_nothing_else() {
 #[tokio::test]
 async fn a_damaged_frame_ends_the_connection_before_its_messages_are_seen() {
     let mut b = start(identity(B), vec![]).await;
-    let (mut stream, _) = call(b.address, &Hello::new(identity(A), B, Class::Urgent)).await;
+    let (mut stream, _) = call(b.address, &Hello::new(identity(A), B, Class::Urgent, 0)).await;
     let mut damaged = batch(&[b"good"]).to_vec();
     damaged.extend_from_slice(&batch(&[b"bad"]));
     *damaged.last_mut().unwrap() ^= 1;

@@ -49,15 +49,15 @@ impl Log {
 }
 
 impl Logs {
-    /// A replica has applied this entry: index, term and checksum.
-    pub(super) fn applied(&mut self, group: u64, entry: (u64, u64, u64)) {
-        self.completeness.observe_applied(group, entry);
+    /// A replica in `term` has applied this entry: index, term and checksum.
+    pub(super) fn applied(&mut self, group: u64, term: u64, entry: (u64, u64, u64)) {
+        self.completeness.observe_applied(group, term, entry);
     }
 
-    /// A node begins to lead.
-    pub(super) fn leads(&self, node: u64, group: GroupId) -> Result<(), Violation> {
+    /// A node begins to lead in `term`.
+    pub(super) fn leads(&self, node: u64, group: GroupId, term: u64) -> Result<(), Violation> {
         let holds = |index| self.logs.get(&(node, group)).map_or(Held::Nothing, |log| log.held(index));
-        self.completeness.observe_leader(format_args!("n{node}"), group.0, holds)
+        self.completeness.observe_leader(format_args!("n{node}"), group.0, term, holds)
     }
 
     /// A node starts with what is left of its log.

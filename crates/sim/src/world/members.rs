@@ -19,6 +19,8 @@ use crate::history::Violation;
 const MORE_MAX: usize = 2;
 /// Learners at a time.
 const LEARNERS_MAX: usize = 2;
+/// A change that nobody acknowledged is not carried out later than this.
+const DOUBT_US: u64 = 10_000_000;
 /// The administrator gives up waiting after this time.
 const PATIENCE_US: u64 = 3_000_000;
 
@@ -27,6 +29,8 @@ const PATIENCE_US: u64 = 3_000_000;
 pub(super) struct Administrator {
     /// What it waits for, until when.
     pub(super) waits_until: Option<u64>,
+    /// Until then a change may still be carried out that nobody acknowledged.
+    in_doubt_until: u64,
     /// Changes that were acknowledged.
     pub(super) changes: u64,
 }
@@ -115,6 +119,7 @@ impl World {
             Reply::ReadReady => self.look_at_roster(life),
             Reply::Written { response: Ok(Response::Txn(response)), .. } if response.succeeded => {
                 self.administrator.changes += 1;
+                self.administrator.in_doubt_until = 0;
                 if let Some(pool) = self.process(life).map(|process| process.node.board().pool()) {
                     self.start_new_members(&pool);
                 }
@@ -136,6 +141,7 @@ impl World {
         let ids: Vec<u64> = next.members.iter().map(|member| member.id).collect();
         self.tell(StoryEvent::MembersWanted { members: ids });
         self.administrator.waits_until = Some(now + PATIENCE_US);
+        self.administrator.in_doubt_until = now + DOUBT_US;
         let command = pool.replace(&next).to_bytes();
         self.ask(life, Asked::Administrator, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
     }
@@ -171,9 +177,9 @@ impl World {
             self.machines.get(&id).is_some_and(|machine| !machine.is_gone && machine.damage.is_none())
         };
         let rest: Vec<u64> = roster.voters().map(|member| member.id).filter(|other| *other != id).collect();
-        // One that never voted may never come to it.
         let well = rest.iter().filter(|other| is_well(**other)).count();
-        2 * well > rest.len()
+        // Whom the roster lets vote may be a learner still, and never come to more.
+        well == rest.len() || 2 * well > rest.len() && self.check_reconfigured().is_ok()
     }
 
     /// Machines for the members that have none.
@@ -193,14 +199,18 @@ impl World {
 
     /// Whether as many machines as may be are damaged already, or so few vote that none may.
     pub(super) fn too_many_changed(&self) -> bool {
-        let members = self.members_now();
+        let pool = self.newest_pool();
+        let members: Vec<u64> =
+            pool.iter().flat_map(|pool| pool.roster.voters().map(|member| member.id)).collect();
         let is_changed = |node: &&u64| {
             let machine = self.machines.get(node);
             machine.is_none_or(|machine| machine.is_gone || machine.damage.is_some())
         };
         let changed = members.iter().filter(is_changed).count();
         // While members change nobody knows who will be needed.
-        let is_moving = self.settings.member_changes_us > 0 && self.check_reconfigured().is_err();
+        let in_doubt = self.schedule.now() < self.administrator.in_doubt_until;
+        let is_moving =
+            self.settings.member_changes_us > 0 && (in_doubt || self.check_reconfigured().is_err());
         is_moving || changed >= members.len().saturating_sub(1) / 2
     }
 
@@ -208,14 +218,14 @@ impl World {
     pub(super) fn set_peers(&mut self, life: Life) {
         let Some(process) = self.process(life) else { return };
         let peers: BTreeSet<u64> = process.node.board().peers().iter().map(|member| member.id).collect();
-        for other in self.nodes().into_iter().filter(|other| *other != life.node) {
-            if peers.contains(&other) {
-                let delay = self.rng.random_range(100..20_000);
-                self.schedule.after(delay, Happening::Connect((life.node, other), life));
-            } else {
-                self.disconnect((life.node, other));
-                self.disconnect((other, life.node));
-            }
+        // Also those whose machine does not exist yet.
+        for other in &peers {
+            let delay = self.rng.random_range(100..20_000);
+            self.schedule.after(delay, Happening::Connect((life.node, *other), life));
+        }
+        for other in self.nodes().into_iter().filter(|other| *other != life.node && !peers.contains(other)) {
+            self.disconnect((life.node, other));
+            self.disconnect((other, life.node));
         }
     }
 
@@ -225,14 +235,32 @@ impl World {
         if !dialer.node.board().peers().iter().any(|member| member.id == target.node) {
             return Handshake::Never;
         }
+        let revision = dialer.node.board().roster_revision();
         let Some(acceptor) = self.process(target) else { return Handshake::Later };
-        match acceptor.node.board().admit(NodeId(life.node), life.node) {
+        match acceptor.node.board().admit(NodeId(life.node), life.node, revision) {
             Ok(()) => Handshake::Done,
             Err(NotAdmitted::Refused(_)) => Handshake::Later,
             Err(NotAdmitted::Removed(_)) => {
                 self.expel(life.node);
                 Handshake::Never
             }
+        }
+    }
+
+    /// Nodes that were removed and knew none of those who are left never hear of it: somebody turns them off.
+    pub(super) fn turn_off_the_forgotten(&mut self) {
+        let Some(pool) = self.newest_pool() else { return };
+        let needed: BTreeSet<u64> = self
+            .machines
+            .iter()
+            .filter(|(node, _)| pool.roster.member(**node).is_some())
+            .filter_map(|(_, machine)| machine.process.as_ref())
+            .flat_map(|process| process.node.board().peers())
+            .map(|member| member.id)
+            .collect();
+        let is_forgotten = |node: &u64| pool.removed.contains_key(node) && !needed.contains(node);
+        for node in self.nodes().into_iter().filter(is_forgotten) {
+            self.expel(node);
         }
     }
 

@@ -393,7 +393,7 @@ impl World {
         }
     }
 
-    /// Waits until every client has been served by something it asked after the healing.
+    /// Waits until every client has been served by something it asked a quorum after the healing.
     fn recover(&mut self, tell: &mut dyn FnMut(&Story)) -> Result<u64, Violation> {
         let healed_at = self.schedule.now();
         let first = self.history.len();
@@ -403,7 +403,7 @@ impl World {
             self.run_until(until, tell)?;
             let served: BTreeSet<u64> = self.history[first..]
                 .iter()
-                .filter(|operation| operation.response().is_some())
+                .filter(|operation| operation.response().is_some() && !operation.action.is_stale_read())
                 .map(|operation| operation.client)
                 .filter(|client| *client < self.clients.len() as u64)
                 .collect();
@@ -417,7 +417,12 @@ impl World {
         }
         Err(Violation::new(
             "liveness",
-            format!("{} µs after the healing not every client is served", self.settings.recovery_us_max),
+            format!(
+                "{} µs after the healing not every client is served: {}; {}",
+                self.settings.recovery_us_max,
+                self.positions(),
+                self.check_reconfigured().err().unwrap_or_default()
+            ),
         ))
     }
 
@@ -428,6 +433,7 @@ impl World {
         while until < began_at + self.settings.recovery_us_max {
             until += 20_000;
             self.run_until(until, tell)?;
+            self.turn_off_the_forgotten();
             let is_done = !self.open.contains(&true) && self.replicas_are_equal() && self.watchers_are_done();
             if is_done && self.check_reconfigured().is_ok() {
                 return Ok(());

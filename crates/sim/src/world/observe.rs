@@ -121,11 +121,11 @@ impl World {
         if let Some(leader) = shown.leader {
             observer.elections.observe(group, shown.term, leader)?;
             if leader == life.node && observer.leaders_seen.insert((group, shown.term)) {
-                self.logs.leads(leader, shown.group)?;
+                self.logs.leads(leader, shown.group, shown.term)?;
             }
         }
         let (term, index, checksum) = shown.applied;
-        self.logs.applied(group, (index, term, checksum));
+        self.logs.applied(group, shown.term, (index, term, checksum));
         observer.state_machines.observe((life.node, life.incarnation), group, shown.applied)?;
         observer.digests.observe(format_args!("n{}", life.node), group, shown.applied.1, shown.digest)?;
         let last = observer.last_revisions.entry(shown.group).or_default();
@@ -167,13 +167,21 @@ impl World {
         self.schedule.after(SHARES_US, Happening::LookAtShares);
     }
 
-    /// Whether all nodes are up that can be, and all replicas of each group have applied the same, and all there is.
+    /// Whether all nodes are up that can be, and all replicas of each group have applied the same, and all that any replica
+    /// ever had applied.
     pub(super) fn replicas_are_equal(&self) -> bool {
         let mut positions: Vec<Vec<(u64, u64)>> = Vec::new();
         let members = self.members_now();
         let are_here = |(node, machine): &(&u64, &Machine)| !machine.is_gone && members.contains(node);
         for (_, machine) in self.machines.iter().filter(are_here) {
             let Some(process) = &machine.process else { return false };
+            let newest = &self.observer.last_revisions;
+            let lacks = |(group, keyspace): (&GroupId, &Arc<Keyspace>)| {
+                newest.get(group).is_some_and(|newest| keyspace.revision() < *newest)
+            };
+            if process.keyspaces.iter().any(lacks) {
+                return false;
+            }
             let applied = |keyspace: &Arc<Keyspace>| (keyspace.applied().index, keyspace.digest());
             positions.push(process.keyspaces.values().map(applied).collect());
         }

@@ -139,7 +139,7 @@ impl Scenario {
 
 /// Down to one member, where none is ever damaged, or down to three.
 fn members(settings: &mut Settings) {
-    let is_daring = settings.seed % 2 == 0;
+    let is_daring = settings.seed.is_multiple_of(2);
     settings.member_changes_us = 400_000;
     settings.members_min = if is_daring { 1 } else { 3 };
     settings.weights.damage = if is_daring { 0 } else { 8 };

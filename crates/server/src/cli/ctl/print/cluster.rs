@@ -1,7 +1,7 @@
 //! Replies about nodes: endpoint status, health and hashkv, member list, move-leader.
 
 use hadron_proto::etcdserverpb::{
-    HashKvResponse, Member, MemberListResponse, MoveLeaderResponse, StatusResponse,
+    HashKvResponse, Member, MemberListResponse, MoveLeaderResponse, ResponseHeader, StatusResponse,
 };
 
 use super::super::go_text;
@@ -264,11 +264,7 @@ impl Reply for MemberListResponse {
     }
 
     fn json(&self, style: Style) -> String {
-        if style.hex {
-            return hex_member_list(self);
-        }
-        let members = self.members.iter().map(member_json).collect();
-        json::header(self.header.as_ref()).list("members", members).end()
+        members_json(self.header, None, &self.members, style)
     }
 
     fn table(&self) -> Option<Table> {
@@ -307,24 +303,70 @@ fn member_json(member: &Member) -> String {
         .end()
 }
 
-/// The list with ids in hexadecimal strings. `clientURLS` is spelt so in `etcdctl`.
-fn hex_member_list(list: &MemberListResponse) -> String {
-    let header = list.header.unwrap_or_default();
-    let hex = |id: u64| format!("\"{id:x}\"");
-    let header = Object::new()
+/// Members below their header; `new` is the one that was added.
+fn members_json(
+    header: Option<ResponseHeader>,
+    new: Option<&Member>,
+    members: &[Member],
+    style: Style,
+) -> String {
+    let (header, of): (Object, fn(&Member) -> String) = match style.hex {
+        true => (Object::new().raw("header", &hex_header(header.unwrap_or_default())), hex_member_json),
+        false => (json::header(header.as_ref()), member_json),
+    };
+    header.optional("member", new.map(of)).list("members", members.iter().map(of).collect()).end()
+}
+
+fn hex_header(header: ResponseHeader) -> String {
+    Object::new()
         .raw("cluster_id", &hex(header.cluster_id))
         .raw("member_id", &hex(header.member_id))
         .raw("raft_term", &format!("{:x}", header.raft_term))
-        .end();
-    let member = |member: &Member| {
-        Object::new()
-            .raw("ID", &hex(member.id))
-            .raw("name", &json::text(&member.name))
-            .raw("peerURLs", &json::list(urls(&member.peer_ur_ls)))
-            .raw("clientURLS", &json::list(urls(&member.client_ur_ls)))
-            .end()
-    };
-    Object::new().raw("header", &header).list("members", list.members.iter().map(member).collect()).end()
+        .end()
+}
+
+/// With its id as a hexadecimal string. `clientURLS` is spelt so in `etcdctl`.
+fn hex_member_json(member: &Member) -> String {
+    Object::new()
+        .raw("ID", &hex(member.id))
+        .raw("name", &json::text(&member.name))
+        .raw("peerURLs", &json::list(urls(&member.peer_ur_ls)))
+        .raw("clientURLS", &json::list(urls(&member.client_ur_ls)))
+        .end()
+}
+
+fn hex(id: u64) -> String {
+    format!("\"{id:x}\"")
+}
+
+/// A change of the members.
+pub(crate) struct MembersChanged {
+    /// What happened to whom, in words, up to the cluster's id.
+    pub(crate) happened: String,
+    pub(crate) header: Option<ResponseHeader>,
+    /// The member that was added, and the lines with which it is to be started.
+    pub(crate) added: Option<(Member, Vec<String>)>,
+    /// All members, afterwards.
+    pub(crate) members: Vec<Member>,
+}
+
+impl Reply for MembersChanged {
+    fn simple(&self, _: Style, out: &mut Vec<u8>) {
+        let cluster_id = self.header.unwrap_or_default().cluster_id;
+        line(out, format_args!("{} cluster {cluster_id:16x}", self.happened));
+        for text in self.added.iter().flat_map(|(_, lines)| lines) {
+            line(out, text);
+        }
+    }
+
+    fn fields(&self, style: Style, out: &mut Vec<u8>) {
+        let list = MemberListResponse { header: self.header, members: self.members.clone() };
+        list.fields(style, out);
+    }
+
+    fn json(&self, style: Style) -> String {
+        members_json(self.header, self.added.as_ref().map(|(member, _)| member), &self.members, style)
+    }
 }
 
 /// A leadership that moved.

@@ -10,7 +10,7 @@ use hadron_proto::etcdserverpb::{
 use hadron_proto::mvccpb::event::EventType;
 use hadron_proto::mvccpb::{Event, KeyValue};
 
-use super::cluster::{Hashes, Health, Healths, Moved, Statuses};
+use super::cluster::{Hashes, Health, Healths, MembersChanged, Moved, Statuses};
 use super::lease::{Revoked, TimeToLive};
 use super::*;
 
@@ -275,6 +275,27 @@ fn member_list() {
 +----+---------+------+-----------------------+-----------------------+------------+
 ";
     assert_eq!(render(&list, Format::Table, Style::default()), table);
+}
+
+#[test]
+fn a_member_that_is_added() {
+    let member = Member {
+        id: 0xb2,
+        peer_ur_ls: vec!["http://b:2380".to_owned()],
+        is_learner: true,
+        ..Member::default()
+    };
+    let header = ResponseHeader { revision: 0, ..HEADER };
+    let changed = MembersChanged {
+        happened: format!("Member {:16x} added as learner to", member.id),
+        header: Some(header),
+        added: Some((member.clone(), vec![String::new(), "ETCD_NAME=\"b\"".to_owned()])),
+        members: vec![member],
+    };
+    let text = "Member               b2 added as learner to cluster               1f\n\nETCD_NAME=\"b\"\n";
+    assert_eq!(render(&changed, Format::Simple, Style::default()), text);
+    let json = r#"{"header":{"cluster_id":31,"member_id":161,"raft_term":2},"member":{"ID":178,"peerURLs":["http://b:2380"],"isLearner":true},"members":[{"ID":178,"peerURLs":["http://b:2380"],"isLearner":true}]}"#;
+    assert_eq!(render(&changed, Format::Json, Style::default()), format!("{json}\n"));
 }
 
 #[test]

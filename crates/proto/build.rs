@@ -5,7 +5,15 @@ use std::path::PathBuf;
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["rpc.proto", "kv.proto", "auth.proto", "health.proto", "hadron.proto"];
+    let files = [
+        "rpc.proto",
+        "kv.proto",
+        "auth.proto",
+        "lock.proto",
+        "election.proto",
+        "health.proto",
+        "hadron.proto",
+    ];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
     let mut published = descriptors.clone();

@@ -20,6 +20,16 @@ pub mod authpb {
     tonic::include_proto!("authpb");
 }
 
+/// etcd's locks.
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+
+/// etcd's elections among clients.
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
+
 /// The standard gRPC health check.
 pub mod health {
     tonic::include_proto!("grpc.health.v1");

@@ -29,17 +29,21 @@ use hadron_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use hadron_proto::etcdserverpb::watch_server::WatchServer;
 use hadron_proto::hadron::pool_server::PoolServer;
 use hadron_proto::health::health_server::HealthServer;
+use hadron_proto::v3electionpb::election_server::ElectionServer;
+use hadron_proto::v3lockpb::lock_server::LockServer;
 
 use super::access::{self, Access};
 use super::auth::Auth;
 use super::backend::Backend;
 use super::cluster::Cluster;
 use super::context::Context;
+use super::election::Election;
 use super::gateway::Gateway;
 use super::health::Health;
 use super::http::Pages;
 use super::kv::Kv;
 use super::lease::Lease;
+use super::lock::Lock;
 use super::maintenance::Maintenance;
 use super::pool::Pool;
 use super::server::Traffic;
@@ -70,6 +74,8 @@ enum Service {
     Cluster,
     Maintenance,
     Auth,
+    Lock,
+    Election,
     Health,
     Pool,
 }
@@ -123,6 +129,9 @@ const CALLS: &[(Service, &str, &[&str], &str)] = &[
         ],
         "unary",
     ),
+    (Service::Lock, "v3lockpb.Lock", &["Lock", "Unlock"], "unary"),
+    (Service::Election, "v3electionpb.Election", &["Campaign", "Proclaim", "Leader", "Resign"], "unary"),
+    (Service::Election, "v3electionpb.Election", &["Observe"], "server_stream"),
     (Service::Health, "grpc.health.v1.Health", &["Check"], "unary"),
     (Service::Health, "grpc.health.v1.Health", &["Watch"], "server_stream"),
     (Service::Pool, "hadron.v1.Pool", &["ElectionHistory"], "unary"),
@@ -155,6 +164,8 @@ pub(super) struct Front<B: Backend> {
     cluster: ClusterServer<Cluster<B>>,
     maintenance: MaintenanceServer<Maintenance<B>>,
     auth: AuthServer<Auth<B>>,
+    lock: LockServer<Lock<B>>,
+    election: ElectionServer<Election<B>>,
     health: HealthServer<Health<B>>,
     pool: PoolServer<Pool<B>>,
     /// `None` when it is switched off.
@@ -175,6 +186,8 @@ impl<B: Backend> Front<B> {
             cluster: ClusterServer::new(Cluster::new(shared())).max_decoding_message_size(limit),
             maintenance: MaintenanceServer::new(Maintenance::new(shared())).max_decoding_message_size(limit),
             auth: AuthServer::new(Auth::new(shared())).max_decoding_message_size(limit),
+            lock: LockServer::new(Lock::new(shared())).max_decoding_message_size(limit),
+            election: ElectionServer::new(Election::new(shared())).max_decoding_message_size(limit),
             health: HealthServer::new(Health::new(shared())).max_decoding_message_size(limit),
             pool: PoolServer::new(Pool::new(shared())).max_decoding_message_size(limit),
             gateway: with_gateway.then(|| Gateway::new(limit)),
@@ -239,6 +252,8 @@ impl<B: Backend> Front<B> {
             Service::Cluster => self.cluster.clone().call(request),
             Service::Maintenance => self.maintenance.clone().call(request),
             Service::Auth => self.auth.clone().call(request),
+            Service::Lock => self.lock.clone().call(request),
+            Service::Election => self.election.clone().call(request),
             Service::Health => self.health.clone().call(request),
             Service::Pool => self.pool.clone().call(request),
         }

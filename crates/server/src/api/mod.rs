@@ -5,7 +5,8 @@
 //! - `access`: which web pages of others may use the port.
 //! - `gateway`: the same calls as JSON over HTTP.
 //! - `membership`: how the pool's members are changed.
-//! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `health`, `pool`: the services; `http`: the pages.
+//! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`, `health`, `pool`: the services; `http`: the
+//!   pages. `session`: the queues of contenders behind locks and elections.
 //! - [`error`]: etcd's codes and texts, in one table. `context`: what all services share. `leader`: calls that
 //!   demand a leader.
 //!
@@ -18,6 +19,7 @@ mod auth;
 pub mod backend;
 mod cluster;
 mod context;
+mod election;
 pub mod error;
 mod front;
 mod gateway;
@@ -26,10 +28,12 @@ mod http;
 mod kv;
 mod leader;
 mod lease;
+mod lock;
 mod maintenance;
 mod membership;
 mod pool;
 pub mod server;
+mod session;
 mod socket;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,298 @@
+//! What locks and elections have in common: a queue of keys, one for each contender, bound to its lease. The key that
+//! was created first owns the queue.
+//!
+//! Everything is done through the services that clients use, in the name of the caller: what they check and count is
+//! checked and counted here too. Keys are those of etcd's own recipe, so contenders that use a client library's recipe
+//! and those that call the service queue up together.
+//!
+//! Invariants:
+//! - Whoever waits is told only of what a quorum has confirmed: after each wake-up the queue is read anew, linearizably.
+//! - A contender whose key is gone (its lease has ended) is told so, and never waits for others.
+//! - A contender that gives up waiting (its call is dropped) leaves the queue.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hadron_keyspace::{WatchOptions, WatchStream};
+use hadron_proto::etcdserverpb as pb;
+use hadron_proto::mvccpb::KeyValue;
+use pb::compare::{CompareResult, CompareTarget, TargetUnion};
+use pb::kv_server::Kv as _;
+use pb::lease_server::Lease as _;
+use pb::range_request::{SortOrder, SortTarget};
+use pb::request_op::Request as Operation;
+use pb::watch_create_request::FilterType;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use super::backend::Backend;
+use super::context::Context;
+use super::kv::Kv;
+use super::lease::Lease;
+
+/// What a contender without a lease gets, in seconds: etcd's.
+const LEASE_TTL: i64 = 60;
+
+/// A caller's way to the services of this node.
+pub(super) struct Session<B> {
+    context: Arc<Context<B>>,
+    metadata: MetadataMap,
+}
+
+impl<B> Clone for Session<B> {
+    fn clone(&self) -> Session<B> {
+        Session { context: Arc::clone(&self.context), metadata: self.metadata.clone() }
+    }
+}
+
+/// A contender's place in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Its key.
+    pub(super) key: Bytes,
+    /// The revision that created the key.
+    pub(super) revision: i64,
+}
+
+/// Why a contender does not own the queue.
+pub(super) enum Lost {
+    /// Its key is gone: the lease ended, or somebody deleted it.
+    Place,
+    /// Something failed; it left the queue if that was possible.
+    Call(Status),
+}
+
+impl From<Status> for Lost {
+    fn from(status: Status) -> Lost {
+        Lost::Call(status)
+    }
+}
+
+/// The keys of a queue begin so.
+fn prefix(name: &[u8]) -> Bytes {
+    [name, b"/"].concat().into()
+}
+
+/// The first key after those: the slash becomes the byte after it.
+fn end_of_prefix(name: &[u8]) -> Bytes {
+    [name, b"0"].concat().into()
+}
+
+/// The key of the contender with this lease.
+fn key_of(name: &[u8], lease: i64) -> Bytes {
+    [name, format!("/{lease:x}").as_bytes()].concat().into()
+}
+
+/// etcd's services of this kind are clients themselves, whose errors have lost their codes.
+pub(super) fn without_code(status: Status) -> Status {
+    Status::unknown(status.message())
+}
+
+impl<B: Backend> Session<B> {
+    /// In the name of whoever sent `metadata`.
+    pub(super) fn new(context: &Arc<Context<B>>, metadata: &MetadataMap) -> Session<B> {
+        Session { context: Arc::clone(context), metadata: metadata.clone() }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        Request::from_parts(self.metadata.clone(), Default::default(), message)
+    }
+
+    fn kv(&self) -> Kv<B> {
+        Kv::new(Arc::clone(&self.context))
+    }
+
+    pub(super) async fn range(&self, range: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
+        self.kv().range(self.request(range)).await.map(Response::into_inner)
+    }
+
+    pub(super) async fn txn(&self, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+        self.kv().txn(self.request(txn)).await.map(Response::into_inner)
+    }
+
+    pub(super) async fn delete(&self, key: Bytes) -> Result<pb::DeleteRangeResponse, Status> {
+        let delete = pb::DeleteRangeRequest { key, ..Default::default() };
+        self.kv().delete_range(self.request(delete)).await.map(Response::into_inner)
+    }
+
+    /// `lease`, or a new one for 0.
+    pub(super) async fn lease(&self, lease: i64) -> Result<i64, Status> {
+        if lease != 0 {
+            return Ok(lease);
+        }
+        let grant = pb::LeaseGrantRequest { ttl: LEASE_TTL, id: 0 };
+        let granted = Lease::new(Arc::clone(&self.context)).lease_grant(self.request(grant)).await?;
+        Ok(granted.into_inner().id)
+    }
+
+    /// The first key of the queue, with the header of the read.
+    pub(super) async fn owner(
+        &self,
+        name: &[u8],
+    ) -> Result<(Option<pb::ResponseHeader>, Option<KeyValue>), Status> {
+        let response = self.range(by_creation(name, SortOrder::Ascend, 0)).await?;
+        Ok((response.header, response.kvs.into_iter().next()))
+    }
+
+    /// Waits until `place` is the first in its queue. The header is that of the read which showed it.
+    pub(super) async fn wait_for_turn(
+        &self,
+        name: &[u8],
+        place: &Place,
+    ) -> Result<Option<pb::ResponseHeader>, Lost> {
+        loop {
+            let own = self.range(pb::RangeRequest { key: place.key.clone(), ..Default::default() }).await?;
+            if own.kvs.first().is_none_or(|found| found.create_revision != place.revision) {
+                return Err(Lost::Place);
+            }
+            // Only the one right before: when an owner goes, one contender wakes up, not all.
+            let before = self.range(by_creation(name, SortOrder::Descend, place.revision - 1)).await?;
+            let Some(before) = before.kvs.into_iter().next() else { return Ok(own.header) };
+            let since = own.header.unwrap_or_default().revision + 1;
+            self.wait_for_deletion(&[place.key.clone(), before.key], since).await?;
+        }
+    }
+
+    /// Waits until one of the keys is deleted at `since` or later, or until the watch ends for any reason: the caller looks
+    /// again in any case.
+    async fn wait_for_deletion(&self, keys: &[Bytes], since: i64) -> Result<(), Status> {
+        let deletion = |key: &Bytes| pb::WatchCreateRequest {
+            key: key.clone(),
+            start_revision: since,
+            filters: vec![FilterType::Noput as i32],
+            ..Default::default()
+        };
+        self.wait_for_event(keys.iter().map(deletion).collect()).await
+    }
+
+    /// Waits until something is in the queue that was put there at `since` or later, or until the watch ends.
+    pub(super) async fn wait_for_contender(&self, name: &[u8], since: i64) -> Result<(), Status> {
+        let watch = pb::WatchCreateRequest {
+            key: prefix(name),
+            range_end: end_of_prefix(name),
+            start_revision: since,
+            filters: vec![FilterType::Nodelete as i32],
+            ..Default::default()
+        };
+        self.wait_for_event(vec![watch]).await
+    }
+
+    async fn wait_for_event(&self, watches: Vec<pb::WatchCreateRequest>) -> Result<(), Status> {
+        let mut watches = self.watch(watches)?;
+        loop {
+            let response = self.next(&mut watches).await;
+            if response.canceled || !response.events.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Watches on this node's replica. The caller has read what it watches, and so may.
+    pub(super) fn watch(&self, requests: Vec<pb::WatchCreateRequest>) -> Result<WatchStream, Status> {
+        let mut watches = self.context.keyspace()?.watch_stream(WatchOptions::default());
+        requests.into_iter().for_each(|request| watches.create(request));
+        Ok(watches)
+    }
+
+    /// The next response of `watches`, with its header.
+    pub(super) async fn next(&self, watches: &mut WatchStream) -> pb::WatchResponse {
+        let mut response = poll_fn(|task| watches.poll_next(task)).await;
+        self.context.complete(&mut response.header, self.context.status().term);
+        response
+    }
+
+    /// Leaves the queue.
+    pub(super) async fn leave(&self, place: &Place) -> Result<pb::TxnResponse, Status> {
+        let delete = pb::DeleteRangeRequest { key: place.key.clone(), ..Default::default() };
+        self.txn(pb::TxnRequest {
+            compare: vec![created_at(&place.key, place.revision)],
+            success: vec![operation(Operation::RequestDeleteRange(delete))],
+            failure: Vec::new(),
+        })
+        .await
+    }
+}
+
+/// Leaves the queue when it is dropped: a caller that hung up must not get what it will not give back.
+pub(super) struct Candidacy<B: Backend> {
+    session: Session<B>,
+    /// `None` once the candidate owns the queue.
+    place: Option<Place>,
+}
+
+impl<B: Backend> Candidacy<B> {
+    /// The candidacy at `place`.
+    pub(super) fn new(session: &Session<B>, place: &Place) -> Candidacy<B> {
+        Candidacy { session: session.clone(), place: Some(place.clone()) }
+    }
+
+    /// The candidate stays where it is.
+    pub(super) fn succeed(mut self) {
+        self.place = None;
+    }
+}
+
+impl<B: Backend> Drop for Candidacy<B> {
+    fn drop(&mut self) {
+        // Without a runtime the node stops, and the lease ends the candidacy.
+        if let (Some(place), Ok(runtime)) = (self.place.take(), tokio::runtime::Handle::try_current()) {
+            let session = self.session.clone();
+            runtime.spawn(async move { session.leave(&place).await });
+        }
+    }
+}
+
+/// The key of the queue that was created first, or last before a revision (0 for no bound).
+fn by_creation(name: &[u8], order: SortOrder, max_create_revision: i64) -> pb::RangeRequest {
+    pb::RangeRequest {
+        key: prefix(name),
+        range_end: end_of_prefix(name),
+        limit: 1,
+        sort_order: order as i32,
+        sort_target: SortTarget::Create as i32,
+        max_create_revision,
+        ..Default::default()
+    }
+}
+
+/// The key was created at `revision` (0: does not exist).
+pub(super) fn created_at(key: &Bytes, revision: i64) -> pb::Compare {
+    pb::Compare {
+        result: CompareResult::Equal as i32,
+        target: CompareTarget::Create as i32,
+        key: key.clone(),
+        target_union: Some(TargetUnion::CreateRevision(revision)),
+        ..Default::default()
+    }
+}
+
+pub(super) fn operation(request: Operation) -> pb::RequestOp {
+    pb::RequestOp { request: Some(request) }
+}
+
+/// Enters the queue with `value`, unless the contender is in it already. Returns its place, the header, and what it said when
+/// it was in the queue already.
+pub(super) async fn enter<B: Backend>(
+    session: &Session<B>,
+    name: &[u8],
+    lease: i64,
+    value: Bytes,
+) -> Result<(Place, Option<pb::ResponseHeader>, Option<Bytes>), Status> {
+    let key = key_of(name, lease);
+    let put = pb::PutRequest { key: key.clone(), value, lease, ..Default::default() };
+    let get = pb::RangeRequest { key: key.clone(), ..Default::default() };
+    let txn = pb::TxnRequest {
+        compare: vec![created_at(&key, 0)],
+        success: vec![operation(Operation::RequestPut(put))],
+        failure: vec![operation(Operation::RequestRange(get))],
+    };
+    let response = session.txn(txn).await?;
+    let revision = response.header.unwrap_or_default().revision;
+    let there = response.responses.into_iter().find_map(|response| match response.response {
+        Some(pb::response_op::Response::ResponseRange(range)) => range.kvs.into_iter().next(),
+        _ => None,
+    });
+    let revision = there.as_ref().map_or(revision, |there| there.create_revision);
+    Ok((Place { key, revision }, response.header, there.map(|there| there.value)))
+}

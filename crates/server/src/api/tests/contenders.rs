@@ -1,0 +1,188 @@
+//! Locks and elections: who gets what, in which order, and who loses it.
+
+use bytes::Bytes;
+use electionpb::election_client::ElectionClient;
+use hadron_proto::etcdserverpb as pb;
+use hadron_proto::v3electionpb as electionpb;
+use hadron_proto::v3lockpb as lockpb;
+use lockpb::lock_client::LockClient;
+use pb::kv_client::KvClient;
+use pb::lease_client::LeaseClient;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use super::harness::Harness;
+
+async fn grant(channel: &Channel, id: i64) {
+    let request = pb::LeaseGrantRequest { ttl: 600, id };
+    LeaseClient::new(channel.clone()).lease_grant(request).await.unwrap();
+}
+
+async fn revoke(channel: &Channel, id: i64) {
+    LeaseClient::new(channel.clone()).lease_revoke(pb::LeaseRevokeRequest { id }).await.unwrap();
+}
+
+/// The keys of a queue, in the order of their creation.
+async fn queue(channel: &Channel, prefix: &'static str, end: &'static str) -> Vec<Bytes> {
+    let request = pb::RangeRequest {
+        key: prefix.into(),
+        range_end: end.into(),
+        sort_target: pb::range_request::SortTarget::Create as i32,
+        sort_order: pb::range_request::SortOrder::Ascend as i32,
+        ..Default::default()
+    };
+    let response = KvClient::new(channel.clone()).range(request).await.unwrap();
+    response.into_inner().kvs.into_iter().map(|kv| kv.key).collect()
+}
+
+/// Waits until there are so many contenders.
+async fn queue_of(channel: &Channel, prefix: &'static str, end: &'static str, count: usize) -> Vec<Bytes> {
+    loop {
+        let keys = queue(channel, prefix, end).await;
+        if keys.len() == count {
+            return keys;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn lock(channel: &Channel, lease: i64) -> tokio::task::JoinHandle<Result<lockpb::LockResponse, Status>> {
+    let mut client = LockClient::new(channel.clone());
+    let request = lockpb::LockRequest { name: "l".into(), lease };
+    tokio::spawn(async move { client.lock(request).await.map(tonic::Response::into_inner) })
+}
+
+fn revision(response: &lockpb::LockResponse) -> i64 {
+    response.header.unwrap().revision
+}
+
+#[test]
+fn a_lock_goes_from_one_to_the_next_in_the_order_of_asking_with_growing_revisions() {
+    Harness::start().run(async |channel| {
+        let mut waiting = Vec::new();
+        for lease in [30, 20, 10] {
+            grant(&channel, lease).await;
+            waiting.push(lock(&channel, lease));
+            queue_of(&channel, "l/", "l0", waiting.len()).await;
+        }
+        let mut fence = 0;
+        for (call, key) in waiting.into_iter().zip(["l/1e", "l/14", "l/a"]) {
+            let held = call.await.unwrap().unwrap();
+            assert_eq!(held.key, key);
+            assert!(revision(&held) > fence, "{held:?} after {fence}");
+            fence = revision(&held);
+            let unlock = lockpb::UnlockRequest { key: held.key };
+            LockClient::new(channel.clone()).unlock(unlock).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn who_holds_a_lock_gets_it_again_at_once() {
+    Harness::start().run(async |channel| {
+        grant(&channel, 1).await;
+        let first = lock(&channel, 1).await.unwrap().unwrap();
+        let again = lock(&channel, 1).await.unwrap().unwrap();
+        assert_eq!(first.key, again.key);
+        // Without a lease everybody is somebody else.
+        let mut anonymous = LockClient::new(channel.clone());
+        let request = |name: &'static str| lockpb::LockRequest { name: name.into(), lease: 0 };
+        let (one, two) =
+            (anonymous.lock(request("a")).await.unwrap(), anonymous.lock(request("b")).await.unwrap());
+        assert_ne!(one.into_inner().key.slice(2..), two.into_inner().key.slice(2..));
+    });
+}
+
+#[test]
+fn the_end_of_a_lease_ends_the_ownership_and_the_waiting() {
+    Harness::start().run(async |channel| {
+        for lease in [1, 2, 3] {
+            grant(&channel, lease).await;
+        }
+        lock(&channel, 1).await.unwrap().unwrap();
+        let second = lock(&channel, 2);
+        queue_of(&channel, "l/", "l0", 2).await;
+        let third = lock(&channel, 3);
+        queue_of(&channel, "l/", "l0", 3).await;
+        // etcd lets it wait for the owner all the same, and tells it then.
+        revoke(&channel, 2).await;
+        let error = second.await.unwrap().unwrap_err();
+        assert_eq!((error.code(), error.message()), (Code::Unknown, "mutex: session is expired"));
+        revoke(&channel, 1).await;
+        assert_eq!(third.await.unwrap().unwrap().key, "l/3");
+    });
+}
+
+#[test]
+fn a_caller_that_hangs_up_leaves_the_queue() {
+    Harness::start().run(async |channel| {
+        for lease in [1, 2] {
+            grant(&channel, lease).await;
+        }
+        lock(&channel, 1).await.unwrap().unwrap();
+        let waiting = lock(&channel, 2);
+        queue_of(&channel, "l/", "l0", 2).await;
+        waiting.abort();
+        assert_eq!(queue_of(&channel, "l/", "l0", 1).await, ["l/1"]);
+    });
+}
+
+#[test]
+fn refusals_are_those_of_etcd() {
+    Harness::start().run(async |channel| {
+        let error = lock(&channel, 77).await.unwrap().unwrap_err();
+        assert_eq!((error.code(), error.message()), (Code::Unknown, "etcdserver: requested lease not found"));
+        let unlock =
+            LockClient::new(channel.clone()).unlock(lockpb::UnlockRequest::default()).await.unwrap_err();
+        assert_eq!((unlock.code(), unlock.message()), (Code::Unknown, "etcdserver: key is not provided"));
+        let mut client = ElectionClient::new(channel);
+        let leader = client.leader(electionpb::LeaderRequest { name: "e".into() }).await.unwrap_err();
+        assert_eq!((leader.code(), leader.message()), (Code::Unknown, "election: no leader"));
+        let missing = "\"leader\" field must be provided";
+        assert_eq!(client.resign(electionpb::ResignRequest::default()).await.unwrap_err().message(), missing);
+        assert_eq!(
+            client.proclaim(electionpb::ProclaimRequest::default()).await.unwrap_err().message(),
+            missing
+        );
+        let nobody = electionpb::LeaderKey { name: "e".into(), key: "e/1".into(), rev: 2, lease: 1 };
+        let request = electionpb::ProclaimRequest { leader: Some(nobody.clone()), value: "v".into() };
+        assert_eq!(client.proclaim(request).await.unwrap_err().message(), "election: not leader");
+        // To resign from what one does not have is no error.
+        client.resign(electionpb::ResignRequest { leader: Some(nobody) }).await.unwrap();
+    });
+}
+
+async fn campaign(channel: Channel, lease: i64, value: &'static str) -> electionpb::LeaderKey {
+    let request = electionpb::CampaignRequest { name: "e".into(), lease, value: value.into() };
+    let response = ElectionClient::new(channel).campaign(request).await.unwrap();
+    response.into_inner().leader.unwrap()
+}
+
+#[test]
+fn observers_see_what_each_leader_says() {
+    Harness::start().run(async |channel| {
+        for lease in [1, 2] {
+            grant(&channel, lease).await;
+        }
+        let mut client = ElectionClient::new(channel.clone());
+        let name = || electionpb::LeaderRequest { name: "e".into() };
+        let mut seen = client.observe(name()).await.unwrap().into_inner();
+        let first = campaign(channel.clone(), 1, "one").await;
+        let said = |response: Option<electionpb::LeaderResponse>| response.unwrap().kv.unwrap();
+        assert_eq!(said(seen.message().await.unwrap()).value, "one");
+        let second = tokio::spawn(campaign(channel.clone(), 2, "two"));
+        queue_of(&channel, "e/", "e0", 2).await;
+        let proclaim = electionpb::ProclaimRequest { leader: Some(first.clone()), value: "one more".into() };
+        client.proclaim(proclaim).await.unwrap();
+        assert_eq!(said(seen.message().await.unwrap()).value, "one more");
+        let leader = client.leader(name()).await.unwrap().into_inner().kv.unwrap();
+        assert_eq!((leader.key, leader.create_revision), (first.key.clone(), first.rev));
+        client.resign(electionpb::ResignRequest { leader: Some(first.clone()) }).await.unwrap();
+        let second = second.await.unwrap();
+        assert!(second.rev > first.rev && second.lease == 2);
+        assert_eq!(said(seen.message().await.unwrap()).value, "two");
+        // A candidate that comes again says what it says now.
+        assert_eq!(campaign(channel.clone(), 2, "two more").await, second);
+        assert_eq!(said(seen.message().await.unwrap()).value, "two more");
+    });
+}

@@ -4,5 +4,6 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod driver;
+mod go_text;
 pub mod metrics;
 pub mod transport;

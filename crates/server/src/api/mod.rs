@@ -43,4 +43,4 @@ pub use access::Access;
 pub use backend::{Backend, GroupStatus, Identity, Unavailable, Written};
 pub use context::Limits;
 pub use membership::MembershipOptions;
-pub use server::{Listener, Server, ServerOptions, Traffic};
+pub use server::{Connections, Listener, Server, ServerOptions, Traffic};

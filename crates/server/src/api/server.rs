@@ -42,9 +42,6 @@ const STREAM_SEND_BUFFER_BYTES: usize = 256 * 1024;
 const LONG_READS_MAX: usize = 2;
 /// A client that gives many calls up at once (deadlines under load) is no attacker.
 const RESET_STREAMS_MAX: usize = 10_000;
-/// As in etcd (`--grpc-keepalive-interval` and `-timeout`): finds connections whose other end vanished.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long calls that are being answered may take when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
@@ -71,6 +68,30 @@ pub struct ServerOptions {
     pub gateway: bool,
     /// Which web pages may use the port.
     pub access: Access,
+    /// What connections may do, and when they are given up.
+    pub connections: Connections,
+}
+
+/// What a client's connection may do, and when it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// Most calls at a time.
+    pub streams_max: u32,
+    /// Time without traffic before the client is pinged, which finds connections whose other end vanished; `None` for never.
+    pub keepalive_interval: Option<Duration>,
+    /// Time to wait for the answer to a ping.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for Connections {
+    /// etcd's defaults.
+    fn default() -> Connections {
+        Connections {
+            streams_max: u32::MAX,
+            keepalive_interval: Some(Duration::from_secs(2 * 60 * 60)),
+            keepalive_timeout: Duration::from_secs(20),
+        }
+    }
 }
 
 /// What a listener serves.
@@ -113,6 +134,7 @@ impl Default for ServerOptions {
             watch_progress_interval: WATCH_PROGRESS_INTERVAL,
             gateway: true,
             access: Access::default(),
+            connections: Connections::default(),
         }
     }
 }
@@ -122,6 +144,7 @@ pub struct Server<B: Backend> {
     front: Arc<Front<B>>,
     metrics: Arc<Metrics>,
     threads: usize,
+    connections: Connections,
 }
 
 impl<B: Backend> Server<B> {
@@ -140,6 +163,7 @@ impl<B: Backend> Server<B> {
             front: Arc::new(Front::new(Arc::new(context), options.gateway, options.access)),
             metrics,
             threads,
+            connections: options.connections,
         }
     }
 
@@ -177,7 +201,11 @@ impl<B: Backend> Server<B> {
             .enable_all()
             .max_blocking_threads(LONG_READS_MAX)
             .build()?;
-        let worker = Worker { front: Arc::clone(&self.front), metrics: Arc::clone(&self.metrics) };
+        let worker = Worker {
+            front: Arc::clone(&self.front),
+            metrics: Arc::clone(&self.metrics),
+            connections: self.connections,
+        };
         thread::Builder::new().name(format!("front-{number}")).spawn(move || {
             runtime.block_on(worker.run(sockets));
             runtime.shutdown_timeout(STOP_GRACE);
@@ -219,11 +247,12 @@ async fn accept_one(listener: &TcpListener) -> StdTcpStream {
 struct Worker<B: Backend> {
     front: Arc<Front<B>>,
     metrics: Arc<Metrics>,
+    connections: Connections,
 }
 
 impl<B: Backend> Worker<B> {
     async fn run(self, mut sockets: mpsc::Receiver<Accepted>) {
-        let builder = connection_builder();
+        let builder = connection_builder(self.connections);
         let (stop, stopping) = watch::channel(());
         let mut connections = JoinSet::new();
         loop {
@@ -244,7 +273,7 @@ impl<B: Backend> Worker<B> {
     }
 }
 
-fn connection_builder() -> auto::Builder<TokioExecutor> {
+fn connection_builder(connections: Connections) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http2()
@@ -253,11 +282,11 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buf_size(STREAM_SEND_BUFFER_BYTES)
-        .max_concurrent_streams(u32::MAX)
+        .max_concurrent_streams(connections.streams_max)
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
         .max_local_error_reset_streams(RESET_STREAMS_MAX)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        .keep_alive_interval(connections.keepalive_interval)
+        .keep_alive_timeout(connections.keepalive_timeout);
     // What the end of a client's half means is decided in `socket`.
     builder.http1().timer(TokioTimer::new()).half_close(false).header_read_timeout(HTTP1_HEADER_TIMEOUT);
     builder

@@ -1,9 +1,13 @@
-//! Log lines on standard error: JSON objects as etcd writes them, or lines for people.
+//! Log lines: JSON objects as etcd writes them, or lines for people, on standard error, standard output or in files.
 //!
-//! An etcd log line has `level`, `ts`, `caller` and `msg` first and the event's own fields after them; tools that read
-//! etcd's logs find the same here.
+//! An etcd log line has `level`, `ts`, `caller` and `msg` first and the event's own fields after them, which have hyphens
+//! in their names; tools that read etcd's logs find the same here.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::{Map, Value};
@@ -15,18 +19,71 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::clock::utc;
-use crate::config::LogFormat;
+use crate::config::{Log, LogFormat, LogOutput};
+
+/// A file that log lines cannot be written to.
+#[derive(Debug, thiserror::Error)]
+#[error("--log-outputs: cannot write to {file}: {error}")]
+pub(super) struct CannotLog {
+    file: PathBuf,
+    error: io::Error,
+}
 
 /// Starts logging. Does nothing if the process logs already.
-pub(super) fn start(level: Level, format: LogFormat) {
-    let filter = EnvFilter::new(level.to_string().to_lowercase());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match format {
+///
+/// # Errors
+/// When a file cannot be opened.
+pub(super) fn start(log: &Log) -> Result<(), CannotLog> {
+    let outputs = Arc::new(log.outputs.iter().map(open).collect::<Result<Vec<_>, _>>()?);
+    let filter = EnvFilter::new(log.level.to_string().to_lowercase());
+    let writer = move || Lines(Arc::clone(&outputs));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let started = match log.format {
         LogFormat::Json => builder.event_format(EtcdJson).try_init(),
-        LogFormat::Console => builder.try_init(),
+        LogFormat::Console => builder.with_ansi(false).try_init(),
     };
     // Whoever came first keeps logging.
     drop(started);
+    Ok(())
+}
+
+/// An open [`LogOutput`].
+#[derive(Debug)]
+enum Output {
+    Stderr,
+    Stdout,
+    File(File),
+}
+
+fn open(output: &LogOutput) -> Result<Output, CannotLog> {
+    let path = match output {
+        LogOutput::Stderr => return Ok(Output::Stderr),
+        LogOutput::Stdout => return Ok(Output::Stdout),
+        LogOutput::File(path) => path,
+    };
+    // Whatever rotates the file from outside may move or truncate it: lines go to its end.
+    let file = File::options().create(true).append(true).open(path);
+    file.map(Output::File).map_err(|error| CannotLog { file: path.clone(), error })
+}
+
+/// Writes each line to all outputs, in one piece.
+struct Lines(Arc<Vec<Output>>);
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        for output in self.0.iter() {
+            match output {
+                Output::Stderr => io::stderr().write_all(line)?,
+                Output::Stdout => io::stdout().write_all(line)?,
+                Output::File(file) => (&*file).write_all(line)?,
+            }
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Formats events as etcd does.
@@ -82,7 +139,7 @@ impl Fields {
     fn put(&mut self, field: &Field, value: Value) {
         match (field.name(), value) {
             ("message", Value::String(text)) => self.message = text,
-            (name, value) => drop(self.others.insert(name.to_owned(), value)),
+            (name, value) => drop(self.others.insert(name.replace('_', "-"), value)),
         }
     }
 }

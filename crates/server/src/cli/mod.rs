@@ -6,10 +6,13 @@
 //! | `playground` | several nodes on this machine, to try things out | [`playground`] |
 //! | `ctl` | `etcdctl`: its arguments, output and exit codes | [`ctl`] |
 //! | `bench` | a load generator for any etcd endpoint | [`mod@bench`] |
+//! | `utl` | `etcdutl`, as far as it exists | [`utl`] |
 //! | `simulate` | clusters in a simulated world, from a seed | [`simulate`] |
 //!
-//! Run through a link named `etcdctl` or `etcd`, the binary behaves as `ctl` or `serve`. Exit codes: 0 for success, 1
-//! for failure, 2 for a command line that makes no sense; `ctl` has those of `etcdctl`.
+//! Run through a link named `etcd`, `etcdctl` or `etcdutl`, the binary behaves as that program. Exit codes: 0 for success,
+//! 1 for failure, 2 for a command line that makes no sense; `ctl` has those of `etcdctl`.
+//!
+//! The flags of `serve` are not clap's: they are read as Go reads them, see [`crate::config`].
 
 pub mod bench;
 mod clock;
@@ -18,34 +21,42 @@ mod logging;
 pub mod playground;
 pub mod serve;
 pub mod simulate;
+pub mod utl;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args as _, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::api::backend::ETCD_VERSION;
 
 /// Exit code of `etcdctl` for a command line that it cannot parse.
 const CTL_USAGE_EXIT: u8 = 1;
 
 /// A drop-in replacement for etcd: consistent, replicated key-value storage.
 #[derive(Debug, Parser)]
-#[command(name = "hadron", version, args_conflicts_with_subcommands = true)]
+#[command(name = "hadron", version)]
 struct CommandLine {
     #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    serve: crate::config::Options,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run one node (what happens without a subcommand)
-    Serve(Box<crate::config::Options>),
+    /// Run one node (what happens without a subcommand): see `hadron serve --help`
+    #[command(disable_help_flag = true)]
+    Serve {
+        /// etcd's flags
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<OsString>,
+    },
     /// Run a cluster on this machine, to try things out
     Playground(playground::Options),
     /// Talk to a cluster: everything `etcdctl` does so far, with its output
     Ctl(ctl::Options),
+    /// Work on files of data: everything `etcdutl` does so far
+    Utl(utl::Options),
     /// Measure throughput and latency of a cluster
     Bench(bench::Options),
     /// Run clusters in a simulated world, with faults, and check what they promise
@@ -54,27 +65,79 @@ enum Command {
 
 /// Parses the command line, runs what it asks for and says how the process should exit.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments = with_subcommand_of_link(arguments.into_iter().collect());
-    let is_ctl = arguments.get(1).is_some_and(|first| first == "ctl");
-    let parsed = switches_with_values(CommandLine::command())
-        .try_get_matches_from(&arguments)
-        .and_then(|matches| CommandLine::from_arg_matches(&matches));
-    let line = match parsed {
-        Ok(line) => line,
-        Err(error) => {
-            // A closed pipe while help is printed is nobody's problem.
-            let _ = error.print();
-            return ExitCode::from(usage_exit(&error, is_ctl));
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let program = arguments.first().and_then(|path| Path::new(path).file_stem()).and_then(OsStr::to_str);
+    match program {
+        Some("etcd") => run_etcd(arguments),
+        Some("etcdctl") => {
+            let command = ctl::Options::augment_args(clap::Command::new("etcdctl")).version(ETCD_VERSION);
+            let about = "A client for etcd and for Hadron, with etcdctl's commands";
+            match parse::<ctl::Options>(command.about(about), &arguments) {
+                Ok(options) => ctl::run(options, &arguments),
+                Err(error) => refuse(&error, true),
+            }
         }
+        Some("etcdutl") => {
+            let command = utl::Options::augment_args(clap::Command::new("etcdutl")).version(ETCD_VERSION);
+            match parse::<utl::Options>(command.about("Work on files of data, as etcdutl does"), &arguments) {
+                Ok(options) => utl::run(options),
+                Err(error) => refuse(&error, true),
+            }
+        }
+        _ => run_hadron(arguments),
+    }
+}
+
+/// What a link named `etcd` does.
+fn run_etcd(arguments: Vec<OsString>) -> ExitCode {
+    if let Some(proxy @ ("gateway" | "grpc-proxy")) = arguments.get(1).and_then(|first| first.to_str()) {
+        eprintln!(
+            "error: `etcd {proxy}` is not built yet: let clients connect to the nodes, each of which serves everything"
+        );
+        return ExitCode::FAILURE;
+    }
+    serve::run(serve::Name::Etcd, arguments.into_iter().skip(1))
+}
+
+fn run_hadron(arguments: Vec<OsString>) -> ExitCode {
+    if let Some(own) = own_of_serve(&arguments) {
+        return serve::run(serve::Name::Hadron, arguments.into_iter().skip(own));
+    }
+    let line = match parse::<CommandLine>(CommandLine::command(), &arguments) {
+        Ok(line) => line,
+        Err(error) => return refuse(&error, arguments.get(1).is_some_and(|first| first == "ctl")),
     };
     match line.command {
-        None => serve::run(line.serve),
-        Some(Command::Serve(options)) => serve::run(*options),
-        Some(Command::Playground(options)) => playground::run(options),
-        Some(Command::Ctl(options)) => ctl::run(options, &arguments),
-        Some(Command::Bench(options)) => bench::run(options),
-        Some(Command::Simulate(options)) => simulate::run(&options),
+        Command::Serve { flags } => serve::run(serve::Name::Hadron, flags),
+        Command::Playground(options) => playground::run(options),
+        Command::Ctl(options) => ctl::run(options, &arguments),
+        Command::Utl(options) => utl::run(options),
+        Command::Bench(options) => bench::run(options),
+        Command::Simulate(options) => simulate::run(&options),
     }
+}
+
+/// How many arguments come before the flags of `serve`; `None` for another subcommand.
+fn own_of_serve(arguments: &[OsString]) -> Option<usize> {
+    match arguments.get(1).map(|first| first.as_encoded_bytes()) {
+        None => Some(1),
+        Some(b"serve") => Some(2),
+        Some(b"-h" | b"--help" | b"-V" | b"--version") => None,
+        Some(flag) if flag.starts_with(b"-") => Some(1),
+        Some(_) => None,
+    }
+}
+
+fn parse<T: FromArgMatches>(command: clap::Command, arguments: &[OsString]) -> Result<T, clap::Error> {
+    let matches = switches_with_values(command).try_get_matches_from(arguments)?;
+    T::from_arg_matches(&matches)
+}
+
+/// Says why a command line was not run, or shows the help that it asked for.
+fn refuse(error: &clap::Error, is_ctl: bool) -> ExitCode {
+    // A closed pipe while help is printed is nobody's problem.
+    let _ = error.print();
+    ExitCode::from(usage_exit(error, is_ctl))
 }
 
 /// The exit code for a command line that was not run.
@@ -87,17 +150,6 @@ fn usage_exit(error: &clap::Error, is_ctl: bool) -> u8 {
         (true, true) => CTL_USAGE_EXIT,
         (true, false) => 2,
     }
-}
-
-/// Inserts the subcommand that the name of a link stands for.
-fn with_subcommand_of_link(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let program = arguments.first().map(|path| Path::new(path).file_stem().unwrap_or_default().to_owned());
-    match program.as_deref().and_then(|name| name.to_str()) {
-        Some("etcdctl") => arguments.insert(1, "ctl".into()),
-        Some("etcd") => arguments.insert(1, "serve".into()),
-        _ => {}
-    }
-    arguments
 }
 
 /// `host:port` of an endpoint that may have a scheme in front: what clients connect to.
@@ -135,37 +187,35 @@ mod tests {
 
     use super::*;
 
-    fn parse(line: &[&str]) -> CommandLine {
-        let matches = switches_with_values(CommandLine::command()).try_get_matches_from(line).unwrap();
-        CommandLine::from_arg_matches(&matches).unwrap()
-    }
-
     #[test]
-    fn the_definition_is_consistent() {
+    fn the_definitions_are_consistent() {
         switches_with_values(CommandLine::command()).debug_assert();
+        switches_with_values(ctl::Options::augment_args(clap::Command::new("etcdctl"))).debug_assert();
+        switches_with_values(utl::Options::augment_args(clap::Command::new("etcdutl"))).debug_assert();
     }
 
     #[test]
-    fn without_a_subcommand_it_serves() {
-        let line = parse(&["hadron", "--name", "a", "--stop-on-stdin-close"]);
-        assert!(line.command.is_none());
-        assert_eq!(line.serve.name, "a");
-        assert!(line.serve.stop_on_stdin_close);
-        assert!(matches!(parse(&["hadron", "serve", "--name=b"]).command, Some(Command::Serve(_))));
-    }
-
-    #[test]
-    fn links_stand_for_subcommands() {
-        let arguments = |name: &str| with_subcommand_of_link(vec![name.into(), "get".into()]);
-        assert_eq!(arguments("/usr/bin/etcdctl"), ["/usr/bin/etcdctl", "ctl", "get"]);
-        assert_eq!(arguments("etcd"), ["etcd", "serve", "get"]);
-        assert_eq!(arguments("hadron"), ["hadron", "get"]);
+    fn flags_without_a_subcommand_are_those_of_serve() {
+        let own = |line: &[&str]| own_of_serve(&line.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(own(&["hadron"]), Some(1));
+        assert_eq!(own(&["hadron", "--name=a"]), Some(1));
+        assert_eq!(own(&["hadron", "serve", "--name=a"]), Some(2));
+        assert_eq!(own(&["hadron", "--help"]), None);
+        assert_eq!(own(&["hadron", "ctl", "get"]), None);
     }
 
     #[test]
     fn switches_take_values_after_an_equals_sign() {
-        assert!(!parse(&["hadron", "--stop-on-stdin-close=false"]).serve.stop_on_stdin_close);
-        assert!(parse(&["hadron", "--stop-on-stdin-close=true"]).serve.stop_on_stdin_close);
+        for (line, is_on) in [("--on=false", false), ("--on=true", true), ("--on", true)] {
+            let command = clap::Command::new("x").arg(
+                clap::Arg::new("on")
+                    .long("on")
+                    .action(clap::ArgAction::SetTrue)
+                    .value_parser(clap::value_parser!(bool)),
+            );
+            let matches = switches_with_values(command).try_get_matches_from(["x", line]).unwrap();
+            assert_eq!(matches.get_one::<bool>("on"), Some(&is_on), "{line}");
+        }
     }
 
     #[test]

@@ -1,23 +1,47 @@
-//! `hadron serve`: one node.
+//! `hadron serve`, and `etcd`: one node.
 //!
-//! Parses nothing itself: it checks the configuration, sets logging up and hands over to the driver.
+//! Reads settings and configuration, sets logging up and hands over to the driver.
 
-use std::io::Read as _;
+use std::ffi::OsString;
+use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
 use super::logging;
-use crate::config::{Config, ConfigError, Options};
+use crate::api::backend::ETCD_VERSION;
+use crate::config::{Asked, Config, Settings, flags};
 use crate::driver::RunError;
 
-/// Runs a node until it is told to stop by SIGTERM or SIGINT.
-pub fn run(options: Options) -> ExitCode {
-    let stop_on_stdin_close = options.stop_on_stdin_close;
-    let config = match Config::from_options(options) {
+/// As whom the node is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Name {
+    /// `hadron serve`.
+    Hadron,
+    /// A link named `etcd`.
+    Etcd,
+}
+
+/// Runs a node until it is told to stop by SIGTERM or SIGINT. `arguments` are its flags.
+pub fn run(name: Name, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let settings = match Settings::read(arguments, std::env::vars_os()) {
+        Ok(Asked::Serve(settings)) => settings,
+        Ok(Asked::Help) => return print(&flags::help()),
+        Ok(Asked::Version) => return print(&version()),
+        Err(error) => return refuse(&error),
+    };
+    // Scripts look for etcd's data under etcd's name.
+    let suffix = match name {
+        Name::Hadron => "hadron",
+        Name::Etcd => "etcd",
+    };
+    let config = match Config::from_settings(&settings, suffix) {
         Ok(config) => config,
         Err(error) => return refuse(&error),
     };
-    logging::start(config.log_level, config.log_format);
-    if stop_on_stdin_close {
+    if let Err(error) = logging::start(&config.log) {
+        return refuse(&error);
+    }
+    settings.notes().iter().for_each(|note| note.tell());
+    if config.stop_on_stdin_close {
         std::thread::spawn(stop_when_stdin_closes);
     }
     match crate::driver::run(config) {
@@ -35,8 +59,28 @@ pub fn run(options: Options) -> ExitCode {
     }
 }
 
+/// What `etcd --version` prints: tools read the first line.
+fn version() -> String {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!(
+        "etcd Version: {ETCD_VERSION}\nGit SHA: none\nGo Version: none\nGo OS/Arch: {}/{architecture}\nHadron Version: {}\n",
+        std::env::consts::OS,
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn print(text: &str) -> ExitCode {
+    // A closed pipe is nobody's problem.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
 /// Flags that cannot be used: a mistake of the command line, whenever it is noticed.
-fn refuse(error: &ConfigError) -> ExitCode {
+fn refuse(error: &dyn std::error::Error) -> ExitCode {
     eprintln!("error: {error}");
     ExitCode::from(2)
 }

@@ -22,6 +22,7 @@ mod flush;
 mod handle;
 mod join;
 mod log;
+mod notify;
 mod observe;
 mod peers;
 mod pool_file;

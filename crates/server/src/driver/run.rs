@@ -1,5 +1,6 @@
 //! `hadron serve`: one node as a process, from its start to its signal.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::runtime;
@@ -8,9 +9,13 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::error::RunError;
+use super::notify;
 use super::start::{REQUEST_TIMEOUT, Running, bind};
-use crate::api::{Backend as _, Limits, Listener, MembershipOptions, Server, ServerOptions, Traffic};
-use crate::config::Config;
+use crate::api::backend::ETCD_VERSION;
+use crate::api::{
+    Backend as _, Connections, Limits, Listener, MembershipOptions, Server, ServerOptions, Traffic,
+};
+use crate::config::{Addresses, Config};
 use crate::metrics::Metrics;
 
 /// Runs a node until SIGTERM or SIGINT, then stops it in good order: leadership handed over, log sealed.
@@ -25,25 +30,29 @@ pub fn run(config: Config) -> Result<(), RunError> {
 async fn serve(config: Config) -> Result<(), RunError> {
     // Before anything else, so that a signal during recovery is not lost.
     let mut signals = Signals::listen()?;
-    let client_listeners = client_listeners(&config)?;
-    let peer_listeners = bind(&config.listen_peer, "listen-peer-urls")?;
+    let client_listeners = client_listeners(&config.addresses)?;
+    let peer_listeners = bind(&config.addresses.peers, "listen-peer-urls", config.addresses.reuse_port)?;
     let metrics = Arc::new(Metrics::default());
     let node = Running::start(&config, peer_listeners, metrics.clone())?;
     let identity = node.handle().identity().clone();
     info!(
+        etcd_version = ETCD_VERSION,
+        hadron_version = env!("CARGO_PKG_VERSION"),
         name = %identity.name,
-        node = %format_args!("{:x}", identity.member_id.0),
-        cluster = %format_args!("{:x}", identity.cluster_id),
+        local_member_id = %format_args!("{:x}", identity.member_id.0),
+        cluster_id = %format_args!("{:x}", identity.cluster_id),
         data_dir = %config.data_dir.display(),
+        wal_dir = %config.wal_dir.display(),
         "started"
     );
+    let served = client_listeners.iter().map(served_at).collect::<Result<Vec<_>, _>>()?;
     let server = Server::new(node.handle(), metrics, server_options(&config));
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server.serve(client_listeners, async {
         let _ = stopped.await;
     }));
     // Fail-stop: after a fault no goodbye that would need what failed.
-    until_stopped(&node, &mut signals, &config).await?;
+    until_stopped(&node, &mut signals, &served, &config).await?;
     node.hand_over().await;
     drop(stop);
     if let Ok(Err(error)) = serving.await {
@@ -54,22 +63,52 @@ async fn serve(config: Config) -> Result<(), RunError> {
     Ok(())
 }
 
-fn client_listeners(config: &Config) -> Result<Vec<Listener>, RunError> {
-    let sockets = bind(&config.listen_client, "listen-client-urls")?;
-    Ok(sockets.into_iter().map(|socket| Listener { socket, traffic: Traffic::Everything }).collect())
+fn client_listeners(addresses: &Addresses) -> Result<Vec<Listener>, RunError> {
+    let grpc = if addresses.clients_http.is_empty() { Traffic::Everything } else { Traffic::Grpc };
+    let wanted = [
+        (&addresses.clients, "listen-client-urls", grpc),
+        (&addresses.clients_http, "listen-client-http-urls", Traffic::Http),
+        (&addresses.metrics, "listen-metrics-urls", Traffic::Metrics),
+    ];
+    let mut listeners = Vec::new();
+    for (addresses_of_one, flag, traffic) in wanted {
+        let sockets = bind(addresses_of_one, flag, addresses.reuse_port)?;
+        listeners.extend(sockets.into_iter().map(|socket| Listener { socket, traffic }));
+    }
+    Ok(listeners)
 }
 
-async fn until_stopped(node: &Running, signals: &mut Signals, config: &Config) -> Result<(), RunError> {
+/// What is served where, in etcd's words.
+fn served_at(listener: &Listener) -> Result<(&'static str, SocketAddr), RunError> {
+    let traffic = match listener.traffic {
+        Traffic::Everything => "grpc+http",
+        Traffic::Grpc => "grpc",
+        Traffic::Http => "http",
+        Traffic::Metrics => "metrics",
+    };
+    Ok((traffic, listener.socket.local_addr().map_err(RunError::Threads)?))
+}
+
+async fn until_stopped(
+    node: &Running,
+    signals: &mut Signals,
+    served: &[(&'static str, SocketAddr)],
+    config: &Config,
+) -> Result<(), RunError> {
     let announce = async {
         node.ready().await;
-        let urls: Vec<String> = config.advertise_client_urls.iter().map(ToString::to_string).collect();
-        info!(urls = urls.join(","), "ready to serve client requests");
+        let urls = config.addresses.advertise_client_urls.iter().map(ToString::to_string);
+        info!(urls = urls.collect::<Vec<_>>().join(","), "ready to serve client requests");
+        for (traffic, address) in served {
+            info!(traffic, %address, "serving client traffic insecurely; this is strongly discouraged!");
+        }
+        notify::ready();
         std::future::pending::<()>().await;
     };
     tokio::select! {
         () = announce => Ok(()),
         name = signals.next() => {
-            info!(signal = name, "stopping");
+            info!(signal = name, "received signal; shutting down");
             Ok(())
         }
         error = node.failed() => Err(error),
@@ -80,14 +119,34 @@ fn server_options(config: &Config) -> ServerOptions {
     let defaults = ServerOptions::default();
     // As in etcd: a lease must outlive an election, so it gets at least one and a half election timeouts, in whole seconds.
     let lease_ttl_min = (config.election_timeout.as_millis() * 3).div_ceil(2_000) as i64;
-    let limits =
-        Limits { request_bytes: config.max_request_bytes, txn_operations: config.max_txn_ops, lease_ttl_min };
-    let timeout = REQUEST_TIMEOUT + 2 * config.election_timeout;
-    let membership = MembershipOptions { timeout, ..MembershipOptions::default() };
-    ServerOptions { limits, membership, ..defaults }
+    let clients = &config.clients;
+    let limits = Limits {
+        request_bytes: clients.request_bytes_max,
+        txn_operations: clients.txn_operations_max,
+        lease_ttl_min,
+    };
+    let membership = MembershipOptions {
+        is_strict: config.membership.is_strict,
+        learners_max: config.membership.learners_max,
+        timeout: REQUEST_TIMEOUT + 2 * config.election_timeout,
+    };
+    let connections = Connections {
+        streams_max: clients.streams_max,
+        keepalive_interval: clients.keepalive_interval,
+        keepalive_timeout: clients.keepalive_timeout,
+    };
+    ServerOptions {
+        limits,
+        membership,
+        watch_progress_interval: clients.watch_progress_interval,
+        gateway: clients.gateway,
+        access: clients.access.clone(),
+        connections,
+        ..defaults
+    }
 }
 
-/// The signals that end the process in good order.
+/// The signals that end the process in good order, by the names that Go gives them.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
@@ -103,8 +162,8 @@ impl Signals {
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "terminated",
+            _ = self.interrupt.recv() => "interrupt",
         }
     }
 }

@@ -83,6 +83,8 @@ pub(super) struct Outlets {
 
 /// What a loop is made of.
 pub(super) struct Setup {
+    /// Whose loop it is.
+    pub(super) id: NodeId,
     /// The node, not started.
     pub(super) node: Node,
     /// The process's clock.
@@ -124,8 +126,9 @@ pub(super) struct Shard {
 impl Shard {
     /// A loop that is not running yet.
     pub(super) fn new(setup: Setup) -> Shard {
-        let Setup { node, clock, inputs, outlets, request_timeout, election_timeout, metrics, ready } = setup;
-        let default_group = DefaultGroup::new(node.board().group(DEFAULT_GROUP), metrics, ready);
+        let Setup { id, node, clock, inputs, outlets, request_timeout, election_timeout, metrics, ready } =
+            setup;
+        let default_group = DefaultGroup::new(id, node.board().group(DEFAULT_GROUP), metrics, ready);
         Shard {
             node,
             clock,
@@ -284,9 +287,27 @@ impl Shard {
     }
 }
 
+/// A change of leader in the words that etcd's Raft has for it, since tools look for them.
+fn tell_leader(node: NodeId, before: Option<NodeId>, leader: Option<NodeId>, term: u64) {
+    let node = node.0;
+    match (before.map(|node| node.0), leader.map(|node| node.0)) {
+        (Some(before), None) => warn!("raft.node: {node:x} lost leader {before:x} at term {term}"),
+        (Some(before), Some(leader)) => {
+            info!("raft.node: {node:x} changed leader from {before:x} to {leader:x} at term {term}");
+        }
+        (None, Some(leader)) => info!("raft.node: {node:x} elected leader {leader:x} at term {term}"),
+        (None, None) => {}
+    }
+    if leader.is_some_and(|leader| leader.0 == node) {
+        info!("{node:x} became leader at term {term}");
+    }
+}
+
 /// Notices who leads the group `default`, for the log and for those who wait until the node is of use, and how long its
 /// entries take.
 struct DefaultGroup {
+    /// This node.
+    node: NodeId,
     group: Option<Arc<GroupBoard>>,
     leader: Option<NodeId>,
     /// The applied index after the last turn.
@@ -297,12 +318,13 @@ struct DefaultGroup {
 
 impl DefaultGroup {
     fn new(
+        node: NodeId,
         group: Option<Arc<GroupBoard>>,
         metrics: Arc<Metrics>,
         ready: watch::Sender<bool>,
     ) -> DefaultGroup {
         let applied = group.as_ref().map_or(0, |group| group.applied());
-        DefaultGroup { group, leader: None, applied, metrics, ready }
+        DefaultGroup { node, group, leader: None, applied, metrics, ready }
     }
 
     fn count_turn(&mut self, took: Duration) {
@@ -320,15 +342,11 @@ impl DefaultGroup {
         if leader == self.leader {
             return;
         }
-        self.leader = leader;
-        let term = group.term().0;
-        match leader {
-            Some(node) => {
-                info!(leader = %format_args!("{:x}", node.0), term, "elected leader");
-                self.metrics.leader_changes_seen.inc();
-                self.ready.send_replace(true);
-            }
-            None => warn!(term, "no leader"),
+        let before = std::mem::replace(&mut self.leader, leader);
+        tell_leader(self.node, before, leader, group.term().0);
+        if leader.is_some() {
+            self.metrics.leader_changes_seen.inc();
+            self.ready.send_replace(true);
         }
     }
 }

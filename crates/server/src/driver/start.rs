@@ -1,6 +1,7 @@
 //! From a configuration to a running node, and back to a directory at rest.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -15,6 +16,7 @@ use hadron_node::{
 use hadron_storage::disk::{Disk, RealDisk};
 use hadron_storage::engine::{Engine, FjallEngine, FjallOptions};
 use hadron_storage::wal::{Options as WalOptions, Recovered, Wal};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -38,6 +40,8 @@ use crate::transport::{self, Inbound, MembersAnswer, Peer, Refusal, Setup, Trans
 
 /// etcd's time-out of a request, to which two election timeouts are added.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that the kernel holds until they are accepted; it may allow fewer.
+const ACCEPT_BACKLOG: i32 = 1024;
 /// How long the tasks of the peers' runtime may take to end.
 const PEERS_GRACE: Duration = Duration::from_secs(1);
 /// How often a handing over is looked at.
@@ -111,6 +115,7 @@ impl Running {
         };
         let (ready_sender, ready) = watch::channel(false);
         let shard = Shard::new(ShardSetup {
+            id: home.node(),
             node,
             clock,
             inputs: shard_inputs,
@@ -225,7 +230,7 @@ impl Stored {
 }
 
 fn node_config(config: &Config, home: &Home) -> NodeConfig {
-    let urls = config.advertise_client_urls.iter().map(ToString::to_string);
+    let urls = config.addresses.advertise_client_urls.iter().map(ToString::to_string);
     let stored = home.pool.members.iter().find(|member| member.node() == home.node());
     let own = Member {
         id: home.node().0,
@@ -367,9 +372,23 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 }
 
 /// Listens on every address.
-pub(super) fn bind(addresses: &[SocketAddr], flag: &'static str) -> Result<Vec<TcpListener>, RunError> {
+pub(super) fn bind(
+    addresses: &[SocketAddr],
+    flag: &'static str,
+    reuse_port: bool,
+) -> Result<Vec<TcpListener>, RunError> {
     let bind = |address: &SocketAddr| {
-        TcpListener::bind(address).map_err(|error| RunError::Listen { address: *address, flag, error })
+        bind_one(*address, reuse_port).map_err(|error| RunError::Listen { address: *address, flag, error })
     };
     addresses.iter().map(bind).collect()
+}
+
+fn bind_one(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the last connections of the run before.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    socket.bind(&address.into())?;
+    socket.listen(ACCEPT_BACKLOG)?;
+    Ok(socket.into())
 }

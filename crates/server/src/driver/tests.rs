@@ -1,11 +1,11 @@
 //! Whole nodes in this process: real files, real sockets, asked through their handles.
 #![allow(clippy::unwrap_used)]
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -17,32 +17,27 @@ use tempfile::TempDir;
 use super::start::bind;
 use super::{Handle, RunError, Running};
 use crate::api::{Backend, Unavailable};
-use crate::config::{Config, Initial, LogFormat};
+use crate::config::{Addresses, Asked, Config, Initial, Settings};
 use crate::metrics::Metrics;
 
 /// A cluster of one node with quick timings.
 pub(super) fn config(name: &str, data_dir: impl Into<PathBuf>) -> Config {
     let data_dir = data_dir.into();
-    Config {
-        name: name.into(),
-        wal_dir: data_dir.join("wal"),
-        data_dir,
-        listen_client: Vec::new(),
-        advertise_client_urls: vec!["http://127.0.0.1:2".parse().unwrap()],
-        listen_peer: Vec::new(),
-        initial: Initial {
-            cluster: Some(format!("{name}=http://127.0.0.1:1")),
-            advertise_peer_url: "http://127.0.0.1:1".parse().ok(),
-            token: Some("test".into()),
-            is_existing: false,
-        },
-        heartbeat_interval: Duration::from_millis(50),
-        election_timeout: Duration::from_millis(500),
-        max_request_bytes: 1 << 20,
-        max_txn_ops: 128,
-        log_level: tracing::Level::INFO,
-        log_format: LogFormat::Console,
-    }
+    let flags = [
+        "--advertise-client-urls=http://127.0.0.1:2",
+        "--initial-advertise-peer-urls=http://127.0.0.1:1",
+        "--initial-cluster-token=test",
+        "--heartbeat-interval=50",
+        "--election-timeout=500",
+    ];
+    let own = [
+        format!("--name={name}"),
+        format!("--data-dir={}", data_dir.display()),
+        format!("--initial-cluster={name}=http://127.0.0.1:1"),
+    ];
+    let line = flags.iter().map(ToString::to_string).chain(own).map(OsString::from);
+    let Asked::Serve(settings) = Settings::read(line, []).unwrap() else { unreachable!() };
+    Config::from_settings(&settings, "hadron").unwrap()
 }
 
 fn start(config: &Config, listeners: Vec<TcpListener>) -> Result<Running, RunError> {
@@ -60,7 +55,7 @@ impl Cluster {
     fn new(count: usize) -> Cluster {
         let directory = tempfile::tempdir().unwrap();
         let free: Vec<SocketAddr> = vec!["127.0.0.1:0".parse().unwrap(); count];
-        let listeners = bind(&free, "listen-peer-urls").unwrap();
+        let listeners = bind(&free, "listen-peer-urls", false).unwrap();
         let addresses: Vec<SocketAddr> =
             listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
         let entries: Vec<String> =
@@ -73,7 +68,8 @@ impl Cluster {
                 advertise_peer_url: format!("http://{address}").parse().ok(),
                 ..alone.initial
             };
-            Config { listen_peer: vec![*address], initial, ..alone }
+            let addresses = Addresses { peers: vec![*address], ..alone.addresses };
+            Config { addresses, initial, ..alone }
         };
         let configs: Vec<Config> = addresses.iter().enumerate().map(config).collect();
         // At once, since each asks the others before it starts.
@@ -106,7 +102,7 @@ impl Cluster {
 
     fn restart(&mut self, number: usize) {
         let config = &self.configs[number];
-        let listeners = bind(&config.listen_peer, "listen-peer-urls").unwrap();
+        let listeners = bind(&config.addresses.peers, "listen-peer-urls", false).unwrap();
         self.nodes[number] = Some(start(config, listeners).unwrap());
     }
 
@@ -223,7 +219,7 @@ async fn a_node_that_was_away_too_long_catches_up_by_snapshot() {
     let config = cluster.configs[away].clone();
     let mut number = 0_u32;
     loop {
-        let listeners = bind(&config.listen_peer, "listen-peer-urls").unwrap();
+        let listeners = bind(&config.addresses.peers, "listen-peer-urls", false).unwrap();
         let node = Running::start(&config, listeners, metrics.clone()).unwrap();
         node.ready().await;
         let handle = node.handle();
@@ -292,9 +288,9 @@ async fn a_directory_in_use_and_an_address_in_use_are_clear_errors() {
     assert!(error.contains("is in use by another process"), "{error}");
     node.stop().await;
 
-    let taken = bind(&["127.0.0.1:0".parse().unwrap()], "listen-peer-urls").unwrap();
+    let taken = bind(&["127.0.0.1:0".parse().unwrap()], "listen-peer-urls", false).unwrap();
     let address = taken[0].local_addr().unwrap();
-    let error = bind(&[address], "listen-peer-urls").unwrap_err().to_string();
+    let error = bind(&[address], "listen-peer-urls", false).unwrap_err().to_string();
     assert!(error.starts_with(&format!("cannot listen on {address} (--listen-peer-urls)")), "{error}");
 }
 

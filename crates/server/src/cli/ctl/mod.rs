@@ -8,7 +8,7 @@ mod client;
 pub(super) mod election;
 mod endpoint;
 mod failure;
-mod go_text;
+
 mod kv;
 mod lease;
 mod member;
@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
+use crate::go_text;
 use client::Client;
 use failure::Failure;
 use print::{Format, Printer, Style};

@@ -294,16 +294,13 @@ mod tests {
 
     #[test]
     fn the_arguments_are_a_valid_configuration() {
-        use clap::Parser as _;
+        use crate::config::{Asked, Config, Settings};
 
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            options: crate::config::Options,
-        }
         let plan = Plan::new(2, 4000).unwrap();
         let line = arguments(&plan.members[1], &plan.initial_cluster(), Path::new("/data"));
-        let config = crate::config::Config::from_options(Line::parse_from(line).options).unwrap();
+        let flags = line.iter().skip(1).map(std::ffi::OsString::from);
+        let Asked::Serve(settings) = Settings::read(flags, []).unwrap() else { unreachable!() };
+        let config = Config::from_settings(&settings, "hadron").unwrap();
         assert_eq!(config.data_dir, Path::new("/data/node2"));
         assert_eq!(config.initial.members("node2").unwrap().len(), 2);
     }

@@ -1,0 +1,132 @@
+//! Why a configuration is refused.
+
+use super::url::{Url, UrlError};
+use super::{ELECTION_TIMEOUT_MS_MAX, HEARTBEATS_PER_ELECTION_MIN};
+
+/// Why a configuration was refused. The texts name the flags, because that is what the user can change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// `--name` is empty or would not survive `--initial-cluster`.
+    #[error("--name must not be empty or contain ',' or '=', got {0:?}")]
+    Name(String),
+    /// A flag holds a text that is no URL.
+    #[error("--{flag}: bad URL {url:?}: {error}")]
+    BadUrl {
+        /// The flag, without dashes.
+        flag: &'static str,
+        /// As given.
+        url: String,
+        /// What is wrong with it.
+        error: UrlError,
+    },
+    /// A flag that needs a URL holds none.
+    #[error("--{0} must name at least one URL")]
+    NoUrl(&'static str),
+    /// A listen URL with a host name.
+    #[error("--{flag}: expected an IP address to listen on, got {url}")]
+    ListenName {
+        /// The flag, without dashes.
+        flag: &'static str,
+        /// As given.
+        url: String,
+    },
+    /// Clients would be told the default URL, on which nothing listens.
+    #[error("--advertise-client-urls is required when --listen-client-urls is given")]
+    AdvertiseMissing,
+    /// More than one URL where a node has one.
+    #[error("--initial-advertise-peer-urls: a node has one peer URL, got {0:?}")]
+    ManyPeerUrls(String),
+    /// An entry of `--initial-cluster` without `=`.
+    #[error("--initial-cluster: expected name=url, got {0:?}")]
+    ClusterEntry(String),
+    /// Two entries of `--initial-cluster` with one name.
+    #[error(
+        "--initial-cluster: the name {name:?} is given twice ({first} and {second}): names must be unique"
+    )]
+    NameTwice {
+        /// The name.
+        name: String,
+        /// Its first URL.
+        first: Url,
+        /// Its second URL.
+        second: Url,
+    },
+    /// Two entries of `--initial-cluster` with one URL.
+    #[error("--initial-cluster: {first:?} and {second:?} have the same peer URL {url}")]
+    PeerUrlTwice {
+        /// One name.
+        first: String,
+        /// The other name.
+        second: String,
+        /// Their URL.
+        url: Url,
+    },
+    /// This node is not in `--initial-cluster`.
+    #[error("--initial-cluster does not contain this node's name {name:?}, only {known}")]
+    NameNotInCluster {
+        /// `--name`.
+        name: String,
+        /// The names it does contain.
+        known: String,
+    },
+    /// This node's entry has another URL than the one it advertises.
+    #[error(
+        "--initial-cluster says {name}={listed}, but --initial-advertise-peer-urls is {advertised}: they must be equal"
+    )]
+    PeerUrlMismatch {
+        /// `--name`.
+        name: String,
+        /// From `--initial-cluster`.
+        listed: Url,
+        /// From `--initial-advertise-peer-urls`.
+        advertised: Url,
+    },
+    /// Joining a cluster.
+    #[error(
+        "--initial-cluster-state=existing needs an --initial-cluster that names this node and at least one running member"
+    )]
+    ExistingCluster,
+    /// The heartbeat is zero.
+    #[error("--heartbeat-interval must be more than 0 ms")]
+    HeartbeatZero,
+    /// Too few heartbeats fit into an election timeout.
+    #[error(
+        "--election-timeout ({election} ms) must be at least {HEARTBEATS_PER_ELECTION_MIN} times --heartbeat-interval ({heartbeat} ms)"
+    )]
+    ElectionTooShort {
+        /// Election timeout, in milliseconds.
+        election: u64,
+        /// Heartbeat interval, in milliseconds.
+        heartbeat: u64,
+    },
+    /// A lost leader would go unnoticed for too long.
+    #[error("--election-timeout ({0} ms) must be at most {ELECTION_TIMEOUT_MS_MAX} ms")]
+    ElectionTooLong(u64),
+    /// A limit of zero would refuse everything.
+    #[error("--{0} must be more than 0")]
+    LimitZero(&'static str),
+    /// A number that is too small or too large for its flag.
+    #[error("--{flag}: {value} is out of range")]
+    Range {
+        /// The flag, without dashes.
+        flag: &'static str,
+        /// As given.
+        value: String,
+    },
+    /// A flag that asks for what does not exist.
+    #[error("--{flag}={value} is not supported yet: {why}")]
+    NotBuilt {
+        /// The flag, without dashes.
+        flag: &'static str,
+        /// As given; no secret, since secrets are never refused.
+        value: String,
+        /// What to do about it.
+        why: &'static str,
+    },
+    /// A feature gate without a name that is known, or without a value.
+    #[error("--feature-gates: expected Name=true or Name=false with a name that is known, got {0:?}")]
+    FeatureGate(String),
+    /// Log lines to standard error in etcd's own way, and elsewhere too.
+    #[error("--log-outputs: {0:?} cannot be combined with other outputs")]
+    LogOutputs(String),
+}

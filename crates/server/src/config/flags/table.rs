@@ -1,0 +1,232 @@
+//! The table of all flags, in etcd's order and sections.
+
+use super::Effect::{Nothing, Refused, Works};
+use super::Kind::{Choice, Duration, List, Number, Switch, Text};
+use super::{Effect, Flag, Kind, Section};
+
+const fn flag(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    effect: Effect,
+    help: &'static str,
+) -> Flag {
+    Flag { name, kind, default, help, effect }
+}
+
+/// Every flag, by section.
+pub const TABLE: &[Section] = &[
+    ("Member", MEMBER),
+    ("Cluster", CLUSTER),
+    ("Security", SECURITY),
+    ("Auth", AUTH),
+    ("Logging, metrics and tracing", OBSERVE),
+    ("Tuning and checks", TUNING),
+    ("Unsafe", UNSAFE),
+    ("Former flags", FORMER),
+    ("Hadron's own", OWN),
+];
+
+const ENGINE: &str = "the engine is not bbolt, and decides this itself";
+const SEGMENTS: &str = "log segments are recycled as soon as nothing needs them";
+const DIGESTS: &str = "replicas compare themselves all the time";
+const PACED: &str = "compaction is paced by the load";
+const NO_DISCOVERY: &str =
+    "finding the members through a discovery service or DNS is not built; name them in --initial-cluster";
+const DISCOVERY_DETAIL: &str = "it is about discovery, which is not built";
+const NO_TLS: &str = "TLS is not built";
+const TLS_DETAIL: &str = "it is about TLS, which is not built";
+const NO_TRACING: &str = "tracing is not built";
+const TRACING_DETAIL: &str = "it is about tracing, which is not built";
+const NO_ROTATION: &str = "log rotation is not built; log to standard error, or rotate the file from outside";
+const NO_COMPACTOR: &str = "compaction by itself is not built; compact with `etcdctl compaction`";
+
+#[rustfmt::skip]
+const MEMBER: &[Flag] = &[
+    flag("name", Text, "default", Works, "Human-readable name of this node"),
+    flag("data-dir", Text, "", Works, "Directory for everything this node stores; by default `{name}.hadron`, or `{name}.etcd` when run as etcd"),
+    flag("wal-dir", Text, "", Works, "Directory for the write-ahead log, to put it on a disk of its own; by default `wal` in the data directory"),
+    flag("snapshot-count", Number, "10000", Nothing("state is flushed all the time, and the log is cut behind it"), "Entries between two snapshots"),
+    flag("heartbeat-interval", Number, "100", Works, "Time between heartbeats, in milliseconds"),
+    flag("election-timeout", Number, "1000", Works, "Time without a leader before an election, in milliseconds"),
+    flag("initial-election-tick-advance", Switch, "true", Nothing("a node that starts waits no longer than it must"), "Hold the first election sooner"),
+    flag("listen-peer-urls", List, "http://127.0.0.1:2380", Works, "URLs to listen on for the other nodes"),
+    flag("listen-client-urls", List, "http://127.0.0.1:2379", Works, "URLs to listen on for clients: gRPC, and HTTP unless it has URLs of its own"),
+    flag("listen-client-http-urls", List, "", Works, "URLs to listen on for clients' HTTP alone; the client URLs are then for gRPC alone"),
+    flag("max-wals", Number, "5", Nothing(SEGMENTS), "Most log files to keep"),
+    flag("memory-mlock", Switch, "false", Nothing("no file is mapped into memory"), "Keep the database's pages in memory"),
+    flag("quota-backend-bytes", Number, "0", Refused("a quota is not built, and size is no hazard here; leave the flag out"), "Largest size of the database, in bytes"),
+    flag("backend-bbolt-freelist-type", Choice(&["map", "array"]), "map", Nothing(ENGINE), "bbolt's kind of free list"),
+    flag("backend-batch-interval", Duration, "0s", Nothing(ENGINE), "Longest time before a batch is committed to bbolt"),
+    flag("backend-batch-limit", Number, "0", Nothing(ENGINE), "Most operations before a batch is committed to bbolt"),
+    flag("max-txn-ops", Number, "128", Works, "Most operations in one transaction"),
+    flag("max-request-bytes", Number, "1572864", Works, "Largest client request, in bytes"),
+    flag("max-concurrent-streams", Number, "4294967295", Works, "Most calls at a time over one connection"),
+    flag("grpc-keepalive-min-time", Duration, "5s", Nothing("no client is turned away for its pings"), "Shortest time between a client's pings"),
+    flag("grpc-keepalive-interval", Duration, "2h0m0s", Works, "Time without traffic before a client is pinged; 0 for never"),
+    flag("grpc-keepalive-timeout", Duration, "20s", Works, "Time to wait for the answer to a ping"),
+    flag("socket-reuse-port", Switch, "false", Works, "Let other processes listen on the same ports (SO_REUSEPORT)"),
+    flag("socket-reuse-address", Switch, "false", Nothing("always so"), "Listen on addresses whose last connections linger (SO_REUSEADDR)"),
+    flag("enable-grpc-gateway", Switch, "true", Works, "Serve the JSON gateway below /v3/"),
+    flag("raft-read-timeout", Duration, "5s", Nothing("the failure detector decides when a peer is gone"), "Read time-out of connections between nodes"),
+    flag("raft-write-timeout", Duration, "5s", Nothing("the failure detector decides when a peer is gone"), "Write time-out of connections between nodes"),
+    flag("feature-gates", List, "", Nothing("what the features stand for is always so, or is about bbolt"), "Features to turn on or off: Name=true,Name=false"),
+    flag("config-file", Text, "", Works, "Read the configuration from a YAML file; flags and environment are then ignored"),
+];
+
+#[rustfmt::skip]
+const CLUSTER: &[Flag] = &[
+    flag("initial-advertise-peer-urls", List, "http://127.0.0.1:2380", Works, "URL under which the other nodes reach this one"),
+    flag("initial-cluster", List, "", Works, "All nodes of a new cluster: name=peer-url,name=peer-url; by default this node alone"),
+    flag("initial-cluster-state", Choice(&["new", "existing"]), "new", Works, "Whether a first start makes a cluster or joins one"),
+    flag("initial-cluster-token", Text, "etcd-cluster", Works, "Tells this cluster from others made with the same URLs"),
+    flag("advertise-client-urls", List, "http://127.0.0.1:2379", Works, "URLs that clients are told to use"),
+    flag("discovery", Text, "", Refused(NO_DISCOVERY), "URL of a v2 discovery service"),
+    flag("discovery-token", Text, "", Refused(NO_DISCOVERY), "Token of the cluster at the discovery service"),
+    flag("discovery-endpoints", List, "", Refused(NO_DISCOVERY), "Endpoints of the discovery service"),
+    flag("discovery-dial-timeout", Duration, "2s", Nothing(DISCOVERY_DETAIL), "Time to wait for a connection to it"),
+    flag("discovery-request-timeout", Duration, "5s", Nothing(DISCOVERY_DETAIL), "Time to wait for its answers"),
+    flag("discovery-keepalive-time", Duration, "2s", Nothing(DISCOVERY_DETAIL), "Time between pings to it"),
+    flag("discovery-keepalive-timeout", Duration, "6s", Nothing(DISCOVERY_DETAIL), "Time to wait for an answer to a ping"),
+    flag("discovery-insecure-transport", Switch, "true", Nothing(DISCOVERY_DETAIL), "Speak to it without TLS"),
+    flag("discovery-insecure-skip-tls-verify", Switch, "false", Nothing(DISCOVERY_DETAIL), "Do not check its certificate"),
+    flag("discovery-cert", Text, "", Nothing(DISCOVERY_DETAIL), "Client certificate for it"),
+    flag("discovery-key", Text, "", Nothing(DISCOVERY_DETAIL), "Key of that certificate"),
+    flag("discovery-cacert", Text, "", Nothing(DISCOVERY_DETAIL), "Certificates to check its certificate against"),
+    flag("discovery-user", Text, "", Nothing(DISCOVERY_DETAIL), "User at it"),
+    flag("discovery-password", Text, "", Nothing(DISCOVERY_DETAIL), "That user's password"),
+    flag("discovery-fallback", Choice(&["exit", "proxy"]), "exit", Refused("etcd has no v2 proxy any more either"), "What to do when discovery fails"),
+    flag("discovery-proxy", Text, "", Nothing(DISCOVERY_DETAIL), "HTTP proxy for the v2 discovery service"),
+    flag("discovery-srv", Text, "", Refused(NO_DISCOVERY), "DNS domain whose SRV records name the members"),
+    flag("discovery-srv-name", Text, "", Nothing(DISCOVERY_DETAIL), "Suffix of the SRV records' service"),
+    flag("strict-reconfig-check", Switch, "true", Works, "Refuse changes of members that could cost the quorum"),
+    flag("pre-vote", Switch, "true", Nothing("always so: without it, a node that comes back would disturb the others"), "Ask before an election whether it could be won"),
+    flag("auto-compaction-retention", Text, "0", Refused(NO_COMPACTOR), "How much history to keep when compacting by itself"),
+    flag("auto-compaction-mode", Choice(&["periodic", "revision"]), "periodic", Nothing("compaction by itself is not built"), "What --auto-compaction-retention counts"),
+    flag("max-learners", Number, "1", Works, "Most learners at a time"),
+];
+
+#[rustfmt::skip]
+const SECURITY: &[Flag] = &[
+    flag("cert-file", Text, "", Refused(NO_TLS), "Certificate of the client port"),
+    flag("key-file", Text, "", Refused(NO_TLS), "Key of that certificate"),
+    flag("client-cert-file", Text, "", Refused(NO_TLS), "Certificate with which this node is a client of itself"),
+    flag("client-key-file", Text, "", Refused(NO_TLS), "Key of that certificate"),
+    flag("client-cert-auth", Switch, "false", Refused(NO_TLS), "Demand certificates of clients"),
+    flag("client-crl-file", Text, "", Refused(NO_TLS), "Revoked certificates of clients"),
+    flag("client-cert-allowed-hostname", List, "", Refused(NO_TLS), "Host names that clients' certificates may have"),
+    flag("trusted-ca-file", Text, "", Refused(NO_TLS), "Certificates to check clients' certificates against"),
+    flag("auto-tls", Switch, "false", Refused(NO_TLS), "Make a certificate for the client port"),
+    flag("peer-cert-file", Text, "", Refused(NO_TLS), "Certificate of the peer port"),
+    flag("peer-key-file", Text, "", Refused(NO_TLS), "Key of that certificate"),
+    flag("peer-client-cert-file", Text, "", Refused(NO_TLS), "Certificate towards other nodes, if another"),
+    flag("peer-client-key-file", Text, "", Refused(NO_TLS), "Key of that certificate"),
+    flag("peer-client-cert-auth", Switch, "false", Refused(NO_TLS), "Demand certificates of other nodes"),
+    flag("peer-trusted-ca-file", Text, "", Refused(NO_TLS), "Certificates to check other nodes' certificates against"),
+    flag("peer-cert-allowed-cn", List, "", Refused(NO_TLS), "Common names that other nodes' certificates may have"),
+    flag("peer-cert-allowed-hostname", List, "", Refused(NO_TLS), "Host names that other nodes' certificates may have"),
+    flag("peer-auto-tls", Switch, "false", Refused(NO_TLS), "Make a certificate for the peer port"),
+    flag("peer-crl-file", Text, "", Refused(NO_TLS), "Revoked certificates of other nodes"),
+    flag("peer-skip-client-san-verification", Switch, "false", Nothing(TLS_DETAIL), "Do not compare other nodes' certificates with their addresses"),
+    flag("self-signed-cert-validity", Number, "1", Nothing(TLS_DETAIL), "Validity of certificates made here, in years"),
+    flag("cipher-suites", List, "", Nothing(TLS_DETAIL), "TLS cipher suites that may be used"),
+    flag("tls-min-version", Choice(&["TLS1.2", "TLS1.3"]), "TLS1.2", Nothing(TLS_DETAIL), "Oldest version of TLS that may be used"),
+    flag("tls-max-version", Choice(&["", "TLS1.2", "TLS1.3"]), "", Nothing(TLS_DETAIL), "Newest version of TLS that may be used"),
+    flag("cors", List, "*", Works, "Origins of web pages that may read the answers"),
+    flag("host-whitelist", List, "*", Works, "Host names that HTTP requests may be for"),
+];
+
+#[rustfmt::skip]
+const AUTH: &[Flag] = &[
+    flag("auth-token", Text, "simple", Refused("authentication is not built"), "Kind of tokens that users get"),
+    flag("bcrypt-cost", Number, "10", Nothing("authentication is not built"), "Cost of hashing passwords"),
+    flag("auth-token-ttl", Number, "300", Nothing("authentication is not built"), "Life of simple tokens, in seconds"),
+];
+
+#[rustfmt::skip]
+const OBSERVE: &[Flag] = &[
+    flag("enable-pprof", Switch, "false", Nothing("there is no Go runtime to look into; use `perf` and /metrics"), "Serve Go's profiles below /debug/pprof/"),
+    flag("metrics", Choice(&["basic", "extensive"]), "basic", Nothing("/metrics has everything always"), "How much /metrics shows"),
+    flag("listen-metrics-urls", List, "", Works, "URLs to listen on for /metrics and health alone; the client URLs have them too"),
+    flag("logger", Choice(&["zap"]), "zap", Works, "Kind of log lines: zap is the only one, and what these look like"),
+    flag("log-outputs", List, "default", Works, "Where log lines go: default and systemd/journal (standard error), stderr, stdout, or files"),
+    flag("log-level", Choice(&["debug", "info", "warn", "error", "dpanic", "panic", "fatal"]), "info", Works, "Least severe level that is logged"),
+    flag("log-format", Choice(&["json", "console"]), "json", Works, "Form of the log lines"),
+    flag("enable-log-rotation", Switch, "false", Refused(NO_ROTATION), "Begin a new log file when one is full"),
+    flag("log-rotation-config-json", Text, r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, Nothing("it is about log rotation, which is not built"), "When a log file is full, and how many are kept"),
+    flag("warning-apply-duration", Duration, "100ms", Nothing("how long applying takes is in /metrics"), "Warn when applying an entry takes longer"),
+    flag("warning-unary-request-duration", Duration, "300ms", Nothing("how long requests take is in /metrics"), "Warn when a request takes longer"),
+    flag("enable-distributed-tracing", Switch, "false", Refused(NO_TRACING), "Send traces to an OpenTelemetry collector"),
+    flag("distributed-tracing-address", Text, "localhost:4317", Nothing(TRACING_DETAIL), "Address of the collector"),
+    flag("distributed-tracing-service-name", Text, "etcd", Nothing(TRACING_DETAIL), "Name of the service in traces"),
+    flag("distributed-tracing-instance-id", Text, "", Nothing(TRACING_DETAIL), "Name of this node in traces"),
+    flag("distributed-tracing-sampling-rate", Number, "0", Nothing(TRACING_DETAIL), "How many of a million requests to trace"),
+];
+
+#[rustfmt::skip]
+const TUNING: &[Flag] = &[
+    flag("corrupt-check-time", Duration, "0s", Nothing(DIGESTS), "Time between two comparisons of the replicas"),
+    flag("compact-hash-check-time", Duration, "1m0s", Nothing(DIGESTS), "Time between two comparisons of compacted replicas"),
+    flag("compaction-batch-limit", Number, "0", Nothing(PACED), "Most revisions to delete in one step of a compaction"),
+    flag("compaction-sleep-interval", Duration, "0s", Nothing(PACED), "Pause between two steps of a compaction"),
+    flag("watch-progress-notify-interval", Duration, "10m0s", Works, "Time between two notes to a quiet watcher of how far it is"),
+    flag("downgrade-check-time", Duration, "5s", Nothing("there is no version to go back to yet"), "Time between two looks at a downgrade"),
+    flag("bootstrap-defrag-threshold-megabytes", Number, "0", Nothing(ENGINE), "Space that a defragmentation at a start must free"),
+    flag("snapshot-catchup-entries", Number, "5000", Nothing("how much of the log is kept for slow followers is bounded in bytes"), "Entries to keep for slow followers"),
+];
+
+#[rustfmt::skip]
+const UNSAFE: &[Flag] = &[
+    flag("unsafe-no-fsync", Switch, "false", Nothing("what is acknowledged is always fsynced; one fsync serves many writes"), "Acknowledge writes that are not durable"),
+    flag("force-new-cluster", Switch, "false", Refused("going on alone after the others are lost is not built"), "Make a cluster of this node alone, with its data"),
+];
+
+#[rustfmt::skip]
+const FORMER: &[Flag] = &[
+    flag("max-snapshots", Number, "5", Nothing("a node keeps no snapshot files"), "Most snapshot files to keep"),
+    flag("v2-deprecation", Choice(&["", "not-yet", "write-only", "write-only-drop-data", "gone"]), "", Nothing("there is no v2 data"), "What to do with data of the v2 API"),
+    flag("enable-v2", Switch, "false", Refused("the v2 API is gone from etcd too"), "Serve the v2 API"),
+    flag("proxy", Choice(&["off", "readonly", "on"]), "off", Refused("the v2 proxy is gone from etcd too"), "Be a v2 proxy"),
+    flag("proxy-failure-wait", Number, "5000", Nothing("the v2 proxy is gone"), "Time that the v2 proxy holds an endpoint for failed, in milliseconds"),
+    flag("proxy-refresh-interval", Number, "30000", Nothing("the v2 proxy is gone"), "Time between two refreshes of the v2 proxy's endpoints, in milliseconds"),
+    flag("proxy-dial-timeout", Number, "1000", Nothing("the v2 proxy is gone"), "Time that the v2 proxy waits for a connection, in milliseconds"),
+    flag("proxy-write-timeout", Number, "5000", Nothing("the v2 proxy is gone"), "Write time-out of the v2 proxy, in milliseconds"),
+    flag("proxy-read-timeout", Number, "0", Nothing("the v2 proxy is gone"), "Read time-out of the v2 proxy, in milliseconds"),
+];
+
+#[rustfmt::skip]
+const OWN: &[Flag] = &[
+    flag("stop-on-stdin-close", Switch, "false", Works, "Stop when standard input is closed: how `hadron playground` ties its nodes to its own life"),
+];
+
+/// Flags that were `--experimental-…` once and became features.
+pub(super) const GATES: &[(&str, &str)] = &[
+    ("compact-hash-check-enabled", "CompactHashCheck"),
+    ("enable-lease-checkpoint", "LeaseCheckpoint"),
+    ("enable-lease-checkpoint-persist", "LeaseCheckpointPersist"),
+    ("initial-corrupt-check", "InitialCorruptCheck"),
+    ("stop-grpc-service-on-defrag", "StopGRPCServiceOnDefrag"),
+    ("txn-mode-write-with-shared-buffer", "TxnModeWriteWithSharedBuffer"),
+];
+
+/// Flags that were `--experimental-…` once and lost that.
+pub(super) const FORMERLY_EXPERIMENTAL: &[&str] = &[
+    "bootstrap-defrag-threshold-megabytes",
+    "compact-hash-check-time",
+    "compaction-batch-limit",
+    "compaction-sleep-interval",
+    "corrupt-check-time",
+    "distributed-tracing-address",
+    "distributed-tracing-instance-id",
+    "distributed-tracing-sampling-rate",
+    "distributed-tracing-service-name",
+    "downgrade-check-time",
+    "enable-distributed-tracing",
+    "max-learners",
+    "memory-mlock",
+    "peer-skip-client-san-verification",
+    "snapshot-catchup-entries",
+    "warning-apply-duration",
+    "warning-unary-request-duration",
+    "watch-progress-notify-interval",
+];

@@ -80,6 +80,19 @@ impl Node {
         self.hand_over_if_stuck(group, effects);
     }
 
+    /// A follower's log grew. After a pause many appends wait, all of which belong to one turn: those for which there is no
+    /// room are turned away, as they are when they come one by one.
+    pub(crate) fn heed_log(&mut self, group: GroupId, effects: &mut Effects) {
+        self.count_memory(group);
+        let (now, log_max) = (self.now, self.log_bytes_free());
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let is_new = replica.pressure.full_since.is_none();
+        if is_new && !replica.core.is_leader() && replica.pressure.counted.log > log_max {
+            replica.pressure.full_since = Some(now);
+            self.step_group(group, CoreEvent::Pressure { full: true }, effects);
+        }
+    }
+
     fn hand_over_if_stuck(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let due = replica.pressure.hand_over_at(self.config.election_timeout_us);
@@ -146,6 +159,34 @@ mod tests {
         let event = CoreEvent::Message { from: ReplicaId(2), message };
         node.step_group(group, event, &mut Effects::default());
         node.count_memory(group);
+    }
+
+    /// A node stood still while its leader went on. All that had come meanwhile was taken in one turn, which ended with
+    /// nearly a third more in memory than there may be.
+    #[test]
+    fn what_waits_for_a_turn_is_turned_away_where_there_is_no_room_for_it() {
+        let mut node = node();
+        node.config.limits.node_log_bytes = 1_000;
+        let from = (ReplicaId(2), node.replicas[&DEFAULT_GROUP].node_of(ReplicaId(2)).unwrap());
+        let mut previous = LogPosition::default();
+        for index in 1..=20 {
+            let data = Bytes::from(vec![1; 300]);
+            let checksum = chain_checksum(previous.checksum, DEFAULT_GROUP, Term(1), Index(index), &data);
+            let entry = Entry { term: Term(1), index: Index(index), checksum, data };
+            let entries = vec![entry];
+            let message = Message::Append {
+                term: Term(1),
+                previous,
+                commit: Index(0),
+                round: 0,
+                answer: true,
+                entries,
+            };
+            let to = node.replicas[&DEFAULT_GROUP].me;
+            node.on_group_message(from.1, DEFAULT_GROUP, from.0, to, message, &mut Effects::default());
+            previous = LogPosition { term: Term(1), index: Index(index), checksum };
+        }
+        assert_eq!(node.memory_use().log, 600, "as much as leaves as much free");
     }
 
     /// A follower that had flushed all it had, and kept it for others, became too full to take entries when another group

@@ -76,8 +76,13 @@ impl Node {
         effects: &mut Effects,
     ) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        if replica.me == to && replica.is_plausible(from, from_node) {
-            self.step_group(group, CoreEvent::Message { from, message }, effects);
+        if replica.me != to || !replica.is_plausible(from, from_node) {
+            return;
+        }
+        let held = replica.core.log_bytes();
+        self.step_group(group, CoreEvent::Message { from, message }, effects);
+        if self.replicas.get(&group).is_some_and(|replica| replica.core.log_bytes() > held) {
+            self.heed_log(group, effects);
         }
     }
 

@@ -93,6 +93,7 @@ impl Applier<'_> {
     }
 
     fn apply_put(&mut self, request: pb::PutRequest) -> Result<pb::PutResponse, Error> {
+        self.check_space()?;
         self.check_put(&request)?;
         let mut write = self.state.begin_write();
         let response = self.put(&mut write, request);
@@ -111,12 +112,22 @@ impl Applier<'_> {
     }
 
     fn apply_txn(&mut self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+        // As in etcd whatever the comparisons say: a put in either branch is enough.
+        if txn::may_put(&request) {
+            self.check_space()?;
+        }
         let path = txn::choose(&self.source(None), &request)?;
         txn::check_path(self, &request, &path)?;
         let mut write = self.state.begin_write();
         let response = txn::execute(self, &mut write, request, &path);
         let revision = self.state.end_write(write);
         response.map(|response| pb::TxnResponse { header: header(revision), ..response })
+    }
+
+    /// While the space alarm is raised, by whomever, nothing is taken in; deleting and compacting go on.
+    fn check_space(&self) -> Result<(), Error> {
+        let is_raised = self.state.alarms.iter().any(|(_, alarm)| *alarm == pb::AlarmType::Nospace as i32);
+        if is_raised { Err(Error::NoSpace) } else { Ok(()) }
     }
 
     /// What a put needs of the state before it: its lease exists, and so does the key whose value or lease it keeps.
@@ -188,6 +199,7 @@ impl Applier<'_> {
     }
 
     fn grant(&mut self, request: &pb::LeaseGrantRequest) -> Result<pb::LeaseGrantResponse, Error> {
+        self.check_space()?;
         let (id, ttl) = (request.id, request.ttl);
         if id == 0 {
             return Err(Error::LeaseNotFound);

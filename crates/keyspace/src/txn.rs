@@ -133,6 +133,15 @@ pub(crate) fn check_path(applier: &Applier<'_>, request: &pb::TxnRequest, path: 
     Ok(())
 }
 
+/// Whether any operation of either branch, or nested in one, is a put.
+pub(crate) fn may_put(request: &pb::TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).any(|operation| match &operation.request {
+        Some(Request::RequestPut(_)) => true,
+        Some(Request::RequestTxn(txn)) => may_put(txn),
+        _ => false,
+    })
+}
+
 /// Carries the operations of a path out.
 pub(crate) fn execute(
     applier: &mut Applier<'_>,

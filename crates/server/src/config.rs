@@ -22,7 +22,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::api::Access;
+use crate::api::{Access, Retention};
 
 pub use error::ConfigError;
 pub use file::FileError;
@@ -58,6 +58,8 @@ pub struct Config {
     pub clients: Clients,
     /// How members may be changed.
     pub membership: Membership,
+    /// How much history is kept; `None` for all of it.
+    pub retention: Option<Retention>,
     /// What is logged, and where.
     pub log: Log,
     /// Stop when standard input is closed.
@@ -88,6 +90,8 @@ pub struct Clients {
     pub request_bytes_max: usize,
     /// Most operations in one transaction.
     pub txn_operations_max: usize,
+    /// Bytes of data at which the space alarm is raised; `None` for no bound.
+    pub quota_bytes: Option<u64>,
     /// Most calls at a time over one connection.
     pub streams_max: u32,
     /// Time without traffic before a client is pinged; `None` for never.
@@ -171,6 +175,7 @@ impl Config {
                 is_strict: switch(settings, "strict-reconfig-check"),
                 learners_max: number(settings, "max-learners")?,
             },
+            retention: retention(settings)?,
             log: log(settings)?,
             stop_on_stdin_close: switch(settings, "stop-on-stdin-close"),
             name,
@@ -252,6 +257,10 @@ fn clients(settings: &Settings) -> Result<Clients, ConfigError> {
     Ok(Clients {
         request_bytes_max: limit(settings, "max-request-bytes")?,
         txn_operations_max: limit(settings, "max-txn-ops")?,
+        // Unlike in etcd size is no hazard, so there is no quota unless somebody wants one.
+        quota_bytes: value::number(settings.text("quota-backend-bytes"))
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .filter(|bytes| *bytes > 0),
         streams_max: limit(settings, "max-concurrent-streams")?,
         // As in etcd: without one of them there are no pings.
         keepalive_interval: Some(interval).filter(|interval| !interval.is_zero() && !timeout.is_zero()),
@@ -266,6 +275,26 @@ fn clients(settings: &Settings) -> Result<Clients, ConfigError> {
             hosts: unless_all(settings.text("host-whitelist")),
         },
     })
+}
+
+/// As in etcd: a plain number is hours, or revisions if those are counted.
+fn retention(settings: &Settings) -> Result<Option<Retention>, ConfigError> {
+    let text = settings.text("auto-compaction-retention");
+    let counts_revisions = settings.text("auto-compaction-mode") == "revision";
+    let wrong = || ConfigError::Retention { value: text.to_owned(), counts_revisions };
+    match text.parse::<i64>() {
+        Ok(..0) => Err(wrong()),
+        Ok(0) => Ok(None),
+        Ok(revisions) if counts_revisions => Ok(Some(Retention::Revisions(revisions))),
+        Ok(hours) => {
+            Ok(Some(Retention::Time(Duration::from_secs(hours.unsigned_abs().saturating_mul(3_600)))))
+        }
+        Err(_) if counts_revisions => Err(wrong()),
+        Err(_) => {
+            let time = value::duration(text).ok_or_else(wrong)?;
+            Ok(Some(Retention::Time(time)).filter(|_| !time.is_zero()))
+        }
+    }
 }
 
 /// The parts of a list; `None` if one of them stands for everything, or there are none.

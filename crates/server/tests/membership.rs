@@ -181,6 +181,40 @@ async fn the_leader_is_removed_under_load_and_ends_by_itself() {
     assert_eq!((error.code(), error.message()), (Code::NotFound, "etcdserver: member not found"));
 }
 
+/// It knows none of those who are left but one, and that one follows a leader it has never heard of.
+#[tokio::test]
+async fn a_member_that_was_away_while_the_others_were_replaced_comes_back() {
+    let mut cluster = Cluster::start(3, &["--strict-reconfig-check=false"]).await;
+    let away = 2;
+    put(&cluster.nodes[0], "before").await.unwrap();
+    eventually("all have it", async || {
+        cluster.nodes[away].status().await.unwrap().header.unwrap().revision == 2
+    })
+    .await;
+    cluster.nodes[away].kill();
+    // Not strict: with one of three away etcd's rules allow neither to add nor to remove.
+    for old in 0..2 {
+        let new = cluster.prepare_to_join();
+        eventually_ok("one is added", async || add(&cluster.nodes[1], &cluster.nodes[new], false).await)
+            .await;
+        cluster.nodes[new].start();
+        cluster.nodes[new].wait_until_serving().await;
+        wait_until_it_votes(&cluster, new).await;
+        let id = id_of(&cluster.nodes[old]).await;
+        eventually_ok("one is removed", async || remove(&cluster.nodes[1], id).await).await;
+        assert!(cluster.nodes[old].wait_for_exit().await.success());
+    }
+    put(&cluster.nodes[4], "meanwhile").await.unwrap();
+    cluster.nodes[away].start();
+    cluster.nodes[away].wait_until_serving().await;
+    put(&cluster.nodes[away], "after").await.unwrap();
+    let ids: Vec<u64> = member_list(&cluster.nodes[away]).await.iter().map(|member| member.id).collect();
+    for number in [away, 3, 4] {
+        assert!(ids.contains(&id_of(&cluster.nodes[number]).await));
+    }
+    assert_eq!(ids.len(), 3);
+}
+
 #[tokio::test]
 async fn two_members_become_one_and_one_becomes_two() {
     let mut cluster = Cluster::start(2, &[]).await;

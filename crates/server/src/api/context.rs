@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use hadron_consensus::{GroupId, Term};
 use hadron_keyspace::{Command, Keyspace, Response};
-use hadron_proto::etcdserverpb::ResponseHeader;
+use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
+use hadron_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, ResponseHeader};
 use prost::Message;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -26,12 +27,14 @@ pub struct Limits {
     /// The shortest time to live a lease gets, in seconds: shorter ones are raised to it, as in etcd, because a lease
     /// must outlive an election.
     pub lease_ttl_min: i64,
+    /// Bytes of a keyspace with its history at which the space alarm is raised; `None` for no bound.
+    pub quota_bytes: Option<u64>,
 }
 
 impl Default for Limits {
     /// etcd's defaults, with an election timeout of one second.
     fn default() -> Limits {
-        Limits { request_bytes: 1536 * 1024, txn_operations: 128, lease_ttl_min: 2 }
+        Limits { request_bytes: 1536 * 1024, txn_operations: 128, lease_ttl_min: 2, quota_bytes: None }
     }
 }
 
@@ -123,6 +126,29 @@ impl<B: Backend> Context<B> {
             true => Err(EtcdError::RequestTooLarge.into()),
             false => Ok(()),
         }
+    }
+
+    /// Refuses what would make the keyspace larger than its quota, and raises the space alarm, which holds for all nodes and
+    /// until somebody disarms it. Several nodes may take a little more together than the last bytes that were free.
+    pub(super) async fn check_space(&self, bytes: usize) -> Result<(), Status> {
+        let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
+        let keyspace = self.keyspace()?;
+        if keyspace.db_bytes().saturating_add(bytes as u64) < quota {
+            return Ok(());
+        }
+        let alarm =
+            AlarmMember { member_id: self.backend.identity().member_id.0, alarm: AlarmType::Nospace as i32 };
+        if !keyspace.alarms().contains(&alarm) {
+            tracing::warn!(
+                quota_bytes = quota,
+                db_bytes = keyspace.db_bytes(),
+                "the quota is used up: alarm raised"
+            );
+            let AlarmMember { member_id, alarm } = alarm;
+            let raise = AlarmRequest { action: AlarmAction::Activate as i32, member_id, alarm };
+            self.write(Command::Alarm(raise)).await?;
+        }
+        Err(EtcdError::NoSpace.into())
     }
 
     /// A header at the keyspace's revision now.

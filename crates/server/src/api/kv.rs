@@ -17,6 +17,9 @@ use super::error::{refusal, unimplemented};
 /// A range of up to this many keys is read at once; handing it to another thread would cost more.
 const SHORT_RANGE_KEYS: i64 = 100;
 
+/// What a version takes beside its key and value, by etcd's estimate.
+const PUT_OVERHEAD_BYTES: usize = 256;
+
 /// The service.
 pub(super) struct Kv<B> {
     context: Arc<Context<B>>,
@@ -43,6 +46,9 @@ impl<B: Backend> Kv<B> {
 
     async fn write_txn(&self, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         self.context.check_size(&txn)?;
+        if let Some(bytes) = cost_of_puts(&txn) {
+            self.context.check_space(bytes).await?;
+        }
         let (response, term) = self.context.write(Command::Txn(txn)).await?;
         let hadron_keyspace::Response::Txn(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
@@ -86,6 +92,24 @@ fn is_serializable(txn: &pb::TxnRequest) -> bool {
     })
 }
 
+/// What a put adds to the keyspace: etcd's estimate.
+fn cost(put: &pb::PutRequest) -> usize {
+    put.key.len() + put.value.len() + PUT_OVERHEAD_BYTES
+}
+
+/// What the puts of a transaction add, of the branch that has more; `None` if it has none.
+fn cost_of_puts(txn: &pb::TxnRequest) -> Option<usize> {
+    let of = |branch: &[pb::RequestOp]| {
+        let costs = branch.iter().filter_map(|operation| match operation.request.as_ref()? {
+            request_op::Request::RequestPut(put) => Some(cost(put)),
+            request_op::Request::RequestTxn(nested) => cost_of_puts(nested),
+            _ => None,
+        });
+        costs.reduce(usize::saturating_add)
+    };
+    of(&txn.success).max(of(&txn.failure))
+}
+
 #[tonic::async_trait]
 impl<B: Backend> pb::kv_server::Kv for Kv<B> {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
@@ -112,6 +136,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         let put = request.into_inner();
         check::put(&put).map_err(refusal)?;
         self.context.check_size(&put)?;
+        self.context.check_space(cost(&put)).await?;
         self.context.metrics.put_total.inc();
         let (response, term) = self.context.write(Command::Put(put)).await?;
         let hadron_keyspace::Response::Put(mut response) = response else { return Err(mismatch()) };

@@ -18,6 +18,9 @@ use super::leader::WhileLed;
 /// client with many leases on one stream would renew them one entry at a time.
 const KEEP_ALIVES_IN_FLIGHT: usize = 128;
 
+/// What a lease takes, by etcd's estimate.
+const LEASE_BYTES: usize = 64;
+
 /// The service.
 pub(super) struct Lease<B> {
     context: Arc<Context<B>>,
@@ -62,6 +65,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
             grant.id = random_id();
         }
         grant.ttl = grant.ttl.max(self.context.limits.lease_ttl_min);
+        self.context.check_space(LEASE_BYTES).await?;
         let (response, term) = self.context.write(Command::LeaseGrant(grant)).await?;
         let hadron_keyspace::Response::LeaseGrant(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);

@@ -1,16 +1,20 @@
-//! The service `Maintenance`, as far as it exists: status, hash of the history, leadership transfer, list of alarms.
+//! The service `Maintenance`: status, hashes of the history, leadership transfer, alarms, and what etcd needs and this
+//! does not: defragmentation, downgrades. `Snapshot` does not exist yet.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
 use hadron_consensus::NodeId;
+use hadron_keyspace::Command;
 use hadron_proto::etcdserverpb as pb;
+use hadron_proto::etcdserverpb::AlarmType;
 use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
+use hadron_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
-use super::context::{Context, Learners};
+use super::context::{Context, Learners, mismatch};
 use super::error::{EtcdError, unimplemented};
 
 /// The service.
@@ -61,7 +65,11 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
             db_size_in_use: db_size,
             is_learner: status.is_learner,
             storage_version: identity.cluster_version.clone(),
-            db_size_quota: 0,
+            db_size_quota: self
+                .context
+                .limits
+                .quota_bytes
+                .map_or(0, |quota| quota.try_into().unwrap_or(i64::MAX)),
             downgrade_info: Some(pb::DowngradeInfo { enabled: false, target_version: String::new() }),
         }))
     }
@@ -94,30 +102,58 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
-        if request.get_ref().action() != AlarmAction::Get {
-            return Err(unimplemented("Alarm with an action other than GET"));
+        if request.get_ref().action() == AlarmAction::Get {
+            let keyspace = self.context.keyspace_after_barrier().await?;
+            let header = Some(self.context.header_now());
+            let wanted = request.get_ref().alarm();
+            let mut alarms = keyspace.alarms();
+            alarms.retain(|raised| wanted == AlarmType::None || raised.alarm() == wanted);
+            return Ok(Response::new(pb::AlarmResponse { header, alarms }));
         }
-        let keyspace = self.context.keyspace_after_barrier().await?;
-        let header = Some(self.context.header_now());
-        Ok(Response::new(pb::AlarmResponse { header, alarms: keyspace.alarms() }))
+        let (response, term) = self.context.write(Command::Alarm(request.into_inner())).await?;
+        let hadron_keyspace::Response::Alarm(mut response) = response else { return Err(mismatch()) };
+        self.context.complete(&mut response.header, term);
+        Ok(Response::new(response))
     }
 
+    /// Nothing to do: the engine gives space back by itself while it serves.
     async fn defragment(
         &self,
-        _: Request<pb::DefragmentRequest>,
+        request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
-        Err(unimplemented("Defragment"))
+        self.context.admit(request.metadata(), Learners::Answer)?;
+        Ok(Response::new(pb::DefragmentResponse { header: Some(self.context.header_now()) }))
     }
 
-    async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        Err(unimplemented("Hash"))
+    /// The hash of the whole history. In etcd that of its file, which differs between nodes; of use in tests only.
+    async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let keyspace = self.context.keyspace()?;
+        let hash = self.context.read_beside(move || keyspace.hash_kv(0)).await?.hash;
+        Ok(Response::new(pb::HashResponse { header: Some(self.context.header_now()), hash }))
     }
 
+    /// No version of Hadron can be downgraded to one of etcd's, so there is never a job, nor a version that could be one's
+    /// target.
     async fn downgrade(
         &self,
-        _: Request<pb::DowngradeRequest>,
+        request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
-        Err(unimplemented("Downgrade"))
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let is_version = |text: &str| {
+            let parts: Vec<&str> = text.split('.').collect();
+            (2..=3).contains(&parts.len()) && parts.iter().all(|part| part.parse::<u64>().is_ok())
+        };
+        let request = request.into_inner();
+        Err(match request.action() {
+            DowngradeAction::Cancel => EtcdError::NoInflightDowngrade.into(),
+            DowngradeAction::Validate | DowngradeAction::Enable if is_version(&request.version) => {
+                EtcdError::InvalidDowngradeTargetVersion.into()
+            }
+            DowngradeAction::Validate | DowngradeAction::Enable => {
+                EtcdError::WrongDowngradeVersionFormat.into()
+            }
+        })
     }
 
     type SnapshotStream = Pin<Box<dyn Stream<Item = Result<pb::SnapshotResponse, Status>> + Send>>;

@@ -4,6 +4,7 @@
 //! - [`server`]: sockets and threads; `socket`: a client's. `front`: from a request to the service or page that answers it.
 //! - `access`: which web pages of others may use the port.
 //! - `gateway`: the same calls as JSON over HTTP.
+//! - `compactor`: compaction by itself.
 //! - `membership`: how the pool's members are changed.
 //! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`, `health`, `pool`: the services; `http`: the
 //!   pages. `session`: the queues of contenders behind locks and elections.
@@ -18,6 +19,7 @@ mod access;
 mod auth;
 pub mod backend;
 mod cluster;
+pub(crate) mod compactor;
 mod context;
 mod election;
 pub mod error;
@@ -41,6 +43,7 @@ mod watch;
 
 pub use access::Access;
 pub use backend::{Backend, GroupStatus, Identity, Unavailable, Written};
+pub use compactor::Retention;
 pub use context::Limits;
 pub use membership::MembershipOptions;
 pub use server::{Connections, Listener, Server, ServerOptions, Traffic};

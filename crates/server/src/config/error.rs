@@ -113,6 +113,17 @@ pub enum ConfigError {
         /// As given.
         value: String,
     },
+    /// `--auto-compaction-retention` is no time, or no number of revisions.
+    #[error(
+        "--auto-compaction-retention: expected {}, got {value:?}",
+        if *counts_revisions { "a number of revisions" } else { "a duration or a number of hours" }
+    )]
+    Retention {
+        /// As given.
+        value: String,
+        /// `--auto-compaction-mode=revision`.
+        counts_revisions: bool,
+    },
     /// A flag that asks for what does not exist.
     #[error("--{flag}={value} is not supported yet: {why}")]
     NotBuilt {

@@ -142,8 +142,16 @@ fn refusals_name_the_flag_and_the_way_out() {
             "--discovery-srv=example.org is not supported yet: finding the members through a discovery service or DNS is not built; name them in --initial-cluster",
         ),
         (
-            vec!["--auto-compaction-retention=1"],
-            "--auto-compaction-retention=1 is not supported yet: compaction by itself is not built; compact with `etcdctl compaction`",
+            vec!["--auto-compaction-retention=soon"],
+            "--auto-compaction-retention: expected a duration or a number of hours, got \"soon\"",
+        ),
+        (
+            vec!["--auto-compaction-mode=revision", "--auto-compaction-retention=1h"],
+            "--auto-compaction-retention: expected a number of revisions, got \"1h\"",
+        ),
+        (
+            vec!["--auto-compaction-retention=-1"],
+            "--auto-compaction-retention: expected a duration or a number of hours, got \"-1\"",
         ),
         (
             vec!["--feature-gates=NoSuchThing=true"],
@@ -217,6 +225,27 @@ fn the_limits_of_clients_and_members() {
     assert_eq!(config.membership, Membership { is_strict: false, learners_max: 2 });
     assert_eq!(config.log.level, tracing::Level::WARN);
     assert_eq!(config.log.outputs, [LogOutput::File("/var/log/hadron.log".into()), LogOutput::Stdout]);
+}
+
+#[test]
+fn retention_is_counted_in_hours_time_or_revisions() {
+    let retention = |flags: &[&str]| config(flags).unwrap().retention;
+    let hours = |hours: u64| Some(Retention::Time(Duration::from_secs(hours * 3_600)));
+    assert_eq!(retention(&[]), None);
+    assert_eq!(retention(&["--auto-compaction-retention=0"]), None);
+    assert_eq!(retention(&["--auto-compaction-retention=0s"]), None);
+    assert_eq!(retention(&["--auto-compaction-retention=8"]), hours(8));
+    assert_eq!(retention(&["--auto-compaction-retention=60m"]), hours(1));
+    let revisions = ["--auto-compaction-mode=revision", "--auto-compaction-retention=1000"];
+    assert_eq!(retention(&revisions), Some(Retention::Revisions(1_000)));
+}
+
+#[test]
+fn a_quota_is_there_only_if_somebody_wants_one() {
+    let quota = |flags: &[&str]| config(flags).unwrap().clients.quota_bytes;
+    assert_eq!(quota(&[]), None);
+    assert_eq!(quota(&["--quota-backend-bytes=-1"]), None);
+    assert_eq!(quota(&["--quota-backend-bytes=8589934592"]), Some(8 << 30));
 }
 
 /// What etcd's users start from: a file that names everything, most of it without a value or with its default.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use hadron_consensus::DEFAULT_GROUP;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -12,6 +13,7 @@ use super::error::RunError;
 use super::notify;
 use super::start::{REQUEST_TIMEOUT, Running, bind};
 use crate::api::backend::ETCD_VERSION;
+use crate::api::compactor;
 use crate::api::{
     Backend as _, Connections, Limits, Listener, MembershipOptions, Server, ServerOptions, Traffic,
 };
@@ -47,6 +49,10 @@ async fn serve(config: Config) -> Result<(), RunError> {
     );
     let served = client_listeners.iter().map(served_at).collect::<Result<Vec<_>, _>>()?;
     let server = Server::new(node.handle(), metrics, server_options(&config));
+    if let Some(retention) = config.retention {
+        // Ends with the runtime.
+        tokio::spawn(compactor::run(node.handle(), DEFAULT_GROUP, retention));
+    }
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server.serve(client_listeners, async {
         let _ = stopped.await;
@@ -124,6 +130,7 @@ fn server_options(config: &Config) -> ServerOptions {
         request_bytes: clients.request_bytes_max,
         txn_operations: clients.txn_operations_max,
         lease_ttl_min,
+        quota_bytes: clients.quota_bytes,
     };
     let membership = MembershipOptions {
         is_strict: config.membership.is_strict,

@@ -223,7 +223,6 @@ fn what_is_no_call_is_refused() {
     };
     assert_error(get("GET"), 501, 12, "Method Not Allowed");
     assert_error(get("PUT"), 501, 12, "Method Not Allowed");
-    assert_error(post(address, "/v3/maintenance/defragment", "{}"), 501, 12, "not supported yet");
     assert_eq!(post(address, "/v3beta/kv/range", r#"{"key":"YQ=="}"#).status, 200);
 }
 

@@ -6,4 +6,5 @@ mod gateway;
 mod harness;
 mod pages;
 mod services;
+mod space;
 mod transcript;

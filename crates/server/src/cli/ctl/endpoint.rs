@@ -55,7 +55,8 @@ impl EndpointCommand {
 }
 
 impl Scope {
-    async fn endpoints(&self, client: &Client) -> Result<Vec<String>, Failure> {
+    /// The endpoints to ask.
+    pub(super) async fn endpoints(&self, client: &Client) -> Result<Vec<String>, Failure> {
         if !self.cluster {
             return Ok(client.endpoints.clone());
         }

@@ -2,7 +2,7 @@
 //!
 //! A command checks its arguments (before connecting, in `etcdctl`'s order and words), makes its calls through
 //! `client::Client` and prints the reply through `print::Printer`. Left out for now: authentication, TLS, and the
-//! commands for members, snapshots, alarms and locks.
+//! commands for snapshots, locks and elections among clients.
 
 mod client;
 pub(super) mod election;
@@ -14,6 +14,7 @@ mod lease;
 mod member;
 mod print;
 mod txn;
+mod upkeep;
 mod watch;
 
 use std::ffi::OsString;
@@ -110,6 +111,14 @@ enum Command {
     Member(member::MemberCommand),
     /// Transfer leadership to another member
     MoveLeader(member::MoveLeader),
+    /// Commands for alarms
+    #[command(subcommand)]
+    Alarm(upkeep::Alarm),
+    /// Defragment the storage of members: nothing to do with Hadron's
+    Defrag(upkeep::Defrag),
+    /// Commands for downgrades
+    #[command(subcommand)]
+    Downgrade(upkeep::Downgrade),
     /// Commands for elections (Hadron's own)
     #[command(subcommand)]
     Election(election::Election),
@@ -169,6 +178,9 @@ async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failur
         Command::Endpoint(command) => command.run(global).await,
         Command::Member(command) => command.run(global).await,
         Command::MoveLeader(command) => command.run(global).await,
+        Command::Alarm(command) => command.run(global).await,
+        Command::Defrag(command) => command.run(global).await,
+        Command::Downgrade(command) => command.run(global).await,
         Command::Election(command) => command.run(global).await,
         Command::Version => version(),
     }

@@ -39,7 +39,6 @@ const TLS_DETAIL: &str = "it is about TLS, which is not built";
 const NO_TRACING: &str = "tracing is not built";
 const TRACING_DETAIL: &str = "it is about tracing, which is not built";
 const NO_ROTATION: &str = "log rotation is not built; log to standard error, or rotate the file from outside";
-const NO_COMPACTOR: &str = "compaction by itself is not built; compact with `etcdctl compaction`";
 
 #[rustfmt::skip]
 const MEMBER: &[Flag] = &[
@@ -55,7 +54,7 @@ const MEMBER: &[Flag] = &[
     flag("listen-client-http-urls", List, "", Works, "URLs to listen on for clients' HTTP alone; the client URLs are then for gRPC alone"),
     flag("max-wals", Number, "5", Nothing(SEGMENTS), "Most log files to keep"),
     flag("memory-mlock", Switch, "false", Nothing("no file is mapped into memory"), "Keep the database's pages in memory"),
-    flag("quota-backend-bytes", Number, "0", Refused("a quota is not built, and size is no hazard here; leave the flag out"), "Largest size of the database, in bytes"),
+    flag("quota-backend-bytes", Number, "0", Works, "Bytes of data at which the space alarm is raised; 0 for no bound, since size is no hazard here"),
     flag("backend-bbolt-freelist-type", Choice(&["map", "array"]), "map", Nothing(ENGINE), "bbolt's kind of free list"),
     flag("backend-batch-interval", Duration, "0s", Nothing(ENGINE), "Longest time before a batch is committed to bbolt"),
     flag("backend-batch-limit", Number, "0", Nothing(ENGINE), "Most operations before a batch is committed to bbolt"),
@@ -101,8 +100,8 @@ const CLUSTER: &[Flag] = &[
     flag("discovery-srv-name", Text, "", Nothing(DISCOVERY_DETAIL), "Suffix of the SRV records' service"),
     flag("strict-reconfig-check", Switch, "true", Works, "Refuse changes of members that could cost the quorum"),
     flag("pre-vote", Switch, "true", Nothing("always so: without it, a node that comes back would disturb the others"), "Ask before an election whether it could be won"),
-    flag("auto-compaction-retention", Text, "0", Refused(NO_COMPACTOR), "How much history to keep when compacting by itself"),
-    flag("auto-compaction-mode", Choice(&["periodic", "revision"]), "periodic", Nothing("compaction by itself is not built"), "What --auto-compaction-retention counts"),
+    flag("auto-compaction-retention", Text, "0", Works, "How much history to keep when compacting by itself"),
+    flag("auto-compaction-mode", Choice(&["periodic", "revision"]), "periodic", Works, "What --auto-compaction-retention counts"),
     flag("max-learners", Number, "1", Works, "Most learners at a time"),
 ];
 

@@ -1,7 +1,8 @@
 //! Replies about nodes: endpoint status, health and hashkv, member list, move-leader.
 
 use hadron_proto::etcdserverpb::{
-    HashKvResponse, Member, MemberListResponse, MoveLeaderResponse, ResponseHeader, StatusResponse,
+    AlarmMember, AlarmResponse, DowngradeResponse, HashKvResponse, Member, MemberListResponse,
+    MoveLeaderResponse, ResponseHeader, StatusResponse,
 };
 
 use super::super::go_text;
@@ -387,5 +388,59 @@ impl Reply for Moved {
 
     fn json(&self, _: Style) -> String {
         json::header(self.response.header.as_ref()).end()
+    }
+}
+
+/// An alarm as protobuf's text form has it.
+fn alarm_text(alarm: &AlarmMember) -> String {
+    format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name())
+}
+
+impl Reply for AlarmResponse {
+    fn simple(&self, _: Style, out: &mut Vec<u8>) {
+        self.alarms.iter().for_each(|alarm| line(out, alarm_text(alarm)));
+    }
+
+    fn fields(&self, style: Style, out: &mut Vec<u8>) {
+        header_fields(out, self.header.as_ref(), style);
+        for alarm in &self.alarms {
+            id_field(out, "MemberID", alarm.member_id, style);
+            field(out, "AlarmType", alarm.alarm().as_str_name());
+            line(out, "");
+        }
+    }
+
+    fn json(&self, _: Style) -> String {
+        let alarm = |alarm: &AlarmMember| {
+            Object::new().number("memberID", alarm.member_id).number("alarm", alarm.alarm).end()
+        };
+        let object = match &self.header {
+            Some(header) => json::header(Some(header)),
+            None => Object::new(),
+        };
+        object.list("alarms", self.alarms.iter().map(alarm).collect()).end()
+    }
+}
+
+/// A downgrade that was taken, or could be.
+pub(crate) struct Downgraded {
+    /// The subcommand.
+    pub(crate) name: &'static str,
+    pub(crate) response: DowngradeResponse,
+}
+
+impl Reply for Downgraded {
+    fn simple(&self, _: Style, out: &mut Vec<u8>) {
+        let version = &self.response.version;
+        line(out, format_args!("Downgrade {} success, cluster version {version}", self.name));
+    }
+
+    fn fields(&self, style: Style, out: &mut Vec<u8>) {
+        header_fields(out, self.response.header.as_ref(), style);
+        quoted_field(out, "Version", self.response.version.as_bytes());
+    }
+
+    fn json(&self, _: Style) -> String {
+        json::header(self.response.header.as_ref()).text("version", &self.response.version).end()
     }
 }

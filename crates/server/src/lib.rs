@@ -6,4 +6,5 @@ pub mod config;
 pub mod driver;
 mod go_text;
 pub mod metrics;
+pub mod tls;
 pub mod transport;

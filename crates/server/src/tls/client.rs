@@ -1,0 +1,126 @@
+//! The side of a handshake that calls.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use super::files::{self, Following, KeyPair, TlsError};
+use super::{HANDSHAKE_TIMEOUT, Protocol, Stream};
+
+/// What a caller shows, and whom it believes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClientFiles {
+    /// Shown if the other end asks for a certificate.
+    pub own: Option<KeyPair>,
+    /// Whom to trust; the system's certificates if there are none.
+    pub trusted: Option<PathBuf>,
+    /// Believe everybody.
+    pub skip_verify: bool,
+    /// Protocols to speak, the preferred one first.
+    pub speaks: Vec<Vec<u8>>,
+    /// What may be agreed on.
+    pub protocol: Protocol,
+}
+
+/// Makes encrypted connections.
+pub struct ClientTls {
+    config: Following<ClientConfig>,
+}
+
+impl std::fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientTls").finish_non_exhaustive()
+    }
+}
+
+impl ClientTls {
+    /// Reads the files for the first time.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn new(files: ClientFiles) -> Result<ClientTls, TlsError> {
+        let mut paths: Vec<PathBuf> = files.own.iter().flat_map(KeyPair::paths).collect();
+        paths.extend(files.trusted.clone());
+        Ok(ClientTls { config: Following::new(paths, move || config(&files))? })
+    }
+
+    /// Shakes hands with a server that must be `host`, a name or an IP address.
+    ///
+    /// # Errors
+    /// What the other end did wrong, or that it did nothing.
+    pub async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<Stream> {
+        let name = ServerName::try_from(host.to_owned());
+        let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let connector = TlsConnector::from(self.config.get());
+        let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await??;
+        Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
+    }
+}
+
+fn config(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
+    let provider = files.protocol.provider();
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&files.protocol.versions())?;
+    let builder = if files.skip_verify {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+    } else {
+        let roots = files.trusted.as_deref().map_or_else(files::system_roots, files::roots)?;
+        builder.with_root_certificates(roots)
+    };
+    let mut config = match &files.own {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let (chain, key) = own.read()?;
+            builder.with_client_auth_cert(chain, key)?
+        }
+    };
+    config.alpn_protocols.clone_from(&files.speaks);
+    Ok(Arc::new(config))
+}
+
+/// Believes that the other end is whoever it says; that it has the key to its certificate is checked all the same.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,177 @@
+//! Handshakes that succeed and fail, and a certificate authority for tests.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::client::ClientFiles;
+use super::files::KeyPair;
+use super::server::ServerFiles;
+use super::*;
+
+/// A directory with a certificate authority and what it signed.
+pub(crate) struct Authority {
+    pub(crate) directory: tempfile::TempDir,
+    issuer: Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Authority {
+        let directory = tempfile::tempdir().unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "test authority");
+        let certificate = params.self_signed(&key).unwrap();
+        fs::write(directory.path().join("ca.pem"), certificate.pem()).unwrap();
+        Authority { directory, issuer: Issuer::new(params, key) }
+    }
+
+    pub(crate) fn trusted(&self) -> PathBuf {
+        self.directory.path().join("ca.pem")
+    }
+
+    /// Signs a certificate for these hosts, and writes it and its key under that name.
+    pub(crate) fn sign(&self, name: &str, hosts: &[&str]) -> KeyPair {
+        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let path = |kind: &str| self.directory.path().join(format!("{name}.{kind}.pem"));
+        fs::write(path("key"), key.serialize_pem()).unwrap();
+        fs::write(path("cert"), certificate.pem()).unwrap();
+        KeyPair { certificate: path("cert"), key: path("key") }
+    }
+}
+
+fn server(own: KeyPair, trusted: Option<PathBuf>) -> ServerFiles {
+    ServerFiles { own, trusted, revoked: None, allowed_names: Vec::new(), protocol: Protocol::default() }
+}
+
+fn client(trusted: &Path, own: Option<KeyPair>) -> ClientFiles {
+    ClientFiles { own, trusted: Some(trusted.to_owned()), ..ClientFiles::default() }
+}
+
+/// Lets the two shake hands and one byte pass; the error is the client's.
+async fn shake(server: &ServerTls, client: &ClientTls, host: &str) -> Result<(), String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let serve = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = server.accept(stream).await.map_err(|error| error.to_string())?;
+        let byte = stream.read_u8().await.map_err(|error| error.to_string())?;
+        stream.write_u8(byte).await.map_err(|error| error.to_string())?;
+        stream.flush().await.map_err(|error| error.to_string())
+    };
+    let call = async {
+        let mut stream = client.connect(host, stream).await?;
+        stream.write_u8(7).await?;
+        stream.flush().await?;
+        // In TLS 1.3 the server's refusal comes after the handshake.
+        stream.read_u8().await.map(|byte| assert_eq!(byte, 7))
+    };
+    let (served, called) = tokio::join!(serve, call);
+    called.map_err(|error: std::io::Error| format!("{error} (server: {served:?})"))
+}
+
+#[tokio::test]
+async fn the_server_must_be_the_one_that_was_called() {
+    let authority = Authority::new();
+    let own = authority.sign("server", &["localhost", "127.0.0.1"]);
+    let server = ServerTls::new(server(own, None)).unwrap();
+    let trusting = ClientTls::new(client(&authority.trusted(), None)).unwrap();
+    shake(&server, &trusting, "localhost").await.unwrap();
+    shake(&server, &trusting, "127.0.0.1").await.unwrap();
+    assert!(shake(&server, &trusting, "other.example").await.unwrap_err().contains("not valid for name"));
+    let stranger = ClientTls::new(client(&Authority::new().trusted(), None)).unwrap();
+    assert!(shake(&server, &stranger, "localhost").await.unwrap_err().contains("UnknownIssuer"));
+    let careless = ClientFiles { skip_verify: true, ..ClientFiles::default() };
+    shake(&server, &ClientTls::new(careless).unwrap(), "other.example").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_trusted_authority_demands_certificates_with_allowed_names() {
+    let authority = Authority::new();
+    let own = authority.sign("server", &["localhost"]);
+    let with = |own| ClientTls::new(client(&authority.trusted(), own)).unwrap();
+    let files = server(own, Some(authority.trusted()));
+    let demanding = ServerTls::new(files.clone()).unwrap();
+    let good = with(Some(authority.sign("client", &["a.example"])));
+    shake(&demanding, &good, "localhost").await.unwrap();
+    shake(&demanding, &with(None), "localhost").await.unwrap_err();
+    let foreign = with(Some(Authority::new().sign("client", &["a.example"])));
+    shake(&demanding, &foreign, "localhost").await.unwrap_err();
+
+    let allowed_names = vec!["a.example".to_owned()];
+    let choosy = ServerTls::new(ServerFiles { allowed_names, ..files }).unwrap();
+    shake(&choosy, &good, "localhost").await.unwrap();
+    let other = with(Some(authority.sign("other", &["b.example"])));
+    let error = shake(&choosy, &other, "localhost").await.unwrap_err();
+    assert!(error.contains("none of the allowed host names"), "{error}");
+}
+
+#[tokio::test]
+async fn files_are_read_again_when_they_change() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let own = old.sign("server", &["localhost"]);
+    let server = ServerTls::new(server(own.clone(), None)).unwrap();
+    let trusting = |authority: &Authority| ClientTls::new(client(&authority.trusted(), None)).unwrap();
+    shake(&server, &trusting(&old), "localhost").await.unwrap();
+
+    fs::write(&own.certificate, "half a certif").unwrap();
+    shake(&server, &trusting(&old), "localhost").await.unwrap();
+
+    let renewed = new.sign("server", &["localhost"]);
+    fs::rename(renewed.key, &own.key).unwrap();
+    fs::rename(renewed.certificate, &own.certificate).unwrap();
+    shake(&server, &trusting(&new), "localhost").await.unwrap();
+    shake(&server, &trusting(&old), "localhost").await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_certificate_made_here_can_be_trusted_by_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let own = own::certificate(directory.path(), &hosts, 1).unwrap();
+    let before = fs::read(&own.key).unwrap();
+    assert_eq!(own::certificate(directory.path(), &hosts, 1).unwrap(), own, "made once");
+    assert_eq!(fs::read(&own.key).unwrap(), before);
+    let trusting = ClientTls::new(client(&own.certificate, None)).unwrap();
+    shake(&ServerTls::new(server(own, None)).unwrap(), &trusting, "127.0.0.1").await.unwrap();
+}
+
+#[test]
+fn what_is_wrong_with_files_is_named() {
+    let authority = Authority::new();
+    let own = authority.sign("server", &["localhost"]);
+    let swapped = KeyPair { certificate: own.key.clone(), key: own.certificate.clone() };
+    let missing = KeyPair { certificate: "/no/such/file".into(), ..own.clone() };
+    let other = KeyPair { key: authority.sign("other", &["x"]).key, ..own };
+    for (pair, said) in
+        [(swapped, "no private key"), (missing, "/no/such/file: No such file"), (other, "key")]
+    {
+        let error = ServerTls::new(server(pair, None)).err().unwrap().to_string();
+        assert!(error.to_lowercase().contains(&said.to_lowercase()), "{error}");
+    }
+}
+
+#[test]
+fn suites_have_gos_names() {
+    let protocol = |names: &[&str]| Protocol {
+        suites: names.iter().map(ToString::to_string).collect(),
+        ..Protocol::default()
+    };
+    let good = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305"];
+    assert_eq!(protocol(&good).unknown_suites(), [""; 0]);
+    let tls12 =
+        protocol(&good).provider().cipher_suites.iter().filter(|suite| suite.tls13().is_none()).count();
+    assert_eq!(tls12, 2);
+    assert_eq!(protocol(&["TLS_RSA_WITH_RC4_128_SHA"]).unknown_suites(), ["TLS_RSA_WITH_RC4_128_SHA"]);
+}

@@ -4,7 +4,8 @@
 //! ([`settings`]). [`Config::from_settings`] checks everything that can be known without touching disk or network, so that
 //! whoever receives a [`Config`] need not check again:
 //! - nothing was asked for that does not exist;
-//! - listen addresses are IP addresses with ports, advertised URLs are `http://host:port`;
+//! - listen addresses are IP addresses with ports, advertised URLs are `http://host:port` or `https://host:port`;
+//! - where `https` is listened on, there is a certificate;
 //! - the election timeout is at least five heartbeats.
 //!
 //! What the cluster is at a first start ([`Initial`]) is checked when it is asked for, since later starts do not ask.
@@ -13,6 +14,7 @@ mod error;
 mod file;
 pub mod flags;
 mod initial;
+pub mod security;
 pub mod settings;
 mod url;
 mod value;
@@ -27,6 +29,7 @@ use crate::api::{Access, Retention};
 pub use error::ConfigError;
 pub use file::FileError;
 pub use initial::{Initial, InitialMember};
+pub use security::Security;
 pub use settings::{Asked, SettingError, Settings};
 pub use url::{Url, UrlError};
 
@@ -56,6 +59,10 @@ pub struct Config {
     pub election_timeout: Duration,
     /// How clients are served.
     pub clients: Clients,
+    /// How the client port is secured, where it is.
+    pub clients_security: Option<Security>,
+    /// How the peer port is secured, where it is.
+    pub peers_security: Option<Security>,
     /// How members may be changed.
     pub membership: Membership,
     /// How much history is kept; `None` for all of it.
@@ -70,17 +77,28 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Addresses {
     /// Addresses to serve clients on; never empty.
-    pub clients: Vec<SocketAddr>,
+    pub clients: Vec<Listen>,
     /// Addresses to serve clients' HTTP on. If there are any, [`Addresses::clients`] are for gRPC alone.
-    pub clients_http: Vec<SocketAddr>,
+    pub clients_http: Vec<Listen>,
     /// Addresses to serve metrics and health on.
-    pub metrics: Vec<SocketAddr>,
+    pub metrics: Vec<Listen>,
     /// Addresses to accept peers on; never empty.
     pub peers: Vec<SocketAddr>,
+    /// Whether peers are to speak TLS there.
+    pub peers_are_tls: bool,
     /// What `MemberList` tells clients about this node; never empty.
     pub advertise_client_urls: Vec<Url>,
     /// Whether other processes may listen on the same ports.
     pub reuse_port: bool,
+}
+
+/// An address to listen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen {
+    /// The address.
+    pub address: SocketAddr,
+    /// Whether TLS is spoken there.
+    pub is_tls: bool,
 }
 
 /// How clients are served.
@@ -163,14 +181,22 @@ impl Config {
         let data_dir = settings.given("data-dir").map(PathBuf::from);
         let data_dir = data_dir.unwrap_or_else(|| format!("{name}.{default_suffix}").into());
         let wal_dir = settings.given("wal-dir").map(PathBuf::from);
+        let addresses = addresses(settings)?;
+        let client_hosts = hosts(settings, &["listen-client-urls", "listen-client-http-urls"])?;
+        let clients_security = security::of_clients(settings, &data_dir, client_hosts)?;
+        let peers_security =
+            security::of_peers(settings, &data_dir, hosts(settings, &["listen-peer-urls"])?)?;
+        check_certificates(&addresses, clients_security.is_some(), peers_security.is_some())?;
         Ok(Config {
             wal_dir: wal_dir.unwrap_or_else(|| data_dir.join("wal")),
             data_dir,
-            addresses: addresses(settings)?,
+            addresses,
             initial: initial(settings)?,
             heartbeat_interval: Duration::from_millis(heartbeat_ms),
             election_timeout: Duration::from_millis(election_ms),
             clients: clients(settings)?,
+            clients_security,
+            peers_security,
             membership: Membership {
                 is_strict: switch(settings, "strict-reconfig-check"),
                 learners_max: number(settings, "max-learners")?,
@@ -231,11 +257,17 @@ fn addresses(settings: &Settings) -> Result<Addresses, ConfigError> {
     if settings.given("listen-client-urls").is_some() && settings.given("advertise-client-urls").is_none() {
         return Err(ConfigError::AdvertiseMissing);
     }
+    let peers = listen(settings, "listen-peer-urls")?;
+    let peers_are_tls = peers.iter().all(|listen| listen.is_tls);
+    if !peers_are_tls && peers.iter().any(|listen| listen.is_tls) {
+        return Err(ConfigError::MixedPeers);
+    }
     Ok(Addresses {
         clients,
         clients_http: listen(settings, "listen-client-http-urls")?,
         metrics: listen(settings, "listen-metrics-urls")?,
-        peers: listen(settings, "listen-peer-urls")?,
+        peers: peers.into_iter().map(|listen| listen.address).collect(),
+        peers_are_tls,
         advertise_client_urls: urls(settings, "advertise-client-urls")?,
         reuse_port: switch(settings, "socket-reuse-port"),
     })
@@ -379,8 +411,37 @@ fn parse_url(flag: &'static str, text: &str) -> Result<Url, ConfigError> {
     text.parse().map_err(|error| ConfigError::BadUrl { flag, url: text.to_owned(), error })
 }
 
-fn listen(settings: &Settings, flag: &'static str) -> Result<Vec<SocketAddr>, ConfigError> {
-    urls(settings, flag)?.iter().map(|url| url.listen_address(flag)).collect()
+fn listen(settings: &Settings, flag: &'static str) -> Result<Vec<Listen>, ConfigError> {
+    let listen = |url: &Url| Ok(Listen { address: url.listen_address(flag)?, is_tls: url.is_tls() });
+    urls(settings, flag)?.iter().map(listen).collect()
+}
+
+/// The hosts of several flags' URLs.
+fn hosts(settings: &Settings, flags: &[&'static str]) -> Result<Vec<String>, ConfigError> {
+    let mut hosts = BTreeSet::new();
+    for flag in flags {
+        hosts.extend(urls(settings, flag)?.iter().map(|url| url.host().to_owned()));
+    }
+    Ok(hosts.into_iter().collect())
+}
+
+/// Refuses to listen for TLS without a certificate.
+fn check_certificates(addresses: &Addresses, clients: bool, peers: bool) -> Result<(), ConfigError> {
+    let no = |flag, certificate, key, auto| Err(ConfigError::NoCertificate { flag, certificate, key, auto });
+    let of_clients = [
+        ("listen-client-urls", &addresses.clients),
+        ("listen-client-http-urls", &addresses.clients_http),
+        ("listen-metrics-urls", &addresses.metrics),
+    ];
+    for (flag, listens) in of_clients {
+        if !clients && listens.iter().any(|listen| listen.is_tls) {
+            return no(flag, "cert-file", "key-file", "auto-tls");
+        }
+    }
+    if !peers && addresses.peers_are_tls {
+        return no("listen-peer-urls", "peer-cert-file", "peer-key-file", "peer-auto-tls");
+    }
+    Ok(())
 }
 
 fn advertised_peer_url(settings: &Settings, given: &str) -> Result<Url, ConfigError> {

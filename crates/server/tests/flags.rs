@@ -2,103 +2,23 @@
 //! links with the names of etcd's programs.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/place.rs"]
+mod place;
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::path::Path;
 
 use hadron_proto::etcdserverpb::cluster_client::ClusterClient;
 use hadron_proto::etcdserverpb::{MemberAddRequest, MemberListRequest};
+use place::{PATIENCE, Place, Served, text};
 use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A directory with links to the binary under the names of etcd's programs.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Place {
-        let directory = tempfile::tempdir().unwrap();
-        for name in ["etcd", "etcdctl", "etcdutl"] {
-            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_hadron"), directory.path().join(name)).unwrap();
-        }
-        Place(directory)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// One of the links, run in the directory, without any setting from the outside.
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.path(program));
-        let outside = std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"ETCD"));
-        for (name, _) in outside {
-            command.env_remove(name);
-        }
-        command.current_dir(self.0.path()).stdin(Stdio::null());
-        command
-    }
-
-    fn output(&self, program: &str, arguments: &[&str]) -> Output {
-        self.command(program).args(arguments).output().unwrap()
-    }
-
-    /// Starts `etcd` and waits until it says that it serves.
-    fn serve(&self, command: &mut Command) -> Served {
-        let socket = UnixDatagram::bind(self.path("notify")).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let log = fs::File::create(self.path("log")).unwrap();
-        command.env("NOTIFY_SOCKET", self.path("notify")).stdout(log.try_clone().unwrap()).stderr(log);
-        let served = Served { child: command.spawn().unwrap(), log: self.path("log") };
-        let mut word = [0; 64];
-        let length = socket.recv(&mut word).unwrap_or_else(|error| panic!("{error}: {}", served.log()));
-        assert_eq!(&word[..length], b"READY=1");
-        served
-    }
-}
-
-struct Served {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Served {
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    fn lines(&self) -> Vec<Value> {
-        self.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    fn line(&self, message: &str) -> Value {
-        let found = self.lines().into_iter().find(|line| line["msg"] == message);
-        found.unwrap_or_else(|| panic!("no line {message:?} in {}", self.log()))
-    }
-
-    /// Where this kind of traffic is served.
-    fn address(&self, traffic: &str) -> SocketAddr {
-        let mut lines = self.lines().into_iter();
-        let line = lines.find(|line| line["traffic"] == traffic).unwrap_or_else(|| panic!("{}", self.log()));
-        line["address"].as_str().unwrap().parse().unwrap()
-    }
-
-    async fn cluster(&self, traffic: &str) -> ClusterClient<Channel> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address(traffic))).unwrap();
-        ClusterClient::new(endpoint.connect().await.unwrap())
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+async fn cluster(served: &Served, traffic: &str) -> ClusterClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", served.address(traffic))).unwrap();
+    ClusterClient::new(endpoint.connect().await.unwrap())
 }
 
 fn page(address: SocketAddr, path: &str) -> String {
@@ -108,10 +28,6 @@ fn page(address: SocketAddr, path: &str) -> String {
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
     page
-}
-
-fn text(output: &[u8]) -> String {
-    String::from_utf8_lossy(output).into_owned()
 }
 
 #[tokio::test]
@@ -146,7 +62,7 @@ async fn etcd_in_an_environment_serves_and_says_so_in_etcds_words() {
     };
     assert!(served.lines().iter().any(elected), "{}", served.log());
 
-    let mut cluster = served.cluster("grpc+http").await;
+    let mut cluster = cluster(&served, "grpc+http").await;
     let members = cluster.member_list(MemberListRequest::default()).await.unwrap().into_inner().members;
     assert_eq!(members[0].client_ur_ls, ["http://etcd.example:2379"]);
     let add = |port: u16| MemberAddRequest {
@@ -187,7 +103,7 @@ async fn a_configuration_file_replaces_everything_else() {
     assert_eq!(served.line("unrecognized key in the configuration file")["key"], "no-such-key");
     assert!(fs::read_to_string(place.path("second.log")).unwrap().contains("ready to serve client requests"));
 
-    let mut cluster = served.cluster("grpc").await;
+    let mut cluster = cluster(&served, "grpc").await;
     cluster.member_list(MemberListRequest::default()).await.unwrap();
     assert!(page(served.address("grpc"), "/version").starts_with("HTTP/1.1 415"));
     assert!(page(served.address("http"), "/version").contains("etcdserver"));

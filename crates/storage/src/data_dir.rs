@@ -299,8 +299,9 @@ fn check_is_ours(disk: &dyn Disk, directory: &Path) -> Result<(), DataDirError> 
         let (directory, found) = (directory.to_path_buf(), found.clone());
         return Err(DataDirError::IdentityMissing { directory, found });
     }
-    // What a crash during the first opening leaves, and what a new file system holds.
-    let harmless = [LOCK_FILE, "IDENTITY.tmp", "lost+found"];
+    // What a crash during the first opening leaves, what a new file system holds, and the certificates that a node makes for
+    // itself before it can ask the others who it is.
+    let harmless = [LOCK_FILE, "IDENTITY.tmp", "lost+found", "fixtures"];
     let foreign = names.iter().any(|name| !harmless.contains(&name.as_str()));
     if foreign { Err(DataDirError::NotHadron(directory.to_path_buf())) } else { Ok(()) }
 }

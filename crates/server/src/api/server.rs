@@ -31,6 +31,7 @@ use super::front::Front;
 use super::membership::MembershipOptions;
 use super::socket::Socket;
 use crate::metrics::Metrics;
+use crate::tls::{ServerTls, Stream};
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
 
 /// Window of one stream: a request of the largest size fits, so that no call waits for a window update.
@@ -43,6 +44,8 @@ const LONG_READS_MAX: usize = 2;
 /// A client that gives many calls up at once (deadlines under load) is no attacker.
 const RESET_STREAMS_MAX: usize = 10_000;
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client that connects and says nothing is not waited for any longer.
+const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long calls that are being answered may take when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 /// Connections that wait for a busy thread; beyond, the acceptor waits and the kernel's queue fills.
@@ -108,16 +111,24 @@ pub enum Traffic {
 }
 
 /// A bound socket and what is served there.
-#[derive(Debug)]
 pub struct Listener {
     /// Listening already.
     pub socket: StdTcpListener,
     /// What is served to whoever connects.
     pub traffic: Traffic,
+    /// With it, connections are encrypted.
+    pub tls: Option<Arc<ServerTls>>,
+}
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Listener { socket, traffic, tls } = self;
+        write!(f, "{socket:?} for {traffic:?}, TLS: {}", tls.is_some())
+    }
 }
 
 /// A connection on its way to a worker.
-type Accepted = (StdTcpStream, Traffic);
+type Accepted = (StdTcpStream, Manner);
 
 /// etcd's interval of progress notifications.
 const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -180,8 +191,8 @@ impl<B: Backend> Server<B> {
         }
         drop(ended);
         let mut acceptors = JoinSet::new();
-        for (listener, traffic) in listeners {
-            acceptors.spawn(accept(listener, traffic, workers.clone()));
+        for (listener, manner) in listeners {
+            acceptors.spawn(accept(listener, manner, workers.clone()));
         }
         // The workers stop when the last acceptor, and with it the last sender, is gone.
         drop(workers);
@@ -215,17 +226,20 @@ impl<B: Backend> Server<B> {
     }
 }
 
-fn into_tokio(Listener { socket, traffic }: Listener) -> io::Result<(TcpListener, Traffic)> {
+/// What a worker is told of each connection beside its socket.
+type Manner = (Traffic, Option<Arc<ServerTls>>);
+
+fn into_tokio(Listener { socket, traffic, tls }: Listener) -> io::Result<(TcpListener, Manner)> {
     socket.set_nonblocking(true)?;
-    Ok((TcpListener::from_std(socket)?, traffic))
+    Ok((TcpListener::from_std(socket)?, (traffic, tls)))
 }
 
 /// Hands connections to the workers in turn, until it is aborted.
-async fn accept(listener: TcpListener, traffic: Traffic, workers: Vec<mpsc::Sender<Accepted>>) {
+async fn accept(listener: TcpListener, manner: Manner, workers: Vec<mpsc::Sender<Accepted>>) {
     for worker in workers.iter().cycle() {
         let socket = accept_one(&listener).await;
         // A worker only goes away when the server stops.
-        if worker.send((socket, traffic)).await.is_err() {
+        if worker.send((socket, manner.clone())).await.is_err() {
             return;
         }
     }
@@ -292,17 +306,42 @@ fn connection_builder(connections: Connections) -> auto::Builder<TokioExecutor> 
     builder
 }
 
+/// Waits for a client's first word, or shakes hands with it; `None` if nothing came of that in time.
+async fn open(socket: StdTcpStream, tls: Option<&ServerTls>) -> Option<Stream> {
+    let address = socket.peer_addr().ok();
+    // Answers are small and clients wait for them: never hold one back for the next.
+    let opened = match (socket.set_nodelay(true).and_then(|()| TcpStream::from_std(socket)), tls) {
+        (Ok(socket), Some(tls)) => tls.accept(socket).await,
+        (Ok(socket), None) => match tokio::time::timeout(FIRST_WORD_TIMEOUT, socket.readable()).await {
+            Ok(readable) => readable.map(|()| Stream::Plain(socket)),
+            Err(elapsed) => Err(elapsed.into()),
+        },
+        (Err(error), _) => Err(error),
+    };
+    let error = match opened {
+        Ok(stream) => return Some(stream),
+        Err(error) => error,
+    };
+    let remote_addr = address.map(|address| address.to_string()).unwrap_or_default();
+    match tls.is_some() && error.kind() != io::ErrorKind::UnexpectedEof {
+        true => tracing::warn!(remote_addr, %error, "rejected connection on client endpoint"),
+        // Probes of load balancers connect and hang up all day.
+        false => tracing::debug!(remote_addr, %error, "client connection lost before its first byte"),
+    }
+    None
+}
+
 async fn serve_connection<B: Backend>(
     builder: auto::Builder<TokioExecutor>,
-    (socket, traffic): Accepted,
+    (socket, (traffic, tls)): Accepted,
     front: Arc<Front<B>>,
     mut stopping: watch::Receiver<()>,
 ) {
-    // Answers are small and clients wait for them: never hold one back for the next.
-    let socket = match socket.set_nodelay(true).and_then(|()| TcpStream::from_std(socket)) {
-        Ok(socket) => socket,
-        Err(error) => return tracing::debug!(%error, "client connection lost before its first byte"),
+    let opened = tokio::select! {
+        opened = open(socket, tls.as_deref()) => opened,
+        _ = stopping.changed() => return,
     };
+    let Some(socket) = opened else { return };
     let (socket, end) = Socket::new(socket);
     let service = service_fn(|request| front.answer(request, traffic, &end));
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));

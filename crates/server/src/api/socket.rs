@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+
+use crate::tls::Stream;
 
 /// The socket of one client. Hides its end while somebody holds an [`EndHidden`].
 #[derive(Debug)]
 pub(super) struct Socket {
-    inner: TcpStream,
+    inner: Stream,
     hidden: Arc<AtomicBool>,
 }
 
@@ -30,7 +31,7 @@ pub(super) struct End(Arc<AtomicBool>);
 pub(super) struct EndHidden(Arc<AtomicBool>);
 
 impl Socket {
-    pub(super) fn new(inner: TcpStream) -> (Socket, End) {
+    pub(super) fn new(inner: Stream) -> (Socket, End) {
         let hidden = Arc::new(AtomicBool::new(false));
         (Socket { inner, hidden: Arc::clone(&hidden) }, End(hidden))
     }

@@ -54,7 +54,7 @@ enum Command {
     /// Run a cluster on this machine, to try things out
     Playground(playground::Options),
     /// Talk to a cluster: everything `etcdctl` does so far, with its output
-    Ctl(ctl::Options),
+    Ctl(Box<ctl::Options>),
     /// Work on files of data: everything `etcdutl` does so far
     Utl(utl::Options),
     /// Measure throughput and latency of a cluster
@@ -110,7 +110,7 @@ fn run_hadron(arguments: Vec<OsString>) -> ExitCode {
     match line.command {
         Command::Serve { flags } => serve::run(serve::Name::Hadron, flags),
         Command::Playground(options) => playground::run(options),
-        Command::Ctl(options) => ctl::run(options, &arguments),
+        Command::Ctl(options) => ctl::run(*options, &arguments),
         Command::Utl(options) => utl::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Simulate(options) => simulate::run(&options),
@@ -152,13 +152,15 @@ fn usage_exit(error: &clap::Error, is_ctl: bool) -> u8 {
     }
 }
 
-/// `host:port` of an endpoint that may have a scheme in front: what clients connect to.
-fn endpoint_authority(endpoint: &str) -> Result<String, String> {
+/// `host:port` of an endpoint that may have a scheme in front: what clients connect to, and whether its scheme is
+/// `https`, if it has one.
+fn endpoint_parts(endpoint: &str) -> Result<(Option<bool>, String), String> {
+    let bare = |authority: &str| authority.trim_end_matches('/').to_owned();
     match endpoint.split_once("://") {
         _ if endpoint.is_empty() => Err("empty endpoint".to_owned()),
-        None => Ok(endpoint.to_owned()),
-        Some(("http", authority)) => Ok(authority.trim_end_matches('/').to_owned()),
-        Some(("https", _)) => Err("https is not supported yet".to_owned()),
+        None => Ok((None, endpoint.to_owned())),
+        Some(("http", authority)) => Ok((Some(false), bare(authority))),
+        Some(("https", authority)) => Ok((Some(true), bare(authority))),
         Some((scheme, _)) => Err(format!("unsupported scheme {scheme}")),
     }
 }
@@ -220,8 +222,8 @@ mod tests {
 
     #[test]
     fn endpoints_need_no_scheme() {
-        assert_eq!(endpoint_authority("127.0.0.1:2379").unwrap(), "127.0.0.1:2379");
-        assert_eq!(endpoint_authority("http://h:1/").unwrap(), "h:1");
-        assert_eq!(endpoint_authority("https://h:1").unwrap_err(), "https is not supported yet");
+        assert_eq!(endpoint_parts("127.0.0.1:2379").unwrap(), (None, "127.0.0.1:2379".to_owned()));
+        assert_eq!(endpoint_parts("http://h:1/").unwrap(), (Some(false), "h:1".to_owned()));
+        assert_eq!(endpoint_parts("https://h:1").unwrap(), (Some(true), "h:1".to_owned()));
     }
 }

@@ -134,6 +134,38 @@ pub enum ConfigError {
         /// What to do about it.
         why: &'static str,
     },
+    /// A flag that needs another one.
+    #[error("--{one} needs --{other} beside it")]
+    Together {
+        /// Without dashes.
+        one: &'static str,
+        /// Without dashes.
+        other: &'static str,
+    },
+    /// TLS is to be spoken without a certificate.
+    #[error("--{flag}: https needs --{certificate} and --{key}, or --{auto}")]
+    NoCertificate {
+        /// Where it was asked for, without dashes.
+        flag: &'static str,
+        /// The flag of the certificate.
+        certificate: &'static str,
+        /// The flag of its key.
+        key: &'static str,
+        /// The flag that makes both.
+        auto: &'static str,
+    },
+    /// Some peer URLs are for TLS and some are not.
+    #[error("--listen-peer-urls: all must be https, or none")]
+    MixedPeers,
+    /// No version of TLS is left.
+    #[error("--tls-min-version is above --tls-max-version")]
+    TlsVersions,
+    /// Suites are chosen where there is no choice.
+    #[error("--cipher-suites: TLS 1.3 alone leaves no choice of cipher suites")]
+    SuitesOfTls13,
+    /// None of the named cipher suites exists.
+    #[error("--cipher-suites: none of {0} can be used")]
+    NoSuite(String),
     /// A feature gate without a name that is known, or without a value.
     #[error("--feature-gates: expected Name=true or Name=false with a name that is known, got {0:?}")]
     FeatureGate(String),

@@ -12,6 +12,11 @@ fn config(flags: &[&str]) -> Result<Config, ConfigError> {
     }
 }
 
+fn plain(addresses: &[&str]) -> Vec<Listen> {
+    let listen = |address: &&str| Listen { address: address.parse().unwrap(), is_tls: false };
+    addresses.iter().map(listen).collect()
+}
+
 /// Why a first start with these flags is refused.
 fn refusal(flags: &[&str]) -> String {
     let members = config(flags).and_then(|config| config.initial.members(&config.name));
@@ -26,7 +31,7 @@ fn nothing_given_is_a_single_node_on_loopback() {
     assert_eq!(config.name, "default");
     assert_eq!(config.data_dir, PathBuf::from("default.hadron"));
     assert_eq!(config.wal_dir, PathBuf::from("default.hadron/wal"));
-    assert_eq!(config.addresses.clients, vec!["127.0.0.1:2379".parse().unwrap()]);
+    assert_eq!(config.addresses.clients, plain(&["127.0.0.1:2379"]));
     assert_eq!(config.addresses.peers, vec!["127.0.0.1:2380".parse().unwrap()]);
     let members = config.initial.members("default").unwrap();
     assert_eq!(members.len(), 1);
@@ -51,10 +56,7 @@ fn a_member_of_three() {
         THREE,
     ])
     .unwrap();
-    assert_eq!(
-        config.addresses.clients,
-        vec!["0.0.0.0:2379".parse().unwrap(), "[::1]:2379".parse::<SocketAddr>().unwrap()]
-    );
+    assert_eq!(config.addresses.clients, plain(&["0.0.0.0:2379", "[::1]:2379"]));
     assert_eq!(config.addresses.peers, vec!["127.0.0.1:2382".parse().unwrap()]);
     assert_eq!(config.addresses.advertise_client_urls[0].authority(), "b.example:2379");
     assert_eq!(config.wal_dir, PathBuf::from("/fast/b"));
@@ -68,7 +70,6 @@ fn urls_are_http_with_host_and_port_only() {
     for (url, error) in [
         ("127.0.0.1:2379", UrlError::Scheme),
         ("ftp://127.0.0.1:2379", UrlError::Scheme),
-        ("https://127.0.0.1:2379", UrlError::Tls),
         ("unix://x.sock", UrlError::UnixSocket),
         ("http://127.0.0.1", UrlError::Authority),
         ("http://:2379", UrlError::Authority),
@@ -78,7 +79,8 @@ fn urls_are_http_with_host_and_port_only() {
     ] {
         assert_eq!(url.parse::<Url>(), Err(error), "{url}");
     }
-    assert_eq!("http://[::1]:2379".parse::<Url>().unwrap().host(), "::1");
+    let url: Url = "https://[::1]:2379".parse().unwrap();
+    assert_eq!((url.host(), url.is_tls(), url.to_string().as_str()), ("::1", true, "https://[::1]:2379"));
 }
 
 #[test]
@@ -87,7 +89,7 @@ fn refusals_name_the_flag_and_the_way_out() {
     for (flags, text) in [
         (
             vec!["--listen-peer-urls=nonsense"],
-            "--listen-peer-urls: bad URL \"nonsense\": a URL must begin with http://",
+            "--listen-peer-urls: bad URL \"nonsense\": a URL must begin with http:// or https://",
         ),
         (
             vec![
@@ -102,11 +104,14 @@ fn refusals_name_the_flag_and_the_way_out() {
         ),
         (
             vec!["--listen-client-urls=127.0.0.1:2379"],
-            "--listen-client-urls: bad URL \"127.0.0.1:2379\": a URL must begin with http://",
+            "--listen-client-urls: bad URL \"127.0.0.1:2379\": a URL must begin with http:// or https://",
         ),
         (
-            vec!["--listen-client-urls=https://127.0.0.1:2379"],
-            "--listen-client-urls: bad URL \"https://127.0.0.1:2379\": https is not supported yet, use http://",
+            vec![
+                "--listen-client-urls=https://127.0.0.1:2379",
+                "--advertise-client-urls=https://127.0.0.1:2379",
+            ],
+            "--listen-client-urls: https needs --cert-file and --key-file, or --auto-tls",
         ),
         (
             vec!["--name=z", "--initial-cluster", THREE],
@@ -212,8 +217,8 @@ fn the_limits_of_clients_and_members() {
         "--log-level=warn",
     ])
     .unwrap();
-    assert_eq!(config.addresses.clients_http, ["127.0.0.1:8".parse().unwrap()]);
-    assert_eq!(config.addresses.metrics, ["127.0.0.1:9".parse().unwrap()]);
+    assert_eq!(config.addresses.clients_http, plain(&["127.0.0.1:8"]));
+    assert_eq!(config.addresses.metrics, plain(&["127.0.0.1:9"]));
     assert!(config.addresses.reuse_port);
     assert_eq!(config.clients.streams_max, 7);
     assert_eq!(config.clients.keepalive_interval, None);

@@ -6,9 +6,10 @@ use std::str::FromStr;
 
 use super::ConfigError;
 
-/// `http://host:port`, with nothing after it. The host may be a name or an address (IPv6 in brackets).
+/// `http://host:port` or `https://host:port`, with nothing after it. The host may be a name or an address (IPv6 in brackets).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Url {
+    is_tls: bool,
     host: String,
     port: u16,
 }
@@ -17,6 +18,11 @@ impl Url {
     /// Name or address, IPv6 without its brackets.
     pub fn host(&self) -> &str {
         self.host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// Whether TLS is spoken there.
+    pub fn is_tls(&self) -> bool {
+        self.is_tls
     }
 
     /// TCP port.
@@ -42,7 +48,8 @@ impl Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}:{}", self.host, self.port)
+        let scheme = if self.is_tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}:{}", self.host, self.port)
     }
 }
 
@@ -51,12 +58,12 @@ impl FromStr for Url {
 
     fn from_str(text: &str) -> Result<Url, UrlError> {
         let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
-        match scheme {
-            "http" => {}
-            "https" => return Err(UrlError::Tls),
+        let is_tls = match scheme {
+            "http" => false,
+            "https" => true,
             "unix" | "unixs" => return Err(UrlError::UnixSocket),
             _ => return Err(UrlError::Scheme),
-        }
+        };
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         if !path.is_empty() {
             return Err(UrlError::Path);
@@ -67,7 +74,7 @@ impl FromStr for Url {
             return Err(UrlError::Authority);
         }
         let port = port.parse().map_err(|_| UrlError::Authority)?;
-        Ok(Url { host: host.to_ascii_lowercase(), port })
+        Ok(Url { is_tls, host: host.to_ascii_lowercase(), port })
     }
 }
 
@@ -75,11 +82,8 @@ impl FromStr for Url {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// No scheme, or one that means nothing here.
-    #[error("a URL must begin with http://")]
+    #[error("a URL must begin with http:// or https://")]
     Scheme,
-    /// `https`, for which there is no TLS yet.
-    #[error("https is not supported yet, use http://")]
-    Tls,
     /// A Unix socket.
     #[error("Unix sockets are not supported, use http://host:port")]
     UnixSocket,

@@ -9,6 +9,7 @@ use hadron_storage::engine::EngineError;
 use hadron_storage::wal::WalError;
 
 use crate::config::ConfigError;
+use crate::tls::TlsError;
 
 /// Why [`super::run`] ended without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,9 @@ pub enum RunError {
         /// Why not.
         error: io::Error,
     },
+    /// Certificates or keys cannot be used.
+    #[error("TLS: {0}")]
+    Tls(TlsError),
     /// The data directory cannot be used: another process has it, or it is not this node's.
     #[error(transparent)]
     DataDir(#[from] DataDirError),

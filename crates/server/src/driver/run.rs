@@ -17,7 +17,7 @@ use crate::api::compactor;
 use crate::api::{
     Backend as _, Connections, Limits, Listener, MembershipOptions, Server, ServerOptions, Traffic,
 };
-use crate::config::{Addresses, Config};
+use crate::config::{Config, Security};
 use crate::metrics::Metrics;
 
 /// Runs a node until SIGTERM or SIGINT, then stops it in good order: leadership handed over, log sealed.
@@ -32,7 +32,8 @@ pub fn run(config: Config) -> Result<(), RunError> {
 async fn serve(config: Config) -> Result<(), RunError> {
     // Before anything else, so that a signal during recovery is not lost.
     let mut signals = Signals::listen()?;
-    let client_listeners = client_listeners(&config.addresses)?;
+    let client_listeners = client_listeners(&config)?;
+    tell_unknown_suites(&config);
     let peer_listeners = bind(&config.addresses.peers, "listen-peer-urls", config.addresses.reuse_port)?;
     let metrics = Arc::new(Metrics::default());
     let node = Running::start(&config, peer_listeners, metrics.clone())?;
@@ -69,7 +70,9 @@ async fn serve(config: Config) -> Result<(), RunError> {
     Ok(())
 }
 
-fn client_listeners(addresses: &Addresses) -> Result<Vec<Listener>, RunError> {
+fn client_listeners(config: &Config) -> Result<Vec<Listener>, RunError> {
+    let addresses = &config.addresses;
+    let tls = config.clients_security.as_ref().map(Security::server).transpose().map_err(RunError::Tls)?;
     let grpc = if addresses.clients_http.is_empty() { Traffic::Everything } else { Traffic::Grpc };
     let wanted = [
         (&addresses.clients, "listen-client-urls", grpc),
@@ -77,37 +80,68 @@ fn client_listeners(addresses: &Addresses) -> Result<Vec<Listener>, RunError> {
         (&addresses.metrics, "listen-metrics-urls", Traffic::Metrics),
     ];
     let mut listeners = Vec::new();
-    for (addresses_of_one, flag, traffic) in wanted {
-        let sockets = bind(addresses_of_one, flag, addresses.reuse_port)?;
-        listeners.extend(sockets.into_iter().map(|socket| Listener { socket, traffic }));
+    for (listens, flag, traffic) in wanted {
+        let bound: Vec<SocketAddr> = listens.iter().map(|listen| listen.address).collect();
+        let sockets = bind(&bound, flag, addresses.reuse_port)?;
+        listeners.extend(sockets.into_iter().zip(listens).map(|(socket, listen)| {
+            let tls = tls.clone().filter(|_| listen.is_tls);
+            Listener { socket, traffic, tls }
+        }));
     }
     Ok(listeners)
 }
 
-/// What is served where, in etcd's words.
-fn served_at(listener: &Listener) -> Result<(&'static str, SocketAddr), RunError> {
+/// Not having an old cipher suite is no reason to refuse a list that names it among others.
+fn tell_unknown_suites(config: &Config) {
+    let security = config.clients_security.as_ref().or(config.peers_security.as_ref());
+    let unknown = security.map(Security::unknown_suites).unwrap_or_default();
+    if !unknown.is_empty() {
+        warn!(suites = unknown.join(","), "these cipher suites do not exist here and are passed over");
+    }
+}
+
+/// What is served where.
+struct Served {
+    /// In etcd's words.
+    traffic: &'static str,
+    address: SocketAddr,
+    is_secure: bool,
+}
+
+fn served_at(listener: &Listener) -> Result<Served, RunError> {
     let traffic = match listener.traffic {
         Traffic::Everything => "grpc+http",
         Traffic::Grpc => "grpc",
         Traffic::Http => "http",
         Traffic::Metrics => "metrics",
     };
-    Ok((traffic, listener.socket.local_addr().map_err(RunError::Threads)?))
+    let address = listener.socket.local_addr().map_err(RunError::Threads)?;
+    Ok(Served { traffic, address, is_secure: listener.tls.is_some() })
+}
+
+impl Served {
+    fn tell(&self) {
+        let Served { traffic, address, is_secure } = self;
+        match is_secure {
+            true => info!(traffic, %address, "serving client traffic securely"),
+            false => {
+                info!(traffic, %address, "serving client traffic insecurely; this is strongly discouraged!");
+            }
+        }
+    }
 }
 
 async fn until_stopped(
     node: &Running,
     signals: &mut Signals,
-    served: &[(&'static str, SocketAddr)],
+    served: &[Served],
     config: &Config,
 ) -> Result<(), RunError> {
     let announce = async {
         node.ready().await;
         let urls = config.addresses.advertise_client_urls.iter().map(ToString::to_string);
         info!(urls = urls.collect::<Vec<_>>().join(","), "ready to serve client requests");
-        for (traffic, address) in served {
-            info!(traffic, %address, "serving client traffic insecurely; this is strongly discouraged!");
-        }
+        served.iter().for_each(Served::tell);
         notify::ready();
         std::future::pending::<()>().await;
     };

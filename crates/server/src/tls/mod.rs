@@ -13,7 +13,7 @@ pub mod own;
 pub mod server;
 pub mod stream;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -183,7 +183,9 @@ impl Harness {
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let shutdown = async { stopped.await.unwrap_or_default() };
-            runtime().block_on(server.serve(vec![Listener { socket: listener, traffic }], shutdown)).unwrap();
+            runtime()
+                .block_on(server.serve(vec![Listener { socket: listener, traffic, tls: None }], shutdown))
+                .unwrap();
         });
         Harness { backend, address, stop: Some(stop), thread: Some(thread) }
     }

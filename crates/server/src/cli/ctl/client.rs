@@ -1,23 +1,37 @@
 //! Connections of `ctl` to a cluster: the endpoints are tried in turn, and errors are told in `etcdctl`'s words.
 
 use std::fmt;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
+use tower::service_fn;
 
 use super::failure::{Exit, Failure};
-use crate::cli::endpoint_authority;
+use super::secure::Security;
+use crate::cli::endpoint_parts;
+use crate::tls::{ClientTls, Stream};
+
+/// As in Go's gRPC: etcd hangs up on clients that ping more often than every 5 s.
+const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
 
 /// Where to connect, and for how long to try.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     /// `host:port` or `http://host:port`, never empty.
     pub(crate) endpoints: Vec<String>,
+    /// How they are spoken to.
+    pub(crate) security: Security,
     /// Bound on each attempt to connect.
     pub(crate) dial_timeout: Duration,
     /// Bound on each call, connecting excluded.
     pub(crate) command_timeout: Duration,
+    /// Time without traffic before the server is pinged, and time to wait for its answer.
+    pub(crate) keepalive: (Duration, Duration),
 }
 
 /// A call that brought no reply.
@@ -73,12 +87,33 @@ impl Client {
     async fn connect_from(&self, first: usize) -> Result<(usize, Channel), CallError> {
         let mut attempts = Vec::new();
         for (position, endpoint) in self.endpoints.iter().enumerate().skip(first) {
-            match connect(endpoint, self.dial_timeout).await {
+            match self.connect_to(endpoint).await {
                 Ok(channel) => return Ok((position, channel)),
                 Err(reason) => attempts.push((endpoint.clone(), reason)),
             }
         }
         Err(CallError::Unreachable(attempts))
+    }
+
+    /// Connects to one endpoint, or says in a few words why not.
+    async fn connect_to(&self, endpoint: &str) -> Result<Channel, String> {
+        let (is_https, authority) = endpoint_parts(endpoint)?;
+        let tls = self.security.of(is_https)?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let origin: Uri =
+            format!("{scheme}://{authority}").parse().map_err(|_| format!("bad endpoint {endpoint}"))?;
+        // tonic is told of plain text: what is beneath is the connector's business.
+        let endpoint =
+            Endpoint::from_shared(format!("http://{authority}")).map_err(|error| error.to_string())?;
+        let (keepalive_time, keepalive_timeout) = self.keepalive;
+        endpoint
+            .origin(origin)
+            .connect_timeout(self.dial_timeout)
+            .http2_keep_alive_interval(keepalive_time.max(KEEPALIVE_MIN))
+            .keep_alive_timeout(keepalive_timeout)
+            .connect_with_connector(service_fn(move |_: Uri| dial(authority.clone(), tls.clone())))
+            .await
+            .map_err(|error| innermost_reason(&error))
     }
 
     /// Connects to the first endpoint that accepts.
@@ -125,16 +160,17 @@ impl Client {
     }
 }
 
-/// Connects to one endpoint, or says in a few words why not.
-pub(crate) async fn connect(endpoint: &str, dial_timeout: Duration) -> Result<Channel, String> {
-    let url = format!("http://{}", endpoint_authority(endpoint)?);
-    let endpoint = Endpoint::from_shared(url).map_err(|error| error.to_string())?;
-    endpoint
-        .connect_timeout(dial_timeout)
-        .tcp_nodelay(true)
-        .connect()
-        .await
-        .map_err(|error| innermost_reason(&error))
+/// Connects to `authority`, and shakes hands with it if it is to be encrypted.
+async fn dial(authority: String, tls: Option<Arc<ClientTls>>) -> io::Result<TokioIo<Stream>> {
+    let stream = TcpStream::connect(&authority).await?;
+    stream.set_nodelay(true)?;
+    let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let stream = match tls {
+        None => Stream::Plain(stream),
+        Some(tls) => tls.connect(host, stream).await?,
+    };
+    Ok(TokioIo::new(stream))
 }
 
 /// The error at the bottom of a chain: the ones above it only say that a transport failed.
@@ -170,6 +206,8 @@ mod tests {
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let client = Client {
             endpoints: vec![address.to_string(), "ftp://x".to_owned()],
+            security: Security::default(),
+            keepalive: (Duration::from_secs(2), Duration::from_secs(6)),
             dial_timeout: Duration::from_secs(1),
             command_timeout: Duration::from_secs(1),
         };

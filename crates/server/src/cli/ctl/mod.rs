@@ -1,7 +1,7 @@
 //! `hadron ctl`: a client for people and scripts, with `etcdctl`'s commands, flags, output and exit codes.
 //!
 //! A command checks its arguments (before connecting, in `etcdctl`'s order and words), makes its calls through
-//! `client::Client` and prints the reply through `print::Printer`. Left out for now: authentication, TLS, and the
+//! `client::Client` and prints the reply through `print::Printer`. Left out for now: authentication, and the
 //! commands for snapshots, locks and elections among clients.
 
 mod client;
@@ -13,6 +13,7 @@ mod kv;
 mod lease;
 mod member;
 mod print;
+mod secure;
 mod txn;
 mod upkeep;
 mod watch;
@@ -27,6 +28,7 @@ use crate::go_text;
 use client::Client;
 use failure::Failure;
 use print::{Format, Printer, Style};
+use secure::Security;
 
 /// The `etcdctl` whose commands and output these are.
 const ETCDCTL_VERSION: &str = "3.6.0";
@@ -84,6 +86,14 @@ struct Global {
     /// Time to wait for a reply, once connected
     #[arg(long, global = true, env = "ETCDCTL_COMMAND_TIMEOUT", default_value = "5s", value_parser = go_text::parse_duration, value_name = "DURATION", hide_env = true)]
     command_timeout: Duration,
+    /// Time without traffic before the server is pinged, at least 10s: etcd hangs up on clients that ping more often
+    #[arg(long, global = true, env = "ETCDCTL_KEEPALIVE_TIME", default_value = "2s", value_parser = go_text::parse_duration, value_name = "DURATION", hide_env = true)]
+    keepalive_time: Duration,
+    /// Time to wait for the answer to a ping
+    #[arg(long, global = true, env = "ETCDCTL_KEEPALIVE_TIMEOUT", default_value = "6s", value_parser = go_text::parse_duration, value_name = "DURATION", hide = true)]
+    keepalive_timeout: Duration,
+    #[command(flatten)]
+    secure: secure::Secure,
 }
 
 #[derive(Debug, Subcommand)]
@@ -138,8 +148,13 @@ impl Session {
         // An empty list, perhaps from an empty variable, means the default as well.
         let given = if global.endpoints.is_empty() { DEFAULT_ENDPOINT } else { &global.endpoints };
         let endpoints = given.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
-        let client =
-            Client { endpoints, dial_timeout: global.dial_timeout, command_timeout: global.command_timeout };
+        let client = Client {
+            endpoints,
+            security: Security::new(global.secure)?,
+            dial_timeout: global.dial_timeout,
+            command_timeout: global.command_timeout,
+            keepalive: (global.keepalive_time, global.keepalive_timeout),
+        };
         let style = Style { hex: global.hex, values_only: false };
         Ok(Session { client, printer: Printer { format: Format::parse(&global.write_out)?, style } })
     }

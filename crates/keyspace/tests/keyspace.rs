@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Client, GROUP, Replica};
+use common::{Client, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
     Applied, Command, Error, Importer, Keyspace, OpenError, Options, SnapshotError, WatcherCounts,
 };
@@ -22,7 +22,7 @@ fn all(revision: i64) -> pb::RangeRequest {
 }
 
 /// The only key of a space that a keyspace of this test wrote.
-fn only_key(engine: &ModelEngine, space: Space) -> bytes::Bytes {
+fn only_key(engine: &FailingEngine, space: Space) -> bytes::Bytes {
     let mut found = None;
     engine
         .scan(space, &[], &[255; 16], &mut |key, _| {
@@ -47,6 +47,25 @@ fn damaged_metadata_is_noticed_at_open() {
     replica.engine.write(vec![Change::Delete(Space::Versions, key)]).unwrap();
     let opened = Keyspace::open(replica.engine.clone(), GROUP, Options::default());
     assert!(matches!(opened, Err(OpenError::Damaged { .. })));
+}
+
+/// The engine did not give what a key was before. The watcher got its event without that, as if it had been compacted.
+#[test]
+fn a_watcher_is_not_told_that_nothing_was_before_because_it_cannot_be_read() {
+    let mut replica = Replica::new(Options::default());
+    let log = [(1, vec![put("k", "first")]), (2, vec![put("k", "second")])];
+    replica.follow(&log[..1]);
+    replica.flush_all();
+    // Nothing is in the cache then.
+    replica.crash(usize::MAX);
+    let mut client = Client::new(&replica.keyspace);
+    client.stream.create(pb::WatchCreateRequest { key: "k".into(), prev_kv: true, ..Default::default() });
+    assert!(client.next().unwrap().created);
+    replica.follow(&log);
+    replica.engine.set_fault(Some(Fault { after: 0, lasting: true }));
+    let response = client.next().unwrap();
+    assert!(response.canceled && response.events.is_empty(), "{response:?}");
+    assert!(response.cancel_reason.contains("made to fail"), "{response:?}");
 }
 
 #[test]

@@ -1,15 +1,17 @@
 //! Random histories against a naive model: two replicas that flush, sweep, crash and import snapshots at different times
-//! hold, answer and tell their watchers the same as a list of all events would.
+//! hold, answer and tell their watchers the same as a list of all events would. So they do when their engines fail at any
+//! call: the failure is told, what is still served is right, and a restart brings everything back.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Client, Entry, Replica};
-use hadron_keyspace::{Command, Options, Response};
+use common::{Answers, Client, Entry, FailingEngine, Fault, Replica};
+use hadron_keyspace::{Command, Error, OpenError, Options, Response};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::mvccpb::{Event, KeyValue, event::EventType};
+use hadron_storage::engine::Engine;
 use pb::request_op::Request;
 use proptest::prelude::*;
 
@@ -103,6 +105,17 @@ enum Op {
     Crash { replica: usize, keep: usize },
     Import { replica: usize, chunk_bytes: usize, chunks_max: usize },
     Drain { watcher: usize },
+    Fail { replica: usize, failure: Failure },
+}
+
+/// When an engine fails, and what becomes of its replica then.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    fault: Fault,
+    /// Batches that the restart leaves beyond the durable ones.
+    keep: usize,
+    /// The engine fails once more after so many calls while it is opened.
+    open_after: u64,
 }
 
 fn key(number: u8) -> Vec<u8> {
@@ -131,12 +144,25 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Like [`op`], with engines that fail.
+fn op_or_failure() -> impl Strategy<Value = Op> {
+    let failure =
+        (0..40u64, any::<bool>(), 0..4usize, 0..8u64).prop_map(|(after, lasting, keep, open_after)| {
+            Failure { fault: Fault { after, lasting }, keep, open_after }
+        });
+    prop_oneof![
+        12 => op(),
+        1 => (0..2usize, failure).prop_map(|(replica, failure)| Op::Fail { replica, failure }),
+    ]
+}
+
 /// A client that resumes its watch where it was when its replica restarts.
 struct Watcher {
     replica: usize,
     client: Client,
     from: &'static [u8],
     to: &'static [u8],
+    prev_kv: bool,
     /// What it has to see next.
     next: i64,
     seen: Vec<Event>,
@@ -147,7 +173,8 @@ struct Watcher {
 impl Watcher {
     fn new(replica: usize, replicas: &[Replica; 2], from: &'static [u8], to: &'static [u8]) -> Watcher {
         let client = Client::new(&replicas[replica].keyspace);
-        let mut watcher = Watcher { replica, client, from, to, next: 2, seen: Vec::new(), start: 2 };
+        let prev_kv = from == b"a0";
+        let mut watcher = Watcher { replica, client, from, to, prev_kv, next: 2, seen: Vec::new(), start: 2 };
         watcher.begin();
         watcher
     }
@@ -157,12 +184,17 @@ impl Watcher {
             key: self.from.into(),
             range_end: self.to.into(),
             start_revision: self.next,
+            prev_kv: self.prev_kv,
             ..Default::default()
         });
     }
 
-    fn drain(&mut self) {
+    /// Takes what there is. A stream that ends says why, and only an engine that has failed is a reason.
+    fn drain(&mut self, engine: &FailingEngine) {
         while let Some(response) = self.client.next() {
+            if response.canceled && response.cancel_reason.starts_with("hadron: ") {
+                assert!(engine.has_failed(), "{}", response.cancel_reason);
+            }
             if response.compact_revision != 0 {
                 assert!(response.compact_revision > self.next);
                 (self.next, self.start) = (response.compact_revision, response.compact_revision);
@@ -186,6 +218,7 @@ struct Run {
     log: Vec<Entry>,
     stamp_ms: u64,
     replicas: [Replica; 2],
+    failures: [Option<Failure>; 2],
     watchers: Vec<Watcher>,
 }
 
@@ -197,15 +230,21 @@ impl Run {
         let watchers =
             (0..6).map(|n| Watcher::new(n % 2, &replicas, ranges[n / 2].0, ranges[n / 2].1)).collect();
         let model = Model { revision: 1, compacted: -1, ..Model::default() };
-        Run { model, log: Vec::new(), stamp_ms: 0, replicas, watchers }
+        Run { model, log: Vec::new(), stamp_ms: 0, replicas, failures: [None; 2], watchers }
     }
 
     fn apply(&mut self, command: Command) -> Option<Response> {
         self.stamp_ms += 7;
         self.log.push((self.stamp_ms, vec![command]));
-        let answers: Vec<_> = self.replicas.iter().map(|replica| replica.follow(&self.log)).collect();
-        assert_eq!(answers[0], answers[1]);
-        answers.into_iter().next()?.pop()?.ok()
+        let [mut first, second] = [0, 1].map(|replica| self.follow(replica));
+        assert_eq!(first, second);
+        first.pop()?.ok()
+    }
+
+    /// A replica whose engine fails while it applies is gone; what it answers then it answers after a restart.
+    fn follow(&mut self, replica: usize) -> Answers {
+        let answers = self.replicas[replica].try_follow(&self.log);
+        answers.unwrap_or_else(|| self.restart(replica))
     }
 
     fn step(&mut self, op: Op) {
@@ -240,24 +279,74 @@ impl Run {
             Op::Expire { after_ms } => self.expire(after_ms),
             Op::Empty => {
                 self.log.push((self.stamp_ms, vec![Command::DigestMark]));
-                self.replicas.iter().for_each(|replica| drop(replica.follow(&self.log)));
+                for replica in 0..2 {
+                    self.follow(replica);
+                }
                 let marks =
                     self.replicas.each_ref().map(|r| r.keyspace.digest_at(self.log.len() as u64).unwrap());
                 assert_eq!(marks[0], marks[1]);
             }
             Op::Flush { replica, max_bytes } => {
-                self.replicas[replica].flush(self.log.len() as u64, max_bytes);
+                let flushed = self.replicas[replica].try_flush(self.log.len() as u64, max_bytes);
+                self.expect(replica, flushed);
             }
             Op::Persist { replica } => {
-                hadron_storage::engine::Engine::persist(self.replicas[replica].engine.as_ref()).unwrap();
+                self.expect(replica, self.replicas[replica].engine.persist());
             }
             Op::Sweep { replica, limit } => {
-                self.replicas[replica].sweep(limit);
+                self.expect(replica, self.replicas[replica].try_sweep(limit));
             }
             Op::Crash { replica, keep } => self.crash(replica, keep),
             Op::Import { replica, chunk_bytes, chunks_max } => self.import(replica, chunk_bytes, chunks_max),
-            Op::Drain { watcher } => self.watchers[watcher].drain(),
+            Op::Drain { watcher } => self.drain(watcher),
+            Op::Fail { replica, failure } => {
+                self.replicas[replica].engine.set_fault(Some(failure.fault));
+                self.failures[replica] = Some(failure);
+            }
         }
+    }
+
+    /// Nothing fails but because of the engine.
+    fn expect<T, E: std::fmt::Display>(&self, replica: usize, outcome: Result<T, E>) {
+        if let Err(error) = outcome {
+            assert!(self.replicas[replica].engine.has_failed(), "{error}");
+        }
+    }
+
+    fn drain(&mut self, watcher: usize) {
+        let watcher = &mut self.watchers[watcher];
+        let engine = self.replicas[watcher.replica].engine.clone();
+        watcher.drain(&engine);
+    }
+
+    /// Replicas whose engines have failed serve what is right or nothing, until they are started again.
+    fn restart_failed(&mut self) {
+        for replica in 0..2 {
+            if self.replicas[replica].engine.has_failed() {
+                self.check_replica(replica);
+                self.restart(replica);
+            }
+        }
+    }
+
+    /// Once more with a failure, which is told, then in earnest. Returns the answers to the last entry.
+    fn restart(&mut self, replica: usize) -> Answers {
+        let own = &mut self.replicas[replica];
+        if let Some(Failure { keep, open_after, .. }) = self.failures[replica].take() {
+            own.engine.model.crash(keep);
+            own.engine.set_fault(Some(Fault { after: open_after, lasting: true }));
+            if let Err(error) = own.open() {
+                assert!(matches!(error, OpenError::Engine(_)), "{error}");
+            }
+        }
+        own.engine.set_fault(None);
+        own.open().unwrap();
+        let answers = own.follow(&self.log);
+        for watcher in self.watchers.iter_mut().filter(|watcher| watcher.replica == replica) {
+            watcher.client = Client::new(&self.replicas[replica].keyspace);
+            watcher.begin();
+        }
+        answers
     }
 
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>, lease: i64) {
@@ -344,71 +433,111 @@ impl Run {
     }
 
     fn crash(&mut self, replica: usize, keep: usize) {
-        self.watchers.iter_mut().filter(|w| w.replica == replica).for_each(Watcher::drain);
-        self.replicas[replica].crash(keep);
-        self.replicas[replica].follow(&self.log);
-        for watcher in self.watchers.iter_mut().filter(|watcher| watcher.replica == replica) {
-            watcher.client = Client::new(&self.replicas[replica].keyspace);
-            watcher.begin();
+        for watcher in (0..self.watchers.len()).filter(|number| number % 2 == replica) {
+            self.drain(watcher);
         }
+        self.replicas[replica].engine.model.crash(keep);
+        self.failures[replica] = None;
+        self.restart(replica);
     }
 
     /// From the other replica, which may be behind: then the log brings the rest again.
     fn import(&mut self, replica: usize, chunk_bytes: usize, chunks_max: usize) {
-        if let Some(exporter) = self.replicas[1 - replica].exporter() {
-            // A node only takes in snapshots that are ahead; behind would make watchers see events twice.
-            self.replicas[1 - replica].flush_all();
-            let exporter = self.replicas[1 - replica].exporter().unwrap_or(exporter);
-            self.replicas[replica].import(exporter, chunk_bytes, chunks_max);
+        let source = &self.replicas[1 - replica];
+        if source.exporter().is_none() {
+            return;
+        }
+        // A node only takes in snapshots that are ahead; behind would make watchers see events twice.
+        while matches!(source.try_flush(u64::MAX, 1 << 20), Ok(true)) {}
+        if source.engine.has_failed() {
+            return;
+        }
+        let Some(exporter) = source.exporter() else { return };
+        let imported = self.replicas[replica].try_import(exporter, chunk_bytes, chunks_max);
+        if let Err(error) = imported {
+            assert!(self.replicas.iter().any(|replica| replica.engine.has_failed()), "{error}");
         }
     }
 
-    fn check(&self) {
-        let model = &self.model;
-        for replica in &self.replicas {
-            let keyspace = &replica.keyspace;
-            assert_eq!(keyspace.revision(), model.revision);
-            assert_eq!(keyspace.len(), model.live.len());
-            assert_eq!(keyspace.compact_revision(), model.compacted);
-            let mut leases = keyspace.leases();
-            leases.sort_unstable();
-            assert_eq!(leases, model.leases.keys().copied().collect::<Vec<_>>());
-            for revision in model.compacted.max(1)..=model.revision {
-                let request = pb::RangeRequest {
-                    key: "a".into(),
-                    range_end: "\0".into(),
-                    revision,
-                    ..Default::default()
-                };
-                assert_eq!(
-                    keyspace.range(&request).unwrap().kvs,
-                    model.at(revision),
-                    "at revision {revision}"
-                );
-            }
-            for id in model.leases.keys() {
-                let keys = keyspace.lease_time_to_live(*id, true, 0).keys;
-                let attached = model.live.values().filter(|kv| kv.lease == *id).map(|kv| kv.key.clone());
-                assert_eq!(keys, attached.collect::<Vec<_>>());
-            }
-        }
+    fn check(&mut self) {
+        (0..2).for_each(|replica| self.check_replica(replica));
         let [a, b] = &self.replicas;
         assert_eq!(a.keyspace.digest(), b.keyspace.digest());
-        assert_eq!(a.keyspace.hash_kv(0), b.keyspace.hash_kv(0));
+        if let (Ok(a), Ok(b)) = (a.keyspace.hash_kv(0), b.keyspace.hash_kv(0)) {
+            assert_eq!(a, b);
+        } else {
+            assert!(a.engine.has_failed() || b.engine.has_failed());
+        }
+        self.restart_failed();
     }
 
+    fn check_replica(&self, replica: usize) {
+        let (model, replica) = (&self.model, &self.replicas[replica]);
+        let keyspace = &replica.keyspace;
+        assert_eq!(keyspace.revision(), model.revision);
+        assert_eq!(keyspace.len(), model.live.len());
+        assert_eq!(keyspace.compact_revision(), model.compacted);
+        let mut leases = keyspace.leases();
+        leases.sort_unstable();
+        assert_eq!(leases, model.leases.keys().copied().collect::<Vec<_>>());
+        for revision in model.compacted.max(1)..=model.revision {
+            let request =
+                pb::RangeRequest { key: "a".into(), range_end: "\0".into(), revision, ..Default::default() };
+            match keyspace.range(&request) {
+                Ok(answer) => assert_eq!(answer.kvs, model.at(revision), "at revision {revision}"),
+                Err(Error::Storage(what)) => assert!(replica.engine.has_failed(), "{what}"),
+                Err(error) => panic!("at revision {revision}: {error}"),
+            }
+        }
+        for id in model.leases.keys() {
+            let keys = keyspace.lease_time_to_live(*id, true, 0).keys;
+            let attached = model.live.values().filter(|kv| kv.lease == *id).map(|kv| kv.key.clone());
+            assert_eq!(keys, attached.collect::<Vec<_>>());
+        }
+    }
+
+    /// With healthy engines.
     fn check_watchers(&mut self) {
-        for watcher in &mut self.watchers {
-            watcher.drain();
+        for number in 0..self.watchers.len() {
+            self.drain(number);
+            let watcher = &self.watchers[number];
             let concerns = |event: &&Event| {
                 let kv = event.kv.as_ref().unwrap();
                 kv.mod_revision >= watcher.start && in_range(&kv.key, watcher.from, watcher.to)
             };
-            let expected: Vec<Event> = self.model.events.iter().filter(concerns).cloned().collect();
-            let seen: Vec<_> = watcher.seen.iter().map(|event| (event.r#type, event.kv.clone())).collect();
-            let expected: Vec<_> = expected.into_iter().map(|event| (event.r#type, event.kv)).collect();
-            assert_eq!(seen, expected, "watcher of {:?}..{:?}", watcher.from, watcher.to);
+            let expected: Vec<&Event> = self.model.events.iter().filter(concerns).collect();
+            let pairs = |event: &Event| (event.r#type, event.kv.clone());
+            let seen: Vec<_> = watcher.seen.iter().map(pairs).collect();
+            assert_eq!(
+                seen,
+                expected.iter().map(|event| pairs(event)).collect::<Vec<_>>(),
+                "watcher of {:?}..{:?}",
+                watcher.from,
+                watcher.to
+            );
+            for (seen, expected) in watcher.seen.iter().zip(expected).filter(|_| watcher.prev_kv) {
+                let before = seen.kv.as_ref().unwrap().mod_revision - 1;
+                let is_compacted = seen.prev_kv.is_none() && before < self.model.compacted;
+                assert!(is_compacted || seen.prev_kv == expected.prev_kv, "{seen:?}, expected {expected:?}");
+            }
         }
+    }
+
+    /// All that was said, and after a restart of replicas that flushed and swept all they could once more.
+    fn finish(mut self) {
+        for replica in 0..2 {
+            self.replicas[replica].engine.set_fault(None);
+            self.restart(replica);
+        }
+        self.check();
+        self.check_watchers();
+        for replica in 0..2 {
+            self.replicas[replica].flush_all();
+            while self.replicas[replica].sweep(100) {}
+            self.crash(replica, usize::MAX);
+        }
+        self.check();
+        self.check_watchers();
     }
 }
 
@@ -426,12 +555,19 @@ proptest! {
         }
         run.check();
         run.check_watchers();
-        for replica in 0..2 {
-            run.replicas[replica].flush_all();
-            while run.replicas[replica].sweep(100) {}
-            run.crash(replica, usize::MAX);
+        run.finish();
+    }
+
+    #[test]
+    fn an_engine_that_fails_at_any_call_costs_nothing(ops in prop::collection::vec(op_or_failure(), 1..120)) {
+        let mut run = Run::new();
+        for (number, op) in ops.into_iter().enumerate() {
+            run.step(op);
+            run.restart_failed();
+            if number % 8 == 7 {
+                run.check();
+            }
         }
-        run.check();
-        run.check_watchers();
+        run.finish();
     }
 }

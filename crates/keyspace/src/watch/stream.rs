@@ -13,6 +13,7 @@ use prost::Message;
 use super::history::{self, Piece};
 use super::hub::{Delivery, Interest, Mailbox};
 use super::matcher::WatcherNumber;
+use crate::error::Error;
 use crate::keyspace::Keyspace;
 use crate::mvcc::{KeyRange, Record};
 use crate::range::{header, key_value};
@@ -301,7 +302,10 @@ impl WatchStream {
     fn send_events(&mut self, id: i64, revision: i64, records: Vec<Record>) -> Step {
         let Some(watcher) = self.watchers.get_mut(&id) else { return Step::Again };
         watcher.is_quiet = false;
-        let events = to_events(&self.keyspace, records, watcher.prev_kv);
+        let events = match to_events(&self.keyspace, records, watcher.prev_kv) {
+            Ok(events) => events,
+            Err(error) => return self.fail(id, &error.to_string()),
+        };
         let response =
             pb::WatchResponse { header: header(revision), watch_id: id, events, ..Default::default() };
         if !watcher.fragment {
@@ -378,8 +382,9 @@ fn progress(watch_id: i64, revision: i64) -> pb::WatchResponse {
     pb::WatchResponse { header: header(revision), watch_id, ..Default::default() }
 }
 
-/// The events as clients see them. What a key was before is looked up now; if it is compacted, the event goes without.
-fn to_events(keyspace: &Keyspace, records: Vec<Record>, prev_kv: bool) -> Vec<Event> {
+/// The events as clients see them. What a key was before is looked up now; if it is compacted, the event goes without. If it
+/// cannot be read there are no events: one without what came before would say that it is compacted.
+fn to_events(keyspace: &Keyspace, records: Vec<Record>, prev_kv: bool) -> Result<Vec<Event>, Error> {
     let mut events = Vec::with_capacity(records.len());
     let mut records = records.into_iter().peekable();
     while let Some(first) = records.next() {
@@ -392,14 +397,17 @@ fn to_events(keyspace: &Keyspace, records: Vec<Record>, prev_kv: bool) -> Vec<Ev
         if prev_kv {
             let keys: Vec<Bytes> =
                 same.iter().filter(|record| !is_creation(record)).map(|r| r.key.clone()).collect();
-            before = keyspace.values_before(revision, &keys).unwrap_or_default();
+            before = match keyspace.values_before(revision, &keys) {
+                Err(Error::Compacted) => BTreeMap::new(),
+                values => values?,
+            };
         }
         for record in same {
             let previous = if is_creation(&record) { None } else { before.get(&record.key).cloned() };
             events.push(to_event(record, previous.map(|row| key_value(row, false))));
         }
     }
-    events
+    Ok(events)
 }
 
 fn is_creation(record: &Record) -> bool {

@@ -1,15 +1,21 @@
 //! What the tests share: a replica that applies a log, flushes and crashes, and a client of a watch stream.
 #![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
 
+pub mod failing;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+#[allow(unused_imports)]
+pub use failing::{FailingEngine, Fault};
 use hadron_keyspace::{
-    Applied, Command, Error, Exporter, Importer, Keyspace, Options, Response, WatchStream,
+    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, Response, SnapshotError,
+    WatchStream,
 };
 use hadron_proto::etcdserverpb as pb;
-use hadron_storage::engine::{Engine, ModelEngine};
+use hadron_storage::engine::{Engine, EngineError};
 
 pub const GROUP: u64 = 7;
 
@@ -19,14 +25,14 @@ pub type Answers = Vec<Result<Response, Error>>;
 pub type Entry = (u64, Vec<Command>);
 
 pub struct Replica {
-    pub engine: Arc<ModelEngine>,
+    pub engine: Arc<FailingEngine>,
     pub keyspace: Arc<Keyspace>,
     pub options: Options,
 }
 
 impl Replica {
     pub fn new(options: Options) -> Replica {
-        let engine = Arc::new(ModelEngine::new());
+        let engine = Arc::new(FailingEngine::default());
         let keyspace = Keyspace::open(engine.clone(), GROUP, options.clone()).unwrap();
         Replica { engine, keyspace, options }
     }
@@ -48,15 +54,25 @@ impl Replica {
         answers
     }
 
+    /// Like [`Replica::follow`] with an engine that may fail, which stops the replica: `None`.
+    pub fn try_follow(&self, log: &[Entry]) -> Option<Answers> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.follow(log)));
+        outcome.inspect_err(|_| assert!(self.engine.has_failed(), "stopped with a healthy engine")).ok()
+    }
+
     /// Flushes once; false if there was nothing to flush.
     pub fn flush(&self, durable_index: u64, max_bytes: usize) -> bool {
-        let Some(mut flush) = self.keyspace.take_flush(durable_index, max_bytes) else { return false };
+        self.try_flush(durable_index, max_bytes).unwrap()
+    }
+
+    pub fn try_flush(&self, durable_index: u64, max_bytes: usize) -> Result<bool, EngineError> {
+        let Some(mut flush) = self.keyspace.take_flush(durable_index, max_bytes) else { return Ok(false) };
         assert!(self.keyspace.take_flush(u64::MAX, max_bytes).is_none(), "one flush at a time");
-        self.engine.write(std::mem::take(&mut flush.batch)).unwrap();
+        self.engine.write(std::mem::take(&mut flush.batch))?;
         let index = flush.index();
         self.keyspace.flush_done(flush);
         assert_eq!(self.keyspace.flushed_index(), index);
-        true
+        Ok(true)
     }
 
     pub fn flush_all(&self) {
@@ -65,15 +81,23 @@ impl Replica {
     }
 
     pub fn sweep(&self, limit: usize) -> bool {
-        let Some(batch) = self.keyspace.take_sweep(limit) else { return false };
-        self.engine.write(batch).unwrap();
-        true
+        self.try_sweep(limit).unwrap()
+    }
+
+    pub fn try_sweep(&self, limit: usize) -> Result<bool, EngineError> {
+        let Some(batch) = self.keyspace.take_sweep(limit) else { return Ok(false) };
+        self.engine.write(batch).map(|()| true)
     }
 
     /// Loses what is not durable, but for the oldest `keep` batches, and opens again.
     pub fn crash(&mut self, keep: usize) {
-        self.engine.crash(keep);
-        self.keyspace = Keyspace::open(self.engine.clone(), GROUP, self.options.clone()).unwrap();
+        self.engine.model.crash(keep);
+        self.open().unwrap();
+    }
+
+    pub fn open(&mut self) -> Result<(), OpenError> {
+        self.keyspace = Keyspace::open(self.engine.clone(), GROUP, self.options.clone())?;
+        Ok(())
     }
 
     pub fn exporter(&self) -> Option<Exporter> {
@@ -81,19 +105,28 @@ impl Replica {
     }
 
     /// Takes in what `exporter` gives; stops after `chunks_max` chunks and returns false if that was not all.
-    pub fn import(&self, mut exporter: Exporter, chunk_bytes: usize, chunks_max: usize) -> bool {
-        let mut importer = Importer::new(self.engine.clone(), GROUP).unwrap();
+    pub fn import(&self, exporter: Exporter, chunk_bytes: usize, chunks_max: usize) -> bool {
+        self.try_import(exporter, chunk_bytes, chunks_max).unwrap()
+    }
+
+    pub fn try_import(
+        &self,
+        mut exporter: Exporter,
+        chunk_bytes: usize,
+        chunks_max: usize,
+    ) -> Result<bool, SnapshotError> {
+        let mut importer = Importer::new(self.engine.clone(), GROUP)?;
         let mut chunks = 0;
-        while let Some(chunk) = exporter.next_chunk(chunk_bytes).unwrap() {
+        while let Some(chunk) = exporter.next_chunk(chunk_bytes)? {
             if chunks == chunks_max {
-                return false;
+                return Ok(false);
             }
-            importer.chunk(chunk).unwrap();
+            importer.chunk(chunk)?;
             chunks += 1;
         }
-        assert_eq!(importer.finish().unwrap(), exporter.applied());
-        self.keyspace.reload().unwrap();
-        true
+        assert_eq!(importer.finish()?, exporter.applied());
+        self.keyspace.reload()?;
+        Ok(true)
     }
 }
 

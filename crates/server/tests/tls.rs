@@ -5,6 +5,7 @@
 mod authority;
 #[path = "support/place.rs"]
 mod place;
+mod support;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -13,7 +14,10 @@ use std::path::Path;
 use std::process::Output;
 
 use authority::Authority;
+use hadron_proto::etcdserverpb::PutRequest;
+use hadron_proto::etcdserverpb::kv_client::KvClient;
 use place::{PATIENCE, Place, Served, text};
+use support::{Cluster, eventually};
 
 fn node(place: &Place, flags: &[&str]) -> Served {
     let mut command = place.command("etcd");
@@ -132,4 +136,62 @@ fn certificates_that_cannot_be_used_are_named() {
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
     }
+}
+
+/// Three nodes whose peer URLs are `https`, with these flags.
+async fn cluster(flags: &[&str]) -> Cluster {
+    // Somebody else may take a port meanwhile.
+    for _ in 0..5 {
+        let mut cluster = Cluster::at_rest(3, flags, &[]).await;
+        for node in &mut cluster.nodes {
+            for flag in ["--listen-peer-urls", "--initial-advertise-peer-urls", "--initial-cluster"] {
+                node.set_argument(flag, &node.argument(flag).replace("http://", "https://"));
+            }
+        }
+        if cluster.bring_up().await {
+            return cluster;
+        }
+    }
+    panic!("no cluster");
+}
+
+async fn assert_works(cluster: &mut Cluster) {
+    let put = |number: usize| PutRequest { key: format!("k{number}").into(), ..PutRequest::default() };
+    for number in 0..3 {
+        KvClient::new(cluster.nodes[number].channel()).put(put(number)).await.unwrap();
+    }
+    cluster.nodes[0].kill();
+    cluster.nodes[1].wait_until_serving().await;
+    KvClient::new(cluster.nodes[1].channel()).put(put(3)).await.unwrap();
+    cluster.nodes[0].start();
+    cluster.nodes[0].wait_until_serving().await;
+    cluster.wait_until_equal().await;
+}
+
+#[tokio::test]
+async fn nodes_show_each_other_certificates() {
+    let authority = Authority::new();
+    let (cert, key) = authority.sign("node", &["127.0.0.1"]);
+    let flags = [
+        flag("peer-cert-file", &cert),
+        flag("peer-key-file", &key),
+        flag("peer-trusted-ca-file", &authority.trusted()),
+        "--peer-client-cert-auth".to_owned(),
+    ];
+    let mut cluster = cluster(&flags.each_ref().map(String::as_str)).await;
+    assert_works(&mut cluster).await;
+
+    let mut plain = TcpStream::connect(cluster.nodes[0].peer_address).unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    eventually("it is turned away", async || {
+        cluster.nodes[0].log().contains("rejected connection on peer endpoint")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nodes_make_themselves_certificates() {
+    let mut cluster = cluster(&["--peer-auto-tls"]).await;
+    assert_works(&mut cluster).await;
+    assert!(cluster.nodes[0].data_dir().join("fixtures/peer/cert.pem").exists());
 }

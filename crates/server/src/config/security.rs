@@ -215,6 +215,11 @@ mod tests {
     fn a_certificate_needs_its_key_and_https_a_certificate() {
         for (flags, said) in [
             (vec!["--cert-file=c"], "--cert-file needs --key-file beside it"),
+            (vec!["--peer-key-file=k"], "--peer-key-file needs --peer-cert-file beside it"),
+            (
+                vec!["--listen-peer-urls=https://127.0.0.1:1,http://127.0.0.1:2", "--peer-auto-tls"],
+                "--listen-peer-urls: all must be https, or none",
+            ),
             (
                 vec!["--client-cert-auth", "--cert-file=c", "--key-file=k"],
                 "--client-cert-auth needs --trusted-ca-file beside it",

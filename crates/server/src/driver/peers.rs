@@ -15,7 +15,7 @@ use super::error::RunError;
 use super::pool_file;
 use super::start::{peer_urls, peers_runtime};
 use crate::config::InitialMember;
-use crate::transport::{self, Answer, AskError, Known, MembersAnswer};
+use crate::transport::{self, Answer, AskError, Known, MembersAnswer, PeerTls};
 
 /// How long a member may take to answer. A member that does not is tolerated: it refuses this node later if it must.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -45,18 +45,23 @@ pub(super) trait Others {
     fn members(&self, listed: &[InitialMember]) -> Result<Vec<MembersAnswer>, RunError>;
 }
 
-/// Asked over the network. This node listens on these already.
-pub(super) struct Network<'a>(pub(super) &'a [TcpListener]);
+/// Asked over the network.
+pub(super) struct Network<'a> {
+    /// This node listens on these already.
+    pub(super) listeners: &'a [TcpListener],
+    /// How connections are encrypted.
+    pub(super) tls: &'a PeerTls,
+}
 
 impl Others for Network<'_> {
     fn about(&self, own: &transport::Identity, pool: &Bootstrap) -> Result<Vec<Reply>, RunError> {
-        on_a_thread(|| ask_here(self.0, own, pool))
+        on_a_thread(|| ask_here(self, own, pool))
     }
 
     fn members(&self, listed: &[InitialMember]) -> Result<Vec<MembersAnswer>, RunError> {
         on_a_thread(|| {
             let urls = listed.iter().map(|member| std::slice::from_ref(&member.peer_url));
-            let asked = join_all(urls.map(|urls| transport::ask_members(urls, PATIENCE)));
+            let asked = join_all(urls.map(|urls| transport::ask_members(self.tls, urls, PATIENCE)));
             Ok(peers_runtime()?.block_on(asked).into_iter().filter_map(Result::ok).collect())
         })
     }
@@ -69,7 +74,7 @@ fn on_a_thread<T: Send>(ask: impl FnOnce() -> Result<T, RunError> + Send) -> Res
 }
 
 fn ask_here(
-    listeners: &[TcpListener],
+    network: &Network<'_>,
     own: &transport::Identity,
     pool: &Bootstrap,
 ) -> Result<Vec<Reply>, RunError> {
@@ -77,18 +82,21 @@ fn ask_here(
     let remembered = pool.clone();
     let known: Known = Arc::new(move |node| pool_file::known(&remembered, node));
     let _inside = runtime.enter();
-    for listener in listeners {
+    for listener in network.listeners {
         // The listener itself goes to the transport afterwards.
         let listener = listener.try_clone().map_err(RunError::Threads)?;
         listener.set_nonblocking(true).map_err(RunError::Threads)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(RunError::Threads)?;
-        tokio::spawn(transport::answer(listener, own.clone(), known.clone()));
+        tokio::spawn(transport::answer(network.tls.clone(), listener, own.clone(), known.clone()));
     }
     let others = pool.members.iter().filter(|member| member.node() != own.node);
-    runtime.block_on(join_all(others.map(|member| ask_one(member, own.node)))).into_iter().collect()
+    runtime
+        .block_on(join_all(others.map(|member| ask_one(network.tls, member, own.node))))
+        .into_iter()
+        .collect()
 }
 
-async fn ask_one(member: &Member, about: NodeId) -> Result<Reply, RunError> {
-    let answer = transport::ask(&peer_urls(member)?, about, PATIENCE).await;
+async fn ask_one(tls: &PeerTls, member: &Member, about: NodeId) -> Result<Reply, RunError> {
+    let answer = transport::ask(tls, &peer_urls(member)?, about, PATIENCE).await;
     Ok(Reply { name: member.name.clone(), urls: member.peer_urls.join(","), answer })
 }

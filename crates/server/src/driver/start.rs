@@ -36,7 +36,7 @@ use super::{flush, log, observe};
 use crate::api;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
-use crate::transport::{self, Inbound, MembersAnswer, Peer, Refusal, Setup, Transport};
+use crate::transport::{self, Inbound, MembersAnswer, Peer, PeerTls, Refusal, Setup, Transport};
 
 /// etcd's time-out of a request, to which two election timeouts are added.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,8 +83,9 @@ impl Running {
         metrics: Arc<Metrics>,
     ) -> Result<Running, RunError> {
         let clock = Clock::start();
-        let Stored { home, places, engine, wal, recovered, keyspaces } =
-            Stored::open(config, &peer_listeners)?;
+        let tls = peer_tls(config)?;
+        let network = Network { listeners: &peer_listeners, tls: &tls };
+        let Stored { home, places, engine, wal, recovered, keyspaces } = Stored::open(config, &network)?;
         let node_config = node_config(config, &home);
         let node =
             Node::new(node_config, recovered.groups, &keyspaces, clock.now()).map_err(RunError::Unusable)?;
@@ -100,7 +101,7 @@ impl Running {
         let snapshots =
             Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
         let receive = receive(inputs.clone(), snapshots.clone(), fatal.clone());
-        let setup = transport_setup(config, &home, board.clone(), receive, metrics.clone())?;
+        let setup = Setup { tls, ..transport_setup(config, &home, board.clone(), receive, metrics.clone())? };
         let transport = start_transport(&peers, peer_listeners, setup)?;
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
         let handle = Handle::new(inputs.clone(), board, identity, clock);
@@ -202,9 +203,9 @@ impl Running {
 }
 
 impl Stored {
-    fn open(config: &Config, listeners: &[TcpListener]) -> Result<Stored, RunError> {
+    fn open(config: &Config, network: &Network<'_>) -> Result<Stored, RunError> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let (home, places) = Home::open(&disk, config, &Network(listeners))?;
+        let (home, places) = Home::open(&disk, config, network)?;
         places.check_engine()?;
         let path = home.directory.engine_path();
         let engine = FjallEngine::open(&path, &FjallOptions::default())
@@ -253,6 +254,14 @@ fn node_config(config: &Config, home: &Home) -> NodeConfig {
     }
 }
 
+/// How connections between nodes are encrypted, if they are.
+fn peer_tls(config: &Config) -> Result<PeerTls, RunError> {
+    let Some(security) = &config.peers_security else { return Ok(PeerTls::default()) };
+    let server =
+        config.addresses.peers_are_tls.then(|| security.server()).transpose().map_err(RunError::Tls)?;
+    Ok(PeerTls { server, client: Some(security.client().map_err(RunError::Tls)?) })
+}
+
 fn transport_setup(
     config: &Config,
     home: &Home,
@@ -282,6 +291,7 @@ fn transport_setup(
             MembersAnswer { revision: pool.revision, pool: members }
         }),
         receive,
+        tls: PeerTls::default(),
         metrics,
         options: transport_options(config, home),
     })

@@ -7,6 +7,9 @@
 //! Invariants: a handshake is made with what the files held when they last made sense; a handshake that does not end in time
 //! fails. Left out: common names of certificates, session resumption over several processes.
 
+#[cfg(test)]
+#[path = "../../tests/support/authority.rs"]
+pub(crate) mod authority;
 pub mod client;
 pub mod files;
 pub mod own;

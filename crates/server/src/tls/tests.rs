@@ -1,20 +1,17 @@
 //! Handshakes that succeed and fail, and a certificate authority for tests.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../../tests/support/authority.rs"]
-mod authority;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::authority::Authority;
 use super::client::ClientFiles;
 use super::files::KeyPair;
 use super::server::ServerFiles;
 use super::*;
-use authority::Authority;
 
 fn sign(authority: &Authority, name: &str, hosts: &[&str]) -> KeyPair {
     let (certificate, key) = authority.sign(name, hosts);

@@ -7,7 +7,7 @@
 use std::io;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Bytes before the body: length (4), checksum (4), kind (1).
 pub(super) const HEADER_BYTES: usize = 9;
@@ -136,6 +136,12 @@ pub(super) fn header(kind: Kind, body: &[u8]) -> Bytes {
     header.put_u32_le(checksum);
     header.put_u8(kind as u8);
     header.freeze()
+}
+
+/// Writes frames, and leaves nothing of them on this side: an encrypted connection may keep something back otherwise.
+pub(super) async fn write<W: AsyncWrite + Unpin>(writer: &mut W, frames: &[u8]) -> io::Result<()> {
+    writer.write_all(frames).await?;
+    writer.flush().await
 }
 
 /// Reads one frame whose body has at most `body_bytes_max` bytes. The body is an allocation of its own, so that an

@@ -1,14 +1,14 @@
 //! The receiving side: accept, check who calls, read frames and pass them on.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hadron_consensus::NodeId;
 use parking_lot::Mutex;
-use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
@@ -18,6 +18,8 @@ use super::frame::{self, BODY_BYTES_MAX, FrameError, HANDSHAKE_BODY_BYTES_MAX, K
 use super::handshake::{Class, Hello, Identity, Refusal, Welcome, check_hello};
 use super::{Inbound, IncomingSnapshot, Shared, inquiry};
 use crate::metrics::Counter;
+use crate::tls::Stream;
+use crate::tls::stream::{Reader, Writer};
 
 /// Connections that have not said who they are.
 const STRANGERS_MAX: usize = 64;
@@ -42,6 +44,8 @@ enum Opening {
     Refused(Refusal),
     /// It was a question.
     Answered,
+    /// It is not encrypted as it should be, which was said already.
+    Untrusted,
 }
 
 impl Incoming {
@@ -67,18 +71,14 @@ impl Incoming {
         }
     }
 
-    async fn serve(
-        self: Arc<Self>,
-        mut stream: TcpStream,
-        address: SocketAddr,
-        stranger: OwnedSemaphorePermit,
-    ) {
-        let handshake = timeout(self.shared.options.connect_timeout, self.shake_hands(&mut stream)).await;
+    async fn serve(self: Arc<Self>, stream: TcpStream, address: SocketAddr, stranger: OwnedSemaphorePermit) {
+        let handshake = timeout(self.shared.options.connect_timeout, self.open(stream, address)).await;
         drop(stranger);
-        let hello = match handshake.unwrap_or(Err(FrameError::TimedOut)) {
-            Ok(Opening::Welcomed(hello)) => hello,
-            Ok(Opening::Answered) => return debug!(%address, "answered an inquiry"),
-            Ok(Opening::Refused(refusal)) => {
+        let (stream, hello) = match handshake.unwrap_or(Err(FrameError::TimedOut)) {
+            Ok((Some(stream), Opening::Welcomed(hello))) => (stream, hello),
+            Ok((None, _) | (_, Opening::Untrusted)) => return,
+            Ok((_, Opening::Answered)) => return debug!(%address, "answered an inquiry"),
+            Ok((_, Opening::Refused(refusal))) => {
                 return warn!(%address, reason = %refusal, "refused a peer connection");
             }
             Err(FrameError::Closed) => return debug!(%address, "peer connection closed before its handshake"),
@@ -98,9 +98,31 @@ impl Incoming {
         }
     }
 
+    /// Encrypts the connection, if it is to be, and reads and answers its first frame.
+    async fn open(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+    ) -> Result<(Option<Stream>, Opening), FrameError> {
+        let mut stream = match self.shared.tls.accept(stream).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Who hangs up at once is a probe, or a node that is about to start.
+                match error.kind() {
+                    io::ErrorKind::UnexpectedEof => {
+                        debug!(%address, "peer connection closed in its handshake")
+                    }
+                    _ => warn!(remote_addr = %address, %error, "rejected connection on peer endpoint"),
+                }
+                return Ok((None, Opening::Untrusted));
+            }
+        };
+        let opening = self.shake_hands(&mut stream).await?;
+        Ok((Some(stream), opening))
+    }
+
     /// Reads the first frame and answers it.
-    async fn shake_hands(&self, stream: &mut TcpStream) -> Result<Opening, FrameError> {
-        stream.set_nodelay(true)?;
+    async fn shake_hands(&self, stream: &mut Stream) -> Result<Opening, FrameError> {
         let (kind, body) = frame::read(stream, HANDSHAKE_BODY_BYTES_MAX).await?;
         let hello = match kind {
             Kind::Hello => Hello::decode(body)?,
@@ -117,11 +139,11 @@ impl Incoming {
         match self.check(&hello).await {
             Ok(version) => {
                 let welcome = Welcome { version, from: self.shared.identity.clone() };
-                stream.write_all(&frame::encode(Kind::Welcome, &welcome.encode())).await?;
+                frame::write(stream, &frame::encode(Kind::Welcome, &welcome.encode())).await?;
                 Ok(Opening::Welcomed(hello))
             }
             Err(refusal) => {
-                stream.write_all(&frame::encode(Kind::Refused, &refusal.encode())).await?;
+                frame::write(stream, &frame::encode(Kind::Refused, &refusal.encode())).await?;
                 Ok(Opening::Refused(refusal))
             }
         }
@@ -151,7 +173,7 @@ impl Incoming {
         unwanted.for_each(|(_, (_, end))| end.notify_one());
     }
 
-    async fn serve_urgent(&self, stream: TcpStream, from: &Identity) -> Result<(), FrameError> {
+    async fn serve_urgent(&self, stream: Stream, from: &Identity) -> Result<(), FrameError> {
         let replaced = Arc::new(Notify::new());
         let previous = self.current.lock().insert(from.node, (from.incarnation, replaced.clone()));
         if let Some((_, previous)) = previous {
@@ -165,12 +187,7 @@ impl Incoming {
         }
     }
 
-    async fn read_messages(
-        &self,
-        reader: OwnedReadHalf,
-        mut writer: OwnedWriteHalf,
-        from: NodeId,
-    ) -> FrameError {
+    async fn read_messages(&self, reader: Reader, mut writer: Writer, from: NodeId) -> FrameError {
         let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
         let received_bytes = self.received_bytes(from);
         let budget = Arc::new(Semaphore::new(self.shared.options.inbound_bytes_max));
@@ -193,7 +210,7 @@ impl Incoming {
                     (self.shared.receive)(from, Inbound::Messages { messages, permit });
                 }
                 Kind::Ping => {
-                    if let Err(error) = writer.write_all(&pong).await {
+                    if let Err(error) = frame::write(&mut writer, &pong).await {
                         return FrameError::Io(error);
                     }
                 }
@@ -207,7 +224,7 @@ impl Incoming {
         self.shared.metrics.peer_received_bytes.with(&[&format!("{:x}", from.0)])
     }
 
-    async fn serve_bulk(&self, stream: TcpStream, from: &Identity) -> Result<(), FrameError> {
+    async fn serve_bulk(&self, stream: Stream, from: &Identity) -> Result<(), FrameError> {
         let received_bytes = self.received_bytes(from.node);
         let snapshot =
             IncomingSnapshot::open(stream, self.shared.options.bulk_timeout, received_bytes).await?;

@@ -11,14 +11,14 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::NodeId;
 use hadron_node::Bootstrap;
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use super::frame::{self, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind};
 use super::handshake::{Identity, MAGIC, put_identity, take_identity, take_u64};
-use super::{Known, Members};
+use super::{Known, Members, PeerTls};
 use crate::config::Url;
+use crate::tls::Stream;
 
 /// Wait before a question is asked again whose connection broke: the other node is just starting.
 const RETRY: Duration = Duration::from_millis(20);
@@ -63,11 +63,11 @@ pub enum AskError {
 ///
 /// # Errors
 /// There is no answer.
-pub async fn ask(urls: &[Url], about: NodeId, patience: Duration) -> Result<Answer, AskError> {
+pub async fn ask(tls: &PeerTls, urls: &[Url], about: NodeId, patience: Duration) -> Result<Answer, AskError> {
     let attempts = async {
         let mut failure = AskError::TimedOut;
         for url in urls {
-            match ask_one(url, about).await {
+            match ask_one(tls, url, about).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => failure = error,
             }
@@ -77,10 +77,14 @@ pub async fn ask(urls: &[Url], about: NodeId, patience: Duration) -> Result<Answ
     timeout(patience, attempts).await.unwrap_or(Err(AskError::TimedOut))
 }
 
-async fn ask_one(url: &Url, about: NodeId) -> Result<Answer, AskError> {
+async fn ask_one(tls: &PeerTls, url: &Url, about: NodeId) -> Result<Answer, AskError> {
     loop {
-        let mut stream = TcpStream::connect(url.authority()).await.map_err(AskError::Connect)?;
-        match exchange(&mut stream, about).await {
+        let answer = match tls.connect(url).await {
+            Ok(mut stream) => exchange(&mut stream, about).await,
+            Err(error) if hung_up(&error) => Err(FrameError::Closed),
+            Err(error) => return Err(AskError::Connect(error)),
+        };
+        match answer {
             // It was about to start, and hung up to begin in earnest.
             Err(FrameError::Closed | FrameError::Io(_)) => sleep(RETRY).await,
             outcome => return Ok(outcome?),
@@ -88,11 +92,16 @@ async fn ask_one(url: &Url, about: NodeId) -> Result<Answer, AskError> {
     }
 }
 
-async fn exchange(stream: &mut TcpStream, about: NodeId) -> Result<Answer, FrameError> {
+/// Whether the other end went away in the middle of an encrypted connection's handshake.
+fn hung_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+}
+
+async fn exchange(stream: &mut Stream, about: NodeId) -> Result<Answer, FrameError> {
     let mut question = BytesMut::new();
     question.put_slice(MAGIC);
     question.put_u64_le(about.0);
-    stream.write_all(&frame::encode(Kind::Inquiry, &question)).await?;
+    frame::write(stream, &frame::encode(Kind::Inquiry, &question)).await?;
     match frame::read(stream, HANDSHAKE_BODY_BYTES_MAX).await? {
         (Kind::Answer, mut body) => {
             let known = Some(take_u64(&mut body)?).filter(|id| *id != 0);
@@ -106,12 +115,12 @@ async fn exchange(stream: &mut TcpStream, about: NodeId) -> Result<Answer, Frame
 ///
 /// # Errors
 /// There is no answer.
-pub async fn ask_members(urls: &[Url], patience: Duration) -> Result<MembersAnswer, AskError> {
+pub async fn ask_members(tls: &PeerTls, urls: &[Url], patience: Duration) -> Result<MembersAnswer, AskError> {
     let attempts = async {
         let mut failure = AskError::TimedOut;
         for url in urls {
             let answer = async {
-                let mut stream = TcpStream::connect(url.authority()).await.map_err(AskError::Connect)?;
+                let mut stream = tls.connect(url).await.map_err(AskError::Connect)?;
                 Ok(exchange_members(&mut stream).await?)
             };
             match answer.await {
@@ -124,8 +133,8 @@ pub async fn ask_members(urls: &[Url], patience: Duration) -> Result<MembersAnsw
     timeout(patience, attempts).await.unwrap_or(Err(AskError::TimedOut))
 }
 
-async fn exchange_members(stream: &mut TcpStream) -> Result<MembersAnswer, FrameError> {
-    stream.write_all(&frame::encode(Kind::MembersInquiry, MAGIC)).await?;
+async fn exchange_members(stream: &mut Stream) -> Result<MembersAnswer, FrameError> {
+    frame::write(stream, &frame::encode(Kind::MembersInquiry, MAGIC)).await?;
     match frame::read(stream, MEMBERS_BODY_BYTES_MAX).await? {
         (Kind::MembersAnswer, mut body) => {
             let revision = take_u64(&mut body)? as i64;
@@ -138,7 +147,7 @@ async fn exchange_members(stream: &mut TcpStream) -> Result<MembersAnswer, Frame
 
 /// Answers an inquiry about the members.
 pub(super) async fn reply_members(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     body: &Bytes,
     members: &Members,
 ) -> Result<(), FrameError> {
@@ -149,24 +158,25 @@ pub(super) async fn reply_members(
     let mut out = BytesMut::new();
     out.put_u64_le(revision as u64);
     out.put_slice(&pool.to_bytes());
-    stream.write_all(&frame::encode(Kind::MembersAnswer, &out)).await?;
+    frame::write(stream, &frame::encode(Kind::MembersAnswer, &out)).await?;
     Ok(())
 }
 
 /// Answers inquiries on `listener`, for ever, and hangs up on everybody else: for a node that asks itself, so that nodes
 /// that start together do not wait for each other.
-pub async fn answer(listener: TcpListener, own: Identity, known: Known) {
+pub async fn answer(tls: PeerTls, listener: TcpListener, own: Identity, known: Known) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(serve(stream, own.clone(), known.clone()))),
+            Ok((stream, _)) => drop(tokio::spawn(serve(tls.clone(), stream, own.clone(), known.clone()))),
             Err(_) => sleep(RETRY).await,
         }
     }
 }
 
 /// Whoever does not ask properly, or in time, is not answered.
-async fn serve(mut stream: TcpStream, own: Identity, known: Known) {
+async fn serve(tls: PeerTls, stream: TcpStream, own: Identity, known: Known) {
     let served = async {
+        let mut stream = tls.accept(stream).await?;
         match frame::read(&mut stream, HANDSHAKE_BODY_BYTES_MAX).await {
             Ok((Kind::Inquiry, body)) => reply(&mut stream, body, &own, &known).await,
             _ => Ok(()),
@@ -177,7 +187,7 @@ async fn serve(mut stream: TcpStream, own: Identity, known: Known) {
 
 /// Answers the inquiry in `body`.
 pub(super) async fn reply(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     mut body: Bytes,
     own: &Identity,
     known: &Known,
@@ -190,6 +200,6 @@ pub(super) async fn reply(
     let mut out = BytesMut::new();
     out.put_u64_le(known(about).unwrap_or(0));
     put_identity(&mut out, own);
-    stream.write_all(&frame::encode(Kind::Answer, &out)).await?;
+    frame::write(stream, &frame::encode(Kind::Answer, &out)).await?;
     Ok(())
 }

@@ -19,12 +19,13 @@
 //! - Every queue is bounded in bytes. A full queue to a node drops what is new (Raft asks again); a receiver that does
 //!   not keep up stops reading, and so fills the sender's queue.
 //!
-//! Left out: TLS.
+//! Connections are encrypted or not (`link`); nothing beside them knows which.
 
 mod frame;
 mod handshake;
 mod incoming;
 mod inquiry;
+mod link;
 mod outgoing;
 mod snapshot;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use tokio::sync::OwnedSemaphorePermit;
 pub use frame::{BODY_BYTES_MAX, FrameError, MessageBatch, MessageTooLong, Messages};
 pub use handshake::{Identity, Refusal};
 pub use inquiry::{Answer, AskError, MembersAnswer, answer, ask, ask_members};
+pub use link::PeerTls;
 pub use snapshot::{IncomingSnapshot, OutgoingSnapshot, SnapshotError};
 
 use crate::config::Url;
@@ -159,6 +161,8 @@ pub struct Setup {
     pub members: Members,
     /// Where things that happen go.
     pub receive: Receive,
+    /// How connections are encrypted.
+    pub tls: PeerTls,
     /// Where bytes are counted.
     pub metrics: Arc<Metrics>,
     /// Bounds and rhythms.
@@ -172,6 +176,7 @@ struct Shared {
     known: Known,
     members: Members,
     receive: Receive,
+    tls: PeerTls,
     metrics: Arc<Metrics>,
     options: Options,
 }
@@ -199,8 +204,8 @@ impl Transport {
     /// Starts accepting on `listeners` and dialing the peers, in tasks of the runtime from within which it is called.
     /// They live as long as the runtime.
     pub fn start(listeners: Vec<TcpListener>, setup: Setup) -> Transport {
-        let Setup { identity, peers, admit, known, members, receive, metrics, options } = setup;
-        let shared = Arc::new(Shared { identity, admit, known, members, receive, metrics, options });
+        let Setup { identity, peers, admit, known, members, receive, tls, metrics, options } = setup;
+        let shared = Arc::new(Shared { identity, admit, known, members, receive, tls, metrics, options });
         let incoming = Arc::new(Incoming::new(shared.clone()));
         for listener in listeners {
             tokio::spawn(incoming.clone().accept(listener));

@@ -12,8 +12,6 @@ use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
@@ -22,6 +20,8 @@ use super::frame::{self, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind};
 use super::handshake::{Class, Hello, Identity, Refusal, Welcome, check_welcome};
 use super::{Inbound, Options, Peer, Shared};
 use crate::metrics::{Counter, Gauge};
+use crate::tls::Stream;
+use crate::tls::stream::{Reader, Writer};
 
 /// Frames handed to the kernel in one call.
 const SLICES_MAX: usize = 64;
@@ -200,9 +200,8 @@ impl Outgoing {
     }
 
     /// Connects to one of the node's addresses and shakes hands.
-    pub(super) async fn dial(&self, class: Class) -> Result<(TcpStream, Identity), DialError> {
+    pub(super) async fn dial(&self, class: Class) -> Result<(Stream, Identity), DialError> {
         let mut stream = self.connect().await?;
-        stream.set_nodelay(true).map_err(DialError::Connect)?;
         let revision = (self.shared.members)().revision;
         let hello = Hello::new(self.shared.identity.clone(), self.peer.node, class, revision);
         let handshake = shake_hands(&mut stream, &hello);
@@ -213,10 +212,10 @@ impl Outgoing {
         Ok((stream, other))
     }
 
-    async fn connect(&self) -> Result<TcpStream, DialError> {
+    async fn connect(&self) -> Result<Stream, DialError> {
         let mut last_error = DialError::Connect(io::ErrorKind::AddrNotAvailable.into());
         for url in &self.peer.urls {
-            match timeout(self.shared.options.connect_timeout, TcpStream::connect(url.authority())).await {
+            match timeout(self.shared.options.connect_timeout, self.shared.tls.connect(url)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => last_error = DialError::Connect(error),
                 Err(_) => last_error = DialError::TimedOut,
@@ -226,7 +225,7 @@ impl Outgoing {
     }
 
     /// Sends on a connection until it ends.
-    async fn hold(&self, stream: TcpStream, other: &Identity) {
+    async fn hold(&self, stream: Stream, other: &Identity) {
         let (peer, name) = (format!("{:x}", other.node.0), &other.name);
         info!(%peer, %name, incarnation = other.incarnation, "connected to peer");
         self.queue.lock().is_open = true;
@@ -250,7 +249,7 @@ impl Outgoing {
         self.active.set(0.0);
     }
 
-    async fn session(&self, stream: TcpStream) -> FrameError {
+    async fn session(&self, stream: Stream) -> FrameError {
         let (mut reader, mut writer) = stream.into_split();
         let heard_at = Mutex::new(Instant::now());
         tokio::select! {
@@ -260,7 +259,7 @@ impl Outgoing {
         }
     }
 
-    async fn write_queued(&self, writer: &mut OwnedWriteHalf) -> io::Error {
+    async fn write_queued(&self, writer: &mut Writer) -> io::Error {
         let mut frames = VecDeque::new();
         loop {
             self.wake.notified().await;
@@ -301,7 +300,7 @@ impl Outgoing {
     }
 }
 
-async fn read_pongs(reader: &mut OwnedReadHalf, heard_at: &Mutex<Instant>) -> FrameError {
+async fn read_pongs(reader: &mut Reader, heard_at: &Mutex<Instant>) -> FrameError {
     loop {
         match frame::read(reader, 0).await {
             Ok((Kind::Pong, _)) => *heard_at.lock() = Instant::now(),
@@ -311,8 +310,8 @@ async fn read_pongs(reader: &mut OwnedReadHalf, heard_at: &Mutex<Instant>) -> Fr
     }
 }
 
-async fn shake_hands(stream: &mut TcpStream, hello: &Hello) -> Result<Identity, DialError> {
-    stream.write_all(&frame::encode(Kind::Hello, &hello.encode())).await.map_err(FrameError::Io)?;
+async fn shake_hands(stream: &mut Stream, hello: &Hello) -> Result<Identity, DialError> {
+    frame::write(stream, &frame::encode(Kind::Hello, &hello.encode())).await.map_err(FrameError::Io)?;
     let (kind, body) = frame::read(stream, HANDSHAKE_BODY_BYTES_MAX).await?;
     match kind {
         Kind::Welcome => {
@@ -353,7 +352,7 @@ pub(super) async fn write_all<W: AsyncWrite + Unpin>(
             }
         }
     }
-    Ok(())
+    writer.flush().await
 }
 
 /// Waits that double, with jitter, so that nodes that lost each other do not come back in step.

@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use hadron_consensus::NodeId;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Shared;
@@ -17,6 +16,7 @@ use super::frame::{self, BODY_BYTES_MAX, FrameError, Kind};
 use super::handshake::Class;
 use super::outgoing::{DialError, Outgoing, write_all};
 use crate::metrics::Counter;
+use crate::tls::Stream;
 
 /// First byte of an answer: installed.
 const INSTALLED: u8 = 0;
@@ -55,7 +55,7 @@ impl From<io::Error> for SnapshotError {
 /// The sender's end.
 #[derive(Debug)]
 pub struct OutgoingSnapshot {
-    stream: TcpStream,
+    stream: Stream,
     step_timeout: Duration,
     install_timeout: Duration,
     sent_bytes: Arc<Counter>,
@@ -126,7 +126,7 @@ impl OutgoingSnapshot {
 /// The receiver's end.
 #[derive(Debug)]
 pub struct IncomingSnapshot {
-    stream: TcpStream,
+    stream: Stream,
     header: Bytes,
     step_timeout: Duration,
     received_bytes: Arc<Counter>,
@@ -134,7 +134,7 @@ pub struct IncomingSnapshot {
 
 impl IncomingSnapshot {
     pub(super) async fn open(
-        mut stream: TcpStream,
+        mut stream: Stream,
         step_timeout: Duration,
         received_bytes: Arc<Counter>,
     ) -> Result<IncomingSnapshot, FrameError> {
@@ -184,7 +184,7 @@ impl IncomingSnapshot {
                 body.put_slice(reason.as_bytes());
             }
         }
-        self.stream.write_all(&frame::encode(Kind::SnapshotResult, &body)).await?;
+        frame::write(&mut self.stream, &frame::encode(Kind::SnapshotResult, &body)).await?;
         self.stream.shutdown().await
     }
 }

@@ -19,9 +19,14 @@ use super::frame::{self, BODY_BYTES_MAX, Kind};
 use super::handshake::{Class, Hello, Welcome};
 use super::{
     Admit, AskError, FrameError, Identity, Inbound, IncomingSnapshot, MembersAnswer, MessageBatch, Messages,
-    Options, Peer, Refusal, Setup, SnapshotError, Transport, answer, ask,
+    Options, Peer, PeerTls, Refusal, Setup, SnapshotError, Transport, answer, ask,
 };
 use crate::metrics::Metrics;
+use crate::tls::authority;
+use crate::tls::client::ClientFiles;
+use crate::tls::files::KeyPair;
+use crate::tls::server::ServerFiles;
+use crate::tls::{ClientTls, Protocol, ServerTls};
 
 const A: NodeId = NodeId(0xa);
 const B: NodeId = NodeId(0xb);
@@ -71,6 +76,16 @@ fn admit_known() -> Admit {
 }
 
 fn start_on(listener: TcpListener, identity: Identity, peers: Vec<Peer>, options: Options) -> TestNode {
+    start_encrypted(listener, identity, peers, options, PeerTls::default())
+}
+
+fn start_encrypted(
+    listener: TcpListener,
+    identity: Identity,
+    peers: Vec<Peer>,
+    options: Options,
+    tls: PeerTls,
+) -> TestNode {
     let address = listener.local_addr().unwrap();
     let (sender, events) = unbounded_channel();
     let setup = Setup {
@@ -80,6 +95,7 @@ fn start_on(listener: TcpListener, identity: Identity, peers: Vec<Peer>, options
         known: Arc::new(|node| (node == B).then_some(77)),
         members: Arc::new(no_members),
         receive: Arc::new(move |node, inbound| drop(sender.send((node, inbound)))),
+        tls,
         metrics: Arc::default(),
         options,
     };
@@ -269,9 +285,9 @@ async fn an_inquiry_is_answered_whoever_asks_and_leaves_no_trace() {
     let mut a = start(identity(A), vec![]).await;
     let urls = peer(A, a.address).urls;
     let patience = Duration::from_secs(20);
-    let answer = ask(&urls, B, patience).await.unwrap();
+    let answer = ask(&PeerTls::default(), &urls, B, patience).await.unwrap();
     assert_eq!((answer.from, answer.known), (identity(A), Some(77)));
-    assert_eq!(ask(&urls, NodeId(0xc), patience).await.unwrap().known, None);
+    assert_eq!(ask(&PeerTls::default(), &urls, NodeId(0xc), patience).await.unwrap().known, None);
     let (_stream, welcome) = call(a.address, &Hello::new(identity(B), A, Class::Urgent, 0)).await;
     assert!(welcome.is_ok() && a.events.try_recv().is_err());
 }
@@ -281,9 +297,12 @@ async fn whoever_asks_learns_why_there_is_no_answer() {
     let patience = Duration::from_millis(50);
     let (listener, address) = listen().await;
     let urls = peer(A, address).urls;
-    assert_eq!(ask(&urls, B, patience).await.unwrap_err().to_string(), "no answer in time");
+    assert_eq!(
+        ask(&PeerTls::default(), &urls, B, patience).await.unwrap_err().to_string(),
+        "no answer in time"
+    );
     drop(listener);
-    assert!(matches!(ask(&urls, B, patience).await, Err(AskError::Connect(_))));
+    assert!(matches!(ask(&PeerTls::default(), &urls, B, patience).await, Err(AskError::Connect(_))));
 }
 
 #[tokio::test]
@@ -294,9 +313,10 @@ async fn an_inquiry_that_is_cut_off_is_asked_again() {
         listener
     });
     let urls = peer(A, address).urls;
-    let asking = tokio::spawn(async move { ask(&urls, B, Duration::from_secs(20)).await });
+    let asking =
+        tokio::spawn(async move { ask(&PeerTls::default(), &urls, B, Duration::from_secs(20)).await });
     let listener = hanging_up.await.unwrap();
-    tokio::spawn(answer(listener, identity(A), Arc::new(|_| None)));
+    tokio::spawn(answer(PeerTls::default(), listener, identity(A), Arc::new(|_| None)));
     assert_eq!(asking.await.unwrap().unwrap().known, None);
 }
 
@@ -448,7 +468,57 @@ async fn a_damaged_frame_ends_the_connection_before_its_messages_are_seen() {
 
 #[tokio::test]
 async fn a_snapshot_is_streamed_and_answered() {
-    let (a, mut b) = pair().await;
+    let (a, b) = pair().await;
+    stream_a_snapshot(a, b).await;
+}
+
+/// The same frames, within TLS; and whoever does not speak it, or has no certificate, is not heard.
+#[tokio::test]
+async fn encrypted_nodes_exchange_the_same_and_hear_nobody_else() {
+    let authority = authority::Authority::new();
+    let tls = |name: &str| {
+        let (certificate, key) = authority.sign(name, &["127.0.0.1"]);
+        let own = KeyPair { certificate, key };
+        let trusted = Some(authority.trusted());
+        let server = ServerFiles {
+            own: own.clone(),
+            trusted: trusted.clone(),
+            revoked: None,
+            allowed_names: Vec::new(),
+            protocol: Protocol::default(),
+        };
+        let client = ClientFiles { own: Some(own), trusted, ..ClientFiles::default() };
+        PeerTls {
+            server: Some(Arc::new(ServerTls::new(server).unwrap())),
+            client: Some(Arc::new(ClientTls::new(client).unwrap())),
+        }
+    };
+    let ((listener_a, address_a), (listener_b, address_b)) = (listen().await, listen().await);
+    let to =
+        |node, address: SocketAddr| Peer { node, urls: vec![format!("https://{address}").parse().unwrap()] };
+    let a = start_encrypted(listener_a, identity(A), vec![to(B, address_b)], quick(), tls("a"));
+    let mut b = start_encrypted(listener_b, identity(B), vec![to(A, address_a)], quick(), tls("b"));
+    while b.events.is_empty() {
+        a.transport.send(B, batch(&[b"hello"]));
+        tokio::task::yield_now().await;
+    }
+    let urls = to(B, address_b).urls;
+    let patience = Duration::from_secs(20);
+    assert_eq!(ask(&tls("asker"), &urls, B, patience).await.unwrap().known, Some(77));
+    let nobody = PeerTls { client: None, ..tls("nobody") };
+    assert!(ask(&nobody, &urls, B, patience).await.unwrap_err().to_string().contains("--peer-cert-file"));
+    let mut plain = TcpStream::connect(address_b).await.unwrap();
+    let hello = Hello::new(identity(A), B, Class::Urgent, 0);
+    write_frame(&mut plain, Kind::Hello, &hello.encode()).await;
+    let mut answer = Vec::new();
+    // What comes is an alert of TLS, and no frame.
+    let _ = plain.read_to_end(&mut answer).await;
+    assert!(frame::read(&mut answer.as_slice(), BODY_BYTES_MAX).await.is_err());
+    while b.events.try_recv().is_ok() {}
+    stream_a_snapshot(a, b).await;
+}
+
+async fn stream_a_snapshot(a: TestNode, mut b: TestNode) {
     let sender = tokio::spawn({
         let transport = a.transport.clone();
         async move {
@@ -505,6 +575,7 @@ async fn bytes_are_counted_per_peer() {
         known: Arc::new(|node| (node == B).then_some(77)),
         members: Arc::new(no_members),
         receive: Arc::new(|_, _| {}),
+        tls: PeerTls::default(),
         metrics: metrics.clone(),
         options: quick(),
     };

@@ -34,8 +34,8 @@ const PACED: &str = "compaction is paced by the load";
 const NO_DISCOVERY: &str =
     "finding the members through a discovery service or DNS is not built; name them in --initial-cluster";
 const DISCOVERY_DETAIL: &str = "it is about discovery, which is not built";
-const NO_TLS: &str = "TLS between nodes is not built";
-const TLS_DETAIL: &str = "it is about TLS between nodes, which is not built";
+const NO_NAMES: &str =
+    "common names of certificates are not read; name hosts in --peer-cert-allowed-hostname";
 const NO_TRACING: &str = "tracing is not built";
 const TRACING_DETAIL: &str = "it is about tracing, which is not built";
 const NO_ROTATION: &str = "log rotation is not built; log to standard error, or rotate the file from outside";
@@ -116,17 +116,17 @@ const SECURITY: &[Flag] = &[
     flag("client-cert-allowed-hostname", List, "", Works, "Host names that clients' certificates may have"),
     flag("trusted-ca-file", Text, "", Works, "Certificates to check clients' certificates against"),
     flag("auto-tls", Switch, "false", Works, "Make a certificate for the client port"),
-    flag("peer-cert-file", Text, "", Refused(NO_TLS), "Certificate of the peer port"),
-    flag("peer-key-file", Text, "", Refused(NO_TLS), "Key of that certificate"),
-    flag("peer-client-cert-file", Text, "", Refused(NO_TLS), "Certificate towards other nodes, if another"),
-    flag("peer-client-key-file", Text, "", Refused(NO_TLS), "Key of that certificate"),
-    flag("peer-client-cert-auth", Switch, "false", Refused(NO_TLS), "Demand certificates of other nodes"),
-    flag("peer-trusted-ca-file", Text, "", Refused(NO_TLS), "Certificates to check other nodes' certificates against"),
-    flag("peer-cert-allowed-cn", List, "", Refused(NO_TLS), "Common names that other nodes' certificates may have"),
-    flag("peer-cert-allowed-hostname", List, "", Refused(NO_TLS), "Host names that other nodes' certificates may have"),
-    flag("peer-auto-tls", Switch, "false", Refused(NO_TLS), "Make a certificate for the peer port"),
-    flag("peer-crl-file", Text, "", Refused(NO_TLS), "Revoked certificates of other nodes"),
-    flag("peer-skip-client-san-verification", Switch, "false", Nothing(TLS_DETAIL), "Do not compare other nodes' certificates with their addresses"),
+    flag("peer-cert-file", Text, "", Works, "Certificate of the peer port"),
+    flag("peer-key-file", Text, "", Works, "Key of that certificate"),
+    flag("peer-client-cert-file", Text, "", Works, "Certificate towards other nodes, if another"),
+    flag("peer-client-key-file", Text, "", Works, "Key of that certificate"),
+    flag("peer-client-cert-auth", Switch, "false", Works, "Demand certificates of other nodes"),
+    flag("peer-trusted-ca-file", Text, "", Works, "Certificates to check other nodes' certificates against"),
+    flag("peer-cert-allowed-cn", List, "", Refused(NO_NAMES), "Common names that other nodes' certificates may have"),
+    flag("peer-cert-allowed-hostname", List, "", Works, "Host names that other nodes' certificates may have"),
+    flag("peer-auto-tls", Switch, "false", Works, "Make a certificate for the peer port"),
+    flag("peer-crl-file", Text, "", Works, "Revoked certificates of other nodes"),
+    flag("peer-skip-client-san-verification", Switch, "false", Nothing("certificates of nodes that connect are not compared with their addresses"), "Do not compare other nodes' certificates with their addresses"),
     flag("self-signed-cert-validity", Number, "1", Works, "Validity of certificates made here, in years"),
     flag("cipher-suites", List, "", Works, "TLS cipher suites that may be used"),
     flag("tls-min-version", Choice(&["TLS1.2", "TLS1.3"]), "TLS1.2", Works, "Oldest version of TLS that may be used"),

@@ -1,0 +1,61 @@
+//! Connections between nodes before their first frame: dialled or accepted, encrypted or not.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::config::Url;
+use crate::tls::{ClientTls, ServerTls, Stream};
+
+/// How connections between nodes are encrypted.
+#[derive(Clone, Default)]
+pub struct PeerTls {
+    /// With it, whoever connects must speak TLS.
+    pub server: Option<Arc<ServerTls>>,
+    /// For nodes whose URLs are `https`.
+    pub client: Option<Arc<ClientTls>>,
+}
+
+impl fmt::Debug for PeerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PeerTls { server, client } = self;
+        write!(f, "PeerTls {{ server: {}, client: {} }}", server.is_some(), client.is_some())
+    }
+}
+
+impl PeerTls {
+    /// Connects to another node.
+    ///
+    /// # Errors
+    /// It cannot be reached, or is not who it should be.
+    pub(super) async fn connect(&self, url: &Url) -> io::Result<Stream> {
+        let tls = match (url.is_tls(), &self.client) {
+            (false, _) => None,
+            (true, Some(tls)) => Some(tls),
+            (true, None) => {
+                let why = "https needs --peer-cert-file and --peer-key-file, or --peer-auto-tls";
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+            }
+        };
+        let stream = TcpStream::connect(url.authority()).await?;
+        stream.set_nodelay(true)?;
+        match tls {
+            None => Ok(Stream::Plain(stream)),
+            Some(tls) => tls.connect(url.host(), stream).await,
+        }
+    }
+
+    /// Takes a connection of another node.
+    ///
+    /// # Errors
+    /// What the other node did wrong.
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<Stream> {
+        stream.set_nodelay(true)?;
+        match &self.server {
+            None => Ok(Stream::Plain(stream)),
+            Some(tls) => tls.accept(stream).await,
+        }
+    }
+}

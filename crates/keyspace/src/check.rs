@@ -22,6 +22,11 @@ pub fn range(request: &pb::RangeRequest) -> Result<(), Error> {
     if order.is_err() || target.is_err() { Err(Error::InvalidSort) } else { Ok(()) }
 }
 
+/// Whether a range request can be answered in parts, which are in the order of the keys and leave nothing out.
+pub fn is_plain_range(request: &pb::RangeRequest) -> bool {
+    crate::range::has_default_order(request) && !crate::range::has_filters(request)
+}
+
 /// A put needs a key, and must not both bring and keep a value or lease.
 pub fn put(request: &pb::PutRequest) -> Result<(), Error> {
     some_key(&request.key)?;

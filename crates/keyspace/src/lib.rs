@@ -51,6 +51,7 @@ pub use command::{Command, DecodeError, Response};
 pub use error::{Error, OpenError};
 pub use flush::Flush;
 pub use keyspace::{Keyspace, Options};
+pub use read::RangePart;
 pub use snapshot::{Exporter, Importer, SnapshotError};
 pub use state::Applied;
 pub use watch::{WatchOptions, WatchStream, WatcherCounts};

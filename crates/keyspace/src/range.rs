@@ -105,7 +105,8 @@ fn rows_needed(request: &pb::RangeRequest) -> usize {
     usize::try_from(request.limit).unwrap_or(usize::MAX).saturating_add(1)
 }
 
-fn has_default_order(request: &pb::RangeRequest) -> bool {
+/// Whether the answer is in the order of the keys.
+pub(crate) fn has_default_order(request: &pb::RangeRequest) -> bool {
     match request.sort_order() {
         SortOrder::None => true,
         SortOrder::Ascend => request.sort_target() == SortTarget::Key,
@@ -113,7 +114,8 @@ fn has_default_order(request: &pb::RangeRequest) -> bool {
     }
 }
 
-fn has_filters(request: &pb::RangeRequest) -> bool {
+/// Whether keys are left out for their revisions.
+pub(crate) fn has_filters(request: &pb::RangeRequest) -> bool {
     let filters = [
         request.min_mod_revision,
         request.max_mod_revision,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
+use hadron_proto::mvccpb::KeyValue;
 use hadron_storage::engine::{Engine, Space};
 
 use crate::digest;
@@ -78,6 +79,17 @@ impl Source for Locked<'_> {
     }
 }
 
+/// A part of the answer to a range request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RangePart {
+    /// Keys of the range, in order. There may be none although more follow.
+    pub kvs: Vec<KeyValue>,
+    /// Where to go on; `None` at the end of the range.
+    pub next: Option<Bytes>,
+    /// The newest revision at the time.
+    pub revision: i64,
+}
+
 /// A reader's view at one revision, beside apply.
 pub(crate) struct View<'a> {
     keyspace: &'a Keyspace,
@@ -100,12 +112,12 @@ impl Source for View<'_> {
     fn rows(&self, range: &KeyRange, revision: i64, rows_max: usize) -> Result<Rows, Error> {
         let mut rows = Rows::default();
         if let KeyRange::One(_) = range {
-            self.piece(range, None, revision, rows_max, &mut rows)?;
+            self.piece(range, None, revision, (PIECE_KEYS, rows_max), &mut rows)?;
             return Ok(rows);
         }
         let mut after = None;
         loop {
-            after = self.piece(range, after.as_ref(), revision, rows_max, &mut rows)?;
+            after = self.piece(range, after.as_ref(), revision, (PIECE_KEYS, rows_max), &mut rows)?;
             if after.is_none() {
                 return Ok(rows);
             }
@@ -123,14 +135,14 @@ impl View<'_> {
         range: &KeyRange,
         after: Option<&Bytes>,
         revision: i64,
-        rows_max: usize,
+        (keys_max, rows_max): (usize, usize),
         rows: &mut Rows,
     ) -> Result<Option<Bytes>, Error> {
         let state = self.keyspace.state.read();
         if state.generation != self.generation {
             return Err(replaced());
         }
-        Ok(collect(&state, range, after, revision, PIECE_KEYS, rows_max, rows))
+        Ok(collect(&state, range, after, revision, keys_max, rows_max, rows))
     }
 }
 
@@ -179,6 +191,30 @@ impl Keyspace {
     /// The answer is the state at one revision, however long it takes. [`Error::Storage`] says that the engine failed.
     pub fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
         self.read(request.revision, |view| range::execute(view, request))
+    }
+
+    /// Answers a part of a range request, for results that are too large to be held whole: the keys beyond `after`, which is
+    /// what the part before said, of up to `keys_max` (at least 1; more than 1,000 count as 1,000). Limit, order and filters
+    /// of the request are the caller's business, and all parts must name the same revision. Nothing is kept for the parts
+    /// to come: a compaction in between fails them with [`Error::Compacted`].
+    pub fn range_part(
+        &self,
+        request: &pb::RangeRequest,
+        after: Option<&Bytes>,
+        keys_max: usize,
+    ) -> Result<RangePart, Error> {
+        let range = KeyRange::new(&request.key, &request.range_end);
+        self.read(request.revision, |view| {
+            let revision = range::resolve_revision(view, request.revision)?;
+            let keys_max = keys_max.clamp(1, PIECE_KEYS);
+            let mut found = Rows::default();
+            let next = view.piece(&range, after, revision, (keys_max, usize::MAX), &mut found)?;
+            if !request.keys_only {
+                view.fetch(&mut found.rows)?;
+            }
+            let kvs = found.rows.into_iter().map(|row| range::key_value(row, request.keys_only)).collect();
+            Ok(RangePart { kvs, next, revision: view.revision })
+        })
     }
 
     /// Answers a txn that consists of comparisons and ranges only, all at the revision of now. From any thread.

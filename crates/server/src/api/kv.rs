@@ -12,7 +12,8 @@ use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
 use super::context::{Context, Learners, mismatch};
-use super::error::{refusal, unimplemented};
+use super::error::refusal;
+use super::range_stream::{self, RangeStream};
 
 /// A range of up to this many keys is read at once; handing it to another thread would cost more.
 const SHORT_RANGE_KEYS: i64 = 100;
@@ -188,8 +189,17 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
 
     async fn range_stream(
         &self,
-        _: Request<pb::RangeRequest>,
+        request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(unimplemented("RangeStream"))
+        let serializable = request.get_ref().serializable;
+        let learners = if serializable { Learners::Answer } else { Learners::Refuse };
+        self.context.admit(request.metadata(), learners)?;
+        range_stream::check(request.get_ref())?;
+        self.context.metrics.range_total.inc();
+        if !serializable {
+            self.context.keyspace_after_barrier().await?;
+        }
+        let answers = RangeStream::answers(Arc::clone(&self.context), request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
     }
 }

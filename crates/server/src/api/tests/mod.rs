@@ -5,6 +5,7 @@ mod contenders;
 mod gateway;
 mod harness;
 mod pages;
+mod range_stream;
 mod services;
 mod space;
 mod transcript;

@@ -1,0 +1,147 @@
+//! `RangeStream`: a range in parts, so that neither side holds a large result whole.
+//!
+//! Parts are read when HTTP/2 has room for them, one at a time, all at the revision at which the first was read. Header,
+//! `more` and `count` are in the last one, as in etcd.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::Stream;
+use futures::stream::unfold;
+use hadron_keyspace::RangePart;
+use hadron_proto::etcdserverpb as pb;
+use prost::Message as _;
+use tonic::Status;
+
+use super::backend::Backend;
+use super::context::Context;
+use super::error::refusal;
+
+/// Keys of the first part; later ones are as many as fit.
+const FIRST_KEYS: usize = 10;
+
+/// A range that is being answered.
+pub(super) struct RangeStream<B> {
+    context: Arc<Context<B>>,
+    /// Names the revision once the first part was read.
+    request: pb::RangeRequest,
+    /// The newest revision when it began; 0 before that.
+    revision: i64,
+    after: Option<Bytes>,
+    keys_max: usize,
+    sent: i64,
+}
+
+impl<B: Backend> RangeStream<B> {
+    /// The answers to `request`, which has been checked, from a replica that is as new as the request wants it.
+    pub(super) fn answers(
+        context: Arc<Context<B>>,
+        request: pb::RangeRequest,
+    ) -> impl Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send {
+        let range = RangeStream { context, request, revision: 0, after: None, keys_max: FIRST_KEYS, sent: 0 };
+        unfold(Some(range), async |range| {
+            let mut range = range?;
+            let answer = range.next().await;
+            let is_last = answer.as_ref().map_or(true, |answer| answer.header.is_some());
+            let answer = answer.map(|part| pb::RangeStreamResponse { range_response: Some(part) });
+            Some((answer, (!is_last).then_some(range)))
+        })
+    }
+
+    async fn next(&mut self) -> Result<pb::RangeResponse, Status> {
+        if self.request.count_only {
+            return self.count().await;
+        }
+        let mut kvs = Vec::new();
+        loop {
+            let part = self.part().await?;
+            self.after = part.next;
+            kvs.extend(part.kvs);
+            let is_full = self.request.limit > 0 && self.sent + kvs.len() as i64 >= self.request.limit;
+            if is_full || self.after.is_none() {
+                return self.last(kvs).await;
+            }
+            // A stretch of dead keys is not worth an answer.
+            if !kvs.is_empty() {
+                break;
+            }
+        }
+        self.sent += kvs.len() as i64;
+        let part = pb::RangeResponse { kvs, ..Default::default() };
+        self.adjust(part.encoded_len());
+        Ok(part)
+    }
+
+    async fn part(&mut self) -> Result<RangePart, Status> {
+        let keyspace = self.context.keyspace()?;
+        let (request, after, keys_max) = (self.request.clone(), self.after.take(), self.keys_max);
+        let read = move || keyspace.range_part(&request, after.as_ref(), keys_max);
+        let part = self.context.read_beside(read).await?;
+        if self.revision == 0 {
+            self.revision = part.revision;
+            if self.request.revision <= 0 {
+                self.request.revision = part.revision;
+            }
+        }
+        Ok(part)
+    }
+
+    /// The next part shall be about as large as a request may be.
+    fn adjust(&mut self, bytes: usize) {
+        let target = self.context.limits.request_bytes;
+        if bytes < target / 2 {
+            self.keys_max *= 2;
+        } else if bytes > target.saturating_mul(2) {
+            self.keys_max = (self.keys_max / 2).max(1);
+        }
+    }
+
+    /// The end of the range, or of what was asked for; counts what is beyond it.
+    async fn last(
+        &mut self,
+        mut kvs: Vec<hadron_proto::mvccpb::KeyValue>,
+    ) -> Result<pb::RangeResponse, Status> {
+        let mut beyond = 0;
+        if let Ok(left) = usize::try_from(self.request.limit - self.sent)
+            && left > 0
+        {
+            beyond = kvs.len().saturating_sub(left) as i64;
+            kvs.truncate(left);
+        }
+        if let Some(after) = &self.after {
+            let key = Bytes::from([after.as_ref(), b"\0"].concat());
+            let request = pb::RangeRequest { key, count_only: true, ..self.request.clone() };
+            beyond += self.count_of(request).await?.count;
+        }
+        let count = self.sent + kvs.len() as i64 + beyond;
+        Ok(pb::RangeResponse { header: self.header(), kvs, more: beyond > 0, count })
+    }
+
+    async fn count(&mut self) -> Result<pb::RangeResponse, Status> {
+        let response = self.count_of(self.request.clone()).await?;
+        self.revision = response.header.unwrap_or_default().revision;
+        Ok(pb::RangeResponse { header: self.header(), count: response.count, ..Default::default() })
+    }
+
+    async fn count_of(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
+        let keyspace = self.context.keyspace()?;
+        self.context.read_beside(move || keyspace.range(&request)).await
+    }
+
+    fn header(&self) -> Option<pb::ResponseHeader> {
+        Some(self.context.header(self.revision, self.context.status().term))
+    }
+}
+
+/// Refuses what cannot be answered in parts.
+pub(super) fn check(range: &pb::RangeRequest) -> Result<(), Status> {
+    use hadron_keyspace::check;
+    check::range(range).map_err(refusal)?;
+    let plain = |range: pb::RangeRequest| check::is_plain_range(&range);
+    let unordered = pb::RangeRequest { sort_order: 0, ..range.clone() };
+    match (plain(range.clone()), plain(unordered)) {
+        (true, _) => Ok(()),
+        (false, true) => Err(Status::unimplemented("RangeStream does not support custom sort orders")),
+        (false, false) => Err(Status::unimplemented("RangeStream does not support revision filters")),
+    }
+}

@@ -142,6 +142,14 @@ pub enum ConfigError {
         /// Without dashes.
         other: &'static str,
     },
+    /// Two flags of which one may be given.
+    #[error("--{one} and --{other} exclude each other")]
+    Exclusive {
+        /// Without dashes.
+        one: &'static str,
+        /// Without dashes.
+        other: &'static str,
+    },
     /// TLS is to be spoken without a certificate.
     #[error("--{flag}: https needs --{certificate} and --{key}, or --{auto}")]
     NoCertificate {

@@ -100,7 +100,8 @@ fn read_map(map: &str, below: &str, value: Yaml, flags: &mut Vec<(String, Value)
 /// The flag that a key of a map stands for.
 fn flag_below(map: &str, key: &str) -> String {
     match (map, key) {
-        ("client-transport-security", "allowed-hostname") => "client-cert-allowed-hostname".to_owned(),
+        ("client-transport-security", "allowed-cn" | "allowed-hostname") => format!("client-cert-{key}"),
+        ("client-transport-security", "crl-file") => "client-crl-file".to_owned(),
         ("client-transport-security", key) => key.to_owned(),
         ("peer-transport-security", "allowed-cn" | "allowed-hostname") => format!("peer-cert-{key}"),
         ("peer-transport-security", key) => format!("peer-{key}"),
@@ -151,7 +152,7 @@ mod tests {
     fn keys_are_flags_and_maps_are_sections() {
         let yaml = "name: 'a'\nwal-dir:\npre-vote: true\nlog-outputs: [stderr, /var/log/x]\n\
                     watch-progress-notify-interval: 5000000000\ncorrupt-check-time: 1m\ndiscovery-fallback: 'proxy'\n\
-                    client-transport-security:\n  cert-file: c.pem\n  client-cert-auth: false\n  allowed-hostname: [h]\n\
+                    client-transport-security:\n  cert-file: c.pem\n  client-cert-auth: false\n  allowed-hostname: [h]\n  allowed-cn: n\n\
                     peer-transport-security: {auto-tls: true, allowed-cn: x, trusted-ca-file: }\n\
                     socket-options: {reuse-port: true}\ndiscovery-config: {token: t, client: {endpoints: [e]}}\n";
         assert_eq!(
@@ -165,6 +166,7 @@ mod tests {
                 ("cert-file", "c.pem"),
                 ("client-cert-auth", "false"),
                 ("client-cert-allowed-hostname", "h"),
+                ("client-cert-allowed-cn", "n"),
                 ("peer-auto-tls", "true"),
                 ("peer-cert-allowed-cn", "x"),
                 ("socket-reuse-port", "true"),

@@ -20,7 +20,9 @@ pub struct Security {
     trusted: Option<PathBuf>,
     /// Certificates that are trusted no more.
     revoked: Option<PathBuf>,
-    /// Names of which a certificate must have one, if there are any.
+    /// Host names of which a certificate must have one, if there are any.
+    allowed_hosts: Vec<String>,
+    /// Common names of which a certificate must have one, if there are any.
     allowed_names: Vec<String>,
     /// What may be agreed on.
     protocol: Protocol,
@@ -42,7 +44,8 @@ struct Flags {
     trusted: &'static str,
     demand: &'static str,
     revoked: &'static str,
-    allowed: &'static str,
+    allowed_hosts: &'static str,
+    allowed_names: &'static str,
     auto: &'static str,
     /// Within the data directory, where etcd has it.
     made_in: &'static str,
@@ -55,7 +58,8 @@ const CLIENTS: Flags = Flags {
     trusted: "trusted-ca-file",
     demand: "client-cert-auth",
     revoked: "client-crl-file",
-    allowed: "client-cert-allowed-hostname",
+    allowed_hosts: "client-cert-allowed-hostname",
+    allowed_names: "client-cert-allowed-cn",
     auto: "auto-tls",
     made_in: "fixtures/client",
     calling: None,
@@ -67,7 +71,8 @@ const PEERS: Flags = Flags {
     trusted: "peer-trusted-ca-file",
     demand: "peer-client-cert-auth",
     revoked: "peer-crl-file",
-    allowed: "peer-cert-allowed-hostname",
+    allowed_hosts: "peer-cert-allowed-hostname",
+    allowed_names: "peer-cert-allowed-cn",
     auto: "peer-auto-tls",
     made_in: "fixtures/peer",
     calling: Some(("peer-client-cert-file", "peer-client-key-file")),
@@ -111,10 +116,19 @@ fn read(
         None => return Ok(None),
     };
     let calling = flags.calling.map(|(cert, key)| pair(settings, cert, key)).transpose()?.flatten();
-    let allowed_names = parts(settings.text(flags.allowed)).map(str::to_owned).collect();
+    let list = |flag| parts(settings.text(flag)).map(str::to_owned).collect::<Vec<_>>();
+    let (allowed_hosts, allowed_names) = (list(flags.allowed_hosts), list(flags.allowed_names));
+    if !allowed_hosts.is_empty() && !allowed_names.is_empty() {
+        return Err(ConfigError::Exclusive { one: flags.allowed_hosts, other: flags.allowed_names });
+    }
+    let is_choosy = !allowed_hosts.is_empty() || !allowed_names.is_empty();
+    if is_choosy && trusted.is_none() {
+        let one = if allowed_names.is_empty() { flags.allowed_hosts } else { flags.allowed_names };
+        return Err(ConfigError::Together { one, other: flags.trusted });
+    }
     let revoked = settings.given(flags.revoked).map(PathBuf::from);
     let protocol = protocol(settings)?;
-    Ok(Some(Security { certificate, calling, trusted, revoked, allowed_names, protocol }))
+    Ok(Some(Security { certificate, calling, trusted, revoked, allowed_hosts, allowed_names, protocol }))
 }
 
 fn pair(
@@ -159,6 +173,7 @@ impl Security {
             own: self.own()?,
             trusted: self.trusted.clone(),
             revoked: self.revoked.clone(),
+            allowed_hosts: self.allowed_hosts.clone(),
             allowed_names: self.allowed_names.clone(),
             protocol: self.protocol.clone(),
         };
@@ -219,6 +234,20 @@ mod tests {
             (
                 vec!["--listen-peer-urls=https://127.0.0.1:1,http://127.0.0.1:2", "--peer-auto-tls"],
                 "--listen-peer-urls: all must be https, or none",
+            ),
+            (
+                vec!["--peer-auto-tls", "--peer-cert-allowed-cn=a"],
+                "--peer-cert-allowed-cn needs --peer-trusted-ca-file beside it",
+            ),
+            (
+                vec![
+                    "--cert-file=c",
+                    "--key-file=k",
+                    "--trusted-ca-file=t",
+                    "--client-cert-allowed-hostname=h",
+                    "--client-cert-allowed-cn=c",
+                ],
+                "--client-cert-allowed-hostname and --client-cert-allowed-cn exclude each other",
             ),
             (
                 vec!["--client-cert-auth", "--cert-file=c", "--key-file=k"],

@@ -2,16 +2,18 @@
 //!
 //! - [`files`]: certificates and keys in files, read again when they change.
 //! - [`server`], [`client`]: the two sides of a handshake; [`stream`]: what comes of it.
+//! - [`name`]: the common name of a certificate.
 //! - [`own`]: certificates made here, for `--auto-tls`.
 //!
 //! Invariants: a handshake is made with what the files held when they last made sense; a handshake that does not end in time
-//! fails. Left out: common names of certificates, session resumption over several processes.
+//! fails. Left out: session resumption over several processes.
 
 #[cfg(test)]
 #[path = "../../tests/support/authority.rs"]
 pub(crate) mod authority;
 pub mod client;
 pub mod files;
+pub mod name;
 pub mod own;
 pub mod server;
 pub mod stream;

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::files::{self, Following, KeyPair, TlsError};
+use super::name::common_name;
 use super::{HANDSHAKE_TIMEOUT, Protocol, Stream};
 
 /// What a listener shows, and what it demands.
@@ -24,7 +25,9 @@ pub struct ServerFiles {
     pub trusted: Option<PathBuf>,
     /// Certificates that are trusted no more.
     pub revoked: Option<PathBuf>,
-    /// Whoever connects must have one of these names, if there are any.
+    /// Whoever connects must have one of these host names, if there are any.
+    pub allowed_hosts: Vec<String>,
+    /// Whoever connects must have one of these common names, if there are any.
     pub allowed_names: Vec<String>,
     /// What may be agreed on.
     pub protocol: Protocol,
@@ -33,7 +36,8 @@ pub struct ServerFiles {
 /// Accepts encrypted connections.
 pub struct ServerTls {
     config: Following<ServerConfig>,
-    allowed_names: Vec<ServerName<'static>>,
+    allowed_hosts: Vec<ServerName<'static>>,
+    allowed_names: Vec<String>,
 }
 
 impl ServerTls {
@@ -46,10 +50,11 @@ impl ServerTls {
             ServerName::try_from(name.clone())
                 .map_err(|_| TlsError::Config(format!("bad host name {name:?}")))
         };
-        let allowed_names = files.allowed_names.iter().map(name).collect::<Result<_, _>>()?;
+        let allowed_names = files.allowed_names.clone();
+        let allowed_hosts = files.allowed_hosts.iter().map(name).collect::<Result<_, _>>()?;
         let mut paths = files.own.paths().to_vec();
         paths.extend(files.trusted.iter().chain(&files.revoked).cloned());
-        Ok(ServerTls { config: Following::new(paths, move || config(&files))?, allowed_names })
+        Ok(ServerTls { config: Following::new(paths, move || config(&files))?, allowed_hosts, allowed_names })
     }
 
     /// Shakes hands with whoever connected.
@@ -64,17 +69,22 @@ impl ServerTls {
     }
 
     fn check_name(&self, chain: Option<&[CertificateDer<'_>]>) -> io::Result<()> {
-        let is_allowed = |certificate: &CertificateDer<'_>| {
+        let certificate = chain.and_then(<[_]>::first);
+        let has_host = |certificate: &CertificateDer<'_>| {
             let Ok(certificate) = ParsedCertificate::try_from(certificate) else { return false };
-            self.allowed_names.iter().any(|name| verify_server_name(&certificate, name).is_ok())
+            self.allowed_hosts.iter().any(|host| verify_server_name(&certificate, host).is_ok())
         };
-        match self.allowed_names.is_empty() || chain.and_then(<[_]>::first).is_some_and(is_allowed) {
-            true => Ok(()),
-            false => Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "the certificate has none of the allowed host names",
-            )),
+        let has_name = |certificate: &CertificateDer<'_>| {
+            common_name(certificate).is_some_and(|name| self.allowed_names.contains(&name))
+        };
+        let denied = |what| Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+        if !self.allowed_hosts.is_empty() && !certificate.is_some_and(has_host) {
+            return denied("the certificate has none of the allowed host names");
         }
+        if !self.allowed_names.is_empty() && !certificate.is_some_and(has_name) {
+            return denied("the certificate has none of the allowed common names");
+        }
+        Ok(())
     }
 }
 

@@ -19,7 +19,14 @@ fn sign(authority: &Authority, name: &str, hosts: &[&str]) -> KeyPair {
 }
 
 fn server(own: KeyPair, trusted: Option<PathBuf>) -> ServerFiles {
-    ServerFiles { own, trusted, revoked: None, allowed_names: Vec::new(), protocol: Protocol::default() }
+    ServerFiles {
+        own,
+        trusted,
+        revoked: None,
+        allowed_hosts: Vec::new(),
+        allowed_names: Vec::new(),
+        protocol: Protocol::default(),
+    }
 }
 
 fn client(trusted: &Path, own: Option<KeyPair>) -> ClientFiles {
@@ -76,12 +83,36 @@ async fn a_trusted_authority_demands_certificates_with_allowed_names() {
     let foreign = with(Some(sign(&Authority::new(), "client", &["a.example"])));
     shake(&demanding, &foreign, "localhost").await.unwrap_err();
 
-    let allowed_names = vec!["a.example".to_owned()];
-    let choosy = ServerTls::new(ServerFiles { allowed_names, ..files }).unwrap();
+    let allowed_hosts = vec!["a.example".to_owned()];
+    let choosy = ServerTls::new(ServerFiles { allowed_hosts, ..files.clone() }).unwrap();
     shake(&choosy, &good, "localhost").await.unwrap();
     let other = with(Some(sign(&authority, "other", &["b.example"])));
     let error = shake(&choosy, &other, "localhost").await.unwrap_err();
     assert!(error.contains("none of the allowed host names"), "{error}");
+
+    let allowed_names = vec!["client".to_owned()];
+    let choosy = ServerTls::new(ServerFiles { allowed_names, ..files }).unwrap();
+    shake(&choosy, &good, "localhost").await.unwrap();
+    let error = shake(&choosy, &other, "localhost").await.unwrap_err();
+    assert!(error.contains("none of the allowed common names"), "{error}");
+}
+
+#[tokio::test]
+async fn revoked_certificates_are_refused_from_the_moment_they_are_listed() {
+    let authority = Authority::new();
+    let own = sign(&authority, "server", &["localhost"]);
+    let with = |name| {
+        let own = Some(sign(&authority, name, &["a.example"]));
+        ClientTls::new(client(&authority.trusted(), own)).unwrap()
+    };
+    let (one, other) = (with("one"), with("other"));
+    let revoked = Some(authority.revoke(&[]));
+    let files = ServerFiles { revoked, ..server(own, Some(authority.trusted())) };
+    let checking = ServerTls::new(files).unwrap();
+    shake(&checking, &one, "localhost").await.unwrap();
+    authority.revoke(&["one"]);
+    shake(&checking, &one, "localhost").await.unwrap_err();
+    shake(&checking, &other, "localhost").await.unwrap();
 }
 
 #[tokio::test]

@@ -484,6 +484,7 @@ async fn encrypted_nodes_exchange_the_same_and_hear_nobody_else() {
             own: own.clone(),
             trusted: trusted.clone(),
             revoked: None,
+            allowed_hosts: Vec::new(),
             allowed_names: Vec::new(),
             protocol: Protocol::default(),
         };

@@ -4,7 +4,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 
 /// A directory with a certificate authority and what it signed.
 pub struct Authority {
@@ -26,6 +29,30 @@ impl Authority {
         Authority { directory, issuer: Issuer::new(params, key) }
     }
 
+    /// Lists the certificates that were signed under these names, and no others, as revoked. Returns the file of the list.
+    pub fn revoke(&self, names: &[&str]) -> PathBuf {
+        let revoked = names.iter().map(|name| RevokedCertParams {
+            serial_number: serial(name),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2124, 1, 1),
+            crl_number: SerialNumber::from(names.len() as u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let file = self.directory.path().join("revoked.pem");
+        // Replaced in one step, as whoever renews files should.
+        let aside = file.with_extension("new");
+        fs::write(&aside, list.signed_by(&self.issuer).unwrap().pem().unwrap()).unwrap();
+        fs::rename(&aside, &file).unwrap();
+        file
+    }
+
     /// File of its own certificate.
     pub fn trusted(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
@@ -38,6 +65,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.serial_number = Some(serial(name));
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let path = |kind: &str| self.directory.path().join(format!("{name}.{kind}.pem"));
@@ -45,4 +73,9 @@ impl Authority {
         fs::write(path("cert"), certificate.pem()).unwrap();
         (path("cert"), path("key"))
     }
+}
+
+/// The serial number of what is signed under a name.
+fn serial(name: &str) -> SerialNumber {
+    SerialNumber::from_slice(name.as_bytes())
 }

@@ -34,8 +34,6 @@ const PACED: &str = "compaction is paced by the load";
 const NO_DISCOVERY: &str =
     "finding the members through a discovery service or DNS is not built; name them in --initial-cluster";
 const DISCOVERY_DETAIL: &str = "it is about discovery, which is not built";
-const NO_NAMES: &str =
-    "common names of certificates are not read; name hosts in --peer-cert-allowed-hostname";
 const NO_TRACING: &str = "tracing is not built";
 const TRACING_DETAIL: &str = "it is about tracing, which is not built";
 const NO_ROTATION: &str = "log rotation is not built; log to standard error, or rotate the file from outside";
@@ -114,6 +112,7 @@ const SECURITY: &[Flag] = &[
     flag("client-cert-auth", Switch, "false", Works, "Demand certificates of clients"),
     flag("client-crl-file", Text, "", Works, "Revoked certificates of clients"),
     flag("client-cert-allowed-hostname", List, "", Works, "Host names that clients' certificates may have"),
+    flag("client-cert-allowed-cn", List, "", Works, "Common names that clients' certificates may have; in etcd a key of the configuration file alone"),
     flag("trusted-ca-file", Text, "", Works, "Certificates to check clients' certificates against"),
     flag("auto-tls", Switch, "false", Works, "Make a certificate for the client port"),
     flag("peer-cert-file", Text, "", Works, "Certificate of the peer port"),
@@ -122,7 +121,7 @@ const SECURITY: &[Flag] = &[
     flag("peer-client-key-file", Text, "", Works, "Key of that certificate"),
     flag("peer-client-cert-auth", Switch, "false", Works, "Demand certificates of other nodes"),
     flag("peer-trusted-ca-file", Text, "", Works, "Certificates to check other nodes' certificates against"),
-    flag("peer-cert-allowed-cn", List, "", Refused(NO_NAMES), "Common names that other nodes' certificates may have"),
+    flag("peer-cert-allowed-cn", List, "", Works, "Common names that other nodes' certificates may have"),
     flag("peer-cert-allowed-hostname", List, "", Works, "Host names that other nodes' certificates may have"),
     flag("peer-auto-tls", Switch, "false", Works, "Make a certificate for the peer port"),
     flag("peer-crl-file", Text, "", Works, "Revoked certificates of other nodes"),

@@ -131,6 +131,9 @@ fn links_are_the_programs_whose_names_they_have() {
     }
     let mut unreachable = place.command("etcdctl");
     unreachable.args(["get", "x"]).env("ETCDCTL_ENDPOINTS", "ftp://nowhere").env("ETCDCTL_API", "3");
+    for empty in ["ETCDCTL_WRITE_OUT", "ETCDCTL_DIAL_TIMEOUT", "ETCDCTL_HEX", "ETCDCTL_CACERT"] {
+        unreachable.env(empty, "");
+    }
     let output = unreachable.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("ftp://nowhere"), "{}", text(&output.stderr));

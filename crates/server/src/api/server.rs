@@ -44,8 +44,6 @@ const LONG_READS_MAX: usize = 2;
 /// A client that gives many calls up at once (deadlines under load) is no attacker.
 const RESET_STREAMS_MAX: usize = 10_000;
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// A client that connects and says nothing is not waited for any longer.
-const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long calls that are being answered may take when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 /// Connections that wait for a busy thread; beyond, the acceptor waits and the kernel's queue fills.
@@ -84,6 +82,8 @@ pub struct Connections {
     pub keepalive_interval: Option<Duration>,
     /// Time to wait for the answer to a ping.
     pub keepalive_timeout: Duration,
+    /// Time to wait for the first word of a client that does not speak TLS, which has a time-out of its own.
+    pub first_word_timeout: Duration,
 }
 
 impl Default for Connections {
@@ -93,6 +93,7 @@ impl Default for Connections {
             streams_max: u32::MAX,
             keepalive_interval: Some(Duration::from_secs(2 * 60 * 60)),
             keepalive_timeout: Duration::from_secs(20),
+            first_word_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -274,7 +275,8 @@ impl<B: Backend> Worker<B> {
                 socket = sockets.recv() => {
                     let Some(accepted) = socket else { break };
                     let front = Arc::clone(&self.front);
-                    connections.spawn(serve_connection(builder.clone(), accepted, front, stopping.clone()));
+                    let builder = (builder.clone(), self.connections.first_word_timeout);
+                    connections.spawn(serve_connection(builder, accepted, front, stopping.clone()));
                     self.metrics.client_connections.add(1.0);
                 }
                 Some(_) = connections.join_next() => self.metrics.client_connections.add(-1.0),
@@ -307,12 +309,12 @@ fn connection_builder(connections: Connections) -> auto::Builder<TokioExecutor> 
 }
 
 /// Waits for a client's first word, or shakes hands with it; `None` if nothing came of that in time.
-async fn open(socket: StdTcpStream, tls: Option<&ServerTls>) -> Option<Stream> {
+async fn open(socket: StdTcpStream, tls: Option<&ServerTls>, first_word_timeout: Duration) -> Option<Stream> {
     let address = socket.peer_addr().ok();
     // Answers are small and clients wait for them: never hold one back for the next.
     let opened = match (socket.set_nodelay(true).and_then(|()| TcpStream::from_std(socket)), tls) {
         (Ok(socket), Some(tls)) => tls.accept(socket).await,
-        (Ok(socket), None) => match tokio::time::timeout(FIRST_WORD_TIMEOUT, socket.readable()).await {
+        (Ok(socket), None) => match tokio::time::timeout(first_word_timeout, socket.readable()).await {
             Ok(readable) => readable.map(|()| Stream::Plain(socket)),
             Err(elapsed) => Err(elapsed.into()),
         },
@@ -332,13 +334,13 @@ async fn open(socket: StdTcpStream, tls: Option<&ServerTls>) -> Option<Stream> {
 }
 
 async fn serve_connection<B: Backend>(
-    builder: auto::Builder<TokioExecutor>,
+    (builder, first_word_timeout): (auto::Builder<TokioExecutor>, Duration),
     (socket, (traffic, tls)): Accepted,
     front: Arc<Front<B>>,
     mut stopping: watch::Receiver<()>,
 ) {
     let opened = tokio::select! {
-        opened = open(socket, tls.as_deref()) => opened,
+        opened = open(socket, tls.as_deref(), first_word_timeout) => opened,
         _ = stopping.changed() => return,
     };
     let Some(socket) = opened else { return };

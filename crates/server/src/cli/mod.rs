@@ -27,6 +27,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::builder::Resettable;
 use clap::{Args as _, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::api::backend::ETCD_VERSION;
@@ -165,9 +166,14 @@ fn endpoint_parts(endpoint: &str) -> Result<(Option<bool>, String), String> {
     }
 }
 
-/// Lets every switch be given as `--switch=true` and `--switch=false` too, as programs written in Go do.
+/// Lets every switch be given as `--switch=true` and `--switch=false` too, and takes an empty variable for none, as programs
+/// written in Go do.
 fn switches_with_values(command: clap::Command) -> clap::Command {
     let subcommands: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    let command = command.mut_args(|argument| match has_empty_variable(&argument) {
+        true => argument.env(Resettable::Reset),
+        false => argument,
+    });
     let command = command.mut_args(|argument| match argument.get_action() {
         clap::ArgAction::SetTrue => argument
             .action(clap::ArgAction::Set)
@@ -181,6 +187,11 @@ fn switches_with_values(command: clap::Command) -> clap::Command {
         _ => argument,
     });
     subcommands.into_iter().fold(command, |command, name| command.mut_subcommand(name, switches_with_values))
+}
+
+fn has_empty_variable(argument: &clap::Arg) -> bool {
+    let variable = argument.get_env().and_then(std::env::var_os);
+    variable.is_some_and(|value| value.is_empty())
 }
 
 #[cfg(test)]

@@ -175,6 +175,7 @@ fn server_options(config: &Config) -> ServerOptions {
         streams_max: clients.streams_max,
         keepalive_interval: clients.keepalive_interval,
         keepalive_timeout: clients.keepalive_timeout,
+        ..Connections::default()
     };
     ServerOptions {
         limits,

@@ -2,12 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use hadron_proto::etcdserverpb::PutRequest;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 
 use super::harness::Harness;
-use crate::api::{Access, ServerOptions, Traffic, Unavailable};
+use crate::api::{Access, Connections, ServerOptions, Traffic, Unavailable};
 
 /// Status line and body of the answer to a request.
 fn fetch(harness: &Harness, method: &str, path: &str) -> (String, String) {
@@ -166,4 +167,15 @@ fn old_and_half_closed_clients_get_their_page() {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with("\r\n\r\nok\n"), "{answer}");
+}
+
+/// A connection without a word used to be held for ever.
+#[test]
+fn a_client_that_says_nothing_is_let_go() {
+    let connections = Connections { first_word_timeout: Duration::from_millis(20), ..Connections::default() };
+    let harness =
+        Harness::start_with(ServerOptions { connections, ..ServerOptions::default() }, Traffic::Everything);
+    let mut silent = TcpStream::connect(harness.address).unwrap();
+    silent.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
 }

@@ -73,6 +73,7 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
         StoryEvent::HandsOver { .. } => "leaderships handed over",
         StoryEvent::Snapshot { .. } => "snapshots installed",
         StoryEvent::Compacted { .. } => "compactions",
+        StoryEvent::MembersWanted { .. } => "changes of the members",
         _ => return None,
     })
 }

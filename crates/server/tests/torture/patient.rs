@@ -46,19 +46,20 @@ pub struct Patient {
     down: BTreeSet<usize>,
     paused: BTreeSet<usize>,
     slow: BTreeSet<usize>,
+    full: BTreeSet<usize>,
     /// How often each fault was inflicted.
     pub tally: BTreeMap<&'static str, usize>,
     began: Instant,
 }
 
-/// What is needed to hurt: a second copy of the executable, and a library that makes fsyncs slow.
+/// What is needed to hurt: a second copy of the executable, and a library that makes disks slow and full.
 struct Tools {
     directory: TempDir,
     /// The executables, and how often each node has changed between them.
     binaries: [PathBuf; 2],
     upgrades: Vec<usize>,
     /// `None` where there is no C compiler.
-    slow_disk: Option<PathBuf>,
+    bad_disk: Option<PathBuf>,
 }
 
 impl Tools {
@@ -67,28 +68,40 @@ impl Tools {
         let shipped = PathBuf::from(env!("CARGO_BIN_EXE_hadron"));
         let copy = directory.path().join("hadron-next");
         std::fs::copy(&shipped, &copy).unwrap();
-        let slow_disk = compile_slow_disk(directory.path());
-        Tools { directory, binaries: [shipped, copy], upgrades: vec![0; nodes], slow_disk }
+        let bad_disk = compile_bad_disk(directory.path());
+        Tools { directory, binaries: [shipped, copy], upgrades: vec![0; nodes], bad_disk }
     }
 
     /// Where a node's disk reads how slow it is.
     fn slowness(&self, node: usize) -> PathBuf {
         self.directory.path().join(format!("slow-{node}"))
     }
+
+    /// Where a node's disk reads which files cannot grow.
+    fn fullness(&self, node: usize) -> PathBuf {
+        self.directory.path().join(format!("full-{node}"))
+    }
+
+    /// Renamed into place, so that it is never seen half written.
+    fn set(&self, trigger: PathBuf, text: String) {
+        let aside = self.directory.path().join("aside");
+        std::fs::write(&aside, text).unwrap();
+        std::fs::rename(aside, trigger).unwrap();
+    }
 }
 
-fn compile_slow_disk(directory: &Path) -> Option<PathBuf> {
-    let library = directory.join("slow_disk.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/torture/slow_disk.c");
+fn compile_bad_disk(directory: &Path) -> Option<PathBuf> {
+    let library = directory.join("bad_disk.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/torture/bad_disk.c");
     let mut compile = Command::new("cc");
     compile.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).arg(&library).arg(source).arg("-ldl");
     match compile.status() {
         Ok(status) => {
-            assert!(status.success(), "cc refused slow_disk.c");
+            assert!(status.success(), "cc refused bad_disk.c");
             Some(library)
         }
         Err(error) => {
-            println!("SKIPPED: slow disks, since there is no C compiler: cc: {error}");
+            println!("SKIPPED: slow and full disks, since there is no C compiler: cc: {error}");
             None
         }
     }
@@ -103,11 +116,12 @@ impl Patient {
             let id = |number: usize| node_id(TOKEN, &[format!("http://{}", network.addresses()[number])]).0;
             network.connect((0..nodes).map(|number| (cluster.nodes[number].peer_address, id(number))));
             let tools = Tools::new(nodes);
-            if let Some(library) = &tools.slow_disk {
+            if let Some(library) = &tools.bad_disk {
                 for (number, node) in cluster.nodes.iter_mut().enumerate() {
                     node.set_environment(&[
                         ("LD_PRELOAD", library.clone()),
                         ("SLOW_DISK", tools.slowness(number)),
+                        ("FULL_DISK", tools.fullness(number)),
                     ]);
                 }
             }
@@ -120,6 +134,7 @@ impl Patient {
                     down: BTreeSet::new(),
                     paused: BTreeSet::new(),
                     slow: BTreeSet::new(),
+                    full: BTreeSet::new(),
                     tally: BTreeMap::new(),
                     began: Instant::now(),
                 };
@@ -182,6 +197,7 @@ impl Patient {
                 }
             }
             Fault::SlowDisk(whom, time) => self.slow_down(*whom, *time).await,
+            Fault::FullDisk(whom) => self.fill_up(*whom).await,
         }
     }
 
@@ -210,10 +226,11 @@ impl Patient {
         answers.iter().position(leads).unwrap_or(0)
     }
 
-    /// Those of them that run and are not paused.
+    /// Those of them that run, are not paused, and have room on their disks.
     async fn well(&self, whom: Whom) -> Vec<usize> {
         let mut nodes = self.who(whom).await;
-        nodes.retain(|node| !self.down.contains(node) && !self.paused.contains(node));
+        let hurt = [&self.down, &self.paused, &self.full];
+        nodes.retain(|node| !hurt.iter().any(|hurt| hurt.contains(node)));
         nodes
     }
 
@@ -300,19 +317,29 @@ impl Patient {
     }
 
     async fn slow_down(&mut self, whom: Whom, time: Duration) {
-        if self.tools.slow_disk.is_none() {
+        if self.tools.bad_disk.is_none() {
             return;
         }
         for node in self.who(whom).await {
-            let aside = self.tools.directory.path().join("aside");
-            std::fs::write(&aside, time.as_millis().to_string()).unwrap();
-            std::fs::rename(aside, self.tools.slowness(node)).unwrap();
+            self.tools.set(self.tools.slowness(node), time.as_millis().to_string());
             self.slow.insert(node);
+        }
+    }
+
+    async fn fill_up(&mut self, whom: Whom) {
+        if self.tools.bad_disk.is_none() {
+            return;
+        }
+        for node in self.well(whom).await {
+            let below = self.cluster.nodes[node].data_dir();
+            self.tools.set(self.tools.fullness(node), format!("{}/", below.display()));
+            self.full.insert(node);
         }
     }
 
     /// Everything is well again, as far as it is in our hands; in a random order, and with time in between.
     pub async fn mend(&mut self) {
+        self.make_room();
         let mut remedies = [Patient::open_network, Patient::hurry_disks, Patient::resume, Patient::restart];
         remedies.shuffle(&mut self.rng);
         for remedy in remedies {
@@ -332,6 +359,25 @@ impl Patient {
     fn hurry_disks(&mut self) {
         for node in std::mem::take(&mut self.slow) {
             std::fs::remove_file(self.tools.slowness(node)).unwrap();
+        }
+    }
+
+    /// A node that could not write has ended and said why; one that had nothing to write goes down here. Both are started
+    /// again.
+    fn make_room(&mut self) {
+        for number in std::mem::take(&mut self.full) {
+            let node = &mut self.cluster.nodes[number];
+            let ended = node.has_ended();
+            std::fs::remove_file(self.tools.fullness(number)).unwrap();
+            if let Some(status) = ended {
+                assert!(!status.success(), "{} stopped as if all were well: its disk was full", node.name);
+                let log = node.log();
+                assert!(log.to_lowercase().contains("no space left"), "{log}");
+                self.say(format_args!("n{number} had ended: its disk was full ({status})"));
+                *self.tally.entry("ended by a full disk").or_default() += 1;
+            }
+            self.cluster.nodes[number].kill();
+            self.down.insert(number);
         }
     }
 

@@ -66,6 +66,8 @@ pub enum Fault {
     Distant(Whom, Link),
     /// Every fsync takes so much longer.
     SlowDisk(Whom, Duration),
+    /// Nothing can be written to the node's data directory.
+    FullDisk(Whom),
 }
 
 impl Fault {
@@ -85,6 +87,7 @@ impl Fault {
             Fault::Break => "connections broken",
             Fault::Weather(_) | Fault::Distant(..) => "bad links",
             Fault::SlowDisk(..) => "slow disk",
+            Fault::FullDisk(_) => "full disk",
         }
     }
 }
@@ -171,7 +174,8 @@ impl Plan {
             60..78 => Fault::Partition(self.partition()),
             78..84 => Fault::Break,
             84..88 => Fault::Weather(self.link()),
-            88..93 => Fault::Distant(self.whom(), self.link()),
+            88..92 => Fault::Distant(self.whom(), self.link()),
+            92..96 => Fault::FullDisk(self.whom()),
             _ => Fault::SlowDisk(self.whom(), Duration::from_millis(self.rng.random_range(5..400))),
         }
     }
@@ -211,5 +215,5 @@ fn a_plan_follows_from_its_seed() {
 fn plans_hold_every_kind_of_fault() {
     let names: std::collections::BTreeSet<&str> =
         Plan::new(1, 3).take(300).flat_map(|step| step.faults).map(|fault| fault.name()).collect();
-    assert_eq!(names.len(), 11, "{names:?}");
+    assert_eq!(names.len(), 12, "{names:?}");
 }

@@ -203,3 +203,21 @@ pub(crate) fn decode_table(key: &[u8], value: &[u8]) -> Option<TableChange> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn noise_is_refused_or_understood_and_never_a_panic(
+            key in proptest::prelude::any::<Vec<u8>>(),
+            value in proptest::prelude::any::<Vec<u8>>(),
+        ) {
+            let _ = place_of(&key);
+            let _ = decode_version((1, 0), &value);
+            let _ = StateRecord::decode(1, &value);
+            let _ = decode_table(&key, &value);
+        }
+    }
+}

@@ -242,4 +242,16 @@ mod tests {
             assert!(decode(bytes.slice(..end)).is_err(), "{end} bytes");
         }
     }
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn noise_is_refused_or_understood_and_never_a_panic(bytes in any::<Vec<u8>>()) {
+            let _ = decode(bytes.clone().into());
+            // With everything around it in order.
+            let head = [&MAGIC[..], &VERSION.to_le_bytes(), &crc32c::crc32c(&bytes).to_le_bytes()].concat();
+            let _ = decode([head, bytes].concat().into());
+        }
+    }
 }

@@ -322,4 +322,28 @@ mod tests {
         let error = check_welcome(&welcome, &identity(1), NodeId(3)).unwrap_err();
         assert!(error.contains("instead of node 3"), "{error}");
     }
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn noise_is_refused_or_understood_and_never_a_panic(bytes in any::<Vec<u8>>()) {
+            let bytes = Bytes::from(bytes);
+            let _ = Hello::decode(bytes.clone());
+            let _ = Hello::decode([MAGIC, &bytes[..]].concat().into());
+            let _ = Welcome::decode(bytes.clone());
+            let _ = Refusal::decode(bytes);
+        }
+
+        #[test]
+        fn a_hello_that_was_changed_is_refused_or_another_one(at in any::<prop::sample::Index>(), to in any::<u8>()) {
+            let mut bytes = hello().encode().to_vec();
+            let at = at.index(bytes.len());
+            let is_change = bytes[at] != to;
+            bytes[at] = to;
+            let decoded = Hello::decode(bytes.into());
+            // Control characters in a name become spaces, and all that is no UTF-8 the same sign.
+            prop_assert!(decoded.is_err() || !is_change || decoded.unwrap() != hello());
+        }
+    }
 }

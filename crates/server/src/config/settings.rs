@@ -177,8 +177,8 @@ impl Settings {
         let from_arguments = std::mem::take(&mut self.values);
         for (variable, value) in variables {
             let variable = variable.into_string().map_err(SettingError::Utf8)?;
-            let name = variable.trim_start_matches(PREFIX).to_lowercase().replace('_', "-");
-            let Ok((flag, feature)) = self.look_up(&name) else {
+            let found = flag_of(&variable).and_then(|name| self.look_up(&name).ok());
+            let Some((flag, feature)) = found else {
                 self.notes.push(Note::UnknownVariable(variable));
                 continue;
             };
@@ -284,6 +284,14 @@ fn is_ours(name: &OsString, value: &OsString) -> bool {
     name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
         && !value.is_empty()
         && !FOREIGN.iter().any(|foreign| *name == **foreign)
+}
+
+/// The name of the flag that a variable would be for. `None` if no flag's variable is spelled like that: names are compared
+/// as they are, as in etcd.
+fn flag_of(variable: &str) -> Option<String> {
+    let name = variable.strip_prefix(PREFIX)?;
+    let is_spelled_so = !name.contains(|letter: char| letter.is_lowercase() || letter == '-');
+    is_spelled_so.then(|| name.to_lowercase().replace('_', "-"))
 }
 
 impl Note {

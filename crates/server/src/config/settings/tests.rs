@@ -52,6 +52,16 @@ fn a_flag_beats_the_environment_which_beats_the_default() {
     );
 }
 
+/// etcd compares names as they are. Here `ETCD_ETCD_NAME` and `ETCD_name` once were `ETCD_NAME`, and the last of them won.
+#[test]
+fn a_variable_that_is_spelled_otherwise_is_another_one() {
+    let others = ["ETCD_ETCD_NAME", "ETCD_name", "ETCD_DATA-DIR"];
+    let settings = settings(&[], &others.map(|variable| (variable, "x")));
+    assert_eq!(settings.given("name"), None);
+    assert_eq!(settings.given("data-dir"), None);
+    assert_eq!(settings.notes(), others.map(|variable| Note::UnknownVariable(variable.to_owned())));
+}
+
 #[test]
 fn a_file_replaces_flags_and_environment() {
     let file = file(

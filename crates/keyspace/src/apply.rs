@@ -7,6 +7,7 @@ use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
 use pb::alarm_request::AlarmAction;
 
+use crate::auth::AuthCommand;
 use crate::command::{Command, Response};
 use crate::error::Error;
 use crate::keyspace::Keyspace;
@@ -34,6 +35,7 @@ impl Keyspace {
         let answers = commands.into_iter().map(|command| applier.apply(command)).collect();
         state.end_entry(records, tables);
         let revision = state.revision;
+        self.show_auth(&state);
         let fresh: Option<Vec<Record>> =
             self.hub.has_watchers().then(|| state.unflushed.records.range(records..).cloned().collect());
         drop(state);
@@ -64,6 +66,11 @@ pub(crate) struct Applier<'a> {
 
 impl Applier<'_> {
     fn apply(&mut self, command: Command) -> Result<Response, Error> {
+        let (caller, command) = match command {
+            Command::As(caller, command) => (Some(caller), *command),
+            command => (None, command),
+        };
+        self.state.permit_command(caller.as_ref(), &command)?;
         let answer = match command {
             Command::Put(request) => self.apply_put(request).map(Response::Put),
             Command::DeleteRange(request) => self.apply_delete_range(&request).map(Response::DeleteRange),
@@ -75,6 +82,8 @@ impl Applier<'_> {
             Command::LeaseExpire(ids) => Ok(Response::LeaseExpire(self.expire(ids))),
             Command::Alarm(request) => Ok(Response::Alarm(self.alarm(&request))),
             Command::DigestMark => Ok(Response::DigestMark(self.state.mark_digest())),
+            Command::Auth(command) => self.change_auth(command),
+            Command::As(..) => unreachable!("a command is in one name only: its bytes were checked"),
         };
         if let Err(Error::Storage(what)) = &answer {
             panic!("a command needs a value that the engine does not give: {what}");
@@ -244,6 +253,11 @@ impl Applier<'_> {
             is_over && self.end_lease(*id).is_some()
         });
         ids
+    }
+
+    fn change_auth(&mut self, command: AuthCommand) -> Result<Response, Error> {
+        self.state.change_auth(command)?;
+        Ok(Response::Auth(header(self.state.revision)))
     }
 
     fn alarm(&mut self, request: &pb::AlarmRequest) -> pb::AlarmResponse {

@@ -4,9 +4,11 @@
 //! whose meaning changes gets a new tag. A tag that this version does not know is [`DecodeError::Unknown`], and the
 //! replica must stop; skipping it would let replicas diverge.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_proto::etcdserverpb as pb;
 use prost::Message;
+
+use crate::auth::{AuthCommand, Caller};
 
 /// One change to the state, or a mark in its history. Requests must have passed [`crate::check`].
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +33,10 @@ pub enum Command {
     Alarm(pb::AlarmRequest),
     /// Remember the digest at this index.
     DigestMark,
+    /// Change users, roles or permissions.
+    Auth(AuthCommand),
+    /// Do what a user asked for, if the user may. Never nested.
+    As(Caller, Box<Command>),
 }
 
 /// What a command answers. Headers carry the revision only.
@@ -56,6 +62,8 @@ pub enum Response {
     Alarm(pb::AlarmResponse),
     /// To [`Command::DigestMark`]: the digest.
     DigestMark(u64),
+    /// To [`Command::Auth`].
+    Auth(Option<pb::ResponseHeader>),
 }
 
 /// Why bytes are not a command.
@@ -79,6 +87,10 @@ const LEASE_KEEP_ALIVE: u8 = 7;
 const LEASE_EXPIRE: u8 = 8;
 const ALARM: u8 = 9;
 const DIGEST_MARK: u8 = 10;
+const AUTH: u8 = 11;
+const AS: u8 = 12;
+/// Bytes of an [`AS`] beside the name and the command: auth revision, size of the name.
+const CALLER_LEN: usize = 12;
 
 impl Command {
     /// The command's bytes.
@@ -101,6 +113,11 @@ impl Command {
             Command::LeaseExpire(ids) => encode_ids(LEASE_EXPIRE, ids, out),
             Command::Alarm(request) => encode(ALARM, request, out),
             Command::DigestMark => out.put_u8(DIGEST_MARK),
+            Command::Auth(command) => {
+                out.put_u8(AUTH);
+                command.encode(out);
+            }
+            Command::As(caller, command) => encode_as(caller, command, out),
         }
     }
 
@@ -116,6 +133,8 @@ impl Command {
             Command::LeaseKeepAlive(ids) | Command::LeaseExpire(ids) => 8 * ids.len(),
             Command::Alarm(request) => request.encoded_len(),
             Command::DigestMark => 0,
+            Command::Auth(command) => command.encoded_len(),
+            Command::As(caller, command) => CALLER_LEN + caller.name.len() + command.encoded_len(),
         }
     }
 
@@ -135,6 +154,8 @@ impl Command {
             ALARM => Command::Alarm(decode(body)?),
             DIGEST_MARK if body.is_empty() => Command::DigestMark,
             DIGEST_MARK => return Err(DecodeError::Malformed),
+            AUTH => Command::Auth(AuthCommand::decode(&body)?),
+            AS => decode_as(body)?,
             unknown => return Err(DecodeError::Unknown(unknown)),
         })
     }
@@ -144,6 +165,30 @@ fn encode(tag: u8, message: &impl Message, out: &mut BytesMut) {
     out.put_u8(tag);
     out.reserve(message.encoded_len());
     message.encode_raw(out);
+}
+
+fn encode_as(caller: &Caller, command: &Command, out: &mut BytesMut) {
+    out.put_u8(AS);
+    out.put_u64(caller.auth_revision);
+    out.put_u32(caller.name.len() as u32);
+    out.put_slice(caller.name.as_bytes());
+    command.encode(out);
+}
+
+fn decode_as(mut body: Bytes) -> Result<Command, DecodeError> {
+    if body.len() < CALLER_LEN {
+        return Err(DecodeError::Malformed);
+    }
+    let (auth_revision, size) = (body.get_u64(), body.get_u32() as usize);
+    if body.len() < size {
+        return Err(DecodeError::Malformed);
+    }
+    let name = String::from_utf8(body.split_to(size).into()).map_err(|_| DecodeError::Malformed)?;
+    // Before it is decoded: however deep noise is nested, the stack does not grow.
+    if body.first() == Some(&AS) {
+        return Err(DecodeError::Malformed);
+    }
+    Ok(Command::As(Caller { name, auth_revision }, Box::new(Command::decode(body)?)))
 }
 
 fn encode_ids(tag: u8, ids: &[i64], out: &mut BytesMut) {
@@ -184,6 +229,13 @@ mod tests {
             Command::LeaseExpire(vec![]),
             Command::Alarm(pb::AlarmRequest { member_id: 3, ..Default::default() }),
             Command::DigestMark,
+            Command::Auth(AuthCommand::Enable("secret".into())),
+            Command::Auth(AuthCommand::Disable),
+            Command::Auth(AuthCommand::UserDelete(pb::AuthUserDeleteRequest { name: "n".into() })),
+            Command::As(
+                Caller { name: "alice".into(), auth_revision: 4 },
+                Box::new(Command::LeaseRevoke(pb::LeaseRevokeRequest { id: 1 })),
+            ),
         ];
         for command in commands {
             let bytes = command.to_bytes();
@@ -198,6 +250,11 @@ mod tests {
         assert_eq!(Command::decode(Bytes::new()), Err(DecodeError::Malformed));
         assert_eq!(Command::decode(Bytes::from_static(&[PUT, 255])), Err(DecodeError::Malformed));
         assert_eq!(Command::decode(Bytes::from_static(&[LEASE_EXPIRE, 1])), Err(DecodeError::Malformed));
+        assert_eq!(Command::decode(Bytes::from_static(&[AS, 0, 0, 0])), Err(DecodeError::Malformed));
+        let caller = Caller { name: "a".into(), auth_revision: 1 };
+        let nested =
+            Command::As(caller.clone(), Box::new(Command::As(caller, Box::new(Command::DigestMark))));
+        assert_eq!(Command::decode(nested.to_bytes()), Err(DecodeError::Malformed));
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! The live digest: one number for the present state, the same on every replica that holds the same state.
 //!
-//! It is the wrapping sum of one hash for the newest version of each living key, for each lease, for each alarm and for
-//! the configuration of the group. A
+//! It is the wrapping sum of one hash for the newest version of each living key, for each lease, for each alarm, user
+//! and role, for whether authentication is on and for the configuration of the group. A
 //! sum does not depend on order and takes a term back by subtraction, so a write costs two hashes whatever the size
 //! of the state; and history is not in it, so compaction does not change it.
 
+use hadron_proto::authpb;
+use prost::Message;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use crate::auth::Switch;
 use crate::lease::Lease;
 use crate::mvcc::Version;
 
@@ -15,6 +18,9 @@ const KIND_VERSION: u8 = 1;
 const KIND_LEASE: u8 = 2;
 const KIND_ALARM: u8 = 3;
 const KIND_CONFIGURATION: u8 = 4;
+const KIND_AUTH: u8 = 5;
+const KIND_USER: u8 = 6;
+const KIND_ROLE: u8 = 7;
 
 /// The hash of a value, also stored beside its version, so that a damaged value is noticed when it is read.
 pub(crate) fn of_value(value: &[u8]) -> u64 {
@@ -69,5 +75,30 @@ pub(crate) fn of_configuration(configuration: &[u8]) -> u64 {
     let mut hasher = Xxh3::new();
     hasher.update(&[KIND_CONFIGURATION]);
     hasher.update(configuration);
+    hasher.digest()
+}
+
+/// The term of a user.
+pub(crate) fn of_user(user: &authpb::User) -> u64 {
+    of_parts(KIND_USER, &[&user.encode_to_vec()])
+}
+
+/// The term of a role.
+pub(crate) fn of_role(role: &authpb::Role) -> u64 {
+    of_parts(KIND_ROLE, &[&role.encode_to_vec()])
+}
+
+/// The term of what there is of authentication beside users and roles; nothing as long as nothing was changed.
+pub(crate) fn of_switch(switch: &Switch) -> u64 {
+    if !switch.enabled && switch.revision == 1 {
+        return 0;
+    }
+    of_parts(KIND_AUTH, &[&[u8::from(switch.enabled)], &switch.revision.to_le_bytes(), &switch.secret])
+}
+
+fn of_parts(kind: u8, parts: &[&[u8]]) -> u64 {
+    let mut hasher = Xxh3::new();
+    hasher.update(&[kind]);
+    parts.iter().for_each(|part| hasher.update(part));
     hasher.digest()
 }

@@ -5,6 +5,8 @@
 
 use hadron_storage::engine::EngineError;
 
+use crate::auth::AuthError;
+
 /// Why a request was refused. Nothing was changed. The texts are etcd's, without the `etcdserver: ` before them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -47,6 +49,9 @@ pub enum Error {
     /// The space alarm is raised.
     #[error("mvcc: database space exceeded")]
     NoSpace,
+    /// The caller may not do it, or users and roles cannot be changed so.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     /// Not deterministic, and only in answers to reads: the engine failed or its data are damaged.
     #[error("local storage: {0}")]
     Storage(String),

@@ -10,12 +10,13 @@ use hadron_storage::engine::{Engine, Read, Space};
 use parking_lot::{Mutex, RwLock};
 
 use crate::apply::list_alarms;
+use crate::auth::ShownAuth;
 use crate::error::OpenError;
 use crate::mvcc::{Pins, TableChange, ValueCache};
 use crate::range::header;
 use crate::read::Values;
 use crate::record::{self, StateRecord};
-use crate::state::{Applied, Flushed, State};
+use crate::state::{Applied, Flushed, State, name_of};
 use crate::sweep::Dropped;
 use crate::watch::{Hub, WatcherCounts};
 
@@ -52,6 +53,8 @@ pub struct Keyspace {
     pub(crate) cache: ValueCache,
     pub(crate) pins: Arc<Pins>,
     pub(crate) hub: Arc<Hub>,
+    /// What the state says about authentication, for those who ask with every request.
+    pub(crate) shown_auth: ShownAuth,
     /// Records of former generations that are still to be deleted.
     pub(crate) dropped: Mutex<Vec<Dropped>>,
 }
@@ -77,6 +80,7 @@ impl Keyspace {
             pins: Arc::default(),
             hub: Arc::new(Hub::new(state.revision, options.watch_buffer_bytes)),
             dropped: Mutex::new(dropped),
+            shown_auth: ShownAuth::of(&state),
             state: RwLock::new(state),
             engine,
             options,
@@ -91,6 +95,7 @@ impl Keyspace {
         let revision = loaded.revision;
         let mut state = self.state.write();
         *state = loaded;
+        self.show_auth(&state);
         drop(state);
         *self.dropped.lock() = dropped;
         self.cache.clear();
@@ -266,11 +271,18 @@ fn load_tables(view: &dyn Read, group: u64, state: &mut State) -> Result<(), Ope
                 state.alarms.insert((member, alarm));
             }
             Some(TableChange::Configuration { configuration }) => state.configuration = configuration,
+            Some(TableChange::Auth { switch }) => state.auth.switch = switch,
+            Some(TableChange::User { user }) => {
+                state.auth.users.insert(name_of(&user.name), user);
+            }
+            Some(TableChange::Role { role }) => {
+                state.auth.roles.insert(name_of(&role.name), role);
+            }
             _ => is_damaged = true,
         }
         ControlFlow::Continue(())
     })?;
-    damaged_if(is_damaged, group, "a lease, an alarm or the configuration has no known shape")
+    damaged_if(is_damaged, group, "a lease, an alarm, the configuration, a user or a role has no known shape")
 }
 
 fn load_versions(view: &dyn Read, group: u64, state: &mut State) -> Result<(), OpenError> {

@@ -14,6 +14,7 @@
 //! | [`command`], [`check`], [`error`] | what can be asked, what is refused |
 //! | `apply`, `txn`, `range` | what commands do, with etcd's semantics |
 //! | [`mvcc`] | the index, values in memory, pins of readers |
+//! | [`auth`] | users, roles, who may do what |
 //! | `lease`, `digest` | leases; the digest of the live state |
 //! | [`watch`] | streams of events, past and present |
 //! | `flush`, `sweep`, [`snapshot`], `record` | the way to the engine and back |
@@ -25,8 +26,9 @@
 //! - A version is removed, from memory and disk, only if no pinned reader can still ask for it.
 //!
 //! # What is absent on purpose
-//! Raft (positions are plain numbers), threads, timers, the network, authentication.
+//! Raft (positions are plain numbers), threads, timers, the network, passwords in clear and tokens.
 
+pub mod auth;
 pub mod check;
 pub mod command;
 pub mod error;

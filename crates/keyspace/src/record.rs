@@ -4,7 +4,10 @@
 //! Every value begins with the number of its format.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hadron_proto::authpb;
+use prost::Message;
 
+use crate::auth::Switch;
 use crate::error::OpenError;
 use crate::mvcc::{TableChange, Version};
 use crate::state::Applied;
@@ -26,6 +29,9 @@ const GENERATIONS_RECORD: u8 = 1;
 const TABLE_LEASE: u8 = 1;
 const TABLE_ALARM: u8 = 2;
 const TABLE_CONFIGURATION: u8 = 3;
+const TABLE_AUTH: u8 = 4;
+const TABLE_USER: u8 = 5;
+const TABLE_ROLE: u8 = 6;
 
 /// The state at a flush, beside its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,8 +188,39 @@ pub(crate) fn encode_table(group: u64, generation: u32, change: &TableChange) ->
             value.put_slice(configuration);
             true
         }
+        TableChange::Auth { switch } => {
+            key.put_u8(TABLE_AUTH);
+            value.put_u8(u8::from(switch.enabled));
+            value.put_u64(switch.revision);
+            value.put_slice(&switch.secret);
+            true
+        }
+        TableChange::User { user } => put_named(TABLE_USER, &user.name, Some(user), &mut key, &mut value),
+        TableChange::Role { role } => put_named(TABLE_ROLE, &role.name, Some(role), &mut key, &mut value),
+        TableChange::NoUser { name } => {
+            put_named::<authpb::User>(TABLE_USER, name, None, &mut key, &mut value)
+        }
+        TableChange::NoRole { name } => {
+            put_named::<authpb::Role>(TABLE_ROLE, name, None, &mut key, &mut value)
+        }
     };
     (key.freeze(), exists.then(|| value.freeze()))
+}
+
+/// A user or a role under its name; false if it is gone.
+fn put_named<M: Message>(
+    table: u8,
+    name: &[u8],
+    message: Option<&M>,
+    key: &mut BytesMut,
+    value: &mut BytesMut,
+) -> bool {
+    key.put_u8(table);
+    key.put_slice(name);
+    if let Some(message) = message {
+        value.put_slice(&message.encode_to_vec());
+    }
+    message.is_some()
 }
 
 /// Reads a table's record.
@@ -198,6 +235,19 @@ pub(crate) fn decode_table(key: &[u8], value: &[u8]) -> Option<TableChange> {
         }
         (TABLE_CONFIGURATION, 1, _) => {
             Some(TableChange::Configuration { configuration: Bytes::copy_from_slice(value) })
+        }
+        (TABLE_AUTH, 1, 9..) => {
+            let (enabled, revision) = (value.get_u8() == 1, value.get_u64());
+            let switch = Switch { enabled, revision, secret: Bytes::copy_from_slice(value) };
+            Some(TableChange::Auth { switch })
+        }
+        (TABLE_USER, 2.., _) => {
+            let user = authpb::User::decode(value).ok()?;
+            (user.name == key).then_some(TableChange::User { user })
+        }
+        (TABLE_ROLE, 2.., _) => {
+            let role = authpb::Role::decode(value).ok()?;
+            (role.name == key).then_some(TableChange::Role { role })
         }
         (TABLE_ALARM, 13, 0) => Some(TableChange::Alarm { member: key.get_u64(), alarm: key.get_i32() }),
         _ => None,

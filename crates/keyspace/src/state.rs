@@ -5,7 +5,9 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use hadron_proto::authpb;
 
+use crate::auth::{Auth, Switch};
 use crate::digest;
 use crate::lease::{Lease, Leases};
 use crate::mvcc::{EntryMark, Index, Record, TableChange, Unflushed, Version};
@@ -54,6 +56,8 @@ pub(crate) struct State {
     pub(crate) alarms: BTreeSet<(u64, i32)>,
     /// Who belongs to the group, in bytes that mean nothing here; empty as long as no entry has said it.
     pub(crate) configuration: Bytes,
+    /// Users, roles and permissions.
+    pub(crate) auth: Auth,
     pub(crate) digest: u64,
     /// Index and digest at the last marks, oldest first.
     pub(crate) marks: VecDeque<(u64, u64)>,
@@ -84,6 +88,7 @@ impl State {
             leases: Leases::default(),
             alarms: BTreeSet::new(),
             configuration: Bytes::new(),
+            auth: Auth::default(),
             digest: 0,
             marks: VecDeque::new(),
             unflushed: Unflushed::default(),
@@ -205,6 +210,50 @@ impl State {
         self.configuration = configuration;
     }
 
+    /// Adds a user, or changes one.
+    pub(crate) fn set_user(&mut self, user: authpb::User) {
+        let name = name_of(&user.name);
+        self.digest = self.digest.wrapping_add(digest::of_user(&user));
+        self.unflushed.tables.push_back(TableChange::User { user: user.clone() });
+        if let Some(before) = self.auth.users.insert(name, user) {
+            self.digest = self.digest.wrapping_sub(digest::of_user(&before));
+        }
+    }
+
+    /// Takes a user out.
+    pub(crate) fn remove_user(&mut self, name: &str) {
+        if let Some(before) = self.auth.users.remove(name) {
+            self.digest = self.digest.wrapping_sub(digest::of_user(&before));
+            self.unflushed.tables.push_back(TableChange::NoUser { name: before.name });
+        }
+    }
+
+    /// Adds a role, or changes one.
+    pub(crate) fn set_role(&mut self, role: authpb::Role) {
+        let name = name_of(&role.name);
+        self.digest = self.digest.wrapping_add(digest::of_role(&role));
+        self.unflushed.tables.push_back(TableChange::Role { role: role.clone() });
+        if let Some(before) = self.auth.roles.insert(name, role) {
+            self.digest = self.digest.wrapping_sub(digest::of_role(&before));
+        }
+    }
+
+    /// Takes a role out.
+    pub(crate) fn remove_role(&mut self, name: &str) {
+        if let Some(before) = self.auth.roles.remove(name) {
+            self.digest = self.digest.wrapping_sub(digest::of_role(&before));
+            self.unflushed.tables.push_back(TableChange::NoRole { name: before.name });
+        }
+    }
+
+    /// Authentication is on or off from now on, at a revision.
+    pub(crate) fn set_auth_switch(&mut self, switch: Switch) {
+        self.digest = self.digest.wrapping_sub(digest::of_switch(&self.auth.switch));
+        self.digest = self.digest.wrapping_add(digest::of_switch(&switch));
+        self.unflushed.tables.push_back(TableChange::Auth { switch: switch.clone() });
+        self.auth.switch = switch;
+    }
+
     /// Remembers the digest at this entry.
     pub(crate) fn mark_digest(&mut self) -> u64 {
         if self.marks.len() == MARKS_MAX {
@@ -238,6 +287,14 @@ impl State {
         let leases = self.leases.iter().map(digest::of_lease);
         let alarms = self.alarms.iter().map(|(member, alarm)| digest::of_alarm(*member, *alarm));
         let configuration = std::iter::once(digest::of_configuration(&self.configuration));
-        versions.chain(leases).chain(alarms).chain(configuration).fold(0, u64::wrapping_add)
+        let users = self.auth.users.values().map(digest::of_user);
+        let roles = self.auth.roles.values().map(digest::of_role);
+        let auth = users.chain(roles).chain(std::iter::once(digest::of_switch(&self.auth.switch)));
+        versions.chain(leases).chain(alarms).chain(configuration).chain(auth).fold(0, u64::wrapping_add)
     }
+}
+
+/// A name that came as a string of characters.
+pub(crate) fn name_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }

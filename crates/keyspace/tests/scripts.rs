@@ -412,6 +412,7 @@ fn show(response: &Response) -> String {
         Response::LeaseExpire(ids) => format!("expired {ids:?}\n"),
         Response::Alarm(response) => format!("alarms {}\n", response.alarms.len()),
         Response::DigestMark(_) => "marked\n".into(),
+        Response::Auth(_) => "changed\n".into(),
     }
 }
 

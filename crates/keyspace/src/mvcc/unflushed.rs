@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use hadron_proto::authpb;
 
 use super::Version;
+use crate::auth::Switch;
 use crate::lease::Lease;
 use crate::state::Applied;
 
@@ -30,6 +32,16 @@ pub(crate) enum TableChange {
     NoAlarm { member: u64, alarm: i32 },
     /// The group's members are these.
     Configuration { configuration: Bytes },
+    /// Authentication is on or off, at a revision.
+    Auth { switch: Switch },
+    /// The user is so.
+    User { user: authpb::User },
+    /// The user is gone.
+    NoUser { name: Bytes },
+    /// The role is so.
+    Role { role: authpb::Role },
+    /// The role is gone.
+    NoRole { name: Bytes },
 }
 
 impl TableChange {

@@ -4,6 +4,7 @@
 //! hand from etcd's published `rpctypes`, so that neither can change unnoticed.
 
 use hadron_keyspace::Error as KeyspaceError;
+use hadron_keyspace::auth::AuthError;
 use tonic::{Code, Status};
 
 use super::backend::Unavailable;
@@ -132,6 +133,27 @@ impl From<Unavailable> for EtcdError {
     }
 }
 
+impl From<AuthError> for EtcdError {
+    fn from(error: AuthError) -> EtcdError {
+        match error {
+            AuthError::RootUserNotExist => EtcdError::RootUserNotExist,
+            AuthError::RootRoleNotExist => EtcdError::RootRoleNotExist,
+            AuthError::UserAlreadyExists => EtcdError::UserAlreadyExists,
+            AuthError::UserEmpty => EtcdError::UserEmpty,
+            AuthError::UserNotFound => EtcdError::UserNotFound,
+            AuthError::RoleAlreadyExists => EtcdError::RoleAlreadyExists,
+            AuthError::RoleNotFound => EtcdError::RoleNotFound,
+            AuthError::RoleEmpty => EtcdError::RoleEmpty,
+            AuthError::PermissionNotGiven => EtcdError::PermissionNotGiven,
+            AuthError::PermissionDenied => EtcdError::PermissionDenied,
+            AuthError::RoleNotGranted => EtcdError::RoleNotGranted,
+            AuthError::PermissionNotGranted => EtcdError::PermissionNotGranted,
+            AuthError::InvalidAuthManagement => EtcdError::InvalidAuthManagement,
+            AuthError::AuthOldRevision => EtcdError::AuthOldRevision,
+        }
+    }
+}
+
 impl From<Unavailable> for Status {
     fn from(error: Unavailable) -> Status {
         EtcdError::from(error).into()
@@ -156,6 +178,7 @@ impl EtcdError {
             KeyspaceError::LeaseExists => EtcdError::LeaseExists,
             KeyspaceError::LeaseTtlTooLarge => EtcdError::LeaseTtlTooLarge,
             KeyspaceError::NoSpace => EtcdError::NoSpace,
+            KeyspaceError::Auth(error) => EtcdError::from(*error),
             KeyspaceError::Storage(_) => return None,
         })
     }

@@ -1,0 +1,163 @@
+//! Users, roles and permissions: part of the replicated state, with etcd's rules.
+//!
+//! The checks are in `permission`; here is what the commands of the service `Auth` do. Passwords come hashed: hashing takes
+//! long on purpose, so it happens before a command is proposed. Nothing here compares a password or knows a token.
+//!
+//! # Invariants
+//! - Every change but switching authentication on makes a new auth revision, as in etcd. A caller who was authenticated at an older
+//!   one is refused: its permissions may be others now.
+//! - The roles of a user are sorted, and so are the permissions of a role by key, so that replicas hold equal bytes.
+//! - While authentication is on there is a user `root` with the role `root`.
+
+mod command;
+mod permission;
+mod query;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use hadron_proto::authpb;
+
+pub use command::AuthCommand;
+pub(crate) use query::ShownAuth;
+
+/// The user who must exist for authentication to be switched on.
+const ROOT_USER: &str = "root";
+/// Whoever has this role may do everything.
+const ROOT_ROLE: &str = "root";
+
+/// In whose name a command is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The user.
+    pub name: String,
+    /// The auth revision at which the user was authenticated.
+    pub auth_revision: u64,
+}
+
+/// What must hold for a caller to be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need<'a> {
+    /// Some user, whoever it is.
+    User,
+    /// A user with the role `root`.
+    Root,
+    /// A user who may read these keys: etcd's pair of `key` and `range_end`.
+    Read(&'a Bytes, &'a Bytes),
+    /// A user who may read all keys of a lease.
+    ReadLease(i64),
+    /// A user who may write all keys of a lease.
+    WriteLease(i64),
+    /// A user who may read all keys of all leases.
+    ReadLeases,
+    /// This user or root: to see what a user is.
+    SameUser(&'a str),
+    /// Somebody who has this role, or root: to see what a role is.
+    SameRole(&'a str),
+}
+
+/// Why access was refused, or users and roles were not changed. The texts are etcd's, without the `etcdserver: ` before them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// Authentication cannot be on without a user `root`.
+    #[error("root user does not exist")]
+    RootUserNotExist,
+    /// Authentication cannot be on if `root` does not have the role `root`.
+    #[error("root user does not have root role")]
+    RootRoleNotExist,
+    /// A user has this name.
+    #[error("user name already exists")]
+    UserAlreadyExists,
+    /// No name, or a call in nobody's name.
+    #[error("user name is empty")]
+    UserEmpty,
+    /// No such user.
+    #[error("user name not found")]
+    UserNotFound,
+    /// A role has this name.
+    #[error("role name already exists")]
+    RoleAlreadyExists,
+    /// No such role.
+    #[error("role name not found")]
+    RoleNotFound,
+    /// No name.
+    #[error("role name is empty")]
+    RoleEmpty,
+    /// A grant without a permission.
+    #[error("permission not given")]
+    PermissionNotGiven,
+    /// The user may not do this.
+    #[error("permission denied")]
+    PermissionDenied,
+    /// The user does not have the role that is to be taken away.
+    #[error("role is not granted to the user")]
+    RoleNotGranted,
+    /// The role does not have the permission that is to be taken away.
+    #[error("permission is not granted to the role")]
+    PermissionNotGranted,
+    /// What would lock everybody out, or a permission for no key.
+    #[error("invalid auth management")]
+    InvalidAuthManagement,
+    /// The caller was authenticated before users, roles or permissions changed.
+    #[error("revision of auth store is old")]
+    AuthOldRevision,
+}
+
+/// Users, roles and whether they matter.
+#[derive(Debug)]
+pub(crate) struct Auth {
+    pub(crate) switch: Switch,
+    pub(crate) users: BTreeMap<String, authpb::User>,
+    pub(crate) roles: BTreeMap<String, authpb::Role>,
+}
+
+/// What there is of authentication beside users and roles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Switch {
+    pub(crate) enabled: bool,
+    /// 1 at first, as in etcd.
+    pub(crate) revision: u64,
+    /// What tokens are signed with: chosen at random when authentication was last switched on.
+    pub(crate) secret: Bytes,
+}
+
+impl Default for Auth {
+    fn default() -> Auth {
+        let switch = Switch { enabled: false, revision: 1, secret: Bytes::new() };
+        Auth { switch, users: BTreeMap::new(), roles: BTreeMap::new() }
+    }
+}
+
+impl Auth {
+    fn user(&self, name: &str) -> Result<&authpb::User, AuthError> {
+        self.users.get(name).ok_or(AuthError::UserNotFound)
+    }
+
+    fn role(&self, name: &str) -> Result<&authpb::Role, AuthError> {
+        self.roles.get(name).ok_or(AuthError::RoleNotFound)
+    }
+}
+
+fn has_role(user: &authpb::User, role: &str) -> bool {
+    user.roles.iter().any(|one| one == role)
+}
+
+/// What a password is checked against, and what a token is signed with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The hash of the password; `None` for a user who has none and is known by a certificate.
+    pub password_hash: Option<Bytes>,
+    /// What tokens are signed with.
+    pub secret: Bytes,
+    /// The auth revision at which this was read.
+    pub auth_revision: u64,
+}
+
+/// Whether authentication is on, and the auth revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuthStatus {
+    /// Callers must be users.
+    pub enabled: bool,
+    /// Grows with each change of users, roles and permissions.
+    pub revision: u64,
+}

@@ -321,6 +321,7 @@ metrics! {
     log_share: Family<Gauge>["group", "node"] = "hadron_log_share", "C(x): a node's part of the log entries that the group's replicas acknowledged within the last 20 s. Shown by the leader.";
     replication_lag_entries: Family<Gauge>["group", "node"] = "hadron_replication_lag_entries", "Entries between the leader's last one and what a node's replica acknowledged. Shown by the leader.";
     digest_checks: Family<Counter>["group", "result"] = "hadron_digest_checks_total", "Comparisons of this replica's digest with another's, by result: same or different.";
+    replica_votes: Family<Gauge>["group"] = "hadron_replica_votes", "Whether this node's replica has a vote in the group, and no change of its members is under way: 1 or 0.";
     corrupt_replicas: Family<Gauge>["group", "node"] = "hadron_corrupt_replica", "1 for a node whose replica differs from the majority, until it is rebuilt.";
     unflushed_bytes: Family<Gauge>["group"] = "hadron_unflushed_bytes", "Bytes that a group's replica applied and the engine does not have yet.";
     unflushed_entries: Family<Gauge>["group"] = "hadron_unflushed_entries", "Entries that a group's replica applied and the engine does not have yet.";

@@ -54,19 +54,6 @@ async fn put(node: &Node, value: &str) -> Result<(), Status> {
     KvClient::new(node.channel()).put(request).await.map(drop)
 }
 
-/// Waits until `node` votes: the others could do without one of them then.
-async fn wait_until_it_votes(cluster: &Cluster, number: usize) {
-    let line = "the group's members changed";
-    let of = cluster.nodes[number].status().await.unwrap().header.unwrap().member_id;
-    eventually("it votes", async || {
-        let log = cluster.nodes[number].log();
-        // Twice for each of the two groups: as a learner, and as a voter after the joint configuration.
-        log.lines().filter(|text| text.contains(line) && text.contains("\"outgoing\":\"[]\"")).count() >= 4
-    })
-    .await;
-    assert_ne!(of, 0);
-}
-
 /// Holds what the clients saw against what the running nodes show now.
 async fn check(cluster: &Cluster, operations: &[Operation]) {
     let running: Vec<&Node> = cluster.nodes.iter().filter(|node| node.is_running()).collect();
@@ -98,7 +85,7 @@ async fn a_cluster_grows_from_one_to_three_under_load() {
         eventually("writes go on", async || load.writes_since(added_at) > 100).await;
         cluster.nodes[new].start();
         cluster.nodes[new].wait_until_serving().await;
-        wait_until_it_votes(&cluster, new).await;
+        cluster.nodes[new].wait_until_voting().await;
     }
     eventually("all say who they are", async || {
         member_list(&cluster.nodes[0]).await.iter().all(|member| !member.name.is_empty())
@@ -124,7 +111,7 @@ async fn a_dead_member_is_replaced_under_load() {
     add(&cluster.nodes[alive], &cluster.nodes[new], false).await.unwrap();
     cluster.nodes[new].start();
     cluster.nodes[new].wait_until_serving().await;
-    wait_until_it_votes(&cluster, new).await;
+    cluster.nodes[new].wait_until_voting().await;
     let replaced_at = load.now();
     eventually("writes go on", async || load.writes_since(replaced_at) > 100).await;
     let operations = load.stop().await;
@@ -199,7 +186,7 @@ async fn a_member_that_was_away_while_the_others_were_replaced_comes_back() {
             .await;
         cluster.nodes[new].start();
         cluster.nodes[new].wait_until_serving().await;
-        wait_until_it_votes(&cluster, new).await;
+        cluster.nodes[new].wait_until_voting().await;
         let id = id_of(&cluster.nodes[old]).await;
         eventually_ok("one is removed", async || remove(&cluster.nodes[1], id).await).await;
         assert!(cluster.nodes[old].wait_for_exit().await.success());

@@ -142,7 +142,10 @@ pub enum DataDirError {
         found: u32,
     },
     /// Its identity cannot be read.
-    #[error("{} is damaged: {what}", file.display())]
+    #[error(
+        "{} is damaged: {what}. Put it back from a copy; if there is none, move the directory away and rebuild this member \
+         from the others", file.display()
+    )]
     Damaged {
         /// The file.
         file: PathBuf,

@@ -4,4 +4,7 @@ pub mod data_dir;
 pub mod disk;
 pub mod engine;
 pub mod snapshot;
+mod torn_tail;
 pub mod wal;
+
+pub use torn_tail::TornTail;

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hadron_consensus::{GroupId, NodeId};
+use hadron_consensus::{GroupId, NodeId, ReplicaId};
 use hadron_node::{ElectionRecord, GroupBoard, PeerMessage};
 use hadron_proto::etcdserverpb::AlarmType;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::handle::Handle;
+use crate::api::Backend as _;
 use crate::metrics::Metrics;
 use crate::transport::Messages;
 
@@ -52,6 +53,9 @@ pub(super) async fn run(handle: Handle, metrics: Arc<Metrics>) {
         }
         show_vote_shares(&elections, &metrics);
         show_groups(&handle.board().groups(), &metrics);
+        let own = handle.identity().member_id;
+        let member = handle.board().pool().roster.member(own.0).cloned().unwrap_or_default();
+        show_votes(&handle.board().groups(), ReplicaId(member.replica), &metrics);
     }
 }
 
@@ -105,6 +109,15 @@ fn show_groups(groups: &[(GroupId, Arc<GroupBoard>)], metrics: &Metrics) {
     metrics.replication_lag_entries.replace(lags);
     metrics.corrupt_replicas.replace(corrupt);
     metrics.lease_expired.set_total(groups.iter().map(|(_, group)| group.leases_expired()).sum());
+}
+
+fn show_votes(groups: &[(GroupId, Arc<GroupBoard>)], own: ReplicaId, metrics: &Metrics) {
+    let votes = groups.iter().map(|(id, group)| {
+        let members = group.configuration();
+        let votes = !members.is_joint() && members.voters.contains(&own);
+        (vec![id.0.to_string()], f64::from(votes))
+    });
+    metrics.replica_votes.replace(votes);
 }
 
 fn show_counts(id: GroupId, group: &GroupBoard, metrics: &Metrics) {

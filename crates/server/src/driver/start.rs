@@ -210,6 +210,13 @@ impl Stored {
         let path = home.directory.engine_path();
         let engine = FjallEngine::open(&path, &FjallOptions::default())
             .map_err(|error| RunError::Engine { path: path.clone(), error })?;
+        if let Some(tail) = engine.torn_tail() {
+            warn!(
+                file = %tail.file.display(), offset = tail.offset, bytes = tail.bytes,
+                "cut the torn end of the engine's journal: what it held is taken from the write-ahead log, or this node \
+                 does not start"
+            );
+        }
         let engine: Arc<dyn Engine> = Arc::new(engine);
         let options = WalOptions { log_id: home.data_dir_id(), ..WalOptions::default() };
         let (wal, recovered) = Wal::open(disk, &config.wal_dir, options)?;

@@ -28,6 +28,8 @@ use tonic::transport::{Channel, Endpoint};
 
 /// How long anything that must happen may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The root group and `default`.
+const GROUPS: usize = 2;
 /// Clusters of one test binary take turns, so that times are measured on a machine that has nothing else to do.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 /// A node that is to refuse to start has so much time for it.
@@ -379,13 +381,32 @@ impl Node {
 
     /// The node's page of metrics.
     pub async fn metrics(&self) -> String {
+        self.page_of_metrics().await.unwrap()
+    }
+
+    /// The same; `None` while the node does not answer.
+    async fn page_of_metrics(&self) -> Option<String> {
         let authority = self.client_url.trim_start_matches("http://");
-        let mut stream = TcpStream::connect(authority).await.unwrap();
+        let mut stream = TcpStream::connect(authority).await.ok()?;
         let request = format!("GET /metrics HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.ok()?;
         let mut page = String::new();
-        stream.read_to_string(&mut page).await.unwrap();
-        page
+        stream.read_to_string(&mut page).await.ok()?;
+        Some(page)
+    }
+
+    /// Whether the node has a vote in every group, and no change of the members is under way: the others could do without
+    /// one of them then.
+    pub async fn votes(&self) -> bool {
+        let Some(page) = self.page_of_metrics().await else { return false };
+        let votes: Vec<&str> =
+            page.lines().filter(|line| line.starts_with("hadron_replica_votes{")).collect();
+        votes.len() == GROUPS && votes.iter().all(|line| line.ends_with(" 1"))
+    }
+
+    /// Waits until [`Node::votes`].
+    pub async fn wait_until_voting(&self) {
+        eventually(&format!("{} votes", self.name), async || self.votes().await).await;
     }
 
     /// Waits until the node serves linearizable reads.

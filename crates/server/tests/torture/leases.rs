@@ -121,6 +121,8 @@ impl LeaseClient {
             if self.grant().await && self.attach().await {
                 self.keep().await;
                 self.look_until_gone().await;
+            } else {
+                sleep(LOOK).await;
             }
             stories.push(std::mem::take(&mut self.story));
         }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod members;
 mod network;
 mod patient;
 mod plan;

@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 const FRAME_HEAD: usize = 9;
 const HELLO: u8 = 1;
 const INQUIRY: u8 = 11;
+const MEMBERS_INQUIRY: u8 = 13;
 /// Where the id of the node that dials begins in a hello, and in an inquiry, which asks about the asker.
 const HELLO_FROM: usize = 38;
 const INQUIRY_FROM: usize = 17;
@@ -88,6 +89,8 @@ struct Shared {
     targets: Mutex<Vec<SocketAddr>>,
     /// The nodes' numbers by the ids under which they say hello.
     numbers: Mutex<HashMap<u64, usize>>,
+    /// Who asks for the members: a node that joins, which has no id yet.
+    joining: Mutex<Option<usize>>,
     rng: Mutex<SmallRng>,
 }
 
@@ -98,6 +101,7 @@ impl Network {
             links: watch::Sender::new(vec![vec![Link::default(); count]; count]),
             targets: Mutex::default(),
             numbers: Mutex::default(),
+            joining: Mutex::default(),
             rng: Mutex::new(rng),
         });
         let (mut addresses, mut accepting) = (Vec::new(), Vec::new());
@@ -119,6 +123,12 @@ impl Network {
         let (targets, ids): (Vec<_>, Vec<_>) = nodes.into_iter().unzip();
         *self.shared.targets.lock().unwrap() = targets;
         *self.shared.numbers.lock().unwrap() = ids.into_iter().zip(0..).collect();
+    }
+
+    /// Says under which id a node speaks that joins now.
+    pub fn join(&self, number: usize, id: u64) {
+        self.shared.numbers.lock().unwrap().insert(id, number);
+        *self.shared.joining.lock().unwrap() = Some(number);
     }
 
     /// Changes the link from one node to another.
@@ -171,8 +181,11 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, to: usize) {
 async fn serve(shared: &Arc<Shared>, mut dialer: TcpStream, to: usize) -> io::Result<()> {
     dialer.set_nodelay(true)?;
     let (first, id) = timeout(PATIENCE, who_dials(&mut dialer)).await??;
-    let from = shared.numbers.lock().unwrap().get(&id).copied();
-    let Some(from) = from else { return Err(io::Error::other(format!("unknown node {id:x}"))) };
+    let from = match id {
+        Some(id) => shared.numbers.lock().unwrap().get(&id).copied(),
+        None => *shared.joining.lock().unwrap(),
+    };
+    let Some(from) = from else { return Err(io::Error::other(format!("unknown node {id:x?}"))) };
     let mut there = Way::new(shared, from, to);
     let back = Way::new(shared, to, from);
     if !there.opened().await {
@@ -190,19 +203,20 @@ async fn serve(shared: &Arc<Shared>, mut dialer: TcpStream, to: usize) -> io::Re
     Ok(())
 }
 
-/// The bytes of the first frame up to and including the id of the node that dials, and that id.
-async fn who_dials(dialer: &mut TcpStream) -> io::Result<(Bytes, u64)> {
+/// The bytes of the first frame up to and including the id of the node that dials, and that id. One that joins has none.
+async fn who_dials(dialer: &mut TcpStream) -> io::Result<(Bytes, Option<u64>)> {
     let mut first = vec![0; FRAME_HEAD];
     dialer.read_exact(&mut first).await?;
     let id_at = match first[FRAME_HEAD - 1] {
         HELLO => HELLO_FROM,
         INQUIRY => INQUIRY_FROM,
+        MEMBERS_INQUIRY => return Ok((first.into(), None)),
         kind => return Err(io::Error::other(format!("a connection begins with a frame of kind {kind}"))),
     };
     first.resize(id_at + size_of::<u64>(), 0);
     dialer.read_exact(&mut first[FRAME_HEAD..]).await?;
     let id = u64::from_le_bytes(first[id_at..].try_into().unwrap());
-    Ok((first.into(), id))
+    Ok((first.into(), Some(id)))
 }
 
 /// One direction of one connection.

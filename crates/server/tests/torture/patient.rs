@@ -15,10 +15,11 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::members::{Administrator, Replacement};
 use crate::network::{Link, Network};
 use crate::plan::{ELECTION_TIMEOUT, Fault, Partition, Step, Whom};
 use crate::support::load::Load;
-use crate::support::{Cluster, Node, eventually};
+use crate::support::{Cluster, Node, PATIENCE, eventually};
 
 /// Flags of every node: short time-outs, so that more happens in a run.
 const FLAGS: [&str; 6] =
@@ -30,6 +31,8 @@ const START_ATTEMPTS: usize = 5;
 const STOP_MAX: Duration = Duration::from_secs(20);
 /// A node that is asked who leads gets this long.
 const ASK_MAX: Duration = Duration::from_millis(300);
+/// Time between two looks at how the replacement of a member goes.
+const LOOK: Duration = Duration::from_millis(20);
 /// What the others must write while a node is away so that their logs do not reach back: more than
 /// `Limits::log_tail_bytes`, in values of this size, within this time.
 const MISSED_BYTES: usize = 24 << 20;
@@ -47,6 +50,12 @@ pub struct Patient {
     paused: BTreeSet<usize>,
     slow: BTreeSet<usize>,
     full: BTreeSet<usize>,
+    /// The members' ids.
+    ids: Vec<u64>,
+    /// At most one member is replaced at a time.
+    replacement: Option<Replacement>,
+    /// The node that was started for the first time since its member was added, and does not vote yet.
+    joining: Option<usize>,
     /// How often each fault was inflicted.
     pub tally: BTreeMap<&'static str, usize>,
     began: Instant,
@@ -113,8 +122,9 @@ impl Patient {
         for _ in 0..START_ATTEMPTS {
             let network = Network::start(nodes, SmallRng::seed_from_u64(seed)).await;
             let mut cluster = Cluster::at_rest(nodes, &FLAGS, network.addresses()).await;
-            let id = |number: usize| node_id(TOKEN, &[format!("http://{}", network.addresses()[number])]).0;
-            network.connect((0..nodes).map(|number| (cluster.nodes[number].peer_address, id(number))));
+            let urls = network.addresses().iter().map(|address| format!("http://{address}"));
+            let ids: Vec<u64> = urls.map(|url| node_id(TOKEN, &[url]).0).collect();
+            network.connect((0..nodes).map(|number| (cluster.nodes[number].peer_address, ids[number])));
             let tools = Tools::new(nodes);
             if let Some(library) = &tools.bad_disk {
                 for (number, node) in cluster.nodes.iter_mut().enumerate() {
@@ -135,6 +145,9 @@ impl Patient {
                     paused: BTreeSet::new(),
                     slow: BTreeSet::new(),
                     full: BTreeSet::new(),
+                    ids,
+                    replacement: None,
+                    joining: None,
                     tally: BTreeMap::new(),
                     began: Instant::now(),
                 };
@@ -158,9 +171,10 @@ impl Patient {
         for fault in &step.faults {
             self.inflict(fault, load).await;
         }
-        sleep(step.lasts).await;
+        self.endure(step.lasts).await;
         self.mend().await;
         self.say(format_args!("mended"));
+        self.finish_replacement().await;
         self.assert_alive();
         sleep(step.calm).await;
         if step.must_recover {
@@ -169,9 +183,22 @@ impl Patient {
         }
     }
 
+    /// Lets the faults last. A member that was added meanwhile is started.
+    async fn endure(&mut self, lasts: Duration) {
+        let until = Instant::now() + lasts;
+        while Instant::now() < until {
+            self.go_on_replacing().await;
+            sleep(LOOK.min(until - Instant::now())).await;
+        }
+    }
+
     /// No node may end without having been told to.
     pub fn assert_alive(&mut self) {
-        for node in &mut self.cluster.nodes {
+        let replaced = self.replacement.as_ref().map(|replacement| replacement.number);
+        for (number, node) in self.cluster.nodes.iter_mut().enumerate() {
+            if Some(number) == replaced || Some(number) == self.joining {
+                continue;
+            }
             if let Some(status) = node.has_ended() {
                 panic!("{} ended by itself with {status}", node.name);
             }
@@ -198,6 +225,8 @@ impl Patient {
             }
             Fault::SlowDisk(whom, time) => self.slow_down(*whom, *time).await,
             Fault::FullDisk(whom) => self.fill_up(*whom).await,
+            Fault::Replace(whom) => self.replace(*whom, false).await,
+            Fault::Retire(whom) => self.replace(*whom, true).await,
         }
     }
 
@@ -226,11 +255,12 @@ impl Patient {
         answers.iter().position(leads).unwrap_or(0)
     }
 
-    /// Those of them that run, are not paused, and have room on their disks.
+    /// Those of them that run, are not paused, have room on their disks, and are not being replaced.
     async fn well(&self, whom: Whom) -> Vec<usize> {
         let mut nodes = self.who(whom).await;
         let hurt = [&self.down, &self.paused, &self.full];
-        nodes.retain(|node| !hurt.iter().any(|hurt| hurt.contains(node)));
+        let replaced = self.replacement.as_ref().map(|replacement| replacement.number).or(self.joining);
+        nodes.retain(|node| !hurt.iter().any(|hurt| hurt.contains(node)) && Some(*node) != replaced);
         nodes
     }
 
@@ -335,6 +365,80 @@ impl Patient {
             self.tools.set(self.tools.fullness(node), format!("{}/", below.display()));
             self.full.insert(node);
         }
+    }
+
+    /// Has a member replaced: one that is dead and has lost its disk, or one that runs.
+    async fn replace(&mut self, whom: Whom, runs: bool) {
+        let Some(number) = self.well(whom).await.into_iter().next() else { return };
+        if self.replacement.is_some() || self.joining.is_some() {
+            return;
+        }
+        if !runs {
+            self.cluster.nodes[number].kill();
+            self.lose_disk(number);
+        }
+        let administrator = Administrator::new(&self.cluster.endpoints(), self.rng.random());
+        let url = format!("http://{}", self.network.addresses()[number]);
+        let id = tokio::spawn(administrator.replace(self.ids[number], url));
+        self.replacement = Some(Replacement { number, ends_by_itself: runs, id });
+    }
+
+    fn lose_disk(&self, number: usize) {
+        std::fs::remove_dir_all(self.cluster.nodes[number].data_dir()).unwrap();
+    }
+
+    /// Starts the new member if it has been added and the old one is gone; and again if it could not join.
+    async fn go_on_replacing(&mut self) {
+        if let Some(number) = self.joining {
+            let node = &mut self.cluster.nodes[number];
+            if let Some(status) = node.has_ended() {
+                assert!(node.log().contains("--initial-cluster"), "{} ended with {status}", node.name);
+                node.kill();
+                node.start();
+                *self.tally.entry("could not join at once").or_default() += 1;
+            }
+            return;
+        }
+        let Some(replacement) = &mut self.replacement else { return };
+        let node = &mut self.cluster.nodes[replacement.number];
+        let is_gone = !replacement.ends_by_itself || node.has_ended().is_some();
+        if is_gone && replacement.id.is_finished() {
+            self.start_joining().await;
+        }
+    }
+
+    async fn start_joining(&mut self) {
+        let Some(mut replacement) = self.replacement.take() else { return };
+        let number = replacement.number;
+        let node = &mut self.cluster.nodes[number];
+        if replacement.ends_by_itself {
+            let status = node.wait_for_exit().await;
+            assert!(status.success(), "{} was removed, and ended with {status}", node.name);
+            assert!(node.log().contains("was removed from this cluster"), "{}", node.log());
+            self.lose_disk(number);
+        }
+        let added = timeout(PATIENCE, &mut replacement.id).await;
+        let id = added.expect("a cluster that is well lets its members be replaced").unwrap();
+        self.ids[number] = id;
+        self.network.join(number, id);
+        let node = &mut self.cluster.nodes[number];
+        node.set_argument("--initial-cluster-state", "existing");
+        node.start();
+        self.joining = Some(number);
+        self.say(format_args!("n{number} joins as {id:x}"));
+    }
+
+    /// With nothing wrong any more, the new member comes and votes.
+    async fn finish_replacement(&mut self) {
+        self.start_joining().await;
+        let Some(number) = self.joining else { return };
+        eventually("the new member votes", async || {
+            self.go_on_replacing().await;
+            self.cluster.nodes[number].votes().await
+        })
+        .await;
+        self.joining = None;
+        self.say(format_args!("n{number} votes"));
     }
 
     /// Everything is well again, as far as it is in our hands; in a random order, and with time in between.

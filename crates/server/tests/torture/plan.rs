@@ -68,6 +68,10 @@ pub enum Fault {
     SlowDisk(Whom, Duration),
     /// Nothing can be written to the node's data directory.
     FullDisk(Whom),
+    /// `kill -9`, the disk is lost, and an administrator replaces the member.
+    Replace(Whom),
+    /// The same with a member that runs, and must end by itself.
+    Retire(Whom),
 }
 
 impl Fault {
@@ -88,6 +92,8 @@ impl Fault {
             Fault::Weather(_) | Fault::Distant(..) => "bad links",
             Fault::SlowDisk(..) => "slow disk",
             Fault::FullDisk(_) => "full disk",
+            Fault::Replace(_) => "dead member replaced",
+            Fault::Retire(_) => "running member replaced",
         }
     }
 }
@@ -163,10 +169,12 @@ impl Plan {
 
     fn fault(&mut self) -> Fault {
         match self.rng.random_range(0..100) {
-            0..18 => Fault::Kill(self.whom()),
-            18..24 => Fault::Kill(Whom::All),
-            24..28 => Fault::Miss(self.node()),
-            28..44 => Fault::Pause(self.whom()),
+            0..14 => Fault::Kill(self.whom()),
+            14..20 => Fault::Kill(Whom::All),
+            20..24 => Fault::Miss(self.node()),
+            24..28 => Fault::Replace(self.whom()),
+            28..32 => Fault::Retire(self.whom()),
+            32..44 => Fault::Pause(self.whom()),
             44..47 => Fault::Pause(Whom::All),
             47..52 => Fault::Stop(self.whom()),
             52..57 => Fault::Upgrade(self.whom()),
@@ -215,5 +223,5 @@ fn a_plan_follows_from_its_seed() {
 fn plans_hold_every_kind_of_fault() {
     let names: std::collections::BTreeSet<&str> =
         Plan::new(1, 3).take(300).flat_map(|step| step.faults).map(|fault| fault.name()).collect();
-    assert_eq!(names.len(), 12, "{names:?}");
+    assert_eq!(names.len(), 14, "{names:?}");
 }

@@ -32,6 +32,7 @@ use fjall::{
 
 use super::journal::cut_torn_end;
 use super::{Batch, Change, Engine, EngineError, Read, Space, Visit};
+use crate::TornTail;
 
 /// How much memory, disk and how many threads an engine may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +58,7 @@ impl Default for FjallOptions {
 pub struct FjallEngine {
     database: Database,
     spaces: Spaces,
+    torn_tail: Option<TornTail>,
 }
 
 #[derive(Clone)]
@@ -67,7 +69,7 @@ impl FjallEngine {
     /// process may have left it in the system's page cache alone.
     pub fn open(directory: &Path, options: &FjallOptions) -> Result<FjallEngine, EngineError> {
         super::manifest::check(directory)?;
-        let last = cut_torn_end(directory)
+        let end = cut_torn_end(directory)
             .map_err(|error| EngineError::Io(format!("the end of the journal: {error}")))?;
         let database = Database::builder(directory)
             .cache_size(options.cache_bytes)
@@ -78,10 +80,16 @@ impl FjallEngine {
             .open()
             .map_err(engine_error)?;
         let spaces = Spaces::open(&database, options)?;
-        spaces.check_not_ahead_of(last)?;
-        let engine = FjallEngine { database, spaces };
+        spaces.check_not_ahead_of(end.last)?;
+        let engine = FjallEngine { database, spaces, torn_tail: end.torn };
         engine.persist()?;
         Ok(engine)
+    }
+
+    /// What was cut off at the end of the journal when it was opened: what a crash interrupted, or damage. A log that
+    /// reaches back to the applied index in the engine has it still.
+    pub fn torn_tail(&self) -> Option<&TornTail> {
+        self.torn_tail.as_ref()
     }
 }
 
@@ -262,9 +270,10 @@ fn engine_error(error: fjall::Error) -> EngineError {
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => EngineError::Io(error.to_string()),
         Error::Locked => EngineError::Io("the engine is in use by another process".into()),
         Error::Poisoned => EngineError::Io("an earlier write or fsync failed; nothing is accepted".into()),
-        Error::InvalidVersion(version) => {
-            EngineError::Io(format!("the engine's files have an unsupported format ({version:?})"))
-        }
+        Error::InvalidVersion(Some(version)) => EngineError::Io(format!(
+            "the engine's files have a format that this version cannot read ({version:?})"
+        )),
+        Error::InvalidVersion(None) => EngineError::Damaged("the file `version` is none".into()),
         damaged => EngineError::Damaged(damaged.to_string()),
     }
 }
@@ -331,6 +340,35 @@ mod tests {
             })
             .unwrap();
         assert_eq!(count, 4000);
+    }
+
+    #[test]
+    fn what_is_cut_off_the_journal_is_reported_and_zeros_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = directory.path().join("0.jnl");
+        let write = |engine: &FjallEngine, value| {
+            engine.write(vec![put("a", value)]).unwrap();
+            engine.persist().unwrap();
+        };
+        write(&FjallEngine::open(directory.path(), &small()).unwrap(), "1");
+        let engine = FjallEngine::open(directory.path(), &small()).unwrap();
+        assert_eq!(engine.torn_tail(), None);
+        drop(engine);
+        let first = std::fs::metadata(&journal).unwrap().len();
+        let engine = FjallEngine::open(directory.path(), &small()).unwrap();
+        write(&engine, "2");
+        drop(engine);
+        let bytes = std::fs::read(&journal).unwrap();
+        let at = bytes.iter().rposition(|byte| *byte == b'2').unwrap();
+        assert!(at as u64 > first);
+        let mut flipped = bytes;
+        flipped[at] ^= 1;
+        std::fs::write(&journal, &flipped).unwrap();
+        let engine = FjallEngine::open(directory.path(), &small()).unwrap();
+        let tail = engine.torn_tail().unwrap();
+        let end = flipped.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
+        assert_eq!((&tail.file, tail.offset, tail.bytes), (&journal, first, end - first));
+        assert_eq!(engine.get(Space::Values, b"a").unwrap().as_deref(), Some(&b"1"[..]));
     }
 
     #[test]

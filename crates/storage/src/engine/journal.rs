@@ -15,10 +15,12 @@
 //! value`; or `4, keyspace (8)`. The checksum is XXH3-64 of the items.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
+
+use crate::TornTail;
 
 const START: u8 = 1;
 const ITEM: u8 = 2;
@@ -33,24 +35,33 @@ const VALUE_LENGTHS: usize = 12;
 /// fjall's, in its directory.
 const LOCK: &str = "lock";
 
+/// How the newest journal ends.
+#[derive(Default)]
+pub(super) struct End {
+    /// The sequence number of the last batch in it.
+    pub(super) last: Option<u64>,
+    /// What was cut off, if it was more than the zeros that the file was made longer with.
+    pub(super) torn: Option<TornTail>,
+}
+
 /// Cuts the newest journal in `directory` where its first broken batch begins, unless somebody has the engine open, which
-/// fjall refuses then. Returns the sequence number of the last batch in it.
-pub(super) fn cut_torn_end(directory: &Path) -> io::Result<Option<u64>> {
-    let Some(path) = newest(directory)? else { return Ok(None) };
+/// fjall refuses then.
+pub(super) fn cut_torn_end(directory: &Path) -> io::Result<End> {
+    let Some(path) = newest(directory)? else { return Ok(End::default()) };
     let lock = match File::options().write(true).open(directory.join(LOCK)) {
         Ok(lock) => lock,
         // fjall says what it makes of a directory without one.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(End::default()),
         Err(error) => return Err(error),
     };
     match lock.try_lock() {
         Ok(()) => cut_behind_whole_batches(&path),
-        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::WouldBlock) => Ok(End::default()),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
-fn cut_behind_whole_batches(path: &Path) -> io::Result<Option<u64>> {
+fn cut_behind_whole_batches(path: &Path) -> io::Result<End> {
     let mut journal = Journal { file: BufReader::new(File::open(path)?), read: 0 };
     let (mut whole, mut last) = (0, None);
     while let Some(sequence) = journal.batch()? {
@@ -60,13 +71,32 @@ fn cut_behind_whole_batches(path: &Path) -> io::Result<Option<u64>> {
         }
         (whole, last) = (journal.read, Some(sequence));
     }
-    // Mostly because the file was made longer than what is in it; fjall would do the same to it then.
+    let bytes = written_behind(path, whole)?;
+    let torn = (bytes > 0).then(|| TornTail { file: path.to_owned(), offset: whole, bytes });
     if whole < fs::metadata(path)?.len() {
         let file = File::options().write(true).open(path)?;
         file.set_len(whole)?;
         file.sync_all()?;
     }
-    Ok(last)
+    Ok(End { last, torn })
+}
+
+/// How many bytes behind `offset` there are up to the last one that is not zero.
+fn written_behind(path: &Path, offset: u64) -> io::Result<u64> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let (mut read, mut written) = (0, 0);
+    let mut buffer = [0; 4096];
+    loop {
+        let length = file.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(written);
+        }
+        if let Some(at) = buffer[..length].iter().rposition(|byte| *byte != 0) {
+            written = read + at as u64 + 1;
+        }
+        read += length as u64;
+    }
 }
 
 /// The journal that was begun last.

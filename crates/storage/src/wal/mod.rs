@@ -49,6 +49,7 @@ use self::format::{BatchEncoder, FIRST_BATCH, TERMINATOR};
 use self::index::LiveIndex;
 use self::pool::{Listing, Pool, Retired, Segment};
 use self::recover::Outcome;
+use crate::TornTail;
 use crate::disk::{DirectoryLock, Disk, write_ballast};
 
 pub use self::pool::Preparer;
@@ -106,17 +107,6 @@ pub struct RecoveredGroup {
     pub floor: LogPosition,
     /// The log after the floor, without gaps, its chain of checksums verified.
     pub entries: Vec<Entry>,
-}
-
-/// The end of a log that a crash tore. Nothing in it had been synced, unless the file was damaged since.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TornTail {
-    /// The segment.
-    pub file: PathBuf,
-    /// Where the log now ends in it.
-    pub offset: u64,
-    /// Bytes after that which are passed over; an upper bound, where the tail does not show its own length.
-    pub bytes: u64,
 }
 
 /// What a log could not do.

@@ -18,7 +18,8 @@ use super::format::{
 };
 use super::index::{FloorEffect, LiveIndex};
 use super::pool::{Listing, Retired, Segment, segment_name};
-use super::{Recovered, RecoveredGroup, TornTail, WalError};
+use super::{Recovered, RecoveredGroup, WalError};
+use crate::TornTail;
 use crate::disk::{Disk, DiskFile, read_all};
 
 /// Compared with at once; a multiple of the alignment.

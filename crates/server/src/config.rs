@@ -10,6 +10,7 @@
 //!
 //! What the cluster is at a first start ([`Initial`]) is checked when it is asked for, since later starts do not ask.
 
+mod auth;
 mod error;
 mod file;
 pub mod flags;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use crate::api::{Access, Retention};
 
+pub use auth::AuthConfig;
 pub use error::ConfigError;
 pub use file::FileError;
 pub use initial::{Initial, InitialMember};
@@ -63,6 +65,8 @@ pub struct Config {
     pub clients_security: Option<Security>,
     /// How the peer port is secured, where it is.
     pub peers_security: Option<Security>,
+    /// How users show who they are.
+    pub auth: AuthConfig,
     /// How members may be changed.
     pub membership: Membership,
     /// How much history is kept; `None` for all of it.
@@ -197,6 +201,7 @@ impl Config {
             clients: clients(settings)?,
             clients_security,
             peers_security,
+            auth: auth::read(settings)?,
             membership: Membership {
                 is_strict: switch(settings, "strict-reconfig-check"),
                 learners_max: number(settings, "max-learners")?,

@@ -56,7 +56,10 @@ impl State {
             Need::Read(key, range_end) => check.keys(key, range_end, Deed::Read),
             Need::ReadLease(id) => check.lease(id, Deed::Read),
             Need::WriteLease(id) => check.lease(id, Deed::Write),
-            Need::ReadLeases => self.leases.iter().try_for_each(|lease| check.lease(lease.id, Deed::Read)),
+            Need::ReadLeases => {
+                check.user()?;
+                self.leases.iter().try_for_each(|lease| check.lease(lease.id, Deed::Read))
+            }
             Need::SameUser(user) if name == Some(user) => Ok(()),
             Need::SameRole(role) if check.holds(role) => Ok(()),
             Need::SameUser(_) | Need::SameRole(_) => check.root(),

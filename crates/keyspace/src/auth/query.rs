@@ -29,8 +29,12 @@ impl Keyspace {
     /// Called under the state's exclusive lock, so that whoever sees a change in the state sees it here too.
     pub(crate) fn show_auth(&self, state: &State) {
         let switch = &state.auth.switch;
-        self.shown_auth.enabled.store(switch.enabled, Ordering::Release);
-        self.shown_auth.revision.store(switch.revision, Ordering::Release);
+        let was_enabled = self.shown_auth.enabled.swap(switch.enabled, Ordering::AcqRel);
+        let revision = self.shown_auth.revision.swap(switch.revision, Ordering::AcqRel);
+        if (was_enabled, revision) != (switch.enabled, switch.revision) {
+            // Whoever watches looks whether it still may.
+            self.hub.wake_all();
+        }
     }
 
     /// Whether authentication is on, without waiting.

@@ -23,6 +23,15 @@ impl KeyRange {
         }
     }
 
+    /// etcd's encoding.
+    pub(crate) fn encoded(&self) -> (Bytes, Bytes) {
+        match self {
+            KeyRange::One(key) => (key.clone(), Bytes::new()),
+            KeyRange::Span { from, to: None } => (from.clone(), Bytes::from_static(&[0])),
+            KeyRange::Span { from, to: Some(to) } => (from.clone(), to.clone()),
+        }
+    }
+
     /// A copy that keeps no request's buffer alive.
     pub(crate) fn detached(&self) -> KeyRange {
         let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);

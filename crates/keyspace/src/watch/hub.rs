@@ -171,6 +171,15 @@ impl Hub {
         self.watchers.store(state.watchers.len(), Ordering::Release);
     }
 
+    /// Wakes everybody who waits for events.
+    pub(crate) fn wake_all(&self) {
+        let state = self.state.lock();
+        let wakers = state.watchers.values().filter_map(|watcher| watcher.mailbox.lock().waker.take());
+        let wakers: Vec<Waker> = wakers.collect();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
     /// How many watchers there are.
     pub(crate) fn population(&self) -> WatcherCounts {
         let state = self.state.lock();

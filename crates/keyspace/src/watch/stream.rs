@@ -13,6 +13,7 @@ use prost::Message;
 use super::history::{self, Piece};
 use super::hub::{Delivery, Interest, Mailbox};
 use super::matcher::WatcherNumber;
+use crate::auth::{Caller, Need};
 use crate::error::Error;
 use crate::keyspace::Keyspace;
 use crate::mvcc::{KeyRange, Record};
@@ -164,11 +165,39 @@ impl WatchStream {
 
     /// Ends a watch; nothing of it follows the response with `canceled`. An unknown id is ignored, as in etcd.
     pub fn cancel(&mut self, watch_id: i64) {
+        self.end(watch_id, String::new());
+    }
+
+    fn end(&mut self, watch_id: i64, cancel_reason: String) {
         let Some(watcher) = self.watchers.remove(&watch_id) else { return };
         self.ids.remove(&watcher.number);
         self.keyspace.hub.leave(watcher.number);
         let header = header(self.keyspace.hub.revision());
-        self.control(pb::WatchResponse { header, watch_id, canceled: true, ..Default::default() });
+        let response =
+            pb::WatchResponse { header, watch_id, canceled: true, cancel_reason, ..Default::default() };
+        self.control(response);
+    }
+
+    /// Answers a request to create a watch with a refusal.
+    pub fn refuse_creation(&mut self, reason: &str) {
+        self.refuse(self.keyspace.hub.revision(), reason);
+    }
+
+    /// Ends the watches of what `caller` may not read: nothing of them follows the response that says why, in the words of
+    /// `reason`. Returns which. A response that was taken before is the caller's to withhold.
+    pub fn end_forbidden(&mut self, caller: Option<&Caller>, reason: impl Fn(&Error) -> String) -> Vec<i64> {
+        let forbidden = |(id, watcher): (&i64, &Watcher)| {
+            let (key, range_end) = watcher.interest.range.encoded();
+            let error = self.keyspace.permit(caller, Need::Read(&key, &range_end)).err()?;
+            Some((*id, reason(&error)))
+        };
+        let ended: Vec<(i64, String)> = self.watchers.iter().filter_map(forbidden).collect();
+        let end = |(id, reason): (i64, String)| {
+            self.fragments.retain(|fragment| fragment.watch_id != id);
+            self.end(id, reason);
+            id
+        };
+        ended.into_iter().map(end).collect()
     }
 
     /// Asks how far the watchers are: once all of them are at the present and everything was sent, a response without

@@ -1,68 +1,205 @@
-//! The service `Auth`. Authentication is not supported yet: it is off, and says so in etcd's words, so that clients
-//! which were given a user name go on without a token, as they do with an etcd that has it off.
+//! The service `Auth`: users, roles and permissions, and the tokens that users get for their passwords.
+//!
+//! Changes are commands in the log, in the caller's name. Questions are answered by the local replica once it has caught up.
 
 use std::sync::Arc;
 
+use hadron_keyspace::Command;
+use hadron_keyspace::auth::{AuthCommand, Need};
 use hadron_proto::etcdserverpb as pb;
 use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
-use super::context::{Context, Learners};
-use super::error::{EtcdError, unimplemented};
+use super::caller::Claim;
+use super::context::{Context, Learners, mismatch};
+use super::error::{EtcdError, refusal};
+
+/// Bytes of the secret that tokens are signed with.
+const SECRET_BYTES: usize = 32;
+/// How often a password is compared while users change.
+const COMPARISONS_MAX: usize = 5;
 
 /// The service.
 pub(super) struct Auth<B> {
     context: Arc<Context<B>>,
 }
 
-impl<B> Auth<B> {
+impl<B: Backend> Auth<B> {
     pub(super) fn new(context: Arc<Context<B>>) -> Auth<B> {
         Auth { context }
     }
+
+    /// Carries out a change in the caller's name.
+    async fn change(
+        &self,
+        claim: &Claim,
+        command: AuthCommand,
+    ) -> Result<Option<pb::ResponseHeader>, Status> {
+        let command = Command::Auth(command);
+        let (response, term) = self.context.write_for(claim, command).await?;
+        let hadron_keyspace::Response::Auth(mut header) = response else { return Err(mismatch()) };
+        self.context.complete(&mut header, term);
+        Ok(header)
+    }
+
+    /// What an answer begins with, once the caller has what it needs and the replica has caught up.
+    async fn ask<T>(
+        &self,
+        request: Request<T>,
+        need: impl Fn(&T) -> Need<'_>,
+    ) -> Result<(T, Arc<hadron_keyspace::Keyspace>, Option<pb::ResponseHeader>), Status> {
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        let claim = Claim::of(&request);
+        let keyspace = self.context.keyspace_after_barrier().await?;
+        let message = request.into_inner();
+        self.context
+            .permit_now(&keyspace, &claim, |keyspace, caller| keyspace.permit(caller, need(&message)))?;
+        Ok((message, keyspace, Some(self.context.header_now())))
+    }
+
+    /// A token, if the password is right.
+    async fn authenticate(&self, name: String, password: String) -> Result<String, Status> {
+        for _ in 0..COMPARISONS_MAX {
+            let keyspace = self.context.keyspace_after_barrier().await?;
+            if !keyspace.is_auth_enabled() {
+                return Err(EtcdError::AuthNotEnabled.into());
+            }
+            let credentials = keyspace.credentials(&name).ok_or(EtcdError::AuthFailed)?;
+            let Some(hash) = credentials.password_hash.clone() else {
+                let text = "auth: authentication failed, password was given for no password user";
+                return Err(Status::unknown(text));
+            };
+            if !self.context.passwords.is(password.clone(), hash).await? {
+                tracing::warn!(user_name = name, "invalid authentication was requested");
+                return Err(EtcdError::AuthFailed.into());
+            }
+            // Comparing takes long: it may be another password by now.
+            if keyspace.credentials(&name).as_ref() == Some(&credentials) {
+                let clock_ms = self.context.backend.group_clock_ms(self.context.group);
+                return self.context.tokens.assign(&name, &credentials, clock_ms);
+            }
+        }
+        Err(EtcdError::AuthOldRevision.into())
+    }
 }
 
-/// Calls that exist in etcd only, each with its request and its answer.
-macro_rules! refused {
-    ($($method:ident: $request:ident => $response:ident, $name:literal;)*) => {
+/// Calls that change something: each with its request, its answer, and its command.
+macro_rules! service {
+    ($($method:ident: $request:ident => $response:ident, $command:expr;)*) => {
         #[tonic::async_trait]
         impl<B: Backend> pb::auth_server::Auth for Auth<B> {
+            $(async fn $method(&self, request: Request<pb::$request>) -> Result<Response<pb::$response>, Status> {
+                self.context.admit(request.metadata(), Learners::Refuse)?;
+                let claim = Claim::of(&request);
+                let command: fn(pb::$request) -> AuthCommand = $command;
+                let header = self.change(&claim, command(request.into_inner())).await?;
+                Ok(Response::new(pb::$response { header }))
+            })*
+
+            async fn user_add(
+                &self,
+                request: Request<pb::AuthUserAddRequest>,
+            ) -> Result<Response<pb::AuthUserAddResponse>, Status> {
+                self.context.admit(request.metadata(), Learners::Refuse)?;
+                let claim = Claim::of(&request);
+                let mut user = request.into_inner();
+                let password = std::mem::take(&mut user.password);
+                if !user.options.unwrap_or_default().no_password {
+                    // Not for everybody: hashing is work.
+                    self.context.permit(&claim, Need::Root).await?;
+                    user.hashed_password = self.context.passwords.hash(password).await?;
+                }
+                let header = self.change(&claim, AuthCommand::UserAdd(user)).await?;
+                Ok(Response::new(pb::AuthUserAddResponse { header }))
+            }
+
+            async fn user_change_password(
+                &self,
+                request: Request<pb::AuthUserChangePasswordRequest>,
+            ) -> Result<Response<pb::AuthUserChangePasswordResponse>, Status> {
+                self.context.admit(request.metadata(), Learners::Refuse)?;
+                let claim = Claim::of(&request);
+                let mut user = request.into_inner();
+                let password = std::mem::take(&mut user.password);
+                if !password.is_empty() {
+                    self.context.permit(&claim, Need::Root).await?;
+                    user.hashed_password = self.context.passwords.hash(password).await?;
+                }
+                let header = self.change(&claim, AuthCommand::UserChangePassword(user)).await?;
+                Ok(Response::new(pb::AuthUserChangePasswordResponse { header }))
+            }
+
+            async fn authenticate(
+                &self,
+                request: Request<pb::AuthenticateRequest>,
+            ) -> Result<Response<pb::AuthenticateResponse>, Status> {
+                self.context.admit(request.metadata(), Learners::Refuse)?;
+                let pb::AuthenticateRequest { name, password } = request.into_inner();
+                let token = Auth::authenticate(self, name, password).await?;
+                Ok(Response::new(pb::AuthenticateResponse { header: Some(self.context.header_now()), token }))
+            }
+
+            /// Anybody may ask, as in etcd: a client wants to know whether it needs a token.
             async fn auth_status(
                 &self,
                 request: Request<pb::AuthStatusRequest>,
             ) -> Result<Response<pb::AuthStatusResponse>, Status> {
                 self.context.admit(request.metadata(), Learners::Refuse)?;
-                let header = Some(self.context.header_now());
-                Ok(Response::new(pb::AuthStatusResponse { header, enabled: false, auth_revision: 1 }))
+                let status = self.context.keyspace_after_barrier().await?.auth_status();
+                Ok(Response::new(pb::AuthStatusResponse {
+                    header: Some(self.context.header_now()),
+                    enabled: status.enabled,
+                    auth_revision: status.revision,
+                }))
             }
 
-            async fn authenticate(
+            async fn user_get(
                 &self,
-                _: Request<pb::AuthenticateRequest>,
-            ) -> Result<Response<pb::AuthenticateResponse>, Status> {
-                Err(EtcdError::AuthNotEnabled.into())
+                request: Request<pb::AuthUserGetRequest>,
+            ) -> Result<Response<pb::AuthUserGetResponse>, Status> {
+                let (user, keyspace, header) = self.ask(request, |user| Need::SameUser(&user.name)).await?;
+                let roles = keyspace.roles_of(&user.name).map_err(refusal)?;
+                Ok(Response::new(pb::AuthUserGetResponse { header, roles }))
             }
 
-            $(async fn $method(&self, _: Request<pb::$request>) -> Result<Response<pb::$response>, Status> {
-                Err(unimplemented($name))
-            })*
+            async fn user_list(
+                &self,
+                request: Request<pb::AuthUserListRequest>,
+            ) -> Result<Response<pb::AuthUserListResponse>, Status> {
+                let (_, keyspace, header) = self.ask(request, |_| Need::Root).await?;
+                Ok(Response::new(pb::AuthUserListResponse { header, users: keyspace.users() }))
+            }
+
+            async fn role_get(
+                &self,
+                request: Request<pb::AuthRoleGetRequest>,
+            ) -> Result<Response<pb::AuthRoleGetResponse>, Status> {
+                let (role, keyspace, header) = self.ask(request, |role| Need::SameRole(&role.role)).await?;
+                let perm = keyspace.permissions_of(&role.role).map_err(EtcdError::from)?;
+                Ok(Response::new(pb::AuthRoleGetResponse { header, perm }))
+            }
+
+            async fn role_list(
+                &self,
+                request: Request<pb::AuthRoleListRequest>,
+            ) -> Result<Response<pb::AuthRoleListResponse>, Status> {
+                let (_, keyspace, header) = self.ask(request, |_| Need::Root).await?;
+                Ok(Response::new(pb::AuthRoleListResponse { header, roles: keyspace.roles() }))
+            }
         }
     };
 }
 
-refused! {
-    auth_enable: AuthEnableRequest => AuthEnableResponse, "AuthEnable";
-    auth_disable: AuthDisableRequest => AuthDisableResponse, "AuthDisable";
-    user_add: AuthUserAddRequest => AuthUserAddResponse, "UserAdd";
-    user_get: AuthUserGetRequest => AuthUserGetResponse, "UserGet";
-    user_list: AuthUserListRequest => AuthUserListResponse, "UserList";
-    user_delete: AuthUserDeleteRequest => AuthUserDeleteResponse, "UserDelete";
-    user_change_password: AuthUserChangePasswordRequest => AuthUserChangePasswordResponse, "UserChangePassword";
-    user_grant_role: AuthUserGrantRoleRequest => AuthUserGrantRoleResponse, "UserGrantRole";
-    user_revoke_role: AuthUserRevokeRoleRequest => AuthUserRevokeRoleResponse, "UserRevokeRole";
-    role_add: AuthRoleAddRequest => AuthRoleAddResponse, "RoleAdd";
-    role_get: AuthRoleGetRequest => AuthRoleGetResponse, "RoleGet";
-    role_list: AuthRoleListRequest => AuthRoleListResponse, "RoleList";
-    role_delete: AuthRoleDeleteRequest => AuthRoleDeleteResponse, "RoleDelete";
-    role_grant_permission: AuthRoleGrantPermissionRequest => AuthRoleGrantPermissionResponse, "RoleGrantPermission";
-    role_revoke_permission: AuthRoleRevokePermissionRequest => AuthRoleRevokePermissionResponse, "RoleRevokePermission";
+service! {
+    auth_enable: AuthEnableRequest => AuthEnableResponse, |_| {
+        AuthCommand::Enable(rand::random::<[u8; SECRET_BYTES]>().to_vec().into())
+    };
+    auth_disable: AuthDisableRequest => AuthDisableResponse, |_| AuthCommand::Disable;
+    user_delete: AuthUserDeleteRequest => AuthUserDeleteResponse, AuthCommand::UserDelete;
+    user_grant_role: AuthUserGrantRoleRequest => AuthUserGrantRoleResponse, AuthCommand::UserGrantRole;
+    user_revoke_role: AuthUserRevokeRoleRequest => AuthUserRevokeRoleResponse, AuthCommand::UserRevokeRole;
+    role_add: AuthRoleAddRequest => AuthRoleAddResponse, AuthCommand::RoleAdd;
+    role_delete: AuthRoleDeleteRequest => AuthRoleDeleteResponse, AuthCommand::RoleDelete;
+    role_grant_permission: AuthRoleGrantPermissionRequest => AuthRoleGrantPermissionResponse, AuthCommand::RoleGrantPermission;
+    role_revoke_permission: AuthRoleRevokePermissionRequest => AuthRoleRevokePermissionResponse, AuthCommand::RoleRevokePermission;
 }

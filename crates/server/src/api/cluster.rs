@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use hadron_keyspace::auth::Need;
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::etcdserverpb::{MemberListRequest, MemberListResponse};
 use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
+use super::caller::Claim;
 use super::context::{Context, Learners};
 
 /// The service.
@@ -37,6 +39,7 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         if request.get_ref().linearizable {
             self.context.backend.read_barrier(hadron_consensus::ROOT_GROUP).await?;
         }
+        self.context.permit(&Claim::of(&request), Need::User).await?;
         let members = self.context.backend.members();
         Ok(Response::new(MemberListResponse { header: self.header(), members }))
     }
@@ -46,6 +49,7 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
         let request = request.into_inner();
         let added = self.context.add_member(&request.peer_ur_ls, request.is_learner).await?;
         let members = self.context.backend.members();
@@ -58,6 +62,7 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
         self.context.remove_member(request.get_ref().id).await?;
         let members = self.context.backend.members();
         Ok(Response::new(pb::MemberRemoveResponse { header: self.header(), members }))
@@ -68,6 +73,7 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
         let request = request.into_inner();
         self.context.update_member(request.id, &request.peer_ur_ls).await?;
         let members = self.context.backend.members();
@@ -79,6 +85,7 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
         self.context.promote_member(request.get_ref().id).await?;
         let members = self.context.backend.members();
         Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members }))

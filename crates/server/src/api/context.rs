@@ -15,6 +15,8 @@ use super::backend::{Backend, GroupStatus, Written};
 use super::error::{EtcdError, refusal};
 use super::leader;
 use super::membership::MembershipOptions;
+use super::passwords::Passwords;
+use super::tokens::Tokens;
 use crate::metrics::Metrics;
 
 /// What one request may ask for.
@@ -54,6 +56,8 @@ pub(super) struct Context<B> {
     pub(super) limits: Limits,
     pub(super) membership: MembershipOptions,
     pub(super) watch_progress_interval: Duration,
+    pub(super) tokens: Arc<Tokens>,
+    pub(super) passwords: Passwords,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -107,12 +111,19 @@ impl<B: Backend> Context<B> {
         }
     }
 
-    /// Proposes a command and returns the state machine's answer with the term of its entry.
+    /// Proposes a command, in nobody's name, and returns the state machine's answer with the term of its entry.
     pub(super) async fn write(&self, command: Command) -> Result<(Response, Term), Status> {
+        self.propose(command).await?.map_err(refusal)
+    }
+
+    /// The same, with the state machine's refusals as they are.
+    pub(super) async fn propose(
+        &self,
+        command: Command,
+    ) -> Result<Result<(Response, Term), hadron_keyspace::Error>, Status> {
         let _pending = self.metrics.proposals_pending.hold();
         match self.backend.write(self.group, command).await {
-            Ok(Written { response: Ok(response), term }) => Ok((response, term)),
-            Ok(Written { response: Err(error), .. }) => Err(refusal(error)),
+            Ok(Written { response, term }) => Ok(response.map(|response| (response, term))),
             Err(error) => {
                 self.metrics.proposals_failed.inc();
                 Err(error.into())

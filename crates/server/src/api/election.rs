@@ -33,7 +33,7 @@ impl<B: Backend> Election<B> {
 
     fn session<T>(&self, request: &Request<T>) -> Result<Session<B>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
-        Ok(Session::new(&self.context, request.metadata()))
+        Ok(Session::new(&self.context, request))
     }
 }
 
@@ -106,13 +106,14 @@ async fn follow_leader<B: Backend>(
     let since = header.unwrap_or_default().revision + 1;
     let Some(kv) = owner else { return session.wait_for_contender(name, since).await };
     let key = kv.key.clone();
-    let watch = pb::WatchCreateRequest { key, start_revision: since, ..Default::default() };
+    let watch = pb::WatchCreateRequest { key: key.clone(), start_revision: since, ..Default::default() };
     let mut watches = session.watch(vec![watch])?;
     // A send fails when the observer is gone: then nobody polls this any more.
     let said = |(header, kv)| Ok(electionpb::LeaderResponse { header, kv: Some(kv) });
     let _ = sender.send(said((header, kv))).await;
     loop {
         let response = session.next(&mut watches).await;
+        session.check_reads(&key).await?;
         for event in response.events {
             if event.r#type() == EventType::Delete {
                 return Ok(());

@@ -364,7 +364,7 @@ fn name_oversized_message(headers: &mut HeaderMap) {
 }
 
 /// A code's name as Go's gRPC metrics spell it.
-fn code_name(code: Code) -> &'static str {
+pub(super) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "Canceled",

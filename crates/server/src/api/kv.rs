@@ -5,12 +5,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
+use hadron_keyspace::auth::Need;
 use hadron_keyspace::{Command, check};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::etcdserverpb::request_op;
 use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
+use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
 use super::range_stream::{self, RangeStream};
@@ -32,25 +34,31 @@ impl<B: Backend> Kv<B> {
     }
 
     /// A transaction that writes nothing is read from the local replica instead of being proposed.
-    async fn read_txn(&self, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+    async fn read_txn(&self, claim: &Claim, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         let keyspace = match is_serializable(&txn) {
             true => self.context.keyspace()?,
             false => self.context.keyspace_after_barrier().await?,
         };
+        let command = Command::Txn(txn);
+        let permit =
+            self.context.permit_if(claim, |now, caller| now.permit_command(caller, &command)).await?;
+        let Command::Txn(txn) = command else { return Err(mismatch()) };
+        let beside = Arc::clone(&keyspace);
         let mut response = match reads_may_be_long(&txn) {
-            true => self.context.read_beside(move || keyspace.read_txn(&txn)).await?,
+            true => self.context.read_beside(move || beside.read_txn(&txn)).await?,
             false => keyspace.read_txn(&txn).map_err(refusal)?,
         };
+        permit.check_still(&keyspace)?;
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(response)
     }
 
-    async fn write_txn(&self, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+    async fn write_txn(&self, claim: &Claim, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         self.context.check_size(&txn)?;
         if let Some(bytes) = cost_of_puts(&txn) {
             self.context.check_space(bytes).await?;
         }
-        let (response, term) = self.context.write(Command::Txn(txn)).await?;
+        let (response, term) = self.context.write_for(claim, Command::Txn(txn)).await?;
         let hadron_keyspace::Response::Txn(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
         Ok(response)
@@ -117,6 +125,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         let serializable = request.get_ref().serializable;
         let learners = if serializable { Learners::Answer } else { Learners::Refuse };
         self.context.admit(request.metadata(), learners)?;
+        let claim = Claim::of(&request);
         let range = request.into_inner();
         check::range(&range).map_err(refusal)?;
         self.context.metrics.range_total.inc();
@@ -124,22 +133,26 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
             true => self.context.keyspace()?,
             false => self.context.keyspace_after_barrier().await?,
         };
+        let permit = self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
+        let beside = Arc::clone(&keyspace);
         let mut response = match may_be_long(&range) {
-            true => self.context.read_beside(move || keyspace.range(&range)).await?,
+            true => self.context.read_beside(move || beside.range(&range)).await?,
             false => keyspace.range(&range).map_err(refusal)?,
         };
+        permit.check_still(&keyspace)?;
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(Response::new(response))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        let claim = Claim::of(&request);
         let put = request.into_inner();
         check::put(&put).map_err(refusal)?;
         self.context.check_size(&put)?;
         self.context.check_space(cost(&put)).await?;
         self.context.metrics.put_total.inc();
-        let (response, term) = self.context.write(Command::Put(put)).await?;
+        let (response, term) = self.context.write_for(&claim, Command::Put(put)).await?;
         let hadron_keyspace::Response::Put(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
         Ok(Response::new(response))
@@ -150,11 +163,12 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        let claim = Claim::of(&request);
         let delete = request.into_inner();
         check::delete_range(&delete).map_err(refusal)?;
         self.context.check_size(&delete)?;
         self.context.metrics.delete_total.inc();
-        let (response, term) = self.context.write(Command::DeleteRange(delete)).await?;
+        let (response, term) = self.context.write_for(&claim, Command::DeleteRange(delete)).await?;
         let hadron_keyspace::Response::DeleteRange(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
         Ok(Response::new(response))
@@ -162,12 +176,13 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        let claim = Claim::of(&request);
         let txn = request.into_inner();
         check::txn(&txn, self.context.limits.txn_operations).map_err(refusal)?;
         self.context.metrics.txn_total.inc();
         let response = match is_read_only(&txn) {
-            true => self.read_txn(txn).await?,
-            false => self.write_txn(txn).await?,
+            true => self.read_txn(&claim, txn).await?,
+            false => self.write_txn(&claim, txn).await?,
         };
         Ok(Response::new(response))
     }
@@ -179,6 +194,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
         let (response, term) = self.context.write(Command::Compact(request.into_inner())).await?;
         let hadron_keyspace::Response::Compact(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
@@ -199,7 +215,10 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         if !serializable {
             self.context.keyspace_after_barrier().await?;
         }
-        let answers = RangeStream::answers(Arc::clone(&self.context), request.into_inner());
+        let claim = Claim::of(&request);
+        let range = request.into_inner();
+        self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
+        let answers = RangeStream::answers(Arc::clone(&self.context), claim, range);
         Ok(Response::new(Box::pin(answers)))
     }
 }

@@ -4,12 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
+use hadron_keyspace::auth::Need;
 use hadron_keyspace::{Command, check};
 use hadron_proto::etcdserverpb as pb;
 use rand::Rng;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::backend::Backend;
+use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
 use super::leader::WhileLed;
@@ -41,9 +43,11 @@ fn random_id() -> i64 {
 /// the lease had not ended at N.
 async fn keep_alive<B: Backend>(
     context: Arc<Context<B>>,
+    claim: Claim,
     request: Result<pb::LeaseKeepAliveRequest, Status>,
 ) -> Result<pb::LeaseKeepAliveResponse, Status> {
     let id = request?.id;
+    context.permit(&claim, Need::WriteLease(id)).await?;
     let header = Some(context.header_now());
     let (response, _) = context.write(Command::LeaseKeepAlive(vec![id])).await?;
     let hadron_keyspace::Response::LeaseKeepAlive(mut answers) = response else { return Err(mismatch()) };
@@ -59,6 +63,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.permit(&Claim::of(&request), Need::User).await?;
         let mut grant = request.into_inner();
         check::lease_grant(&grant).map_err(refusal)?;
         if grant.id == 0 {
@@ -78,7 +83,9 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
-        let (response, term) = self.context.write(Command::LeaseRevoke(request.into_inner())).await?;
+        let claim = Claim::of(&request);
+        let revoke = Command::LeaseRevoke(request.into_inner());
+        let (response, term) = self.context.write_for(&claim, revoke).await?;
         let hadron_keyspace::Response::LeaseRevoke(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
         self.context.metrics.leases_revoked.inc();
@@ -95,10 +102,11 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        let claim = Claim::of(&request);
         let (metadata, _, requests) = request.into_parts();
         let context = Arc::clone(&self.context);
         let answers = requests
-            .map(move |request| keep_alive(Arc::clone(&context), request))
+            .map(move |request| keep_alive(Arc::clone(&context), claim.clone(), request))
             .buffered(KEEP_ALIVES_IN_FLIGHT);
         let answers = WhileLed::new(Arc::clone(&self.context), &metadata, Box::pin(answers));
         Ok(Response::new(Box::pin(answers)))
@@ -109,10 +117,14 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        let claim = Claim::of(&request);
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
         let keyspace = self.context.keyspace_after_barrier().await?;
+        let need = if keys { Need::ReadLease(id) } else { Need::User };
+        let permit = self.context.permit(&claim, need).await?;
         let clock_ms = self.context.backend.group_clock_ms(self.context.group);
         let mut response = keyspace.lease_time_to_live(id, keys, clock_ms);
+        permit.check_still(&keyspace)?;
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(Response::new(response))
     }
@@ -123,7 +135,9 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         let keyspace = self.context.keyspace_after_barrier().await?;
+        let permit = self.context.permit(&Claim::of(&request), Need::ReadLeases).await?;
         let leases = keyspace.leases().into_iter().map(|id| pb::LeaseStatus { id }).collect();
+        permit.check_still(&keyspace)?;
         Ok(Response::new(pb::LeaseLeasesResponse { header: Some(self.context.header_now()), leases }))
     }
 }

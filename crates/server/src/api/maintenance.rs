@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures::Stream;
 use hadron_consensus::NodeId;
 use hadron_keyspace::Command;
+use hadron_keyspace::auth::Need;
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::etcdserverpb::AlarmType;
 use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
@@ -14,6 +15,7 @@ use hadron_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
+use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::{EtcdError, unimplemented};
 
@@ -41,6 +43,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Answer)?;
+        self.context.permit(&Claim::of(&request), Need::User).await?;
         let (identity, status) = (self.context.backend.identity(), self.context.status());
         let keyspace = self.context.backend.keyspace(self.context.group);
         let mut errors = Vec::new();
@@ -79,6 +82,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
         let keyspace = self.context.keyspace()?;
         let revision = request.get_ref().revision;
         let mut response = self.context.read_beside(move || keyspace.hash_kv(revision)).await?;
@@ -91,6 +95,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
         let member = self.context.backend.identity().member_id;
         if self.context.status().leader != Some(member) {
             return Err(EtcdError::NotLeader.into());
@@ -102,7 +107,10 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
-        if request.get_ref().action() == AlarmAction::Get {
+        let is_question = request.get_ref().action() == AlarmAction::Get;
+        let need = if is_question { Need::User } else { Need::Root };
+        self.context.permit(&Claim::of(&request), need).await?;
+        if is_question {
             let keyspace = self.context.keyspace_after_barrier().await?;
             let header = Some(self.context.header_now());
             let wanted = request.get_ref().alarm();
@@ -122,12 +130,14 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Answer)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
         Ok(Response::new(pb::DefragmentResponse { header: Some(self.context.header_now()) }))
     }
 
     /// The hash of the whole history. In etcd that of its file, which differs between nodes; of use in tests only.
     async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
         let keyspace = self.context.keyspace()?;
         let hash = self.context.read_beside(move || keyspace.hash_kv(0)).await?.hash;
         Ok(Response::new(pb::HashResponse { header: Some(self.context.header_now()), hash }))
@@ -140,6 +150,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
         let is_version = |text: &str| {
             let parts: Vec<&str> = text.split('.').collect();
             (2..=3).contains(&parts.len()) && parts.iter().all(|part| part.parse::<u64>().is_ok())

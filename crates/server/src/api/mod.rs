@@ -2,7 +2,7 @@
 //!
 //! - [`backend`]: the seam to the node; what the driver implements.
 //! - [`server`]: sockets and threads; `socket`: a client's. `front`: from a request to the service or page that answers it.
-//! - `access`: which web pages of others may use the port.
+//! - `access`: which web pages of others may use the port. `caller`: who calls, and what they may do; `tokens`, `passwords`.
 //! - `gateway`: the same calls as JSON over HTTP.
 //! - `compactor`: compaction by itself.
 //! - `membership`: how the pool's members are changed.
@@ -13,11 +13,12 @@
 //!
 //! The first verb of a Put, *receive*, and its last, *reply*, are here: a request is well-formed and within limits when
 //! it leaves for the node, and an answer is complete (headers, etcd's errors) when it leaves for the client. Nothing
-//! here decides what a command does; nothing here retries a write.
+//! here decides what a command does; nothing here retries a write, but for one that was refused because users or roles changed.
 
 mod access;
 mod auth;
 pub mod backend;
+mod caller;
 mod cluster;
 pub(crate) mod compactor;
 mod context;
@@ -33,6 +34,7 @@ mod lease;
 mod lock;
 mod maintenance;
 mod membership;
+mod passwords;
 mod pool;
 mod range_stream;
 pub mod server;
@@ -40,6 +42,7 @@ mod session;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod watch;
 
 pub use access::Access;
@@ -48,3 +51,4 @@ pub use compactor::Retention;
 pub use context::Limits;
 pub use membership::MembershipOptions;
 pub use server::{Connections, Listener, Server, ServerOptions, Traffic};
+pub use tokens::{JwtOptions, TokenError, TokenOptions, Tokens};

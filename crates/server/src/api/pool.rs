@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use hadron_consensus::{DEFAULT_GROUP, ROOT_GROUP};
+use hadron_keyspace::auth::Need;
 use hadron_proto::hadron;
 use hadron_proto::hadron::{ElectionHistoryRequest, ElectionHistoryResponse};
 use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
+use super::caller::Claim;
 use super::context::Context;
 
 /// The service.
@@ -27,6 +29,7 @@ impl<B: Backend> hadron::pool_server::Pool for Pool<B> {
         &self,
         request: Request<ElectionHistoryRequest>,
     ) -> Result<Response<ElectionHistoryResponse>, Status> {
+        self.context.permit(&Claim::of(&request), Need::User).await?;
         let group = match request.into_inner().keyspace.as_str() {
             "" => None,
             "default" => Some(DEFAULT_GROUP),

@@ -9,11 +9,13 @@ use bytes::Bytes;
 use futures::Stream;
 use futures::stream::unfold;
 use hadron_keyspace::RangePart;
+use hadron_keyspace::auth::Need;
 use hadron_proto::etcdserverpb as pb;
 use prost::Message as _;
 use tonic::Status;
 
 use super::backend::Backend;
+use super::caller::{Claim, Permit};
 use super::context::Context;
 use super::error::refusal;
 
@@ -23,6 +25,7 @@ const FIRST_KEYS: usize = 10;
 /// A range that is being answered.
 pub(super) struct RangeStream<B> {
     context: Arc<Context<B>>,
+    claim: Claim,
     /// Names the revision once the first part was read.
     request: pb::RangeRequest,
     /// The newest revision when it began; 0 before that.
@@ -36,9 +39,11 @@ impl<B: Backend> RangeStream<B> {
     /// The answers to `request`, which has been checked, from a replica that is as new as the request wants it.
     pub(super) fn answers(
         context: Arc<Context<B>>,
+        claim: Claim,
         request: pb::RangeRequest,
     ) -> impl Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send {
-        let range = RangeStream { context, request, revision: 0, after: None, keys_max: FIRST_KEYS, sent: 0 };
+        let range =
+            RangeStream { context, claim, request, revision: 0, after: None, keys_max: FIRST_KEYS, sent: 0 };
         unfold(Some(range), async |range| {
             let mut range = range?;
             let answer = range.next().await;
@@ -75,8 +80,11 @@ impl<B: Backend> RangeStream<B> {
     async fn part(&mut self) -> Result<RangePart, Status> {
         let keyspace = self.context.keyspace()?;
         let (request, after, keys_max) = (self.request.clone(), self.after.take(), self.keys_max);
-        let read = move || keyspace.range_part(&request, after.as_ref(), keys_max);
+        let permit = self.permit().await?;
+        let beside = Arc::clone(&keyspace);
+        let read = move || beside.range_part(&request, after.as_ref(), keys_max);
         let part = self.context.read_beside(read).await?;
+        permit.check_still(&keyspace)?;
         if self.revision == 0 {
             self.revision = part.revision;
             if self.request.revision <= 0 {
@@ -125,7 +133,16 @@ impl<B: Backend> RangeStream<B> {
 
     async fn count_of(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
         let keyspace = self.context.keyspace()?;
-        self.context.read_beside(move || keyspace.range(&request)).await
+        let permit = self.permit().await?;
+        let beside = Arc::clone(&keyspace);
+        let response = self.context.read_beside(move || beside.range(&request)).await?;
+        permit.check_still(&keyspace)?;
+        Ok(response)
+    }
+
+    /// Before each part: the stream may last, and permissions change.
+    async fn permit(&self) -> Result<Permit, Status> {
+        self.context.permit(&self.claim, Need::Read(&self.request.key, &self.request.range_end)).await
     }
 
     fn header(&self) -> Option<pb::ResponseHeader> {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -26,10 +27,13 @@ use tokio::task::JoinSet;
 
 use super::access::Access;
 use super::backend::Backend;
+use super::caller::CommonName;
 use super::context::{Context, Limits};
 use super::front::Front;
 use super::membership::MembershipOptions;
+use super::passwords::Passwords;
 use super::socket::Socket;
+use super::tokens::Tokens;
 use crate::metrics::Metrics;
 use crate::tls::{ServerTls, Stream};
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
@@ -71,6 +75,10 @@ pub struct ServerOptions {
     pub access: Access,
     /// What connections may do, and when they are given up.
     pub connections: Connections,
+    /// Which tokens users get.
+    pub tokens: Arc<Tokens>,
+    /// The cost of hashing passwords: the binary logarithm of the number of rounds, 4 to 31.
+    pub bcrypt_cost: u32,
 }
 
 /// What a client's connection may do, and when it is given up.
@@ -147,6 +155,8 @@ impl Default for ServerOptions {
             gateway: true,
             access: Access::default(),
             connections: Connections::default(),
+            tokens: Arc::default(),
+            bcrypt_cost: 10,
         }
     }
 }
@@ -169,6 +179,8 @@ impl<B: Backend> Server<B> {
             limits: options.limits,
             membership: options.membership,
             watch_progress_interval: options.watch_progress_interval,
+            tokens: options.tokens,
+            passwords: Passwords::new(options.bcrypt_cost),
             metrics: Arc::clone(&metrics),
         };
         Server {
@@ -344,8 +356,14 @@ async fn serve_connection<B: Backend>(
         _ = stopping.changed() => return,
     };
     let Some(socket) = opened else { return };
+    let common_name = tls.and_then(|tls| tls.user_of(&socket)).map(|name| CommonName(name.into()));
     let (socket, end) = Socket::new(socket);
-    let service = service_fn(|request| front.answer(request, traffic, &end));
+    let service = service_fn(|mut request: http::Request<Incoming>| {
+        if let Some(name) = &common_name {
+            request.extensions_mut().insert(name.clone());
+        }
+        front.answer(request, traffic, &end)
+    });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
     let result = tokio::select! {
         biased;

@@ -14,6 +14,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hadron_keyspace::auth::Need;
 use hadron_keyspace::{WatchOptions, WatchStream};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::mvccpb::KeyValue;
@@ -27,6 +28,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
+use super::caller::{Claim, CommonName};
 use super::context::Context;
 use super::kv::Kv;
 use super::lease::Lease;
@@ -38,11 +40,14 @@ const LEASE_TTL: i64 = 60;
 pub(super) struct Session<B> {
     context: Arc<Context<B>>,
     metadata: MetadataMap,
+    /// What the connection knows of the caller.
+    common_name: Option<CommonName>,
 }
 
 impl<B> Clone for Session<B> {
     fn clone(&self) -> Session<B> {
-        Session { context: Arc::clone(&self.context), metadata: self.metadata.clone() }
+        let (metadata, common_name) = (self.metadata.clone(), self.common_name.clone());
+        Session { context: Arc::clone(&self.context), metadata, common_name }
     }
 }
 
@@ -90,13 +95,18 @@ pub(super) fn without_code(status: Status) -> Status {
 }
 
 impl<B: Backend> Session<B> {
-    /// In the name of whoever sent `metadata`.
-    pub(super) fn new(context: &Arc<Context<B>>, metadata: &MetadataMap) -> Session<B> {
-        Session { context: Arc::clone(context), metadata: metadata.clone() }
+    /// In the name of whoever sent `request`.
+    pub(super) fn new<T>(context: &Arc<Context<B>>, request: &Request<T>) -> Session<B> {
+        let (metadata, common_name) = (request.metadata().clone(), request.extensions().get().cloned());
+        Session { context: Arc::clone(context), metadata, common_name }
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
-        Request::from_parts(self.metadata.clone(), Default::default(), message)
+        let mut request = Request::from_parts(self.metadata.clone(), Default::default(), message);
+        if let Some(name) = &self.common_name {
+            request.extensions_mut().insert(name.clone());
+        }
+        request
     }
 
     fn kv(&self) -> Kv<B> {
@@ -193,6 +203,12 @@ impl<B: Backend> Session<B> {
         let mut watches = self.context.keyspace()?.watch_stream(WatchOptions::default());
         requests.into_iter().for_each(|request| watches.create(request));
         Ok(watches)
+    }
+
+    /// Refuses a caller who may not read `key` any more.
+    pub(super) async fn check_reads(&self, key: &Bytes) -> Result<(), Status> {
+        let claim = Claim::of(&self.request(()));
+        self.context.permit(&claim, Need::Read(key, &Bytes::new())).await.map(drop)
     }
 
     /// The next response of `watches`, with its header.

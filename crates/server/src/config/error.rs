@@ -19,6 +19,15 @@ pub enum ConfigError {
         /// What is wrong with it.
         error: UrlError,
     },
+    /// Not a kind of tokens.
+    #[error(
+        "--auth-token: {0:?}: expected simple, or jwt,sign-method=METHOD with pub-key=FILE, priv-key=FILE and ttl=DURATION as \
+         needed"
+    )]
+    AuthToken(String),
+    /// Not a cost of bcrypt.
+    #[error("--bcrypt-cost: expected 4 to 31, got {0}")]
+    BcryptCost(String),
     /// A flag that needs a URL holds none.
     #[error("--{0} must name at least one URL")]
     NoUrl(&'static str),

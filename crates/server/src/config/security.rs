@@ -24,6 +24,8 @@ pub struct Security {
     allowed_hosts: Vec<String>,
     /// Common names of which a certificate must have one, if there are any.
     allowed_names: Vec<String>,
+    /// Whether common names are names of users: certificates were demanded by the flag for that.
+    names_users: bool,
     /// What may be agreed on.
     protocol: Protocol,
 }
@@ -128,7 +130,17 @@ fn read(
     }
     let revoked = settings.given(flags.revoked).map(PathBuf::from);
     let protocol = protocol(settings)?;
-    Ok(Some(Security { certificate, calling, trusted, revoked, allowed_hosts, allowed_names, protocol }))
+    let names_users = switch(settings, flags.demand);
+    Ok(Some(Security {
+        certificate,
+        calling,
+        trusted,
+        revoked,
+        allowed_hosts,
+        allowed_names,
+        names_users,
+        protocol,
+    }))
 }
 
 fn pair(
@@ -175,6 +187,7 @@ impl Security {
             revoked: self.revoked.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
             allowed_names: self.allowed_names.clone(),
+            names_users: self.names_users,
             protocol: self.protocol.clone(),
         };
         ServerTls::new(files).map(Arc::new)

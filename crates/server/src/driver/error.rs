@@ -8,6 +8,7 @@ use hadron_storage::data_dir::DataDirError;
 use hadron_storage::engine::EngineError;
 use hadron_storage::wal::WalError;
 
+use crate::api::TokenError;
 use crate::config::ConfigError;
 use crate::tls::TlsError;
 
@@ -27,6 +28,9 @@ pub enum RunError {
     /// Certificates or keys cannot be used.
     #[error("TLS: {0}")]
     Tls(TlsError),
+    /// There can be no tokens as they were asked for.
+    #[error(transparent)]
+    Tokens(#[from] TokenError),
     /// The data directory cannot be used: another process has it, or it is not this node's.
     #[error(transparent)]
     DataDir(#[from] DataDirError),

@@ -15,7 +15,7 @@ use super::start::{REQUEST_TIMEOUT, Running, bind};
 use crate::api::backend::ETCD_VERSION;
 use crate::api::compactor;
 use crate::api::{
-    Backend as _, Connections, Limits, Listener, MembershipOptions, Server, ServerOptions, Traffic,
+    Backend as _, Connections, Limits, Listener, MembershipOptions, Server, ServerOptions, Tokens, Traffic,
 };
 use crate::config::{Config, Security};
 use crate::metrics::Metrics;
@@ -33,6 +33,7 @@ async fn serve(config: Config) -> Result<(), RunError> {
     // Before anything else, so that a signal during recovery is not lost.
     let mut signals = Signals::listen()?;
     let client_listeners = client_listeners(&config)?;
+    let tokens = Tokens::new(&config.auth.tokens)?;
     tell_unknown_suites(&config);
     let peer_listeners = bind(&config.addresses.peers, "listen-peer-urls", config.addresses.reuse_port)?;
     let metrics = Arc::new(Metrics::default());
@@ -49,7 +50,7 @@ async fn serve(config: Config) -> Result<(), RunError> {
         "started"
     );
     let served = client_listeners.iter().map(served_at).collect::<Result<Vec<_>, _>>()?;
-    let server = Server::new(node.handle(), metrics, server_options(&config));
+    let server = Server::new(node.handle(), metrics, server_options(&config, tokens));
     if let Some(retention) = config.retention {
         // Ends with the runtime.
         tokio::spawn(compactor::run(node.handle(), DEFAULT_GROUP, retention));
@@ -155,7 +156,7 @@ async fn until_stopped(
     }
 }
 
-fn server_options(config: &Config) -> ServerOptions {
+fn server_options(config: &Config, tokens: Tokens) -> ServerOptions {
     let defaults = ServerOptions::default();
     // As in etcd: a lease must outlive an election, so it gets at least one and a half election timeouts, in whole seconds.
     let lease_ttl_min = (config.election_timeout.as_millis() * 3).div_ceil(2_000) as i64;
@@ -184,6 +185,8 @@ fn server_options(config: &Config) -> ServerOptions {
         gateway: clients.gateway,
         access: clients.access.clone(),
         connections,
+        tokens: Arc::new(tokens),
+        bcrypt_cost: config.auth.bcrypt_cost,
         ..defaults
     }
 }

@@ -29,6 +29,8 @@ pub struct ServerFiles {
     pub allowed_hosts: Vec<String>,
     /// Whoever connects must have one of these common names, if there are any.
     pub allowed_names: Vec<String>,
+    /// Whether common names are names of users.
+    pub names_users: bool,
     /// What may be agreed on.
     pub protocol: Protocol,
 }
@@ -38,6 +40,7 @@ pub struct ServerTls {
     config: Following<ServerConfig>,
     allowed_hosts: Vec<ServerName<'static>>,
     allowed_names: Vec<String>,
+    names_users: bool,
 }
 
 impl ServerTls {
@@ -52,9 +55,18 @@ impl ServerTls {
         };
         let allowed_names = files.allowed_names.clone();
         let allowed_hosts = files.allowed_hosts.iter().map(name).collect::<Result<_, _>>()?;
+        let names_users = files.names_users;
         let mut paths = files.own.paths().to_vec();
         paths.extend(files.trusted.iter().chain(&files.revoked).cloned());
-        Ok(ServerTls { config: Following::new(paths, move || config(&files))?, allowed_hosts, allowed_names })
+        let config = Following::new(paths, move || config(&files))?;
+        Ok(ServerTls { config, allowed_hosts, allowed_names, names_users })
+    }
+
+    /// The user that the certificate of whoever connected names, if it does.
+    pub fn user_of(&self, stream: &Stream) -> Option<String> {
+        let Stream::Tls(stream) = stream else { return None };
+        let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+        if self.names_users { common_name(certificate).filter(|name| !name.is_empty()) } else { None }
     }
 
     /// Shakes hands with whoever connected.

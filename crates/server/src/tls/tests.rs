@@ -25,6 +25,7 @@ fn server(own: KeyPair, trusted: Option<PathBuf>) -> ServerFiles {
         revoked: None,
         allowed_hosts: Vec::new(),
         allowed_names: Vec::new(),
+        names_users: false,
         protocol: Protocol::default(),
     }
 }

@@ -486,6 +486,7 @@ async fn encrypted_nodes_exchange_the_same_and_hear_nobody_else() {
             revoked: None,
             allowed_hosts: Vec::new(),
             allowed_names: Vec::new(),
+            names_users: false,
             protocol: Protocol::default(),
         };
         let client = ClientFiles { own: Some(own), trusted, ..ClientFiles::default() };

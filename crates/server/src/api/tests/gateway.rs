@@ -123,7 +123,7 @@ fn masked(line: &str) -> String {
     value.to_string()
 }
 
-fn mask(value: &mut Value) {
+pub(super) fn mask(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(mask),
         Value::Object(fields) => {
@@ -145,8 +145,8 @@ fn mask(value: &mut Value) {
 }
 
 /// An answer that is being read.
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     head: String,
     is_chunked: bool,
     socket: BufReader<TcpStream>,
@@ -162,7 +162,7 @@ fn post(address: SocketAddr, path: &str, body: &str) -> Answer {
     )
 }
 
-fn send(address: SocketAddr, request: &str) -> Answer {
+pub(super) fn send(address: SocketAddr, request: &str) -> Answer {
     let mut socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket.write_all(request.as_bytes()).unwrap();
@@ -178,7 +178,7 @@ fn send(address: SocketAddr, request: &str) -> Answer {
 
 impl Answer {
     /// The next line that is not empty, or the end. A stream's line is one chunk or two (the line's end apart).
-    fn line(&mut self) -> Option<String> {
+    pub(super) fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         while line.trim().is_empty() {
             line.clear();
@@ -199,7 +199,7 @@ impl Answer {
         Some(line.trim().to_owned())
     }
 
-    fn json(&mut self) -> Value {
+    pub(super) fn json(&mut self) -> Value {
         serde_json::from_str(&self.line().unwrap()).unwrap()
     }
 }

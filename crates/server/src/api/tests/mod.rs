@@ -1,6 +1,7 @@
 //! Tests of the client port through a real socket, over a keyspace that applies at once.
 #![allow(clippy::unwrap_used)]
 
+mod auth;
 mod contenders;
 mod gateway;
 mod harness;

@@ -136,9 +136,9 @@ const SECURITY: &[Flag] = &[
 
 #[rustfmt::skip]
 const AUTH: &[Flag] = &[
-    flag("auth-token", Text, "simple", Refused("authentication is not built"), "Kind of tokens that users get"),
-    flag("bcrypt-cost", Number, "10", Nothing("authentication is not built"), "Cost of hashing passwords"),
-    flag("auth-token-ttl", Number, "300", Nothing("authentication is not built"), "Life of simple tokens, in seconds"),
+    flag("auth-token", Text, "simple", Works, "Kind of tokens that users get: simple, or jwt,sign-method=METHOD,pub-key=FILE,priv-key=FILE,ttl=DURATION"),
+    flag("bcrypt-cost", Number, "10", Works, "Cost of hashing passwords"),
+    flag("auth-token-ttl", Number, "300", Works, "Life of simple tokens, in seconds"),
 ];
 
 #[rustfmt::skip]

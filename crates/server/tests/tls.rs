@@ -85,6 +85,51 @@ fn clients_show_certificates_and_check_the_servers() {
     served.line("certificates were read again");
 }
 
+/// A certificate names a user only where certificates were asked for by that flag, and a token counts more.
+#[test]
+fn the_common_name_of_a_certificate_is_a_user() {
+    let (place, authority) = (Place::new(), Authority::new());
+    let (cert, key) = authority.sign("server", &["127.0.0.1"]);
+    let trusted = authority.trusted();
+    let files = [flag("cert-file", &cert), flag("key-file", &key), flag("trusted-ca-file", &trusted)];
+    let mut flags: Vec<&str> = files.iter().map(String::as_str).collect();
+    flags.push("--bcrypt-cost=4");
+    let with_names = [&flags[..], &["--client-cert-auth"]].concat();
+    let served = node(&place, &with_names);
+    let as_user = |served: &Served, name: &str, words: &[&str]| {
+        let (cert, key) = authority.sign(name, &["client.example"]);
+        let own = [flag("cert", &cert), flag("key", &key), flag("cacert", &trusted)];
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        ctl(&place, served, "https://", &own, words)
+    };
+    for words in [
+        &["user", "add", "root:r"][..],
+        &["user", "add", "tenant", "--no-password"],
+        &["role", "add", "tenant"],
+        &["role", "grant-permission", "tenant", "readwrite", "/tenant/", "--prefix"],
+        &["user", "grant-role", "tenant", "tenant"],
+        &["auth", "enable"],
+    ] {
+        let done = as_user(&served, "anybody", words);
+        assert!(done.status.success(), "{words:?}: {}", text(&done.stderr));
+    }
+    assert_eq!(text(&as_user(&served, "tenant", &["put", "/tenant/a", "1"]).stdout), "OK\n");
+    assert_refused(&as_user(&served, "tenant", &["get", "/other/a"]), "etcdserver: permission denied");
+    assert_refused(&as_user(&served, "stranger", &["get", "/tenant/a"]), "etcdserver: permission denied");
+    assert_eq!(
+        text(&as_user(&served, "tenant", &["--user=root:r", "user", "list"]).stdout),
+        "root\ntenant\n"
+    );
+    let wrong = as_user(&served, "tenant", &["--user=root:x", "get", "/tenant/a"]);
+    assert_refused(&wrong, "etcdserver: authentication failed, invalid user ID or password");
+    assert_eq!(wrong.status.code(), Some(2));
+    drop(served);
+    fs::remove_file(place.path("notify")).unwrap();
+    let served = node(&place, &flags);
+    assert_refused(&as_user(&served, "tenant", &["get", "/tenant/a"]), "etcdserver: user name is empty");
+    assert!(as_user(&served, "tenant", &["--user=root:r", "get", "/tenant/a"]).status.success());
+}
+
 #[test]
 fn a_node_makes_itself_a_certificate_and_keeps_it() {
     let place = Place::new();

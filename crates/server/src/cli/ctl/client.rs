@@ -12,6 +12,7 @@ use tonic::{Code, Response, Status};
 use tower::service_fn;
 
 use super::failure::{Exit, Failure};
+use super::login::{Connection, Identity, Token};
 use super::secure::Security;
 use crate::cli::endpoint_parts;
 use crate::tls::{ClientTls, Stream};
@@ -26,6 +27,8 @@ pub(crate) struct Client {
     pub(crate) endpoints: Vec<String>,
     /// How they are spoken to.
     pub(crate) security: Security,
+    /// As whom.
+    pub(crate) identity: Identity,
     /// Bound on each attempt to connect.
     pub(crate) dial_timeout: Duration,
     /// Bound on each call, connecting excluded.
@@ -39,6 +42,8 @@ pub(crate) struct Client {
 pub(crate) enum CallError {
     /// No endpoint could be connected to; each with its reason.
     Unreachable(Vec<(String, String)>),
+    /// The user was not let in.
+    Login(Status),
     /// The call took longer than `--command-timeout`.
     Timeout,
     /// The server refused, or the connection broke.
@@ -54,14 +59,15 @@ impl fmt::Display for CallError {
                 write!(f, "cannot connect to any endpoint ({})", attempts.join("; "))
             }
             CallError::Timeout => f.write_str("context deadline exceeded"),
-            CallError::Refused(status) => f.write_str(&status_text(status)),
+            CallError::Login(status) | CallError::Refused(status) => f.write_str(&status_text(status)),
         }
     }
 }
 
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Failure {
-        Failure { exit: Exit::Error, text: Some(error.to_string()) }
+        let exit = if matches!(error, CallError::Login(_)) { Exit::BadConnection } else { Exit::Error };
+        Failure { exit, text: Some(error.to_string()) }
     }
 }
 
@@ -84,15 +90,27 @@ impl Client {
     }
 
     /// Connects to the first endpoint that accepts, from the one at `first` on.
-    async fn connect_from(&self, first: usize) -> Result<(usize, Channel), CallError> {
+    async fn connect_from(&self, first: usize) -> Result<(usize, Connection), CallError> {
         let mut attempts = Vec::new();
         for (position, endpoint) in self.endpoints.iter().enumerate().skip(first) {
-            match self.connect_to(endpoint).await {
-                Ok(channel) => return Ok((position, channel)),
-                Err(reason) => attempts.push((endpoint.clone(), reason)),
-            }
+            let reason = match self.connect_to(endpoint).await {
+                Ok(channel) => match self.log_in(&channel).await {
+                    Ok(token) => return Ok((position, Connection::new(channel, token))),
+                    Err(status) if status.code() != Code::Unavailable => {
+                        return Err(CallError::Login(status));
+                    }
+                    Err(status) => status_text(&status),
+                },
+                Err(reason) => reason,
+            };
+            attempts.push((endpoint.clone(), reason));
         }
         Err(CallError::Unreachable(attempts))
+    }
+
+    async fn log_in(&self, channel: &Channel) -> Result<Token, Status> {
+        let token = tokio::time::timeout(self.command_timeout, self.identity.token(channel)).await;
+        token.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer to the login")))
     }
 
     /// Connects to one endpoint, or says in a few words why not.
@@ -117,14 +135,14 @@ impl Client {
     }
 
     /// Connects to the first endpoint that accepts.
-    pub(crate) async fn connect(&self) -> Result<Channel, CallError> {
+    pub(crate) async fn connect(&self) -> Result<Connection, CallError> {
         self.connect_from(0).await.map(|(_, channel)| channel)
     }
 
     /// Makes a call that changes something: sent at most once, since its outcome is unknown when the connection breaks.
     pub(crate) async fn write<T>(
         &self,
-        call: impl AsyncFnOnce(Channel) -> Result<Response<T>, Status>,
+        call: impl AsyncFnOnce(Connection) -> Result<Response<T>, Status>,
     ) -> Result<T, CallError> {
         let channel = self.connect().await?;
         self.bounded(call(channel)).await
@@ -133,7 +151,7 @@ impl Client {
     /// Makes a call that changes nothing: tried on the next endpoint when one is unavailable.
     pub(crate) async fn read<T>(
         &self,
-        call: impl AsyncFn(Channel) -> Result<Response<T>, Status>,
+        call: impl AsyncFn(Connection) -> Result<Response<T>, Status>,
     ) -> Result<T, CallError> {
         let mut first = 0;
         loop {
@@ -207,6 +225,7 @@ mod tests {
         let client = Client {
             endpoints: vec![address.to_string(), "ftp://x".to_owned()],
             security: Security::default(),
+            identity: Identity::default(),
             keepalive: (Duration::from_secs(2), Duration::from_secs(6)),
             dial_timeout: Duration::from_secs(1),
             command_timeout: Duration::from_secs(1),

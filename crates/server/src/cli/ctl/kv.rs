@@ -8,9 +8,9 @@ use bytes::Bytes;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use hadron_proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest};
-use tonic::transport::Channel;
 
 use super::failure::Failure;
+use super::login::Connection;
 use super::print::{Format, write_out};
 use super::{Global, Session, go_text};
 
@@ -21,7 +21,7 @@ const RANGE_END_TOO: &str =
     "too many arguments, only accept one argument when `--prefix` or `--from-key` is set";
 
 /// A client for keys that takes replies of any size: etcd bounds requests, not replies.
-pub(crate) fn client(channel: Channel) -> KvClient<Channel> {
+pub(crate) fn client(channel: Connection) -> KvClient<Connection> {
     KvClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 

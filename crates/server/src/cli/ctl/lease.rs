@@ -14,6 +14,7 @@ use tonic::{Status, Streaming};
 
 use super::client::{CallError, Client};
 use super::failure::{Exit, Failure};
+use super::login::Connection;
 use super::print::lease::{Revoked, TimeToLive};
 use super::print::{Format, write_out};
 use super::{Global, Session, go_text};
@@ -179,7 +180,7 @@ async fn open_stream(client: &Client, first: LeaseKeepAliveRequest) -> Result<Ke
     Ok((sender, opened.map_err(CallError::Refused)?.into_inner()))
 }
 
-fn big(client: LeaseClient<tonic::transport::Channel>) -> LeaseClient<tonic::transport::Channel> {
+fn big(client: LeaseClient<Connection>) -> LeaseClient<Connection> {
     client.max_decoding_message_size(usize::MAX)
 }
 

@@ -1,9 +1,10 @@
 //! `hadron ctl`: a client for people and scripts, with `etcdctl`'s commands, flags, output and exit codes.
 //!
 //! A command checks its arguments (before connecting, in `etcdctl`'s order and words), makes its calls through
-//! `client::Client` and prints the reply through `print::Printer`. Left out for now: authentication, and the
-//! commands for snapshots, locks and elections among clients.
+//! `client::Client` and prints the reply through `print::Printer`. Left out for now: the commands for snapshots, locks and
+//! elections among clients.
 
+mod auth;
 mod client;
 pub(super) mod election;
 mod endpoint;
@@ -11,6 +12,7 @@ mod failure;
 
 mod kv;
 mod lease;
+mod login;
 mod member;
 mod print;
 mod secure;
@@ -94,6 +96,8 @@ struct Global {
     keepalive_timeout: Duration,
     #[command(flatten)]
     secure: secure::Secure,
+    #[command(flatten)]
+    login: login::Login,
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,6 +125,15 @@ enum Command {
     Member(member::MemberCommand),
     /// Transfer leadership to another member
     MoveLeader(member::MoveLeader),
+    /// Commands for users
+    #[command(subcommand)]
+    User(auth::User),
+    /// Commands for roles
+    #[command(subcommand)]
+    Role(auth::Role),
+    /// Switch authentication on and off
+    #[command(subcommand)]
+    Auth(auth::Auth),
     /// Commands for alarms
     #[command(subcommand)]
     Alarm(upkeep::Alarm),
@@ -151,6 +164,7 @@ impl Session {
         let client = Client {
             endpoints,
             security: Security::new(global.secure)?,
+            identity: global.login.identity()?,
             dial_timeout: global.dial_timeout,
             command_timeout: global.command_timeout,
             keepalive: (global.keepalive_time, global.keepalive_timeout),
@@ -193,6 +207,9 @@ async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failur
         Command::Endpoint(command) => command.run(global).await,
         Command::Member(command) => command.run(global).await,
         Command::MoveLeader(command) => command.run(global).await,
+        Command::User(command) => command.run(global).await,
+        Command::Role(command) => command.run(global).await,
+        Command::Auth(command) => command.run(global).await,
         Command::Alarm(command) => command.run(global).await,
         Command::Defrag(command) => command.run(global).await,
         Command::Downgrade(command) => command.run(global).await,

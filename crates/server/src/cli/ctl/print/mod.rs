@@ -3,6 +3,7 @@
 //! A reply type implements [`Reply`]; [`Printer`] picks the form that `--write-out` asks for. The layouts are those of
 //! `etcdctl` 3.6, which adds columns to `endpoint status` and `endpoint hashkv` of 3.5 and otherwise equals it.
 
+pub(crate) mod auth;
 pub(crate) mod cluster;
 pub(crate) mod json;
 pub(crate) mod kv;

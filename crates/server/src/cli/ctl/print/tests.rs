@@ -1,15 +1,19 @@
 //! Golden outputs: what `etcdctl` prints for the same replies.
 #![allow(clippy::unwrap_used)]
 
+use hadron_proto::authpb::Permission;
+use hadron_proto::authpb::permission::Type;
 use hadron_proto::etcdserverpb::response_op::Response;
 use hadron_proto::etcdserverpb::{
-    DeleteRangeResponse, HashKvResponse, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
-    LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveResponse, Member, MemberListResponse,
-    MoveLeaderResponse, PutResponse, RangeResponse, ResponseOp, StatusResponse, TxnResponse, WatchResponse,
+    AuthRoleGetResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
+    LeaseLeasesResponse, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveResponse, Member,
+    MemberListResponse, MoveLeaderResponse, PutResponse, RangeResponse, ResponseOp, StatusResponse,
+    TxnResponse, WatchResponse,
 };
 use hadron_proto::mvccpb::event::EventType;
 use hadron_proto::mvccpb::{Event, KeyValue};
 
+use super::auth::OfRole;
 use super::cluster::{Hashes, Health, Healths, MembersChanged, Moved, Statuses};
 use super::lease::{Revoked, TimeToLive};
 use super::*;
@@ -296,6 +300,38 @@ fn a_member_that_is_added() {
     assert_eq!(render(&changed, Format::Simple, Style::default()), text);
     let json = r#"{"header":{"cluster_id":31,"member_id":161,"raft_term":2},"member":{"ID":178,"peerURLs":["http://b:2380"],"isLearner":true},"members":[{"ID":178,"peerURLs":["http://b:2380"],"isLearner":true}]}"#;
     assert_eq!(render(&changed, Format::Json, Style::default()), format!("{json}\n"));
+}
+
+#[test]
+fn a_role_and_its_permissions() {
+    let permission = |kind: Type, key: &'static str, range_end: &'static str| Permission {
+        perm_type: kind as i32,
+        key: key.into(),
+        range_end: range_end.into(),
+    };
+    let perm = vec![
+        permission(Type::Readwrite, "/app/", "/app0"),
+        permission(Type::Read, "b", "d"),
+        permission(Type::Write, "m", "\0"),
+        permission(Type::Read, "one", ""),
+    ];
+    let role = OfRole {
+        name: "app".into(),
+        reply: AuthRoleGetResponse { header: Some(HEADER), perm: perm[..2].to_vec() },
+    };
+    check(
+        &role,
+        "Role app\nKV Read:\n\t[/app/, /app0) (prefix /app/)\n\t[b, d)\nKV Write:\n\t[/app/, /app0) (prefix /app/)\n",
+        "\"ClusterID\" : 31\n\"MemberID\" : 161\n\"Revision\" : 7\n\"RaftTerm\" : 2\n\"PermType\" :  READWRITE\n\
+         \"Key\" : \"/app/\"\n\"RangeEnd\" : \"/app0\"\n\"PermType\" :  READ\n\"Key\" : \"b\"\n\"RangeEnd\" : \"d\"\n",
+        r#"{"header":{"cluster_id":31,"member_id":161,"revision":7,"raft_term":2},"perm":[{"permType":2,"key":"L2FwcC8=","range_end":"L2FwcDA="},{"key":"Yg==","range_end":"ZA=="}]}"#,
+    );
+    let role = OfRole {
+        name: "app".into(),
+        reply: AuthRoleGetResponse { header: Some(HEADER), perm: perm[2..].to_vec() },
+    };
+    let text = "Role app\nKV Read:\n\tone\nKV Write:\n\t[m, <open ended>\n";
+    assert_eq!(render(&role, Format::Simple, Style::default()), text);
 }
 
 #[test]

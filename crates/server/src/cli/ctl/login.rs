@@ -1,0 +1,178 @@
+//! The flags of `ctl` about users, and what a connection shows of them.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+
+use hadron_proto::etcdserverpb as pb;
+use pb::auth_client::AuthClient;
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use tonic::metadata::AsciiMetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use super::failure::{Exit, Failure};
+
+/// What commands make their calls through.
+pub(crate) type Connection = InterceptedService<Channel, Token>;
+
+/// The flags.
+#[derive(clap::Args)]
+pub(super) struct Login {
+    /// NAME[:PASSWORD] of a user; the password is asked for if it is not given
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_USER",
+        default_value = "",
+        value_name = "NAME[:PASSWORD]",
+        hide_env = true
+    )]
+    user: String,
+    /// Password of the user, if it is not given with the name
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_PASSWORD",
+        default_value = "",
+        hide_env_values = true,
+        hide_env = true
+    )]
+    password: String,
+    /// A JSON web token, instead of a user
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_AUTH_JWT_TOKEN",
+        default_value = "",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        hide_env = true
+    )]
+    auth_jwt_token: String,
+}
+
+/// Without secrets.
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Login")
+    }
+}
+
+/// As whom a client speaks.
+#[derive(Clone, Default)]
+pub(crate) enum Identity {
+    /// Nobody, or whom the certificate names.
+    #[default]
+    Nobody,
+    /// A user, who gets a token for each connection.
+    User { name: String, password: String },
+    /// Whoever the token was made for.
+    Token(String),
+}
+
+/// Without secrets.
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Identity::Nobody => "Nobody",
+            Identity::User { name, .. } => name,
+            Identity::Token(_) => "Token",
+        })
+    }
+}
+
+/// Puts a token into each request, if there is one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Token(Option<AsciiMetadataValue>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("token", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Token {
+    fn new(text: &str) -> Result<Token, Status> {
+        let token = text.parse().map_err(|_| Status::invalid_argument("the token is not plain text"))?;
+        Ok(Token(Some(token)))
+    }
+}
+
+impl Login {
+    /// Asks for the password if that is missing.
+    pub(super) fn identity(self) -> Result<Identity, Failure> {
+        let Login { user, password, auth_jwt_token } = self;
+        if !auth_jwt_token.is_empty() {
+            return Ok(Identity::Token(auth_jwt_token));
+        }
+        if user.is_empty() {
+            return Ok(Identity::Nobody);
+        }
+        if !password.is_empty() {
+            return Ok(Identity::User { name: user, password });
+        }
+        Ok(match user.split_once(':') {
+            Some((name, password)) => Identity::User { name: name.to_owned(), password: password.to_owned() },
+            None => Identity::User { name: user, password: ask("Password: ").map_err(Failure::error)? },
+        })
+    }
+}
+
+impl Identity {
+    /// The token to show on a connection; a user gets it now. A server without authentication needs none.
+    pub(super) async fn token(&self, channel: &Channel) -> Result<Token, Status> {
+        match self {
+            Identity::Nobody => Ok(Token::default()),
+            Identity::Token(token) => Token::new(token),
+            Identity::User { name, password } => {
+                let request = pb::AuthenticateRequest { name: name.clone(), password: password.clone() };
+                match AuthClient::new(channel.clone()).authenticate(request).await {
+                    Ok(answer) => Token::new(&answer.into_inner().token),
+                    Err(status) if status.message() == "etcdserver: authentication is not enabled" => {
+                        Ok(Token::default())
+                    }
+                    Err(status) => Err(status),
+                }
+            }
+        }
+    }
+}
+
+/// A new password for a user: asked for twice, or the first word of standard input.
+pub(super) fn new_password(user: &str, is_interactive: bool) -> Result<String, Failure> {
+    let bad = |text: String| Failure { exit: Exit::BadArguments, text: Some(text) };
+    if !is_interactive {
+        let mut line = String::new();
+        io::stdin().lock().read_line(&mut line).map_err(|error| bad(error.to_string()))?;
+        return Ok(line.split_whitespace().next().unwrap_or_default().to_owned());
+    }
+    let failed = |error: io::Error| bad(format!("failed to ask password: {error}"));
+    let first = ask(&format!("Password of {user}: ")).map_err(failed)?;
+    if first.is_empty() {
+        return Err(bad("empty password".into()));
+    }
+    let second = ask(&format!("Type password of {user} again for confirmation: ")).map_err(failed)?;
+    if first == second { Ok(first) } else { Err(bad("given passwords are different".into())) }
+}
+
+/// Asks at the terminal, which does not show the answer.
+fn ask(prompt: &str) -> io::Result<String> {
+    let mut terminal = File::options().read(true).write(true).open("/dev/tty")?;
+    terminal.write_all(prompt.as_bytes())?;
+    let shown = tcgetattr(&terminal)?;
+    let mut hidden = shown.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&terminal, OptionalActions::Flush, &hidden)?;
+    let mut line = String::new();
+    let read = BufReader::new(terminal.try_clone()?).read_line(&mut line);
+    tcsetattr(&terminal, OptionalActions::Flush, &shown)?;
+    terminal.write_all(b"\n")?;
+    read?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}

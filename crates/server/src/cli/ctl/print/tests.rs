@@ -309,7 +309,7 @@ fn a_role_and_its_permissions() {
         key: key.into(),
         range_end: range_end.into(),
     };
-    let perm = vec![
+    let perm = [
         permission(Type::Readwrite, "/app/", "/app0"),
         permission(Type::Read, "b", "d"),
         permission(Type::Write, "m", "\0"),

@@ -20,6 +20,7 @@ use hadron_proto::mvccpb::{self, Event};
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
+use pb::range_request::{SortOrder, SortTarget};
 use pb::request_op::Request as Op;
 use pb::watch_client::WatchClient;
 use pb::watch_request::RequestUnion;
@@ -157,7 +158,7 @@ impl Asker {
             limit: if self.chance(70) { 0 } else { self.random.random_range(-1..4) },
             revision: self.some_revision(),
             sort_order: if self.chance(60) { 0 } else { self.random.random_range(0..3) },
-            sort_target: if self.chance(60) { 0 } else { self.random.random_range(0..5) },
+            sort_target: SortTarget::Key as i32,
             serializable: self.chance(30),
             keys_only: self.chance(20),
             count_only: self.chance(10),
@@ -166,6 +167,13 @@ impl Asker {
             min_create_revision: bound(self),
             max_create_revision: bound(self),
         }
+    }
+
+    /// In the order of something else than keys. How etcd orders those that are equal is left to chance, so there is no limit
+    /// that could cut between them, and what it is ordered by is shown.
+    fn ordered_range(&mut self) -> pb::RangeRequest {
+        let sort_target = self.random.random_range(1..5);
+        pb::RangeRequest { sort_target, limit: 0, keys_only: false, ..self.range() }
     }
 
     fn put(&mut self) -> pb::PutRequest {
@@ -260,7 +268,8 @@ impl Asker {
 
     fn question(&mut self) -> Question {
         match self.random.random_range(0..1000) {
-            0..250 => Question::Range(self.range()),
+            0..200 => Question::Range(self.range()),
+            200..250 => Question::Range(self.ordered_range()),
             250..500 => Question::Put(self.put()),
             500..600 => Question::DeleteRange(self.delete_range()),
             600..850 => Question::Txn(self.txn(0)),
@@ -308,6 +317,22 @@ fn plain_txn(txn: &mut pb::TxnResponse) -> i64 {
     plain(&mut txn.header)
 }
 
+/// Puts those that are equal in what they are ordered by into the order of their keys.
+fn order_equals_by_key(kvs: &mut [mvccpb::KeyValue], target: SortTarget, order: SortOrder) {
+    let compare = |one: &mvccpb::KeyValue, other: &mvccpb::KeyValue| {
+        let up = match target {
+            SortTarget::Key => one.key.cmp(&other.key),
+            SortTarget::Version => one.version.cmp(&other.version),
+            SortTarget::Create => one.create_revision.cmp(&other.create_revision),
+            SortTarget::Mod => one.mod_revision.cmp(&other.mod_revision),
+            SortTarget::Value => one.value.cmp(&other.value),
+        };
+        if order == SortOrder::Descend { up.reverse() } else { up }
+    };
+    assert!(kvs.is_sorted_by(|one, other| compare(one, other).is_le()), "not in order: {kvs:?}");
+    kvs.sort_by(|one, other| compare(one, other).then_with(|| one.key.cmp(&other.key)));
+}
+
 fn said<T: Debug>(answer: Result<Response<T>, Status>, plain: impl FnOnce(&mut T) -> i64) -> Said {
     match answer {
         Ok(answer) => {
@@ -322,7 +347,13 @@ fn said<T: Debug>(answer: Result<Response<T>, Status>, plain: impl FnOnce(&mut T
 async fn ask(url: &str, server: &Channel, question: Question) -> Said {
     let (mut kv, mut lease) = (KvClient::new(server.clone()), LeaseClient::new(server.clone()));
     match question {
-        Question::Range(range) => said(kv.range(range).await, |answer| plain(&mut answer.header)),
+        Question::Range(range) => {
+            let (target, order) = (range.sort_target(), range.sort_order());
+            said(kv.range(range).await, |answer| {
+                order_equals_by_key(&mut answer.kvs, target, order);
+                plain(&mut answer.header)
+            })
+        }
         Question::Put(put) => said(kv.put(put).await, |answer| plain(&mut answer.header)),
         Question::DeleteRange(delete) => {
             said(kv.delete_range(delete).await, |answer| plain(&mut answer.header))

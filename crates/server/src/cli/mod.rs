@@ -166,11 +166,11 @@ fn endpoint_parts(endpoint: &str) -> Result<(Option<bool>, String), String> {
     }
 }
 
-/// Lets every switch be given as `--switch=true` and `--switch=false` too, and takes an empty variable for none, as programs
-/// written in Go do.
+/// Lets every switch be given as `--switch=true` and `--switch=false` too, lets the last of repeated flags count, and takes an
+/// empty variable for none, as programs written in Go do.
 fn switches_with_values(command: clap::Command) -> clap::Command {
     let subcommands: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
-    let command = command.mut_args(|argument| match has_empty_variable(&argument) {
+    let command = command.args_override_self(true).mut_args(|argument| match has_empty_variable(&argument) {
         true => argument.env(Resettable::Reset),
         false => argument,
     });

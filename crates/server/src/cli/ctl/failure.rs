@@ -6,17 +6,34 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// The server refused, or could not be reached.
-    Error = 1,
+    Error,
     /// Some commands use a code of their own when the server cannot be reached.
-    BadConnection = 2,
+    BadConnection,
     /// Standard input of `txn` or `watch` makes no sense.
-    InvalidInput = 3,
+    InvalidInput,
     /// A flag has a value that is not supported.
-    BadFeature = 4,
-    /// The server ended a watch.
-    Interrupted = 5,
+    BadFeature,
+    /// The server ended a watch, or a snapshot did not arrive.
+    Interrupted,
     /// Wrong arguments.
-    BadArguments = 128,
+    BadArguments,
+    /// That of the command that `lock` ran.
+    Child(u8),
+}
+
+impl Exit {
+    /// What the process exits with.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Exit::Error => 1,
+            Exit::BadConnection => 2,
+            Exit::InvalidInput => 3,
+            Exit::BadFeature => 4,
+            Exit::Interrupted => 5,
+            Exit::BadArguments => 128,
+            Exit::Child(code) => code,
+        }
+    }
 }
 
 /// The end of a command that did not succeed.

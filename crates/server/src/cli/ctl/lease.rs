@@ -20,7 +20,7 @@ use super::print::{Format, write_out};
 use super::{Global, Session, go_text};
 
 /// Leases are renewed when a third of their time is over, so that two attempts may fail.
-const RENEWALS_PER_TTL: u32 = 3;
+pub(super) const RENEWALS_PER_TTL: u32 = 3;
 
 /// Subcommands of `lease`.
 #[derive(Debug, Subcommand)]
@@ -166,10 +166,14 @@ async fn renew(session: &Session, id: i64, once: bool) -> Result<Renewal, Failur
     }
 }
 
-type KeepAliveStream = (mpsc::Sender<LeaseKeepAliveRequest>, Streaming<LeaseKeepAliveResponse>);
+/// Both ends of a stream of renewals.
+pub(super) type KeepAliveStream = (mpsc::Sender<LeaseKeepAliveRequest>, Streaming<LeaseKeepAliveResponse>);
 
 /// Opens a stream with its first request, without which etcd would not answer at all.
-async fn open_stream(client: &Client, first: LeaseKeepAliveRequest) -> Result<KeepAliveStream, CallError> {
+pub(super) async fn open_stream(
+    client: &Client,
+    first: LeaseKeepAliveRequest,
+) -> Result<KeepAliveStream, CallError> {
     let channel = client.connect().await?;
     let (sender, receiver) = mpsc::channel(1);
     // The channel is empty and its receiver lives: this cannot fail.

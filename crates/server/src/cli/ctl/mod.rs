@@ -1,21 +1,23 @@
 //! `hadron ctl`: a client for people and scripts, with `etcdctl`'s commands, flags, output and exit codes.
 //!
 //! A command checks its arguments (before connecting, in `etcdctl`'s order and words), makes its calls through
-//! `client::Client` and prints the reply through `print::Printer`. Left out for now: the commands for snapshots, locks and
-//! elections among clients.
+//! `client::Client` and prints the reply through `print::Printer`. Left out for now: `make-mirror` and `check`.
 
 mod auth;
 mod client;
+mod elect;
 pub(super) mod election;
 mod endpoint;
 mod failure;
-
+mod hold;
 mod kv;
 mod lease;
+mod lock;
 mod login;
 mod member;
 mod print;
 mod secure;
+mod snapshot;
 mod txn;
 mod upkeep;
 mod watch;
@@ -58,10 +60,11 @@ struct Global {
         global = true,
         env = "ETCDCTL_ENDPOINTS",
         default_value = DEFAULT_ENDPOINT,
+        value_delimiter = ',',
         value_name = "LIST",
         hide_env = true
     )]
-    endpoints: String,
+    endpoints: Vec<String>,
     /// Output format: simple, fields, json or table
     #[arg(
         short = 'w',
@@ -125,6 +128,13 @@ enum Command {
     Member(member::MemberCommand),
     /// Transfer leadership to another member
     MoveLeader(member::MoveLeader),
+    /// Hold a lock until interrupted, or while a command runs
+    Lock(lock::Lock),
+    /// Lead an election until interrupted, or watch who does
+    Elect(elect::Elect),
+    /// Commands for snapshots
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
     /// Commands for users
     #[command(subcommand)]
     User(auth::User),
@@ -159,8 +169,10 @@ struct Session {
 impl Session {
     fn new(global: Global) -> Result<Session, Failure> {
         // An empty list, perhaps from an empty variable, means the default as well.
-        let given = if global.endpoints.is_empty() { DEFAULT_ENDPOINT } else { &global.endpoints };
-        let endpoints = given.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
+        let endpoints = match global.endpoints.iter().all(String::is_empty) {
+            true => vec![DEFAULT_ENDPOINT.to_owned()],
+            false => global.endpoints.iter().map(|endpoint| endpoint.trim().to_owned()).collect(),
+        };
         let client = Client {
             endpoints,
             security: Security::new(global.secure)?,
@@ -189,7 +201,7 @@ pub fn run(options: Options, arguments: &[OsString]) -> ExitCode {
             if let Some(text) = failure.text {
                 eprintln!("Error: {text}");
             }
-            ExitCode::from(failure.exit as u8)
+            ExitCode::from(failure.exit.code())
         }
     }
 }
@@ -207,6 +219,9 @@ async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failur
         Command::Endpoint(command) => command.run(global).await,
         Command::Member(command) => command.run(global).await,
         Command::MoveLeader(command) => command.run(global).await,
+        Command::Lock(command) => command.run(global).await,
+        Command::Elect(command) => command.run(global).await,
+        Command::Snapshot(command) => command.run(global, arguments).await,
         Command::User(command) => command.run(global).await,
         Command::Role(command) => command.run(global).await,
         Command::Auth(command) => command.run(global).await,

@@ -37,9 +37,11 @@ pub mod snapshot;
 pub mod watch;
 
 mod apply;
+mod backup;
 mod digest;
 mod flush;
 mod hash_kv;
+mod kept;
 mod keyspace;
 mod lease;
 mod range;
@@ -49,6 +51,7 @@ mod state;
 mod sweep;
 mod txn;
 
+pub use backup::{Backup, BackupLease};
 pub use command::{Command, DecodeError, Response};
 pub use error::{Error, OpenError};
 pub use flush::Flush;

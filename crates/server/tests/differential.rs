@@ -6,15 +6,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/etcd.rs"]
+mod etcd;
 mod support;
 
 use std::fmt::Debug;
-use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
+use etcd::Etcd;
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::mvccpb::{self, Event};
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -27,7 +27,7 @@ use pb::watch_request::RequestUnion;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use support::{Cluster, channel, eventually, status};
+use support::{Cluster, channel};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -43,45 +43,6 @@ const WATCH_PATIENCE: Duration = Duration::from_secs(20);
 fn variable<T: std::str::FromStr>(name: &str, default: T) -> T {
     let text = std::env::var(name).ok();
     text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
-}
-
-/// A real etcd, with a directory of its own.
-struct Etcd {
-    process: Child,
-    url: String,
-    _directory: tempfile::TempDir,
-}
-
-impl Etcd {
-    async fn start(binary: PathBuf) -> Etcd {
-        let directory = tempfile::tempdir().unwrap();
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (client, peer) = (format!("http://{}", free()), format!("http://{}", free()));
-        let process = Command::new(&binary)
-            .arg("--data-dir")
-            .arg(directory.path().join("data"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let process = process.unwrap_or_else(|error| panic!("ETCD={}: {error}", binary.display()));
-        let etcd = Etcd { process, url: client, _directory: directory };
-        eventually("etcd leads", async || {
-            status(channel(&etcd.url)).await.is_some_and(|one| one.leader != 0)
-        })
-        .await;
-        etcd
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 /// Something to ask of both.

@@ -1,5 +1,6 @@
 //! What every service holds: the node behind it, the group whose keyspace it serves, limits and metrics.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub(super) struct Context<B> {
     pub(super) limits: Limits,
     pub(super) membership: MembershipOptions,
     pub(super) watch_progress_interval: Duration,
+    /// Where backups are built.
+    pub(super) snapshot_dir: PathBuf,
     pub(super) tokens: Arc<Tokens>,
     pub(super) passwords: Passwords,
     pub(super) metrics: Arc<Metrics>,

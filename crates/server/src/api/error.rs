@@ -196,11 +196,6 @@ pub(super) fn refusal(error: KeyspaceError) -> Status {
     }
 }
 
-/// The answer to a call that exists in etcd and not yet here.
-pub(super) fn unimplemented(call: &str) -> Status {
-    Status::unimplemented(format!("hadron: {call} is not supported yet"))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

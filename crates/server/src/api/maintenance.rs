@@ -1,5 +1,5 @@
-//! The service `Maintenance`: status, hashes of the history, leadership transfer, alarms, and what etcd needs and this
-//! does not: defragmentation, downgrades. `Snapshot` does not exist yet.
+//! The service `Maintenance`: status, hashes of the history, leadership transfer, alarms, backups (`snapshot`), and what etcd
+//! needs and this does not: defragmentation, downgrades.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 use super::backend::Backend;
 use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
-use super::error::{EtcdError, unimplemented};
+use super::error::EtcdError;
 
 /// The service.
 pub(super) struct Maintenance<B> {
@@ -171,8 +171,10 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
 
     async fn snapshot(
         &self,
-        _: Request<pb::SnapshotRequest>,
+        request: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(unimplemented("Snapshot"))
+        self.context.admit(request.metadata(), Learners::Answer)?;
+        self.context.permit(&Claim::of(&request), Need::Root).await?;
+        Ok(Response::new(Box::pin(self.context.snapshot().await?)))
     }
 }

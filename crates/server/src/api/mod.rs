@@ -7,7 +7,7 @@
 //! - `compactor`: compaction by itself.
 //! - `membership`: how the pool's members are changed.
 //! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`, `health`, `pool`: the services; `http`: the
-//!   pages. `range_stream`: ranges in parts. `session`: the queues of contenders behind locks and elections.
+//!   pages. `range_stream`: ranges in parts. `snapshot`: backups. `session`: the queues of contenders behind locks and elections.
 //! - [`error`]: etcd's codes and texts, in one table. `context`: what all services share. `leader`: calls that
 //!   demand a leader.
 //!
@@ -39,6 +39,7 @@ mod pool;
 mod range_stream;
 pub mod server;
 mod session;
+mod snapshot;
 mod socket;
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use std::future::Future;
 use std::io;
 use std::net::TcpListener as StdTcpListener;
 use std::net::TcpStream as StdTcpStream;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
@@ -75,6 +76,8 @@ pub struct ServerOptions {
     pub access: Access,
     /// What connections may do, and when they are given up.
     pub connections: Connections,
+    /// Where backups are built while they are sent. There must be room for all data.
+    pub snapshot_dir: PathBuf,
     /// Which tokens users get.
     pub tokens: Arc<Tokens>,
     /// The cost of hashing passwords: the binary logarithm of the number of rounds, 4 to 31.
@@ -155,6 +158,7 @@ impl Default for ServerOptions {
             gateway: true,
             access: Access::default(),
             connections: Connections::default(),
+            snapshot_dir: std::env::temp_dir(),
             tokens: Arc::default(),
             bcrypt_cost: 10,
         }
@@ -179,6 +183,7 @@ impl<B: Backend> Server<B> {
             limits: options.limits,
             membership: options.membership,
             watch_progress_interval: options.watch_progress_interval,
+            snapshot_dir: options.snapshot_dir,
             tokens: options.tokens,
             passwords: Passwords::new(options.bcrypt_cost),
             metrics: Arc::clone(&metrics),

@@ -185,6 +185,7 @@ fn server_options(config: &Config, tokens: Tokens) -> ServerOptions {
         gateway: clients.gateway,
         access: clients.access.clone(),
         connections,
+        snapshot_dir: config.data_dir.clone(),
         tokens: Arc::new(tokens),
         bcrypt_cost: config.auth.bcrypt_cost,
         ..defaults

@@ -358,6 +358,7 @@ async fn calls_of_root(client: &Client) -> Vec<(&'static str, Result<(), Status>
         ("Hash", maintenance.hash(client.request(Default::default())).await.map(drop)),
         ("HashKV", maintenance.hash_kv(client.request(Default::default())).await.map(drop)),
         ("MoveLeader", maintenance.move_leader(client.request(Default::default())).await.map(drop)),
+        ("Snapshot", maintenance.snapshot(client.request(Default::default())).await.map(drop)),
         ("Downgrade", maintenance.downgrade(client.request(Default::default())).await.map(drop)),
         ("UserList", client.auth().user_list(client.request(Default::default())).await.map(drop)),
         ("RoleList", client.auth().role_list(client.request(Default::default())).await.map(drop)),

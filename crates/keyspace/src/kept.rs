@@ -1,0 +1,146 @@
+//! The whole history as etcd has it in its backend, in order: what hashes are made of, and backups.
+//!
+//! A version is stored under its revision, `_`, the sub-revision, and `t` if it is a tombstone; what is stored is its marshalled `KeyValue`.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use hadron_proto::mvccpb::KeyValue;
+use hadron_storage::engine::{Read, Space};
+use prost::Message;
+
+use crate::error::Error;
+use crate::keyspace::Keyspace;
+use crate::mvcc::{Pin, Record, Version};
+use crate::record;
+use crate::state::State;
+
+/// Versions read at a time.
+const PIECE: usize = 1000;
+
+/// The versions up to a revision, fixed while the state was locked. Holds sweeps off what it may read.
+pub(crate) struct Kept {
+    revision: i64,
+    generation: u32,
+    /// What was not in the engine then.
+    unflushed: Vec<Record>,
+    _pin: Pin,
+}
+
+impl Kept {
+    /// What there is now, up to `revision`, which is not compacted.
+    pub(crate) fn new(keyspace: &Keyspace, state: &State, revision: i64) -> Kept {
+        let unflushed = state.unflushed.records.iter().take_while(|record| record.version.main <= revision);
+        Kept {
+            revision,
+            generation: state.generation,
+            unflushed: unflushed.cloned().collect(),
+            _pin: keyspace.pins.pin(state.generation, state.compact_revision.max(0)),
+        }
+    }
+
+    /// Shows the stored key and value of every version that counts, in order.
+    pub(crate) fn visit<E: From<Error>>(
+        &self,
+        keyspace: &Keyspace,
+        counts: impl Fn(&State, &Record) -> bool,
+        mut show: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let view = keyspace.engine.snapshot();
+        let mut from = record::version_key(keyspace.group, self.generation, (0, 0));
+        loop {
+            let (piece, next) = self.piece(keyspace, view.as_ref(), &from)?;
+            self.show(keyspace, &piece, &counts, &mut show)?;
+            match next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        self.unflushed.chunks(PIECE).try_for_each(|piece| self.show(keyspace, piece, &counts, &mut show))
+    }
+
+    /// Some records of the engine, without values, and where to go on.
+    fn piece(
+        &self,
+        keyspace: &Keyspace,
+        view: &dyn Read,
+        from: &Bytes,
+    ) -> Result<(Vec<Record>, Option<Bytes>), Error> {
+        let end = (self.revision + 1, 0);
+        let end = self.unflushed.first().map_or(end, |first| first.version.place().min(end));
+        let to = record::version_key(keyspace.group, self.generation, end);
+        let mut records = Vec::new();
+        let mut is_damaged = false;
+        view.scan(Space::Versions, from, &to, &mut |key, value| {
+            match record::place_of(key).and_then(|place| record::decode_version(place, value)) {
+                Some((version, key)) => {
+                    records.push(Record { key: Bytes::copy_from_slice(key), version, value: Bytes::new() });
+                }
+                None => is_damaged = true,
+            }
+            if records.len() < PIECE { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        if is_damaged {
+            return Err(Error::Storage("a version has no known shape".into()));
+        }
+        let next = (records.len() == PIECE).then(|| records.last()).flatten().map(|last| {
+            let (main, sub) = last.version.place();
+            record::version_key(keyspace.group, self.generation, (main, sub + 1))
+        });
+        Ok((records, next))
+    }
+
+    fn show<E: From<Error>>(
+        &self,
+        keyspace: &Keyspace,
+        piece: &[Record],
+        counts: &impl Fn(&State, &Record) -> bool,
+        show: &mut impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let state = keyspace.state.read();
+        if state.generation != self.generation {
+            return Err(Error::Storage("the state was replaced by a snapshot".into()).into());
+        }
+        let counted: Vec<&Record> = piece.iter().filter(|record| counts(&state, record)).collect();
+        drop(state);
+        // Only now: the value of a version that does not count may be swept already.
+        for record in counted {
+            let is_in_memory = record.value.len() == record.version.value_len as usize;
+            let value = match is_in_memory {
+                true => record.value.clone(),
+                false => keyspace.values(self.generation).get(&record.version)?,
+            };
+            show(&stored_key(&record.version), &stored_value(record, value))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a version is what a compaction at `revision` keeps of its key: the newest one there.
+pub(crate) fn is_newest_at(state: &State, record: &Record, revision: i64) -> bool {
+    state.index.at_or_tombstone(&record.key, revision).map(Version::place) == Some(record.version.place())
+}
+
+fn stored_key(version: &Version) -> Vec<u8> {
+    let mut key = Vec::with_capacity(18);
+    key.extend_from_slice(&version.main.to_be_bytes());
+    key.push(b'_');
+    key.extend_from_slice(&i64::from(version.sub).to_be_bytes());
+    if version.is_tombstone() {
+        key.push(b't');
+    }
+    key
+}
+
+fn stored_value(record: &Record, value: Bytes) -> Vec<u8> {
+    let version = &record.version;
+    let mut stored = KeyValue { key: record.key.clone(), ..Default::default() };
+    if !version.is_tombstone() {
+        stored.create_revision = version.create;
+        stored.mod_revision = version.main;
+        stored.version = version.version;
+        stored.lease = version.lease;
+        stored.value = value;
+    }
+    stored.encode_to_vec()
+}

@@ -1,0 +1,55 @@
+//! A real etcd to compare with.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::support::{channel, eventually, status};
+
+/// A real etcd, with a directory of its own.
+pub struct Etcd {
+    process: Child,
+    /// Where clients reach it.
+    pub url: String,
+    _directory: TempDir,
+}
+
+impl Etcd {
+    /// An empty one.
+    pub async fn start(binary: PathBuf) -> Etcd {
+        Etcd::start_in(binary, tempfile::tempdir().unwrap()).await
+    }
+
+    /// One with the data in `data` below this directory.
+    pub async fn start_in(binary: PathBuf, directory: TempDir) -> Etcd {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (client, peer) = (format!("http://{}", free()), format!("http://{}", free()));
+        let process = Command::new(&binary)
+            .arg("--data-dir")
+            .arg(directory.path().join("data"))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let process = process.unwrap_or_else(|error| panic!("ETCD={}: {error}", binary.display()));
+        let etcd = Etcd { process, url: client, _directory: directory };
+        eventually("etcd leads", async || {
+            status(channel(&etcd.url)).await.is_some_and(|one| one.leader != 0)
+        })
+        .await;
+        etcd
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -191,7 +191,9 @@ impl<F: Write + Seek> Bucket<'_, F> {
         if self.branches.len() == level {
             self.branches.push(Pending::default());
         }
-        if !self.branches[level].has_room_for(&child) {
+        let branch = &self.branches[level];
+        // At least two, however long the keys are (the page then goes on): each level must be smaller than the one below it.
+        if branch.elements.len() > 1 && !branch.has_room_for(&child) {
             let full = std::mem::take(&mut self.branches[level]);
             let parent = self.write(BRANCH, full)?;
             self.push_branch(level + 1, parent)?;
@@ -316,6 +318,50 @@ mod tests {
                 walk(&file, u64::from_le_bytes(root[..8].try_into().unwrap()), &mut found);
                 assert!(found == entries);
             }
+        }
+    }
+
+    /// A file that fails when it grows beyond what a test can mean.
+    struct Bounded(Cursor<Vec<u8>>);
+
+    impl Write for Bounded {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0.position() > 16 << 20 {
+                return Err(io::Error::other("the file grows without end"));
+            }
+            self.0.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Bounded {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    /// Branches once took a single key that was longer than half a page, so that levels were built on levels without end: two users
+    /// with long names, and a backup filled the disk.
+    #[test]
+    fn keys_longer_than_half_a_page_end_in_a_root() {
+        for (count, length) in [(2, 2_030), (3, 2_030), (40, 3_000), (9, 5_000), (2, 32_768)] {
+            let entries: Vec<(Vec<u8>, Vec<u8>)> = (0..count)
+                .map(|number| (format!("{number:0length$}").into_bytes(), b"value".to_vec()))
+                .collect();
+            let mut writer = Writer::new(Bounded(Cursor::new(Vec::new()))).unwrap();
+            let mut bucket = writer.bucket(b"authUsers");
+            for (key, value) in &entries {
+                bucket.put(key, value).unwrap();
+            }
+            bucket.finish().unwrap();
+            let root = writer.buckets[0].1;
+            let file = writer.finish().unwrap().0.0.into_inner();
+            let mut found = Vec::new();
+            walk(&file, root, &mut found);
+            assert!(found == entries, "{count} keys of {length} bytes");
         }
     }
 

@@ -124,6 +124,29 @@ async fn what_is_sent_is_whole_while_writing_goes_on() {
     assert!(left.iter().all(|entry| !entry.as_ref().unwrap().file_name().to_string_lossy().contains("tmp")));
 }
 
+/// Each has a copy of all data on the disk until it is sent.
+#[tokio::test]
+async fn few_backups_are_made_at_the_same_time() {
+    let cluster = Cluster::start(1, &[]).await;
+    // More than is on its way to a client that does not read.
+    for number in 0..100 {
+        let put = pb::PutRequest { key: key(number), value: vec![1; 200 << 10].into(), ..Default::default() };
+        KvClient::new(cluster.nodes[0].channel()).put(put).await.unwrap();
+    }
+    let mut maintenance = MaintenanceClient::new(cluster.nodes[0].channel());
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        open.push(maintenance.snapshot(pb::SnapshotRequest {}).await.unwrap());
+    }
+    let refused = maintenance.snapshot(pb::SnapshotRequest {}).await.unwrap_err();
+    assert_eq!(refused.message(), "etcdserver: too many requests");
+    drop(open);
+    support::eventually("there is a turn again", async || {
+        maintenance.snapshot(pb::SnapshotRequest {}).await.is_ok()
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_etcd_restored_from_a_backup_says_the_same() {
     let Some(binary) = std::env::var_os("ETCD") else {

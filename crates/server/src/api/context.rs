@@ -9,6 +9,7 @@ use hadron_keyspace::{Command, Keyspace, Response};
 use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
 use hadron_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, ResponseHeader};
 use prost::Message;
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
@@ -59,6 +60,8 @@ pub(super) struct Context<B> {
     pub(super) watch_progress_interval: Duration,
     /// Where backups are built.
     pub(super) snapshot_dir: PathBuf,
+    /// Turns to build one.
+    pub(super) snapshots: Arc<Semaphore>,
     pub(super) tokens: Arc<Tokens>,
     pub(super) passwords: Passwords,
     pub(super) metrics: Arc<Metrics>,

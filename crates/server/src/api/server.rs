@@ -23,7 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::access::Access;
@@ -33,6 +33,7 @@ use super::context::{Context, Limits};
 use super::front::Front;
 use super::membership::MembershipOptions;
 use super::passwords::Passwords;
+use super::snapshot;
 use super::socket::Socket;
 use super::tokens::Tokens;
 use crate::metrics::Metrics;
@@ -184,6 +185,7 @@ impl<B: Backend> Server<B> {
             membership: options.membership,
             watch_progress_interval: options.watch_progress_interval,
             snapshot_dir: options.snapshot_dir,
+            snapshots: Arc::new(Semaphore::new(snapshot::AT_ONCE)),
             tokens: options.tokens,
             passwords: Passwords::new(options.bcrypt_cost),
             metrics: Arc::clone(&metrics),

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,16 +18,21 @@ use hadron_proto::etcdserverpb as pb;
 use prost::Message as _;
 use ring::digest;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
 use super::backend::Backend;
 use super::context::Context;
-use super::error::refusal;
+use super::error::{EtcdError, refusal};
 
 /// Bytes of the file in one answer.
 const PART_BYTES: usize = 64 << 10;
 /// Bytes written to the file at a time.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Calls at a time: each has a copy of all data on the disk.
+pub(super) const AT_ONCE: usize = 2;
+/// What a backup leaves free on the disk: a node whose disk is full must stop.
+const LEFT_FREE_BYTES: u64 = 256 << 20;
 
 /// A lease as etcd stores it.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -80,6 +85,8 @@ impl<B: Backend> Context<B> {
     pub(super) async fn snapshot(
         &self,
     ) -> Result<impl Stream<Item = Result<pb::SnapshotResponse, Status>> + Send + use<B>, Status> {
+        let turn = Arc::clone(&self.snapshots).try_acquire_owned();
+        let turn = turn.map_err(|_| EtcdError::TooManyRequests)?;
         let keyspace = self.keyspace()?;
         let clock_ms = self.backend.group_clock_ms(self.group);
         let cluster_version = self.backend.identity().cluster_version.clone();
@@ -88,7 +95,8 @@ impl<B: Backend> Context<B> {
         let build = move || build(&keyspace, clock_ms, &members, directory);
         let built = tokio::task::spawn_blocking(build).await;
         let (file, bytes) = built.map_err(|_| Status::unavailable("hadron: the node stops"))??;
-        Ok(unfold(Some(Sending { file, left: bytes, hash: digest::Context::new(&digest::SHA256) }), next))
+        let hash = digest::Context::new(&digest::SHA256);
+        Ok(unfold(Some(Sending { file, left: bytes, hash, _turn: turn }), next))
     }
 }
 
@@ -98,6 +106,7 @@ fn build(
     members: &Members,
     directory: PathBuf,
 ) -> Result<(File, u64), Failure> {
+    check_room(&directory, keyspace.db_bytes())?;
     let backup = keyspace.backup(clock_ms);
     let file = tempfile::tempfile_in(directory)?;
     let mut writer = Writer::new(BufWriter::with_capacity(BUFFER_BYTES, file))?;
@@ -109,6 +118,18 @@ fn build(
     let mut file = file.into_inner().map_err(|error| error.into_error())?;
     file.seek(SeekFrom::Start(0))?;
     Ok((file, bytes))
+}
+
+/// Refuses what would leave too little room on the disk. Pages that are not full make a backup larger than what is in it.
+fn check_room(directory: &Path, db_bytes: u64) -> io::Result<()> {
+    let disk = rustix::fs::statvfs(directory)?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let needed = (db_bytes / 2).saturating_add(db_bytes).saturating_add(LEFT_FREE_BYTES);
+    if needed <= free {
+        return Ok(());
+    }
+    let text = format!("{} has {free} bytes free, and needs {needed}: ask another node", directory.display());
+    Err(io::Error::new(io::ErrorKind::StorageFull, text))
 }
 
 /// Writes a bucket with these keys, in any order.
@@ -186,6 +207,7 @@ struct Sending {
     file: File,
     left: u64,
     hash: digest::Context,
+    _turn: OwnedSemaphorePermit,
 }
 
 /// The next part of the file, or at last its hash.

@@ -11,8 +11,15 @@
 //!   follows the key. An element of a branch: distance, size of the key (4 each), page (8); its key is the first one below it.
 //! - A bucket's value is its root page and its sequence (8 each).
 //!
-//! Left out: reading, and everything that changes a file.
+//! A [`Reader`] trusts nothing that it reads.
+//!
+//! Left out: everything that changes a file.
 
+mod format;
+mod reader;
+#[cfg(test)]
+mod tests;
 mod writer;
 
+pub use reader::{Damage, Reader, Visit};
 pub use writer::{Bucket, Writer};

@@ -2,17 +2,11 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 
+use crate::format::{
+    BRANCH, BUCKET, ELEMENT_BYTES, FREELIST, HEADER_BYTES, LEAF, MAGIC, META, VERSION, fnv1a,
+};
+
 const PAGE_BYTES: usize = 4096;
-const HEADER_BYTES: usize = 16;
-const ELEMENT_BYTES: usize = 16;
-const BRANCH: u16 = 0x01;
-const LEAF: u16 = 0x02;
-const META: u16 = 0x04;
-const FREELIST: u16 = 0x10;
-/// In an element of a leaf: its value is a bucket.
-const BUCKET: u32 = 1;
-const MAGIC: u32 = 0xED0C_DAED;
-const VERSION: u32 = 2;
 /// Behind the two metas.
 const FIRST_PAGE: u64 = 2;
 
@@ -136,13 +130,6 @@ fn meta(root: u64, freelist: u64, pages: u64, transaction: u64) -> Vec<u8> {
     let checksum = fnv1a(&meta);
     meta.extend(checksum.to_le_bytes());
     meta
-}
-
-/// FNV-1a, 64 bits.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 /// A bucket that is being written.

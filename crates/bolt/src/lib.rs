@@ -21,5 +21,5 @@ mod reader;
 mod tests;
 mod writer;
 
-pub use reader::{Damage, Reader, Visit};
+pub use reader::{Damage, Reader};
 pub use writer::{Bucket, Writer};

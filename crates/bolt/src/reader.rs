@@ -1,10 +1,12 @@
 //! Reading a file that may be damaged.
 //!
-//! Nothing in a file is trusted: whatever a page says is held against the size of the file, a tree has no more pages than the file and
-//! no more levels than [`DEPTH_MAX`], and keys must be in order. So reading ends, with what is there or with [`Damage`].
+//! Nothing in a file is trusted: whatever a page says is held against the size of the file and against what its elements need, a tree has
+//! no more pages than the file and no more levels than [`DEPTH_MAX`], and keys must be in order. So reading ends, with what is there
+//! or with [`Damage`].
+//!
+//! Left out of what bbolt's own check does: the list of free pages, pages that belong to nobody, and the keys of branches.
 
 use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::ControlFlow;
 
 use crate::format::{BRANCH, BUCKET, ELEMENT_BYTES, HEADER_BYTES, LEAF, MAGIC, META_BYTES, VERSION, fnv1a};
 
@@ -46,8 +48,11 @@ impl From<io::Error> for Damage {
     }
 }
 
-/// What is called for each key and its value.
-pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+/// A key and its value.
+type Pair = (Vec<u8>, Vec<u8>);
+
+/// Gets the flags of an element, its key, its value.
+type Visit<'a, E> = &'a mut dyn FnMut(u32, &[u8], &[u8]) -> Result<(), E>;
 
 /// A file whose metas were read.
 #[derive(Debug)]
@@ -112,108 +117,117 @@ impl<F: Read + Seek> Reader<F> {
     /// # Errors
     /// What is wrong with the file.
     pub fn buckets(&mut self) -> Result<Vec<Vec<u8>>, Damage> {
-        let mut names = Vec::new();
-        self.visit_tree(self.root, &mut |flags, name, _| {
-            if flags == BUCKET {
-                names.push(name.to_vec());
-            }
-            ControlFlow::Continue(())
-        })?;
-        Ok(names)
+        Ok(self.roots()?.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// Shows the keys of a bucket, in order, until `visit` has enough; false if there is no such bucket. Buckets within it are
-    /// passed over.
+    /// Shows the keys of a bucket with their values, in order, until `visit` fails; false if there is no such bucket. Buckets
+    /// within it are passed over.
     ///
     /// # Errors
-    /// What is wrong with the file.
-    pub fn visit(&mut self, bucket: &[u8], visit: Visit<'_>) -> Result<bool, Damage> {
-        let mut found = None;
-        self.visit_tree(self.root, &mut |flags, name, value| {
-            if flags == BUCKET && name == bucket {
-                found = Some(value.to_vec());
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        })?;
-        let Some(value) = found else { return Ok(false) };
+    /// What is wrong with the file, or what `visit` says.
+    pub fn visit<E: From<Damage>>(
+        &mut self,
+        bucket: &[u8],
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let found = self.roots()?.into_iter().find(|(name, _)| name == bucket);
+        let Some((_, value)) = found else { return Ok(false) };
         let mut plain = |flags: u32, key: &[u8], value: &[u8]| match flags {
             0 => visit(key, value),
-            _ => ControlFlow::Continue(()),
+            _ => Ok(()),
         };
         let Some((head, inline)) = value.split_at_checked(BUCKET_BYTES) else {
-            return Err(Damage::At { offset: 0, what: "a bucket is too short" });
+            return Err(Damage::At { offset: 0, what: "a bucket is too short" }.into());
         };
         match number(head, 0, 8) {
             // A small bucket is a page within its value.
             0 => {
                 let page = Page::new(0, inline.to_vec())?;
                 if page.flags != LEAF {
-                    return Err(page.damage("a bucket within a page is no leaf"));
+                    return Err(page.damage("a bucket within a page is no leaf").into());
                 }
-                let _ = page.visit_leaf(&mut None, &mut plain)?;
+                page.visit_leaf(&mut None, &mut plain)?;
             }
             root => self.visit_tree(root, &mut plain)?,
         }
         Ok(true)
     }
 
-    fn visit_tree(
-        &mut self,
-        root: u64,
-        visit: &mut dyn FnMut(u32, &[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Damage> {
-        self.visited = 0;
-        let _ = self.visit_below(root, 0, &mut None, visit)?;
-        Ok(())
+    /// The buckets with their values.
+    fn roots(&mut self) -> Result<Vec<Pair>, Damage> {
+        let mut roots = Vec::new();
+        self.visit_tree(self.root, &mut |flags, name: &[u8], value: &[u8]| {
+            if flags == BUCKET {
+                roots.push((name.to_vec(), value.to_vec()));
+            }
+            Ok::<(), Damage>(())
+        })?;
+        Ok(roots)
     }
 
-    fn visit_below(
+    fn visit_tree<E: From<Damage>>(&mut self, root: u64, visit: Visit<'_, E>) -> Result<(), E> {
+        self.visited = 0;
+        self.visit_below(root, 0, &mut None, visit)
+    }
+
+    fn visit_below<E: From<Damage>>(
         &mut self,
         number: u64,
         depth: usize,
         last: &mut Option<Vec<u8>>,
-        visit: &mut dyn FnMut(u32, &[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, Damage> {
+        visit: Visit<'_, E>,
+    ) -> Result<(), E> {
         let page = self.page(number)?;
         if depth > DEPTH_MAX || self.visited > self.pages {
-            return Err(page.damage("a page is below itself"));
+            return Err(page.damage("a page is below itself").into());
         }
         match page.flags {
             LEAF => page.visit_leaf(last, visit),
-            BRANCH => {
-                for element in 0..page.count {
-                    let child = page.child(element)?;
-                    if self.visit_below(child, depth + 1, last, visit)?.is_break() {
-                        return Ok(ControlFlow::Break(()));
-                    }
-                }
-                Ok(ControlFlow::Continue(()))
-            }
-            _ => Err(page.damage("neither a leaf nor a branch")),
+            BRANCH => (0..page.count)
+                .try_for_each(|element| self.visit_below(page.child(element)?, depth + 1, last, visit)),
+            _ => Err(page.damage("neither a leaf nor a branch").into()),
         }
     }
 
     fn page(&mut self, number: u64) -> Result<Page, Damage> {
-        let damage = |what| Damage::At { offset: number.saturating_mul(self.page_bytes), what };
+        let page_bytes = self.page_bytes;
+        let damage = |what| Damage::At { offset: number.saturating_mul(page_bytes), what };
         if number < 2 || number >= self.pages {
             return Err(damage("a page that does not exist"));
         }
-        self.visited += 1;
         let offset = number * self.page_bytes;
-        let mut bytes = vec![0; HEADER_BYTES];
+        let mut bytes = vec![0; self.page_bytes as usize];
         self.file.seek(SeekFrom::Start(offset))?;
         self.file.read_exact(&mut bytes)?;
         if self::number(&bytes, 0, 8) != number {
             return Err(damage("a page with another page's number"));
         }
-        let overflow = self::number(&bytes, 12, 4);
-        if overflow >= self.pages - number {
+        let pages = self::number(&bytes, 12, 4) + 1;
+        if pages > self.pages - number {
             return Err(damage("a page that ends behind the file"));
         }
-        bytes.resize(((overflow + 1) * self.page_bytes) as usize, 0);
-        self.file.read_exact(&mut bytes[HEADER_BYTES..])?;
+        self.visited += pages;
+        let whole = pages * self.page_bytes;
+        // First the elements, then what they say is there: bbolt takes a page more than that at most, and so one wrong number
+        // does not fill the memory.
+        let elements = HEADER_BYTES as u64 + self::number(&bytes, 10, 2) * ELEMENT_BYTES as u64;
+        self.read_on(&mut bytes, elements.min(whole))?;
+        let needed = Page::new(offset, bytes.clone())?.end()?;
+        if needed > whole || needed.next_multiple_of(self.page_bytes) + self.page_bytes < whole {
+            return Err(damage("a page whose size is not that of its elements"));
+        }
+        self.read_on(&mut bytes, needed)?;
         Page::new(offset, bytes)
+    }
+
+    /// Reads what follows `bytes`, until there are as many as asked for.
+    fn read_on(&mut self, bytes: &mut Vec<u8>, length: u64) -> io::Result<()> {
+        let have = bytes.len();
+        if length > have as u64 {
+            bytes.resize(length as usize, 0);
+            self.file.read_exact(&mut bytes[have..])?;
+        }
+        Ok(())
     }
 }
 
@@ -239,33 +253,41 @@ impl Page {
         end.and_then(|end| self.bytes.get(at..end)).ok_or_else(|| self.damage("an element outside its page"))
     }
 
-    /// The page that an element of a branch names.
-    fn child(&self, element: usize) -> Result<u64, Damage> {
+    /// The numbers of an element.
+    fn element(&self, element: usize) -> Result<(usize, &[u8]), Damage> {
         let at = HEADER_BYTES + element * ELEMENT_BYTES;
-        Ok(number(self.slice(at, ELEMENT_BYTES)?, 8, 8))
+        Ok((at, self.slice(at, ELEMENT_BYTES)?))
     }
 
-    fn visit_leaf(
-        &self,
-        last: &mut Option<Vec<u8>>,
-        visit: &mut dyn FnMut(u32, &[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, Damage> {
+    /// Bytes up to the end of the last element, which is the last in the page.
+    fn end(&self) -> Result<u64, Damage> {
+        let Some(last) = self.count.checked_sub(1) else { return Ok(HEADER_BYTES as u64) };
+        let (at, head) = self.element(last)?;
+        let sizes = match self.flags {
+            BRANCH => number(head, 0, 4) + number(head, 4, 4),
+            _ => number(head, 4, 4) + number(head, 8, 4) + number(head, 12, 4),
+        };
+        Ok(at as u64 + sizes.max(ELEMENT_BYTES as u64))
+    }
+
+    /// The page that an element of a branch names.
+    fn child(&self, element: usize) -> Result<u64, Damage> {
+        Ok(number(self.element(element)?.1, 8, 8))
+    }
+
+    fn visit_leaf<E: From<Damage>>(&self, last: &mut Option<Vec<u8>>, visit: Visit<'_, E>) -> Result<(), E> {
         for element in 0..self.count {
-            let at = HEADER_BYTES + element * ELEMENT_BYTES;
-            let head = self.slice(at, ELEMENT_BYTES)?;
+            let (at, head) = self.element(element)?;
             let [flags, distance, key, value] = [0, 4, 8, 12].map(|at| number(head, at, 4) as usize);
-            let key_at =
-                at.checked_add(distance).ok_or_else(|| self.damage("an element outside its page"))?;
+            let key_at = at + distance;
             let (key, value) = (self.slice(key_at, key)?, self.slice(key_at + key, value)?);
             if last.as_ref().is_some_and(|last| last.as_slice() >= key) {
-                return Err(self.damage("keys are not in order"));
+                return Err(self.damage("keys are not in order").into());
             }
             *last = Some(key.to_vec());
-            if visit(flags as u32, key, value).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
+            visit(flags as u32, key, value)?;
         }
-        Ok(ControlFlow::Continue(()))
+        Ok(())
     }
 }
 

@@ -2,9 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::Cursor;
-use std::ops::ControlFlow;
 
-use crate::{Reader, Writer};
+use crate::{Damage, Reader, Writer};
 
 type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -32,9 +31,9 @@ fn read(file: &[u8]) -> Result<Vec<(Vec<u8>, Pairs)>, String> {
     let mut found = Vec::new();
     for name in reader.buckets().map_err(|damage| damage.to_string())? {
         let mut pairs = Vec::new();
-        let visit = &mut |key: &[u8], value: &[u8]| {
+        let visit = |key: &[u8], value: &[u8]| {
             pairs.push((key.to_vec(), value.to_vec()));
-            ControlFlow::Continue(())
+            Ok::<(), Damage>(())
         };
         assert!(reader.visit(&name, visit).map_err(|damage| damage.to_string())?);
         found.push((name, pairs));
@@ -72,7 +71,7 @@ fn random(state: &mut u64) -> usize {
 fn damage_is_an_error_or_another_content_and_never_a_panic() {
     let whole = file(300);
     let (mut state, mut refused) = (7, 0);
-    for _ in 0..3_000 {
+    for _ in 0..600 {
         let mut damaged = whole.clone();
         for _ in 0..1 + random(&mut state) % 4 {
             // Most of the damage where it hurts: headers and elements.
@@ -82,8 +81,8 @@ fn damage_is_an_error_or_another_content_and_never_a_panic() {
         }
         refused += usize::from(read(&damaged).is_err());
     }
-    assert!(refused > 500, "{refused}");
-    for _ in 0..2_000 {
+    assert!(refused > 100, "{refused}");
+    for _ in 0..500 {
         let noise: Vec<u8> = (0..8192).map(|_| random(&mut state) as u8).collect();
         assert!(read(&noise).is_err());
     }

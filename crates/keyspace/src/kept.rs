@@ -1,19 +1,16 @@
 //! The whole history as etcd has it in its backend, in order: what hashes are made of, and backups.
-//!
-//! A version is stored under its revision, `_`, the sub-revision, and `t` if it is a tombstone; what is stored is its marshalled `KeyValue`.
 
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use hadron_proto::mvccpb::KeyValue;
 use hadron_storage::engine::{Read, Space};
-use prost::Message;
 
 use crate::error::Error;
 use crate::keyspace::Keyspace;
 use crate::mvcc::{Pin, Record, Version};
 use crate::record;
 use crate::state::State;
+use crate::stored::{stored_key, stored_value};
 
 /// Versions read at a time.
 const PIECE: usize = 1000;
@@ -119,28 +116,4 @@ impl Kept {
 /// Whether a version is what a compaction at `revision` keeps of its key: the newest one there.
 pub(crate) fn is_newest_at(state: &State, record: &Record, revision: i64) -> bool {
     state.index.at_or_tombstone(&record.key, revision).map(Version::place) == Some(record.version.place())
-}
-
-fn stored_key(version: &Version) -> Vec<u8> {
-    let mut key = Vec::with_capacity(18);
-    key.extend_from_slice(&version.main.to_be_bytes());
-    key.push(b'_');
-    key.extend_from_slice(&i64::from(version.sub).to_be_bytes());
-    if version.is_tombstone() {
-        key.push(b't');
-    }
-    key
-}
-
-fn stored_value(record: &Record, value: Bytes) -> Vec<u8> {
-    let version = &record.version;
-    let mut stored = KeyValue { key: record.key.clone(), ..Default::default() };
-    if !version.is_tombstone() {
-        stored.create_revision = version.create;
-        stored.mod_revision = version.main;
-        stored.version = version.version;
-        stored.lease = version.lease;
-        stored.value = value;
-    }
-    stored.encode_to_vec()
 }

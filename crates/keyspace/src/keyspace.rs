@@ -245,7 +245,7 @@ pub(crate) fn load(engine: &dyn Engine, group: u64) -> Result<State, OpenError> 
 }
 
 /// A state that was never flushed begins in a generation that no import ever wrote to.
-fn first_generation(view: &dyn Read, group: u64) -> Result<u32, OpenError> {
+pub(crate) fn first_generation(view: &dyn Read, group: u64) -> Result<u32, OpenError> {
     Ok(highest_generation(view, group)?.map_or(0, |highest| highest + 1))
 }
 

@@ -18,6 +18,7 @@
 //! | `lease`, `digest` | leases; the digest of the live state |
 //! | [`watch`] | streams of events, past and present |
 //! | `flush`, `sweep`, [`snapshot`], `record` | the way to the engine and back |
+//! | `backup`, `restore`, `kept`, `stored` | the way to etcd's files and back |
 //!
 //! # Invariants
 //! - Nothing here reads a clock, a random number, a file or the environment, and no order of a hash map reaches an output.
@@ -47,7 +48,9 @@ mod lease;
 mod range;
 mod read;
 mod record;
+mod restore;
 mod state;
+mod stored;
 mod sweep;
 mod txn;
 
@@ -57,6 +60,7 @@ pub use error::{Error, OpenError};
 pub use flush::Flush;
 pub use keyspace::{Keyspace, Options};
 pub use read::RangePart;
+pub use restore::{Restore, RestoreError, Restored};
 pub use snapshot::{Exporter, Importer, SnapshotError};
 pub use state::Applied;
 pub use watch::{WatchOptions, WatchStream, WatcherCounts};

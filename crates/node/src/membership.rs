@@ -74,6 +74,9 @@ pub struct Bootstrap {
     /// Nodes that came later and were met: ids and data directories only.
     #[prost(message, repeated, tag = "4")]
     pub met: Vec<Member>,
+    /// What a pool that was restored began with: a hash of that. 0 for one that began empty.
+    #[prost(fixed64, tag = "5")]
+    pub restored: u64,
 }
 
 impl Bootstrap {
@@ -86,6 +89,18 @@ impl Bootstrap {
             Member { id: node_id(token, &peer_urls).0, name: name.clone(), peer_urls, ..Member::default() }
         };
         Bootstrap::of(nodes.iter().map(member).collect())
+    }
+
+    /// The same, of a pool that begins with restored state, of which `restored` is a hash; 0 for none. Other state makes other ids, so that
+    /// a node that was restored from something else, or was not, cannot be taken for a member.
+    pub fn derive_restored(token: &str, nodes: &[(String, Vec<String>)], restored: u64) -> Bootstrap {
+        match restored {
+            0 => Bootstrap::derive(token, nodes),
+            _ => Bootstrap {
+                restored,
+                ..Bootstrap::derive(&format!("{token}\nrestored {restored:016x}"), nodes)
+            },
+        }
     }
 
     /// A new pool of these members. Replica n is on the n-th node by id.
@@ -160,6 +175,15 @@ mod tests {
         let two = Bootstrap::derive("two", &nodes());
         assert_ne!(one.cluster_id, two.cluster_id);
         assert!(one.members.iter().all(|a| two.members.iter().all(|b| a.id != b.id)));
+    }
+
+    #[test]
+    fn other_restored_state_is_another_cluster_with_other_nodes() {
+        let [none, one, two] = [0, 1, 2].map(|restored| Bootstrap::derive_restored("t", &nodes(), restored));
+        assert_eq!(none, Bootstrap::derive("t", &nodes()));
+        assert!(one.cluster_id != two.cluster_id && one.cluster_id != none.cluster_id);
+        assert!(one.members.iter().all(|a| two.members.iter().all(|b| a.id != b.id)));
+        assert_eq!(Bootstrap::from_bytes(one.to_bytes()), Ok(one));
     }
 
     #[test]

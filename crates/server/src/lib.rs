@@ -1,6 +1,7 @@
 //! Sockets, threads and the command line around a [`hadron_node`]: everything that touches the outside world.
 
 pub mod api;
+mod backup;
 pub mod cli;
 pub mod config;
 pub mod driver;

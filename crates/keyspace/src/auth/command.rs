@@ -14,7 +14,7 @@ use crate::state::State;
 /// A change of users, roles or permissions. Passwords are hashed already, the hash in base64, as in etcd.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AuthCommand {
-    /// Callers must be users from now on. Tokens are signed with these random bytes.
+    /// Callers must be users from now on. Tokens are signed with these random bytes, unless there are some already.
     Enable(Bytes),
     /// Everybody may do everything again.
     Disable,
@@ -134,7 +134,7 @@ impl State {
     }
 
     fn enable_auth(&mut self, secret: Bytes) -> Result<(), AuthError> {
-        if self.auth.switch.enabled {
+        if self.auth.switch.enabled && !self.auth.switch.secret.is_empty() {
             return Ok(());
         }
         let root = self.auth.users.get(ROOT_USER).ok_or(AuthError::RootUserNotExist)?;

@@ -65,6 +65,10 @@ impl<B: Backend> Auth<B> {
                 return Err(EtcdError::AuthNotEnabled.into());
             }
             let credentials = keyspace.credentials(&name).ok_or(EtcdError::AuthFailed)?;
+            if credentials.secret.is_empty() {
+                self.context.write(Command::Auth(new_secret())).await?;
+                continue;
+            }
             let Some(hash) = credentials.password_hash.clone() else {
                 let text = "auth: authentication failed, password was given for no password user";
                 return Err(Status::unknown(text));
@@ -81,6 +85,11 @@ impl<B: Backend> Auth<B> {
         }
         Err(EtcdError::AuthOldRevision.into())
     }
+}
+
+/// Authentication is on, with a secret that nobody can guess.
+fn new_secret() -> AuthCommand {
+    AuthCommand::Enable(rand::random::<[u8; SECRET_BYTES]>().to_vec().into())
 }
 
 /// Calls that change something: each with its request, its answer, and its command.
@@ -192,7 +201,7 @@ macro_rules! service {
 
 service! {
     auth_enable: AuthEnableRequest => AuthEnableResponse, |_| {
-        AuthCommand::Enable(rand::random::<[u8; SECRET_BYTES]>().to_vec().into())
+        new_secret()
     };
     auth_disable: AuthDisableRequest => AuthDisableResponse, |_| AuthCommand::Disable;
     user_delete: AuthUserDeleteRequest => AuthUserDeleteResponse, AuthCommand::UserDelete;

@@ -95,15 +95,16 @@ impl Home {
 
 /// The pool that the flags of a first start describe, and this node's id in it.
 fn initial_pool(config: &Config) -> Result<(Bootstrap, NodeId), RunError> {
-    let pool = derive(config.initial.token(), &config.initial.members(&config.name)?);
+    let pool = derive(config.initial.token(), &config.initial.members(&config.name)?, 0);
     let node = node_named(&pool, config);
     Ok((pool, node))
 }
 
-fn derive(token: &str, members: &[InitialMember]) -> Bootstrap {
+/// The pool of these members, which begins with what `restored` is a hash of.
+pub(super) fn derive(token: &str, members: &[InitialMember], restored: u64) -> Bootstrap {
     let nodes: Vec<(String, Vec<String>)> =
         members.iter().map(|member| (member.name.clone(), vec![member.peer_url.to_string()])).collect();
-    Bootstrap::derive(token, &nodes)
+    Bootstrap::derive_restored(token, &nodes, restored)
 }
 
 /// The node in `pool` with the configured name; if there is none, one that is not in it.
@@ -161,7 +162,7 @@ fn heed_flags(
         return Ok(());
     }
     if let Ok(Some(listed)) = config.initial.listed() {
-        let described = derive(config.initial.token(), &listed);
+        let described = derive(config.initial.token(), &listed, stored.restored);
         if described.cluster_id != stored.cluster_id {
             let own = own_identity(config, identity.node, stored, Some(identity));
             check_not_running(config, &described, stored, &others.about(&own, &described)?)?;
@@ -194,7 +195,7 @@ fn ignored_flags(config: &Config, node: NodeId, stored: &Bootstrap) -> Vec<&'sta
         named
     };
     // Any token makes the same members.
-    let listed = initial.listed().map(|listed| listed.map(|listed| named(&derive("", &listed).members)));
+    let listed = initial.listed().map(|listed| listed.map(|listed| named(&derive("", &listed, 0).members)));
     if !matches!(listed, Ok(None)) && listed != Ok(Some(named(&stored.members))) {
         ignored.push("--initial-cluster");
     }
@@ -203,8 +204,10 @@ fn ignored_flags(config: &Config, node: NodeId, stored: &Bootstrap) -> Vec<&'sta
     if initial.advertise_peer_url.as_ref().is_some_and(|url| !advertises(url)) {
         ignored.push("--initial-advertise-peer-urls");
     }
-    let made_with =
-        |token: &String| Bootstrap::derive(token, &named(&stored.members)).cluster_id == stored.cluster_id;
+    let made_with = |token: &String| {
+        let made = Bootstrap::derive_restored(token, &named(&stored.members), stored.restored);
+        made.cluster_id == stored.cluster_id
+    };
     if initial.token.as_ref().is_some_and(|token| !made_with(token)) {
         ignored.push("--initial-cluster-token");
     }

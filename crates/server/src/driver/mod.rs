@@ -26,6 +26,7 @@ mod notify;
 mod observe;
 mod peers;
 mod pool_file;
+mod restore;
 mod run;
 mod shard;
 mod snapshots;
@@ -37,5 +38,6 @@ mod whole;
 
 pub use error::RunError;
 pub use handle::Handle;
+pub(crate) use restore::{Made, Plan, RestoreFailure, restore};
 pub use run::run;
 pub use start::Running;

@@ -23,7 +23,7 @@ use super::error::RunError;
 use super::pool_file::POOL_FILE;
 
 /// There once log and engine are in use.
-const MARK: &str = "COMPLETE";
+pub(super) const MARK: &str = "COMPLETE";
 /// What means nothing in a directory: what a file system that was just made holds, and a lock.
 const MEANINGLESS: [&str; 2] = ["lost+found", LOCK_FILE];
 const MARK_TEXT: &[u8] =

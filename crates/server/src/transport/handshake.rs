@@ -196,7 +196,7 @@ fn check_cluster(other: &Identity, own: &Identity) -> Result<(), String> {
     }
     Err(format!(
         "node {:x} ({}) belongs to cluster {:x}, node {:x} ({}) to cluster {:x}: check --initial-cluster and \
-         --initial-cluster-token of both",
+         --initial-cluster-token of both, and that both were restored from the same snapshot, in the same way, if one of them was",
         other.node.0, other.name, other.cluster_id, own.node.0, own.name, own.cluster_id
     ))
 }

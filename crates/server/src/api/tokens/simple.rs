@@ -69,7 +69,7 @@ impl Simple {
         }
         let made_ms = u64::from_be_bytes(*rest.first_chunk()?);
         let name = std::str::from_utf8(name).ok()?;
-        let credentials = keyspace.credentials(name)?;
+        let credentials = keyspace.credentials(name).filter(|credentials| !credentials.secret.is_empty())?;
         hmac::verify(&key(&credentials), &payload, &signature).ok()?;
         let lives = self.uses.lock().note(*signature.first_chunk()?, made_ms, clock_ms, self.ttl_ms);
         lives.then(|| Caller { name: name.to_owned(), auth_revision: credentials.auth_revision })

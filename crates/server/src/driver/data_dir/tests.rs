@@ -132,7 +132,7 @@ fn a_directory_of_another_cluster_is_refused_where_that_other_one_runs() {
     let mut meant = three();
     meant.initial.token = Some("another".into());
     let members = meant.initial.members("a").unwrap();
-    let running = derive("another", &members).cluster_id;
+    let running = derive("another", &members, 0).cluster_id;
     let start = |cluster| Home::open(&disk, &meant, &told(|_, _| Ok(vec![reply(cluster, None)])));
     let error = start(running).err().unwrap().to_string();
     assert!(error.contains(&format!("belongs to cluster {stored:x}, but b (http://b:2380) runs")), "{error}");
@@ -142,7 +142,7 @@ fn a_directory_of_another_cluster_is_refused_where_that_other_one_runs() {
 #[test]
 fn a_first_start_is_refused_where_the_node_is_known_and_leaves_nothing() {
     let (disk, config) = (disk(), three());
-    let pool = derive("test", &config.initial.members("a").unwrap());
+    let pool = derive("test", &config.initial.members("a").unwrap(), 0);
     for cluster in [pool.cluster_id, 1] {
         let replies = told(|_, _| {
             let refused = std::io::ErrorKind::ConnectionRefused.into();

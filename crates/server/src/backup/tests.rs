@@ -1,0 +1,116 @@
+//! A file that was damaged in any way is refused or means something else, and never hurts.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::sync::Arc;
+
+use hadron_keyspace::auth::AuthCommand;
+use hadron_keyspace::{Applied, Command, Keyspace, Options, Restore};
+use hadron_proto::etcdserverpb as pb;
+use hadron_storage::engine::ModelEngine;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::{BackupFile, Members, build, hash_kv, load, status};
+
+const GROUP: u64 = 1;
+/// Damaged files in CI; `BACKUP_FILES` says how many otherwise.
+const FILES: u64 = 400;
+
+/// A keyspace with something of everything, as a file without its SHA-256.
+fn file() -> Vec<u8> {
+    let keyspace = Keyspace::open(Arc::new(ModelEngine::new()), GROUP, Options::default()).unwrap();
+    let mut commands = vec![
+        Command::LeaseGrant(pb::LeaseGrantRequest { ttl: 60, id: 7 }),
+        Command::Auth(AuthCommand::UserAdd(pb::AuthUserAddRequest {
+            name: "alice".into(),
+            ..Default::default()
+        })),
+        Command::Auth(AuthCommand::RoleAdd(pb::AuthRoleAddRequest { name: "reader".into() })),
+    ];
+    for number in 0..300 {
+        let (key, value) = (format!("k{}", number % 70).into(), vec![7; number % 90].into());
+        let lease = if number % 9 == 0 { 7 } else { 0 };
+        commands.push(Command::Put(pb::PutRequest { key, value, lease, ..Default::default() }));
+        if number % 11 == 0 {
+            let key = format!("k{}", number % 13).into();
+            commands.push(Command::DeleteRange(pb::DeleteRangeRequest { key, ..Default::default() }));
+        }
+    }
+    commands.push(Command::Compact(pb::CompactionRequest { revision: 100, ..Default::default() }));
+    keyspace.apply(Applied { term: 1, index: 1, checksum: 1, stamp_ms: 5 }, commands);
+    let members = Members { all: Vec::new(), cluster_version: "3.6.0".into() };
+    let (mut file, _) = build(&keyspace, 10, &members, std::env::temp_dir().as_path()).ok().unwrap();
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+fn open(bytes: &[u8]) -> Option<BackupFile> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    BackupFile::open(file.path(), false).ok()
+}
+
+/// Restores a file; the keyspace that comes of it, if it does.
+fn restored(bytes: &[u8]) -> Option<Arc<Keyspace>> {
+    let engine = Arc::new(ModelEngine::new());
+    let restore = Restore::new(engine.clone(), GROUP).unwrap();
+    let loaded = load(&mut open(bytes)?, restore, 0).ok()?;
+    let keyspace = Keyspace::open(engine, GROUP, Options::default()).unwrap();
+    assert_eq!(keyspace.revision(), loaded.restored.revision);
+    assert_eq!(keyspace.applied().checksum, loaded.restored.checksum);
+    Some(keyspace)
+}
+
+#[test]
+fn what_comes_back_is_what_was_there() {
+    let bytes = file();
+    let keyspace = restored(&bytes).unwrap();
+    let members = Members { all: Vec::new(), cluster_version: "3.6.0".into() };
+    let (mut again, _) = build(&keyspace, 0, &members, std::env::temp_dir().as_path()).ok().unwrap();
+    let mut once_more = Vec::new();
+    again.read_to_end(&mut once_more).unwrap();
+    let hash = |bytes: &[u8]| hash_kv(&mut open(bytes).unwrap(), 0).unwrap();
+    assert_eq!(hash(&bytes), hash(&once_more));
+    assert_eq!(hash(&bytes).hash, keyspace.hash_kv(0).unwrap().hash);
+    let [one, two] = [&bytes, &once_more].map(|bytes| status(&mut open(bytes).unwrap()).unwrap());
+    assert_eq!((one.keys, one.revision), (two.keys, two.revision));
+    assert_eq!((one.keys, one.revision), (keyspace.len(), keyspace.revision()));
+    let lease = keyspace.lease_time_to_live(7, true, 0);
+    assert_eq!((lease.ttl, lease.granted_ttl), (59, 60));
+    assert!(!lease.keys.is_empty());
+}
+
+#[test]
+fn a_damaged_file_is_refused_or_means_something_else_and_never_hurts() {
+    let files = std::env::var("BACKUP_FILES").map_or(FILES, |text| text.parse().unwrap());
+    let whole = file();
+    let (mut refused, mut opened) = (0, 0);
+    for seed in 0..files {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut bytes = whole.clone();
+        for _ in 0..random.random_range(1..5) {
+            let at = random.random_range(0..bytes.len());
+            // Headers and elements of pages are where it hurts.
+            let at = if random.random() { at } else { at / 4096 * 4096 + random.random_range(0..160) };
+            bytes[at] = random.random();
+        }
+        match restored(&bytes) {
+            None => refused += 1,
+            Some(keyspace) => {
+                opened += 1;
+                let everything =
+                    pb::RangeRequest { key: vec![0].into(), range_end: vec![0].into(), ..Default::default() };
+                let _ = keyspace.range(&everything);
+                let _ = keyspace.hash_kv(0);
+            }
+        }
+        if let Some(mut file) = open(&bytes) {
+            let _ = status(&mut file);
+            let _ = hash_kv(&mut file, 0);
+        }
+    }
+    assert!(refused > 0 && opened > 0, "{refused} refused, {opened} opened");
+}

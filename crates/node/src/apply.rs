@@ -108,10 +108,10 @@ fn cannot_be_applied(group: GroupId, entry: &Entry, what: &str) -> String {
     )
 }
 
-type Decoded = (u64, Vec<Origin>, Vec<Command>);
+pub(crate) type Decoded = (u64, Vec<Origin>, Vec<Command>);
 
 /// The stamp, and each command with its origin.
-fn decode(entry: &Entry, previous_stamp_ms: u64) -> Result<Decoded, String> {
+pub(crate) fn decode(entry: &Entry, previous_stamp_ms: u64) -> Result<Decoded, String> {
     if envelope::is_of_the_group(&entry.data) {
         return Ok((previous_stamp_ms, Vec::new(), Vec::new()));
     }

@@ -190,7 +190,7 @@ impl Replica {
 }
 
 /// The configuration that was applied last; `first` if there was none.
-fn applied_configuration(
+pub(crate) fn applied_configuration(
     group: GroupId,
     keyspace: &Keyspace,
     first: &Configuration,
@@ -228,7 +228,7 @@ fn core_config(config: &Config, group: GroupId, id: ReplicaId, configuration: Co
 /// The engine may be behind the log's end (the usual case: the rest is applied again), or ahead of the whole log (a
 /// snapshot was installed, and the process ended before the log knew). It is never behind the log's floor: what
 /// was cut from the log had been made durable in the engine.
-fn fit_log_to_engine(
+pub(crate) fn fit_log_to_engine(
     group: GroupId,
     engine: LogPosition,
     floor: LogPosition,

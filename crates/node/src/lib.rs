@@ -10,7 +10,7 @@
 //! ```
 //! The life of a Put is the list of modules: `propose` (admit, propose, reply), `persist`, `replicate`, `apply`;
 //! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`. Who belongs to the pool: `membership` at its
-//! beginning, `roster` from then on, `reconfigure` for what follows from it.
+//! beginning, `roster` from then on, `reconfigure` for what follows from it, `force` for who is left alone.
 //!
 //! Invariants:
 //! - No clock, thread, socket, file or unseeded randomness: the same events at the same times give the same effects.
@@ -28,6 +28,7 @@ mod config;
 mod envelope;
 mod event;
 mod flush;
+mod force;
 mod groups;
 mod integrity;
 mod lease;
@@ -49,6 +50,7 @@ pub use clock::GroupClock;
 pub use config::{Config, GroupConfig, Limits};
 pub use envelope::{Envelope, Origin, decode as decode_envelope};
 pub use event::{Effects, Event, Failure, FlushJob, Reply, SnapshotJob};
+pub use force::{Forced, force};
 pub use membership::{Bootstrap, Member, node_id};
 pub use memory::MemoryUse;
 pub use node::Node;

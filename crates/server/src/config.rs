@@ -285,6 +285,7 @@ fn initial(settings: &Settings) -> Result<Initial, ConfigError> {
         advertise_peer_url: advertised.map(|given| advertised_peer_url(settings, given)).transpose()?,
         token: settings.given("initial-cluster-token").map(str::to_owned),
         is_existing: settings.text("initial-cluster-state") == "existing",
+        is_forced: switch(settings, "force-new-cluster"),
     })
 }
 

@@ -23,6 +23,8 @@ pub struct Initial {
     pub token: Option<String>,
     /// `--initial-cluster-state=existing`: the list is of a cluster that runs already.
     pub is_existing: bool,
+    /// `--force-new-cluster`: the other members are lost, and this node goes on alone with the data that it has.
+    pub is_forced: bool,
 }
 
 /// A node as `--initial-cluster` names it.

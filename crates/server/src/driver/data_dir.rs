@@ -275,7 +275,7 @@ fn check_never_bootstrapped(
 }
 
 /// What this node says about itself while it asks.
-fn own_identity(
+pub(super) fn own_identity(
     config: &Config,
     node: NodeId,
     pool: &Bootstrap,

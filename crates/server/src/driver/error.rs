@@ -170,6 +170,17 @@ pub enum RunError {
         /// Why not.
         error: EngineError,
     },
+    /// The node was to go on alone, and is not.
+    #[error(
+        "--force-new-cluster: {name} ({urls}) answers, so the cluster is not lost. Stop it first, if it is to be given up; else take the flag \
+         away, or remove the members that are lost: `etcdctl member remove`"
+    )]
+    OthersRun {
+        /// A member that runs.
+        name: String,
+        /// Where it answered.
+        urls: String,
+    },
     /// What is stored does not fit together.
     #[error("{0}")]
     Unusable(String),

@@ -19,6 +19,7 @@ mod data_dir;
 mod error;
 mod fatal;
 mod flush;
+mod force;
 mod handle;
 mod join;
 mod log;

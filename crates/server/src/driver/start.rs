@@ -32,7 +32,7 @@ use super::pool_file::PoolFile;
 use super::shard::{Input, Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
 use super::whole::Places;
-use super::{flush, log, observe};
+use super::{flush, force, log, observe};
 use crate::api;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
@@ -218,23 +218,42 @@ impl Stored {
             );
         }
         let engine: Arc<dyn Engine> = Arc::new(engine);
-        let options = WalOptions { log_id: home.data_dir_id(), ..WalOptions::default() };
-        let (wal, recovered) = Wal::open(disk, &config.wal_dir, options)?;
-        if let Some(tail) = &recovered.torn_tail {
-            warn!(
-                file = %tail.file.display(), offset = tail.offset, bytes = tail.bytes,
-                "cut the torn tail of the write-ahead log: what a crash interrupted was never acknowledged"
-            );
-        }
-        let mut keyspaces = BTreeMap::new();
-        for group in home.pool.groups(home.node()) {
-            let keyspace = Keyspace::open(engine.clone(), group.group.0, KeyspaceOptions::default())
-                .map_err(|error| RunError::Unusable(format!("group {}: {error}", group.group)))?;
-            keyspaces.insert(group.group, keyspace);
-        }
+        let (mut wal, mut recovered) = open_log(&disk, config, &home)?;
+        let mut keyspaces = open_keyspaces(&engine, &home)?;
         places.check_opened(&recovered, &keyspaces)?;
+        if config.initial.is_forced
+            && force::go_on_alone(config, &home, network, &keyspaces, &recovered.groups, &mut wal)?
+        {
+            drop(wal);
+            (wal, recovered) = open_log(&disk, config, &home)?;
+            keyspaces = open_keyspaces(&engine, &home)?;
+        }
         Ok(Stored { home, places, engine, wal, recovered, keyspaces })
     }
+}
+
+fn open_log(disk: &Arc<dyn Disk>, config: &Config, home: &Home) -> Result<(Wal, Recovered), RunError> {
+    let options = WalOptions { log_id: home.data_dir_id(), ..WalOptions::default() };
+    let (wal, recovered) = Wal::open(disk.clone(), &config.wal_dir, options)?;
+    if let Some(tail) = &recovered.torn_tail {
+        warn!(
+            file = %tail.file.display(), offset = tail.offset, bytes = tail.bytes,
+            "cut the torn tail of the write-ahead log: what a crash interrupted was never acknowledged"
+        );
+    }
+    Ok((wal, recovered))
+}
+
+fn open_keyspaces(
+    engine: &Arc<dyn Engine>,
+    home: &Home,
+) -> Result<BTreeMap<GroupId, Arc<Keyspace>>, RunError> {
+    let open = |group: GroupId| {
+        let keyspace = Keyspace::open(engine.clone(), group.0, KeyspaceOptions::default());
+        keyspace.map_err(|error| RunError::Unusable(format!("group {group}: {error}")))
+    };
+    let groups = home.pool.groups(home.node());
+    groups.into_iter().map(|group| Ok((group.group, open(group.group)?))).collect()
 }
 
 fn node_config(config: &Config, home: &Home) -> NodeConfig {

@@ -106,7 +106,7 @@ impl Restore {
             cluster: Some(cluster),
             advertise_peer_url: Some(advertised),
             token: Some(self.initial_cluster_token),
-            is_existing: false,
+            ..Initial::default()
         };
         Ok(Plan {
             file: file.clone(),

@@ -176,7 +176,7 @@ const TUNING: &[Flag] = &[
 #[rustfmt::skip]
 const UNSAFE: &[Flag] = &[
     flag("unsafe-no-fsync", Switch, "false", Nothing("what is acknowledged is always fsynced; one fsync serves many writes"), "Acknowledge writes that are not durable"),
-    flag("force-new-cluster", Switch, "false", Refused("going on alone after the others are lost is not built"), "Make a cluster of this node alone, with its data"),
+    flag("force-new-cluster", Switch, "false", Works, "The other members are lost: make a cluster of this node alone, with its data"),
 ];
 
 #[rustfmt::skip]

@@ -105,7 +105,7 @@ impl Kept {
             let is_in_memory = record.value.len() == record.version.value_len as usize;
             let value = match is_in_memory {
                 true => record.value.clone(),
-                false => keyspace.values(self.generation).get(&record.version)?,
+                false => keyspace.values(self.generation).get_once(&record.version)?,
             };
             show(&stored_key(&record.version), &stored_value(record, value))?;
         }

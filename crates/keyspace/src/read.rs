@@ -30,6 +30,15 @@ pub(crate) struct Values<'a> {
 impl Values<'_> {
     /// The value of a version that is not in the unflushed set; checked against its hash.
     pub(crate) fn get(&self, version: &Version) -> Result<Bytes, Error> {
+        self.read(version, true)
+    }
+
+    /// The same for one of many that are read once: what is read often stays in the cache.
+    pub(crate) fn get_once(&self, version: &Version) -> Result<Bytes, Error> {
+        self.read(version, false)
+    }
+
+    fn read(&self, version: &Version, keeps: bool) -> Result<Bytes, Error> {
         if version.value_len == 0 {
             return Ok(Bytes::new());
         }
@@ -46,7 +55,9 @@ impl Values<'_> {
                 format!("the value of revision {main}.{sub} of group {} is missing or damaged", self.group);
             return Err(Error::Storage(what));
         };
-        self.cache.insert(id, &value);
+        if keeps {
+            self.cache.insert(id, &value);
+        }
         Ok(value)
     }
 }
@@ -209,8 +220,9 @@ impl Keyspace {
             let keys_max = keys_max.clamp(1, PIECE_KEYS);
             let mut found = Rows::default();
             let next = view.piece(&range, after, revision, (keys_max, usize::MAX), &mut found)?;
-            if !request.keys_only {
-                view.fetch(&mut found.rows)?;
+            let values = self.values(view.generation);
+            for row in found.rows.iter_mut().filter(|row| row.value.is_none() && !request.keys_only) {
+                row.value = Some(values.get_once(&row.version)?);
             }
             let kvs = found.rows.into_iter().map(|row| range::key_value(row, request.keys_only)).collect();
             Ok(RangePart { kvs, next, revision: view.revision })

@@ -19,8 +19,7 @@ const CLIENTS: u64 = 8;
 async fn members(node: &Node) -> Vec<String> {
     let request = pb::MemberListRequest { linearizable: true };
     let answer = ClusterClient::new(node.channel()).member_list(request).await.unwrap();
-    let mut names: Vec<String> =
-        answer.into_inner().members.into_iter().map(|member| member.name).collect();
+    let mut names: Vec<String> = answer.into_inner().members.into_iter().map(|member| member.name).collect();
     names.sort();
     names
 }

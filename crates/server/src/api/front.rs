@@ -48,6 +48,7 @@ use super::maintenance::Maintenance;
 use super::pool::Pool;
 use super::server::Traffic;
 use super::socket::{End, EndHidden};
+use super::unsent::Unsent;
 use super::watch::Watch;
 use crate::metrics::{Counter, Metrics};
 
@@ -80,29 +81,32 @@ enum Service {
     Pool,
 }
 
+/// A call with one answer, as grpc's metrics spell it.
+const UNARY: &str = "unary";
+
 /// Every call: its service, the service's name, its name, and its kind as grpc's metrics spell it.
 const CALLS: &[(Service, &str, &[&str], &str)] = &[
-    (Service::Kv, "etcdserverpb.KV", &["Range", "Put", "DeleteRange", "Txn", "Compact"], "unary"),
+    (Service::Kv, "etcdserverpb.KV", &["Range", "Put", "DeleteRange", "Txn", "Compact"], UNARY),
     (Service::Kv, "etcdserverpb.KV", &["RangeStream"], "server_stream"),
     (Service::Watch, "etcdserverpb.Watch", &["Watch"], "bidi_stream"),
     (
         Service::Lease,
         "etcdserverpb.Lease",
         &["LeaseGrant", "LeaseRevoke", "LeaseTimeToLive", "LeaseLeases"],
-        "unary",
+        UNARY,
     ),
     (Service::Lease, "etcdserverpb.Lease", &["LeaseKeepAlive"], "bidi_stream"),
     (
         Service::Cluster,
         "etcdserverpb.Cluster",
         &["MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"],
-        "unary",
+        UNARY,
     ),
     (
         Service::Maintenance,
         "etcdserverpb.Maintenance",
         &["Alarm", "Status", "Defragment", "Hash", "HashKV", "MoveLeader", "Downgrade"],
-        "unary",
+        UNARY,
     ),
     (Service::Maintenance, "etcdserverpb.Maintenance", &["Snapshot"], "server_stream"),
     (
@@ -127,14 +131,14 @@ const CALLS: &[(Service, &str, &[&str], &str)] = &[
             "RoleGrantPermission",
             "RoleRevokePermission",
         ],
-        "unary",
+        UNARY,
     ),
-    (Service::Lock, "v3lockpb.Lock", &["Lock", "Unlock"], "unary"),
-    (Service::Election, "v3electionpb.Election", &["Campaign", "Proclaim", "Leader", "Resign"], "unary"),
+    (Service::Lock, "v3lockpb.Lock", &["Lock", "Unlock"], UNARY),
+    (Service::Election, "v3electionpb.Election", &["Campaign", "Proclaim", "Leader", "Resign"], UNARY),
     (Service::Election, "v3electionpb.Election", &["Observe"], "server_stream"),
-    (Service::Health, "grpc.health.v1.Health", &["Check"], "unary"),
+    (Service::Health, "grpc.health.v1.Health", &["Check"], UNARY),
     (Service::Health, "grpc.health.v1.Health", &["Watch"], "server_stream"),
-    (Service::Pool, "hadron.v1.Pool", &["ElectionHistory"], "unary"),
+    (Service::Pool, "hadron.v1.Pool", &["ElectionHistory"], UNARY),
 ];
 
 /// Where a path leads, and its counters.
@@ -202,9 +206,10 @@ impl<B: Backend> Front<B> {
         request: Request<Incoming>,
         traffic: Traffic,
         end: &End,
+        unsent: &Unsent,
     ) -> Answer {
         match (traffic, is_grpc(request.headers())) {
-            (Traffic::Everything | Traffic::Grpc, true) => self.answer_grpc(request),
+            (Traffic::Everything | Traffic::Grpc, true) => self.answer_grpc(request).counted_in(unsent),
             (Traffic::Grpc, false) => Answer::ready(not_grpc()),
             (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, end),
             (Traffic::Metrics, _) => {
@@ -297,13 +302,20 @@ pub(super) struct Answer {
     call: Call,
     /// `None` for pages and unknown calls.
     route: Option<Arc<Route>>,
+    /// Where the answer counts; `None` for streams, and for what is no call.
+    unsent: Option<Unsent>,
     /// Present while the client may have closed its half already and is answered all the same.
     hidden: Option<EndHidden>,
 }
 
 impl Answer {
     fn of(call: Call) -> Answer {
-        Answer { call, route: None, hidden: None }
+        Answer { call, route: None, unsent: None, hidden: None }
+    }
+
+    fn counted_in(self, unsent: &Unsent) -> Answer {
+        let is_unary = self.route.as_ref().is_some_and(|route| route.kind == UNARY);
+        Answer { unsent: is_unary.then(|| unsent.clone()), ..self }
     }
 
     fn ready(response: Response<Body>) -> Answer {
@@ -327,6 +339,9 @@ impl Future for Answer {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        if let Some(unsent) = &self.unsent {
+            ready!(unsent.poll_room(task));
+        }
         let Ok(mut response) = ready!(self.call.as_mut().poll(task));
         drop(self.hidden.take());
         if let Some(route) = &self.route {
@@ -339,6 +354,10 @@ impl Future for Answer {
                 }
             }
         }
+        let response = match &self.unsent {
+            Some(unsent) => unsent.count(task, response),
+            None => response,
+        };
         Poll::Ready(Ok(response))
     }
 }

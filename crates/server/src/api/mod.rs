@@ -8,6 +8,7 @@
 //! - `membership`: how the pool's members are changed.
 //! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`, `health`, `pool`: the services; `http`: the
 //!   pages. `range_stream`: ranges in parts. `snapshot`: backups. `session`: the queues of contenders behind locks and elections.
+//!   `unsent`: what a client that takes nothing may cost.
 //! - [`error`]: etcd's codes and texts, in one table. `context`: what all services share. `leader`: calls that
 //!   demand a leader.
 //!
@@ -44,6 +45,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod unsent;
 mod watch;
 
 pub use access::Access;

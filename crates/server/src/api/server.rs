@@ -36,6 +36,7 @@ use super::passwords::Passwords;
 use super::snapshot;
 use super::socket::Socket;
 use super::tokens::Tokens;
+use super::unsent::Unsent;
 use crate::metrics::Metrics;
 use crate::tls::{ServerTls, Stream};
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
@@ -365,11 +366,12 @@ async fn serve_connection<B: Backend>(
     let Some(socket) = opened else { return };
     let common_name = tls.and_then(|tls| tls.user_of(&socket)).map(|name| CommonName(name.into()));
     let (socket, end) = Socket::new(socket);
+    let unsent = Unsent::default();
     let service = service_fn(|mut request: http::Request<Incoming>| {
         if let Some(name) = &common_name {
             request.extensions_mut().insert(name.clone());
         }
-        front.answer(request, traffic, &end)
+        front.answer(request, traffic, &end, &unsent)
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
     let result = tokio::select! {

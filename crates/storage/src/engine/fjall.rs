@@ -37,7 +37,7 @@ use crate::TornTail;
 /// How much memory, disk and how many threads an engine may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FjallOptions {
-    /// Bytes of blocks cached in memory, for all spaces together.
+    /// Bytes of blocks cached in memory, for all spaces together. Values that are read again are cached above the engine.
     pub cache_bytes: u64,
     /// Size in bytes at which the memtable of a space is written to a table. Up to five per space can exist at once.
     pub memtable_bytes: u64,
@@ -50,7 +50,7 @@ pub struct FjallOptions {
 
 impl Default for FjallOptions {
     fn default() -> FjallOptions {
-        FjallOptions { cache_bytes: 64 << 20, memtable_bytes: 16 << 20, journal_bytes: 64 << 20, threads: 2 }
+        FjallOptions { cache_bytes: 32 << 20, memtable_bytes: 16 << 20, journal_bytes: 64 << 20, threads: 2 }
     }
 }
 

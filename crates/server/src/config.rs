@@ -135,6 +135,8 @@ pub struct Membership {
     pub is_strict: bool,
     /// Learners at a time.
     pub learners_max: usize,
+    /// The leader lets learners vote once they have caught up.
+    pub promotes: bool,
 }
 
 /// What is logged, and where.
@@ -205,6 +207,7 @@ impl Config {
             membership: Membership {
                 is_strict: switch(settings, "strict-reconfig-check"),
                 learners_max: number(settings, "max-learners")?,
+                promotes: switch(settings, "auto-promote"),
             },
             retention: retention(settings)?,
             log: log(settings)?,

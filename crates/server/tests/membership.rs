@@ -313,3 +313,19 @@ async fn changes_that_could_cost_the_quorum_are_refused() {
         .unwrap()
         .unwrap();
 }
+
+#[tokio::test]
+async fn a_learner_is_promoted_by_itself_if_that_was_asked_for() {
+    let mut cluster = Cluster::start(1, &["--auto-promote"]).await;
+    put(&cluster.nodes[0], "before").await.unwrap();
+    let new = cluster.prepare_to_join();
+    let learner = add(&cluster.nodes[0], &cluster.nodes[new], true).await.unwrap();
+    cluster.nodes[new].start();
+    eventually("it votes", async || {
+        let members = member_list(&cluster.nodes[0]).await;
+        members.iter().any(|member| member.id == learner.id && !member.is_learner)
+    })
+    .await;
+    cluster.nodes[new].wait_until_voting().await;
+    assert!(cluster.nodes[0].log().contains("promoted a learner that has caught up"));
+}

@@ -22,6 +22,8 @@ use super::error::EtcdError;
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How often another change may come first before a change gives up.
 const TRIES_MAX: usize = 16;
+/// Between two looks at whether learners have caught up.
+const PROMOTE_INTERVAL: Duration = Duration::from_secs(1);
 /// A learner may be promoted when it lacks at most this part of the leader's log. As in etcd.
 const LEARNER_LACKS_MAX: f64 = 0.1;
 
@@ -32,6 +34,8 @@ pub struct MembershipOptions {
     pub is_strict: bool,
     /// Learners at a time.
     pub learners_max: usize,
+    /// The leader lets learners vote once they have caught up, without being asked.
+    pub promotes: bool,
     /// How long a change may take to be carried out.
     pub timeout: Duration,
 }
@@ -39,7 +43,12 @@ pub struct MembershipOptions {
 impl Default for MembershipOptions {
     /// etcd's defaults.
     fn default() -> MembershipOptions {
-        MembershipOptions { is_strict: true, learners_max: 1, timeout: Duration::from_secs(7) }
+        MembershipOptions {
+            is_strict: true,
+            learners_max: 1,
+            promotes: false,
+            timeout: Duration::from_secs(7),
+        }
     }
 }
 
@@ -95,6 +104,24 @@ impl<B: Backend> Context<B> {
             self.require(started + 1 >= quorum(all + 1), EtcdError::MemberNotEnoughStarted)
         };
         self.change_roster(promote).await.map(drop)
+    }
+
+    /// Promotes learners that have caught up, while this node leads, for as long as it is polled.
+    pub(super) async fn promote_learners(&self) {
+        loop {
+            sleep(PROMOTE_INTERVAL).await;
+            let leader = self.backend.status(DEFAULT_GROUP).and_then(|status| status.leader);
+            if leader != Some(self.backend.identity().member_id) {
+                continue;
+            }
+            let pool = self.backend.pool();
+            for learner in pool.roster.members.iter().filter(|member| member.is_learner) {
+                // Refused until it has caught up, and whoever added it may have changed his mind.
+                if self.promote_member(learner.id).await.is_ok() {
+                    tracing::info!(member_id = %format_args!("{:x}", learner.id), "promoted a learner that has caught up");
+                }
+            }
+        }
     }
 
     /// Decides a change, and waits until the groups have been changed. `change` may be called several times.

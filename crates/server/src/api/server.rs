@@ -170,6 +170,7 @@ impl Default for ServerOptions {
 /// The client port: etcd's gRPC services and the plain pages, over a [`Backend`].
 pub struct Server<B: Backend> {
     front: Arc<Front<B>>,
+    context: Arc<Context<B>>,
     metrics: Arc<Metrics>,
     threads: usize,
     connections: Connections,
@@ -179,7 +180,7 @@ impl<B: Backend> Server<B> {
     /// A server that is not listening yet.
     pub fn new(backend: B, metrics: Arc<Metrics>, options: ServerOptions) -> Server<B> {
         let threads = options.threads.max(1);
-        let context = Context {
+        let context = Arc::new(Context {
             backend,
             group: options.group,
             limits: options.limits,
@@ -190,9 +191,10 @@ impl<B: Backend> Server<B> {
             tokens: options.tokens,
             passwords: Passwords::new(options.bcrypt_cost),
             metrics: Arc::clone(&metrics),
-        };
+        });
         Server {
-            front: Arc::new(Front::new(Arc::new(context), options.gateway, options.access)),
+            front: Arc::new(Front::new(Arc::clone(&context), options.gateway, options.access)),
+            context,
             metrics,
             threads,
             connections: options.connections,
@@ -217,7 +219,16 @@ impl<B: Backend> Server<B> {
         }
         // The workers stop when the last acceptor, and with it the last sender, is gone.
         drop(workers);
-        shutdown.await;
+        let promoting = async {
+            match self.context.membership.promotes {
+                true => self.context.promote_learners().await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = shutdown => {}
+            () = promoting => {}
+        }
         acceptors.shutdown().await;
         while all_ended.recv().await.is_some() {}
         Ok(())

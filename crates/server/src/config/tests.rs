@@ -227,7 +227,7 @@ fn the_limits_of_clients_and_members() {
     assert!(!config.clients.gateway);
     assert_eq!(config.clients.access.origins.map(|origins| origins.len()), Some(2));
     assert_eq!(config.clients.access.hosts, None);
-    assert_eq!(config.membership, Membership { is_strict: false, learners_max: 2 });
+    assert_eq!(config.membership, Membership { is_strict: false, learners_max: 2, promotes: false });
     assert_eq!(config.log.level, tracing::Level::WARN);
     assert_eq!(config.log.outputs, [LogOutput::File("/var/log/hadron.log".into()), LogOutput::Stdout]);
 }

@@ -170,6 +170,7 @@ fn server_options(config: &Config, tokens: Tokens) -> ServerOptions {
     let membership = MembershipOptions {
         is_strict: config.membership.is_strict,
         learners_max: config.membership.learners_max,
+        promotes: config.membership.promotes,
         timeout: REQUEST_TIMEOUT + 2 * config.election_timeout,
     };
     let connections = Connections {

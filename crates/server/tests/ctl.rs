@@ -134,3 +134,38 @@ async fn an_election_is_won_by_one_and_shown_to_all() {
     assert_eq!(two.interrupt(), (Some(0), String::new()));
     assert_eq!(ctl(&cluster, &["elect", "e"]).status().unwrap().code(), Some(128));
 }
+
+/// From one prefix to another of the same cluster, which is a destination like any other.
+#[tokio::test]
+async fn a_mirror_has_what_there_was_and_follows_what_happens() {
+    let cluster = Cluster::start(1, &[]).await;
+    let run = |words: &[&str]| assert!(ctl(&cluster, words).output().unwrap().status.success(), "{words:?}");
+    for number in 0..20 {
+        run(&["put", &format!("/from/{number}"), &format!("value {number}")]);
+    }
+    run(&["put", "/other", "not this"]);
+    let endpoint = cluster.nodes[0].client_url.clone();
+    let words = ["make-mirror", "--prefix=/from/", "--dest-prefix=/to/", "--max-txn-ops=7", &endpoint];
+    let mut mirror = Running::start(&cluster, &words);
+    eventually("what there was is there", async || count(&cluster, "/to/") == 20).await;
+    run(&["del", "/from/1", "--prefix"]);
+    run(&["put", "/from/new", "value"]);
+    let listing = |prefix: &str| {
+        let listed = ctl(&cluster, &["get", prefix, "--prefix"]).output().unwrap();
+        text(&listed.stdout).replace(prefix, "")
+    };
+    eventually("what happened happened there", async || listing("/from/") == listing("/to/")).await;
+    assert_eq!(count(&cluster, "/to/"), 10);
+    mirror.interrupt();
+
+    let both = ["make-mirror", "--dest-prefix=/to/", "--no-dest-prefix", &endpoint];
+    assert_eq!(ctl(&cluster, &both).output().unwrap().status.code(), Some(128));
+    assert_eq!(ctl(&cluster, &["make-mirror"]).output().unwrap().status.code(), Some(128));
+    let compacted = ctl(&cluster, &["compaction", "20"]).output().unwrap();
+    assert!(compacted.status.success());
+    let mut late =
+        ctl(&cluster, &["make-mirror", "--prefix=/from/", "--dest-prefix=/late/", "--rev=2", &endpoint]);
+    let late = late.output().unwrap();
+    assert_eq!(late.status.code(), Some(1));
+    assert!(text(&late.stderr).contains("required revision has been compacted"), "{}", text(&late.stderr));
+}

@@ -166,7 +166,8 @@ impl Client {
         }
     }
 
-    async fn bounded<T>(
+    /// A call within the time it may take.
+    pub(super) async fn bounded<T>(
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, CallError> {

@@ -105,6 +105,11 @@ impl Token {
 }
 
 impl Login {
+    /// As flags with these values.
+    pub(super) fn of(user: String, password: String) -> Login {
+        Login { user, password, auth_jwt_token: String::new() }
+    }
+
     /// Asks for the password if that is missing.
     pub(super) fn identity(self) -> Result<Identity, Failure> {
         let Login { user, password, auth_jwt_token } = self;

@@ -1,7 +1,7 @@
 //! `hadron ctl`: a client for people and scripts, with `etcdctl`'s commands, flags, output and exit codes.
 //!
 //! A command checks its arguments (before connecting, in `etcdctl`'s order and words), makes its calls through
-//! `client::Client` and prints the reply through `print::Printer`. Left out for now: `make-mirror` and `check`.
+//! `client::Client` and prints the reply through `print::Printer`. Left out for now: `check`.
 
 mod auth;
 mod client;
@@ -15,6 +15,7 @@ mod lease;
 mod lock;
 mod login;
 mod member;
+mod mirror;
 pub(super) mod print;
 mod secure;
 mod snapshot;
@@ -135,6 +136,8 @@ enum Command {
     /// Commands for snapshots
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    /// Copy keys to another cluster, and go on with what happens to them
+    MakeMirror(mirror::MakeMirror),
     /// Commands for users
     #[command(subcommand)]
     User(auth::User),
@@ -222,6 +225,7 @@ async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failur
         Command::Lock(command) => command.run(global).await,
         Command::Elect(command) => command.run(global).await,
         Command::Snapshot(command) => command.run(global, arguments).await,
+        Command::MakeMirror(command) => command.run(global).await,
         Command::User(command) => command.run(global).await,
         Command::Role(command) => command.run(global).await,
         Command::Auth(command) => command.run(global).await,

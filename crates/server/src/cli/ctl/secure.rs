@@ -49,6 +49,18 @@ pub(super) struct Secure {
     insecure_transport: bool,
 }
 
+impl Secure {
+    /// As flags with these values.
+    pub(super) fn of(
+        cacert: Option<PathBuf>,
+        cert: Option<PathBuf>,
+        key: Option<PathBuf>,
+        insecure_transport: bool,
+    ) -> Secure {
+        Secure { cacert, cert, key, insecure_skip_tls_verify: false, insecure_transport }
+    }
+}
+
 /// How endpoints are spoken to.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Security {

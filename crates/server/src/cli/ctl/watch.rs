@@ -28,7 +28,7 @@ use super::{Global, Session, go_text, kv, txn};
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// The watch id in answers that concern every watch of a stream.
 const EVERY_WATCH: i64 = -1;
-const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+pub(super) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
 const BAD_COUNT: &str = "bad number of arguments";
 const BAD_COUNT_ENVIRONMENT: &str = "bad number of arguments (found conflicting environment key)";
@@ -130,34 +130,54 @@ impl Watch {
 }
 
 /// Follows one watch until the server cancels it.
-async fn follow(session: &Session, mut target: Target) -> Result<(), Failure> {
-    let mut stream = Stream::open(&session.client, create_request(&target.create)).await?;
+async fn follow(session: &Session, target: Target) -> Result<(), Failure> {
+    let mut watch = Follow::start(&session.client, target.create).await?;
     loop {
-        let response = match stream.replies.message().await {
-            Ok(Some(response)) => response,
-            Ok(None) => {
-                stream = resume(&session.client, &target.create).await?;
-                continue;
-            }
-            Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal) => {
-                stream = resume(&session.client, &target.create).await?;
-                continue;
-            }
-            Err(status) => return Err(CallError::Refused(status).into()),
-        };
-        if let Some(last) = response.events.iter().filter_map(|event| event.kv.as_ref()).next_back() {
-            target.create.start_revision = last.mod_revision + 1;
-        } else if let Some(header) = response.header.filter(|_| response.created && !response.canceled)
-            && target.create.start_revision == 0
-        {
-            // From now on, wherever a reconnect ends: nothing between may be missed.
-            target.create.start_revision = header.revision + 1;
-        }
-        let canceled = response.canceled;
+        let response = watch.next().await?;
         show(&session.printer, &response, &target.command)?;
-        if canceled {
+        if response.canceled {
             return Err(Failure::error("watch is canceled by the server").exiting(Exit::Interrupted));
         }
+    }
+}
+
+/// One watch that survives the loss of its connection.
+pub(super) struct Follow {
+    client: Client,
+    /// As it has to be started again.
+    create: WatchCreateRequest,
+    stream: Stream,
+}
+
+impl Follow {
+    /// Starts it.
+    pub(super) async fn start(client: &Client, create: WatchCreateRequest) -> Result<Follow, Failure> {
+        let stream = Stream::open(client, create_request(&create)).await?;
+        Ok(Follow { client: client.clone(), create, stream })
+    }
+
+    /// What the server says next.
+    pub(super) async fn next(&mut self) -> Result<WatchResponse, Failure> {
+        let response = loop {
+            match self.stream.replies.message().await {
+                Ok(Some(response)) => break response,
+                Err(status)
+                    if !matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal) =>
+                {
+                    return Err(CallError::Refused(status).into());
+                }
+                Ok(None) | Err(_) => self.stream = resume(&self.client, &self.create).await?,
+            }
+        };
+        if let Some(last) = response.events.iter().filter_map(|event| event.kv.as_ref()).next_back() {
+            self.create.start_revision = last.mod_revision + 1;
+        } else if let Some(header) = response.header.filter(|_| response.created && !response.canceled)
+            && self.create.start_revision == 0
+        {
+            // From now on, wherever a reconnect ends: nothing between may be missed.
+            self.create.start_revision = header.revision + 1;
+        }
+        Ok(response)
     }
 }
 

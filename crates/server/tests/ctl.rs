@@ -169,3 +169,27 @@ async fn a_mirror_has_what_there_was_and_follows_what_happens() {
     assert_eq!(late.status.code(), Some(1));
     assert!(text(&late.stderr).contains("required revision has been compacted"), "{}", text(&late.stderr));
 }
+
+#[tokio::test]
+async fn answers_come_in_parts_and_as_they_are() {
+    use hadron_proto::etcdserverpb::RangeResponse;
+    use prost::Message as _;
+    let cluster = Cluster::start(1, &[]).await;
+    let output = |words: &[&str]| ctl(&cluster, words).output().unwrap();
+    for number in 0..40 {
+        assert!(output(&["put", &format!("/keys/{number:02}"), "value"]).status.success());
+    }
+    let [whole, parts] = [&["get", "/keys/", "--prefix"][..], &["get", "/keys/", "--prefix", "--stream"]]
+        .map(|words| output(words).stdout);
+    assert!(whole == parts && !whole.is_empty());
+    let raw = output(&["get", "/keys/", "--prefix", "--stream", "--limit=7", "-w", "protobuf"]).stdout;
+    let answer = RangeResponse::decode(raw.as_slice()).unwrap();
+    assert_eq!((answer.kvs.len(), answer.count, answer.more), (7, 40, true));
+    let none = output(&["endpoint", "status", "-w", "protobuf"]);
+    assert_eq!(none.status.code(), Some(4), "{}", text(&none.stderr));
+    for (shell, word) in [("bash", "complete -F"), ("zsh", "#compdef hadron"), ("fish", "complete -c hadron")]
+    {
+        let script = output(&["completion", shell]).stdout;
+        assert!(text(&script).contains(word) && text(&script).contains("make-mirror"), "{shell}");
+    }
+}

@@ -16,6 +16,7 @@
 
 pub mod bench;
 mod clock;
+mod completion;
 pub mod ctl;
 mod logging;
 pub mod playground;
@@ -81,7 +82,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some("etcdutl") => {
             let command = utl::Options::augment_args(clap::Command::new("etcdutl")).version(ETCD_VERSION);
             match parse::<utl::Options>(command.about("Work on files of data, as etcdutl does"), &arguments) {
-                Ok(options) => utl::run(options),
+                Ok(options) => utl::run(options, &arguments),
                 Err(error) => refuse(&error, true),
             }
         }
@@ -112,7 +113,7 @@ fn run_hadron(arguments: Vec<OsString>) -> ExitCode {
         Command::Serve { flags } => serve::run(serve::Name::Hadron, flags),
         Command::Playground(options) => playground::run(options),
         Command::Ctl(options) => ctl::run(*options, &arguments),
-        Command::Utl(options) => utl::run(options),
+        Command::Utl(options) => utl::run(options, &arguments),
         Command::Bench(options) => bench::run(options),
         Command::Simulate(options) => simulate::run(&options),
     }

@@ -7,7 +7,11 @@ use std::os::unix::ffi::OsStringExt as _;
 use bytes::Bytes;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
-use hadron_proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest};
+use hadron_proto::etcdserverpb::{
+    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse,
+};
+
+use tonic::{Response, Status};
 
 use super::failure::Failure;
 use super::login::Connection;
@@ -61,6 +65,9 @@ pub(crate) struct Get {
     /// Print only values, with the simple format
     #[arg(long)]
     print_value_only: bool,
+    /// Let the server send the answer in parts: for large ranges
+    #[arg(long)]
+    stream: bool,
     /// Only keys created at this revision or later
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     min_create_rev: i64,
@@ -146,10 +153,26 @@ impl Get {
             return Err(Failure::arguments("print-value-only is only for `--write-out=simple`"));
         }
         session.printer.style.values_only = self.print_value_only;
-        let call = async |channel| client(channel).range(request.clone()).await;
-        let reply = session.client.read(call).await?;
+        let reply = match self.stream {
+            true => session.client.read(async |channel| collect(channel, request.clone()).await).await?,
+            false => {
+                session.client.read(async |channel| client(channel).range(request.clone()).await).await?
+            }
+        };
         session.printer.print(&reply)
     }
+}
+
+/// An answer that comes in parts, put together.
+async fn collect(channel: Connection, request: RangeRequest) -> Result<Response<RangeResponse>, Status> {
+    let mut parts = client(channel).range_stream(request).await?.into_inner();
+    let mut whole = RangeResponse::default();
+    while let Some(part) = parts.message().await? {
+        let mut part = part.range_response.unwrap_or_default();
+        whole.kvs.append(&mut part.kvs);
+        whole = RangeResponse { kvs: whole.kvs, ..part };
+    }
+    Ok(Response::new(whole))
 }
 
 /// Arguments of `put`.

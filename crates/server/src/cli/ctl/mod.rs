@@ -66,7 +66,7 @@ struct Global {
         hide_env = true
     )]
     endpoints: Vec<String>,
-    /// Output format: simple, fields, json or table
+    /// Output format: simple, fields, json, protobuf or table
     #[arg(
         short = 'w',
         long = "write-out",
@@ -158,6 +158,8 @@ enum Command {
     /// Commands for elections (Hadron's own)
     #[command(subcommand)]
     Election(election::Election),
+    /// Print what a shell needs to complete commands
+    Completion(super::completion::Completion),
     /// Print the version
     Version,
 }
@@ -233,6 +235,7 @@ async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failur
         Command::Defrag(command) => command.run(global).await,
         Command::Downgrade(command) => command.run(global).await,
         Command::Election(command) => command.run(global).await,
+        Command::Completion(command) => command.run(arguments),
         Command::Version => version(),
     }
 }

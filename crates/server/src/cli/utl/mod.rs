@@ -46,6 +46,8 @@ enum Command {
         #[arg(value_name = "FILE")]
         arguments: Vec<PathBuf>,
     },
+    /// Print what a shell needs to complete commands
+    Completion(super::completion::Completion),
     /// Print the version
     Version,
     /// What etcdutl knows and has no meaning here
@@ -53,10 +55,10 @@ enum Command {
     Other(Vec<OsString>),
 }
 
-/// Runs a command.
-pub fn run(options: Options) -> ExitCode {
+/// Runs a command. `arguments` is the whole command line.
+pub fn run(options: Options, arguments: &[OsString]) -> ExitCode {
     let Options { write_out, timeout: _, command } = options;
-    match execute(&write_out, command) {
+    match execute(&write_out, command, arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(text) = failure.text {
@@ -67,7 +69,7 @@ pub fn run(options: Options) -> ExitCode {
     }
 }
 
-fn execute(write_out: &str, command: Command) -> Result<(), Failure> {
+fn execute(write_out: &str, command: Command, arguments: &[OsString]) -> Result<(), Failure> {
     let printer = || Ok(Printer { format: Format::parse(write_out)?, style: Style::default() });
     match command {
         Command::Snapshot(command) => command.run(printer),
@@ -88,6 +90,7 @@ fn execute(write_out: &str, command: Command) -> Result<(), Failure> {
             let _ = std::io::stdout().write_all(text.as_bytes());
             Ok(())
         }
+        Command::Completion(command) => command.run(arguments),
         Command::Other(words) => {
             let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
             Err(Failure::error(meaningless(&name)))

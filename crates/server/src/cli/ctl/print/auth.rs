@@ -3,8 +3,11 @@
 use hadron_proto::authpb::Permission;
 use hadron_proto::authpb::permission::Type;
 use hadron_proto::etcdserverpb::{
-    AuthRoleGetResponse, AuthStatusResponse, AuthUserGetResponse, ResponseHeader,
+    AuthRoleGetResponse, AuthStatusResponse, AuthUserAddResponse, AuthUserGetResponse, AuthUserListResponse,
+    ResponseHeader,
 };
+
+use prost::Message as _;
 
 use super::json::{self, Object};
 use super::{Reply, Style, field, header_fields, line, quoted_field};
@@ -19,6 +22,10 @@ pub(crate) struct Changed {
 }
 
 impl Reply for Changed {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(AuthUserAddResponse { header: self.header }.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         line(out, &self.text);
     }
@@ -50,6 +57,11 @@ fn json_names(names: &[String]) -> Vec<String> {
 }
 
 impl Reply for Names {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        let (header, users) = (self.header, self.names.clone());
+        Some(AuthUserListResponse { header, users }.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         self.names.iter().for_each(|name| line(out, name));
     }
@@ -71,6 +83,10 @@ pub(crate) struct OfUser {
 }
 
 impl Reply for OfUser {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.reply.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         line(out, format_args!("User: {}", self.name));
         let roles: String = self.reply.roles.iter().map(|role| format!(" {role}")).collect();
@@ -121,6 +137,10 @@ fn keys(permission: &Permission) -> String {
 }
 
 impl Reply for OfRole {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.reply.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         line(out, format_args!("Role {}", self.name));
         self.simple_kind(out, "Read", |kind| kind != Type::Write);
@@ -151,6 +171,10 @@ impl Reply for OfRole {
 }
 
 impl Reply for AuthStatusResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         line(out, format_args!("Authentication Status: {}", self.enabled));
         line(out, format_args!("AuthRevision: {}", self.auth_revision));

@@ -1,9 +1,11 @@
 //! Replies about nodes: endpoint status, health and hashkv, member list, move-leader.
 
 use hadron_proto::etcdserverpb::{
-    AlarmMember, AlarmResponse, DowngradeResponse, HashKvResponse, Member, MemberListResponse,
-    MoveLeaderResponse, ResponseHeader, StatusResponse,
+    AlarmMember, AlarmResponse, DowngradeResponse, HashKvResponse, Member, MemberAddResponse,
+    MemberListResponse, MoveLeaderResponse, ResponseHeader, StatusResponse,
 };
+
+use prost::Message as _;
 
 use super::super::go_text;
 use super::json::{self, Object};
@@ -248,6 +250,10 @@ impl Hashes {
 }
 
 impl Reply for MemberListResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         out.extend_from_slice(member_table(self).lines().as_bytes());
     }
@@ -352,6 +358,17 @@ pub(crate) struct MembersChanged {
 }
 
 impl Reply for MembersChanged {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        let (header, members) = (self.header, self.members.clone());
+        Some(match &self.added {
+            Some((member, _)) => {
+                let member = Some(member.clone());
+                MemberAddResponse { header, member, members }.encode_to_vec()
+            }
+            None => MemberListResponse { header, members }.encode_to_vec(),
+        })
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         let cluster_id = self.header.unwrap_or_default().cluster_id;
         line(out, format_args!("{} cluster {cluster_id:16x}", self.happened));
@@ -378,6 +395,10 @@ pub(crate) struct Moved {
 }
 
 impl Reply for Moved {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.response.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         line(out, format_args!("Leadership transferred from {:x} to {:x}", self.from, self.to));
     }
@@ -397,6 +418,10 @@ fn alarm_text(alarm: &AlarmMember) -> String {
 }
 
 impl Reply for AlarmResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         self.alarms.iter().for_each(|alarm| line(out, alarm_text(alarm)));
     }
@@ -430,6 +455,10 @@ pub(crate) struct Downgraded {
 }
 
 impl Reply for Downgraded {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.response.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         let version = &self.response.version;
         line(out, format_args!("Downgrade {} success, cluster version {version}", self.name));

@@ -7,10 +7,16 @@ use hadron_proto::etcdserverpb::{
 use hadron_proto::mvccpb::event::EventType;
 use hadron_proto::mvccpb::{Event, KeyValue};
 
+use prost::Message as _;
+
 use super::json::{self, Object};
 use super::{Reply, Style, field, header_fields, lease_field, line, quoted_field};
 
 impl Reply for RangeResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, style: Style, out: &mut Vec<u8>) {
         self.kvs.iter().for_each(|kv| simple_kv(out, kv, style));
     }
@@ -32,6 +38,10 @@ impl Reply for RangeResponse {
 }
 
 impl Reply for PutResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, style: Style, out: &mut Vec<u8>) {
         line(out, "OK");
         self.prev_kv.iter().for_each(|kv| simple_kv(out, kv, style));
@@ -49,6 +59,10 @@ impl Reply for PutResponse {
 }
 
 impl Reply for DeleteRangeResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, style: Style, out: &mut Vec<u8>) {
         line(out, self.deleted);
         self.prev_kvs.iter().for_each(|kv| simple_kv(out, kv, style));
@@ -69,6 +83,10 @@ impl Reply for DeleteRangeResponse {
 }
 
 impl Reply for TxnResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, style: Style, out: &mut Vec<u8>) {
         line(out, if self.succeeded { "SUCCESS" } else { "FAILURE" });
         for reply in self.responses.iter().filter_map(op_reply) {
@@ -114,6 +132,10 @@ fn op_json(response: &ResponseOp, style: Style) -> String {
 }
 
 impl Reply for WatchResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, style: Style, out: &mut Vec<u8>) {
         for event in &self.events {
             line(out, event_type(event));

@@ -8,10 +8,16 @@ use hadron_proto::etcdserverpb::{
     LeaseTimeToLiveResponse,
 };
 
+use prost::Message as _;
+
 use super::json::{self, Object};
 use super::{Reply, Style, field, header_fields, lease_field, line, quoted_field};
 
 impl Reply for LeaseGrantResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         line(out, format_args!("lease {:016x} granted with TTL({}s)", self.id, self.ttl));
     }
@@ -38,6 +44,10 @@ pub(crate) struct Revoked {
 }
 
 impl Reply for Revoked {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.response.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         line(out, format_args!("lease {:016x} revoked", self.id));
     }
@@ -52,6 +62,10 @@ impl Reply for Revoked {
 }
 
 impl Reply for LeaseKeepAliveResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         line(out, format_args!("lease {:016x} keepalived with TTL({})", self.id, self.ttl));
     }
@@ -77,6 +91,10 @@ pub(crate) struct TimeToLive {
 }
 
 impl Reply for TimeToLive {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.response.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         let lease = &self.response;
         if lease.granted_ttl == 0 && lease.ttl == -1 {
@@ -117,6 +135,10 @@ impl Reply for TimeToLive {
 }
 
 impl Reply for LeaseLeasesResponse {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
+
     fn simple(&self, _: Style, out: &mut Vec<u8>) {
         line(out, format_args!("found {} leases", self.leases.len()));
         self.leases.iter().for_each(|lease| line(out, format_args!("{:016x}", lease.id)));

@@ -24,6 +24,7 @@ pub(crate) enum Format {
     Json,
     Fields,
     Table,
+    Protobuf,
 }
 
 impl Format {
@@ -34,6 +35,7 @@ impl Format {
             "json" => Ok(Format::Json),
             "fields" => Ok(Format::Fields),
             "table" => Ok(Format::Table),
+            "protobuf" => Ok(Format::Protobuf),
             _ => Err(Failure::feature("unsupported output format")),
         }
     }
@@ -56,6 +58,10 @@ pub(crate) trait Reply {
     fn fields(&self, style: Style, out: &mut Vec<u8>);
     /// One line.
     fn json(&self, style: Style) -> String;
+    /// As it came; only replies that are one message have this.
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        None
+    }
     /// Only some replies have a table.
     fn table(&self) -> Option<Table> {
         None
@@ -85,6 +91,10 @@ impl Printer {
                 out.extend_from_slice(reply.json(self.style).as_bytes());
                 out.push(b'\n');
             }
+            Format::Protobuf => match reply.protobuf() {
+                Some(bytes) => out = bytes,
+                None => return Err(Failure::feature("protobuf not supported as output format")),
+            },
             Format::Table => match reply.table() {
                 Some(table) => out.extend_from_slice(table.draw().as_bytes()),
                 None => return Err(Failure::feature("table not supported as output format")),

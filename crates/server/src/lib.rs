@@ -7,5 +7,6 @@ pub mod config;
 pub mod driver;
 mod go_text;
 pub mod metrics;
+mod notify;
 pub mod tls;
 pub mod transport;

@@ -153,7 +153,13 @@ fn what_cannot_be_done_is_refused_by_name() {
         ("etcd", vec!["--discovery-srv", "example.org"], 2, "name them in --initial-cluster"),
         ("etcd", vec!["--config-file=missing.yaml"], 2, "the configuration file missing.yaml"),
         ("etcd", vec!["--log-outputs=missing/log"], 2, "--log-outputs: cannot write to missing/log"),
-        ("etcd", vec!["gateway", "start"], 1, "`etcd gateway` is not built yet"),
+        ("etcd", vec!["grpc-proxy", "start"], 1, "`etcd grpc-proxy` is not built yet"),
+        (
+            "etcd",
+            vec!["gateway", "start", "--endpoints=nowhere"],
+            1,
+            "endpoint \"nowhere\": expected HOST:PORT",
+        ),
         ("etcdutl", vec!["snapshot", "status", "db"], 1, "db: No such file"),
         ("etcdutl", vec!["nonsense"], 1, "unknown command \"nonsense\""),
     ] {

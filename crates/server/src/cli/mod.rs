@@ -5,6 +5,7 @@
 //! | `serve` | one node | [`serve`] |
 //! | `playground` | several nodes on this machine, to try things out | [`playground`] |
 //! | `ctl` | `etcdctl`: its arguments, output and exit codes | [`ctl`] |
+//! | `gateway` | passes connections on to the nodes of a cluster | [`gateway`] |
 //! | `bench` | a load generator for any etcd endpoint | [`mod@bench`] |
 //! | `utl` | `etcdutl`, as far as it exists | [`utl`] |
 //! | `simulate` | clusters in a simulated world, from a seed | [`simulate`] |
@@ -18,6 +19,7 @@ pub mod bench;
 mod clock;
 mod completion;
 pub mod ctl;
+pub mod gateway;
 mod logging;
 pub mod playground;
 pub mod serve;
@@ -59,6 +61,9 @@ enum Command {
     Ctl(Box<ctl::Options>),
     /// Work on files of data: everything `etcdutl` does so far
     Utl(utl::Options),
+    /// Pass connections on to the nodes of a cluster
+    #[command(subcommand)]
+    Gateway(gateway::Gateway),
     /// Measure throughput and latency of a cluster
     Bench(bench::Options),
     /// Run clusters in a simulated world, with faults, and check what they promise
@@ -92,11 +97,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// What a link named `etcd` does.
 fn run_etcd(arguments: Vec<OsString>) -> ExitCode {
-    if let Some(proxy @ ("gateway" | "grpc-proxy")) = arguments.get(1).and_then(|first| first.to_str()) {
-        eprintln!(
-            "error: `etcd {proxy}` is not built yet: let clients connect to the nodes, each of which serves everything"
-        );
-        return ExitCode::FAILURE;
+    match arguments.get(1).and_then(|first| first.to_str()) {
+        // Written as `hadron gateway` is.
+        Some("gateway") => return run_hadron(arguments),
+        Some("grpc-proxy") => {
+            eprintln!(
+                "error: `etcd grpc-proxy` is not built yet: let clients connect to the nodes, each of which serves everything, \
+                 or to `etcd gateway`"
+            );
+            return ExitCode::FAILURE;
+        }
+        _ => {}
     }
     serve::run(serve::Name::Etcd, arguments.into_iter().skip(1))
 }
@@ -114,6 +125,7 @@ fn run_hadron(arguments: Vec<OsString>) -> ExitCode {
         Command::Playground(options) => playground::run(options),
         Command::Ctl(options) => ctl::run(*options, &arguments),
         Command::Utl(options) => utl::run(options, &arguments),
+        Command::Gateway(command) => gateway::run(command),
         Command::Bench(options) => bench::run(options),
         Command::Simulate(options) => simulate::run(&options),
     }

@@ -23,7 +23,6 @@ mod force;
 mod handle;
 mod join;
 mod log;
-mod notify;
 mod observe;
 mod peers;
 mod pool_file;

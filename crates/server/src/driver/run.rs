@@ -10,7 +10,6 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::error::RunError;
-use super::notify;
 use super::start::{REQUEST_TIMEOUT, Running, bind};
 use crate::api::backend::ETCD_VERSION;
 use crate::api::compactor;
@@ -19,6 +18,7 @@ use crate::api::{
 };
 use crate::config::{Config, Security};
 use crate::metrics::Metrics;
+use crate::notify;
 
 /// Runs a node until SIGTERM or SIGINT, then stops it in good order: leadership handed over, log sealed.
 ///

@@ -8,8 +8,8 @@ use std::os::unix::net::UnixDatagram;
 
 use tracing::{info, warn};
 
-/// Says that the node serves clients.
-pub(super) fn ready() {
+/// Says that clients are served.
+pub(crate) fn ready() {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty()) else { return };
     info!("notifying init daemon");
     match send(&socket, b"READY=1") {

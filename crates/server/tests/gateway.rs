@@ -1,0 +1,49 @@
+//! `etcd gateway start`: connections go to the nodes that are there.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/place.rs"]
+mod place;
+mod support;
+
+use std::net::TcpListener;
+
+use hadron_proto::etcdserverpb as pb;
+use pb::kv_client::KvClient;
+use place::Place;
+use support::{Cluster, eventually};
+
+#[tokio::test]
+async fn connections_go_to_the_nodes_that_are_there() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let place = Place::new();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut endpoints = cluster.endpoints();
+    endpoints.push(format!("http://{nobody}"));
+    let mut command = place.command("etcd");
+    command.args(["gateway", "start", "--listen-addr=127.0.0.1:0", "--retry-delay=100ms"]);
+    command.arg(format!("--endpoints={}", endpoints.join(",")));
+    let gateway = place.serve(&mut command);
+    let address = gateway.line("ready to proxy client requests")["address"].as_str().unwrap().to_owned();
+    let put = async || {
+        // A new connection each time.
+        let mut kv = KvClient::new(support::channel(&format!("http://{address}")));
+        kv.put(pb::PutRequest { key: "k".into(), ..Default::default() }).await
+    };
+    let mut answered = std::collections::BTreeSet::new();
+    for _ in 0..12 {
+        answered.insert(put().await.unwrap().into_inner().header.unwrap().member_id);
+    }
+    assert_eq!(answered.len(), 3, "each of the nodes in turn");
+    gateway.line("deactivated endpoint");
+
+    // With one node left there is no quorum, but somebody who says so.
+    cluster.nodes[0].kill();
+    eventually("the others answer", async || put().await.is_ok()).await;
+    for _ in 0..6 {
+        put().await.unwrap();
+    }
+    cluster.nodes[0].start();
+    let activated = async || gateway.lines().iter().any(|line| line["msg"] == "activated");
+    eventually("it is tried again", activated).await;
+}

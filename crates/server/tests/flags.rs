@@ -153,6 +153,13 @@ fn what_cannot_be_done_is_refused_by_name() {
         ("etcd", vec!["--discovery-srv", "example.org"], 2, "name them in --initial-cluster"),
         ("etcd", vec!["--config-file=missing.yaml"], 2, "the configuration file missing.yaml"),
         ("etcd", vec!["--log-outputs=missing/log"], 2, "--log-outputs: cannot write to missing/log"),
+        ("etcd", vec!["--enable-log-rotation"], 2, "needs exactly one file"),
+        (
+            "etcd",
+            vec!["--enable-log-rotation", "--log-outputs=log", "--log-rotation-config-json={"],
+            2,
+            "--log-rotation-config-json: expected an object",
+        ),
         ("etcd", vec!["grpc-proxy", "start"], 1, "`etcd grpc-proxy` is not built yet"),
         (
             "etcd",

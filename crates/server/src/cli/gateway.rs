@@ -67,7 +67,8 @@ struct Endpoints {
 /// Runs until it is told to stop by SIGTERM or SIGINT.
 pub fn run(command: Gateway) -> ExitCode {
     let Gateway::Start(options) = command;
-    let log = Log { level: tracing::Level::INFO, format: LogFormat::Json, outputs: vec![LogOutput::Stderr] };
+    let outputs = vec![LogOutput::Stderr];
+    let log = Log { level: tracing::Level::INFO, format: LogFormat::Json, outputs, rotation: None };
     if let Err(error) = logging::start(&log) {
         eprintln!("error: {error}");
         return ExitCode::FAILURE;

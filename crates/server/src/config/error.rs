@@ -189,4 +189,17 @@ pub enum ConfigError {
     /// Log lines to standard error in etcd's own way, and elsewhere too.
     #[error("--log-outputs: {0:?} cannot be combined with other outputs")]
     LogOutputs(String),
+    /// Log rotation without a file, or with several.
+    #[error("--log-outputs: --enable-log-rotation needs exactly one file among the outputs")]
+    RotationOutput,
+    /// How logs are rotated cannot be read.
+    #[error(
+        "--log-rotation-config-json: expected an object with maxsize (MiB), maxage (days), maxbackups, localtime and compress, got {given:?}: {error}"
+    )]
+    Rotation {
+        /// As given.
+        given: String,
+        /// Why.
+        error: String,
+    },
 }

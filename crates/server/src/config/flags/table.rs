@@ -36,7 +36,6 @@ const NO_DISCOVERY: &str =
 const DISCOVERY_DETAIL: &str = "it is about discovery, which is not built";
 const NO_TRACING: &str = "tracing is not built";
 const TRACING_DETAIL: &str = "it is about tracing, which is not built";
-const NO_ROTATION: &str = "log rotation is not built; log to standard error, or rotate the file from outside";
 
 #[rustfmt::skip]
 const MEMBER: &[Flag] = &[
@@ -150,8 +149,8 @@ const OBSERVE: &[Flag] = &[
     flag("log-outputs", List, "default", Works, "Where log lines go: default and systemd/journal (standard error), stderr, stdout, or files"),
     flag("log-level", Choice(&["debug", "info", "warn", "error", "dpanic", "panic", "fatal"]), "info", Works, "Least severe level that is logged"),
     flag("log-format", Choice(&["json", "console"]), "json", Works, "Form of the log lines"),
-    flag("enable-log-rotation", Switch, "false", Refused(NO_ROTATION), "Begin a new log file when one is full"),
-    flag("log-rotation-config-json", Text, r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, Nothing("it is about log rotation, which is not built"), "When a log file is full, and how many are kept"),
+    flag("enable-log-rotation", Switch, "false", Works, "Begin a new log file when one is full"),
+    flag("log-rotation-config-json", Text, r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, Works, "When a log file is full, and how many are kept"),
     flag("warning-apply-duration", Duration, "100ms", Nothing("how long applying takes is in /metrics"), "Warn when applying an entry takes longer"),
     flag("warning-unary-request-duration", Duration, "300ms", Nothing("how long requests take is in /metrics"), "Warn when a request takes longer"),
     flag("enable-distributed-tracing", Switch, "false", Refused(NO_TRACING), "Send traces to an OpenTelemetry collector"),

@@ -3,6 +3,8 @@
 //! An etcd log line has `level`, `ts`, `caller` and `msg` first and the event's own fields after them, which have hyphens
 //! in their names; tools that read etcd's logs find the same here.
 
+mod rotation;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -19,7 +22,8 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::clock::utc;
-use crate::config::{Log, LogFormat, LogOutput};
+use crate::config::{Log, LogFormat, LogOutput, Rotation};
+use rotation::RotatingFile;
 
 /// A file that log lines cannot be written to.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,7 @@ pub(super) struct CannotLog {
 /// # Errors
 /// When a file cannot be opened.
 pub(super) fn start(log: &Log) -> Result<(), CannotLog> {
+    let open = |output| open(output, log.rotation);
     let outputs = Arc::new(log.outputs.iter().map(open).collect::<Result<Vec<_>, _>>()?);
     let filter = EnvFilter::new(log.level.to_string().to_lowercase());
     let writer = move || Lines(Arc::clone(&outputs));
@@ -53,17 +58,23 @@ enum Output {
     Stderr,
     Stdout,
     File(File),
+    Rotating(Mutex<RotatingFile>),
 }
 
-fn open(output: &LogOutput) -> Result<Output, CannotLog> {
+fn open(output: &LogOutput, rotation: Option<Rotation>) -> Result<Output, CannotLog> {
     let path = match output {
         LogOutput::Stderr => return Ok(Output::Stderr),
         LogOutput::Stdout => return Ok(Output::Stdout),
         LogOutput::File(path) => path,
     };
+    let failed = |error| CannotLog { file: path.clone(), error };
+    if let Some(rotation) = rotation {
+        let file = RotatingFile::open(path, rotation).map_err(failed)?;
+        return Ok(Output::Rotating(Mutex::new(file)));
+    }
     // Whatever rotates the file from outside may move or truncate it: lines go to its end.
     let file = File::options().create(true).append(true).open(path);
-    file.map(Output::File).map_err(|error| CannotLog { file: path.clone(), error })
+    file.map(Output::File).map_err(failed)
 }
 
 /// Writes each line to all outputs, in one piece.
@@ -76,6 +87,7 @@ impl Write for Lines {
                 Output::Stderr => io::stderr().write_all(line)?,
                 Output::Stdout => io::stdout().write_all(line)?,
                 Output::File(file) => (&*file).write_all(line)?,
+                Output::Rotating(file) => file.lock().write(line, SystemTime::now())?,
             }
         }
         Ok(line.len())

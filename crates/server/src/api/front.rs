@@ -355,7 +355,7 @@ impl Future for Answer {
             }
         }
         let response = match &self.unsent {
-            Some(unsent) => unsent.count(task, response),
+            Some(unsent) => unsent.count(response),
             None => response,
         };
         Poll::Ready(Ok(response))

@@ -16,6 +16,7 @@ use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
 use super::range_stream::{self, RangeStream};
+use super::unsent;
 
 /// A range of up to this many keys is read at once; handing it to another thread would cost more.
 const SHORT_RANGE_KEYS: i64 = 100;
@@ -141,7 +142,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         };
         permit.check_still(&keyspace)?;
         self.context.complete(&mut response.header, self.context.status().term);
-        Ok(Response::new(response))
+        Ok(unsent::answer(response))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
@@ -155,7 +156,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         let (response, term) = self.context.write_for(&claim, Command::Put(put)).await?;
         let hadron_keyspace::Response::Put(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
-        Ok(Response::new(response))
+        Ok(unsent::answer(response))
     }
 
     async fn delete_range(
@@ -171,7 +172,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         let (response, term) = self.context.write_for(&claim, Command::DeleteRange(delete)).await?;
         let hadron_keyspace::Response::DeleteRange(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
-        Ok(Response::new(response))
+        Ok(unsent::answer(response))
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
@@ -184,7 +185,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
             true => self.read_txn(&claim, txn).await?,
             false => self.write_txn(&claim, txn).await?,
         };
-        Ok(Response::new(response))
+        Ok(unsent::answer(response))
     }
 
     /// History is gone for readers once this is answered. The space is freed afterwards at a measured pace; nothing
@@ -198,7 +199,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         let (response, term) = self.context.write(Command::Compact(request.into_inner())).await?;
         let hadron_keyspace::Response::Compact(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
-        Ok(Response::new(response))
+        Ok(unsent::answer(response))
     }
 
     type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;

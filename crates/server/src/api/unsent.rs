@@ -1,69 +1,88 @@
 //! Answers that are made and not sent yet: how much of them one connection may have.
 //!
 //! Whether a client takes its answers is its own business (HTTP/2 lets it close the window of each stream), and an answer may be a
-//! thousand times as large as its question. So a connection with [`UNSENT_BYTES_MAX`] of answers that wait for it gets no further ones
-//! made until it took some. Streams need no such thing: they make their next message when there is room for it.
+//! thousand times as large as its question. So a connection with [`UNSENT_BYTES_MAX`] of large answers that wait for it gets no further
+//! ones made until it took some. Streams need no such thing: they make their next message when there is room for it.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use http::Response;
-use hyper::body::{Body as _, Frame};
+use http::{Extensions, Response};
+use hyper::body::Frame;
 use parking_lot::Mutex;
+use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 
-/// Bytes of answers beyond which a connection gets no further ones made.
-pub(super) const UNSENT_BYTES_MAX: usize = 32 << 20;
-/// What an answer occupies beside its bytes, about.
-const ANSWER_BYTES: usize = 2 << 10;
+/// Bytes of large answers beyond which a connection gets no further ones made.
+const UNSENT_BYTES_MAX: usize = 32 << 20;
+/// Smaller answers do not count: what a stream occupies that nobody reads is of their size.
+const LARGE_BYTES: usize = 16 << 10;
+
+/// What a large answer occupies; beside it on its way from the service to the connection.
+#[derive(Clone, Copy, Debug)]
+struct LargeAnswer(usize);
+
+/// Makes an answer that may be large.
+pub(super) fn answer<M: Message>(message: M) -> tonic::Response<M> {
+    let bytes = message.encoded_len();
+    let mut answer = tonic::Response::new(message);
+    if bytes > LARGE_BYTES {
+        answer.extensions_mut().insert(LargeAnswer(bytes));
+    }
+    answer
+}
 
 /// What one connection has.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Unsent(Arc<Mutex<State>>);
+pub(super) struct Unsent(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    bytes: usize,
-    waiting: Vec<Waker>,
+    bytes: AtomicUsize,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+impl State {
+    fn has_room(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) < UNSENT_BYTES_MAX
+    }
 }
 
 impl Unsent {
     /// Ready when an answer may be made: to be asked before a call goes on, each time.
     pub(super) fn poll_room(&self, task: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.0.lock();
-        if state.bytes < UNSENT_BYTES_MAX {
+        if self.0.has_room() {
             return Poll::Ready(());
         }
-        state.waiting.push(task.waker().clone());
+        let mut waiting = self.0.waiting.lock();
+        // Whoever makes room wakes those who wait by then.
+        if self.0.has_room() {
+            return Poll::Ready(());
+        }
+        waiting.push(task.waker().clone());
         Poll::Pending
     }
 
-    /// Counts the answer to a call that is no stream, until it is sent or given up.
-    pub(super) fn count(&self, task: &mut Context<'_>, response: Response<Body>) -> Response<Body> {
-        if response.body().is_end_stream() {
-            return response;
-        }
-        let (head, mut body) = response.into_parts();
-        // The message of such an answer is there already.
-        let first = match Pin::new(&mut body).poll_frame(task) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => None,
-        };
-        let data = first.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref().map(Bytes::len));
-        let bytes = data.unwrap_or_default() + ANSWER_BYTES;
-        self.0.lock().bytes += bytes;
-        let counted = Counted { first, rest: body, bytes, unsent: self.clone() };
-        Response::from_parts(head, Body::new(counted))
+    /// Counts an answer, if it is large, until it is sent or given up.
+    pub(super) fn count(&self, mut response: Response<Body>) -> Response<Body> {
+        let Some(bytes) = take_size(response.extensions_mut()) else { return response };
+        self.0.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let unsent = self.clone();
+        response.map(|body| Body::new(Counted { body, bytes, unsent }))
     }
+}
+
+fn take_size(extensions: &mut Extensions) -> Option<usize> {
+    extensions.remove::<LargeAnswer>().map(|LargeAnswer(bytes)| bytes)
 }
 
 /// The body of an answer that counts as long as it is there.
 struct Counted {
-    first: Option<Result<Frame<Bytes>, Status>>,
-    rest: Body,
+    body: Body,
     bytes: usize,
     unsent: Unsent,
 }
@@ -76,23 +95,19 @@ impl hyper::body::Body for Counted {
         mut self: Pin<&mut Self>,
         task: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match self.first.take() {
-            Some(first) => Poll::Ready(Some(first)),
-            None => Poll::Ready(ready!(Pin::new(&mut self.rest).poll_frame(task))),
-        }
+        Pin::new(&mut self.body).poll_frame(task)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.rest.is_end_stream()
+        self.body.is_end_stream()
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut state = self.unsent.0.lock();
-        state.bytes -= self.bytes;
-        if state.bytes < UNSENT_BYTES_MAX {
-            state.waiting.drain(..).for_each(Waker::wake);
+        self.unsent.0.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        if self.unsent.0.has_room() {
+            self.unsent.0.waiting.lock().drain(..).for_each(Waker::wake);
         }
     }
 }

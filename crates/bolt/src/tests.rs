@@ -76,7 +76,7 @@ fn damage_is_an_error_or_another_content_and_never_a_panic() {
         for _ in 0..1 + random(&mut state) % 4 {
             // Most of the damage where it hurts: headers and elements.
             let page = random(&mut state) % (damaged.len() / 4096);
-            let within = random(&mut state) % if random(&mut state) % 4 == 0 { 4096 } else { 200 };
+            let within = random(&mut state) % if random(&mut state).is_multiple_of(4) { 4096 } else { 200 };
             damaged[page * 4096 + within] = random(&mut state) as u8;
         }
         refused += usize::from(read(&damaged).is_err());

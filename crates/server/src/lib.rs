@@ -8,5 +8,6 @@ pub mod driver;
 mod go_text;
 pub mod metrics;
 mod notify;
+mod process;
 pub mod tls;
 pub mod transport;

@@ -82,6 +82,22 @@ impl Gauge {
     }
 }
 
+/// A number that only grows, and is counted elsewhere.
+#[derive(Debug, Default)]
+pub struct Total(Gauge);
+
+impl Total {
+    /// Replaces the number by a larger one.
+    pub fn set(&self, value: f64) {
+        self.0.set(value);
+    }
+
+    /// The number now.
+    pub fn get(&self) -> f64 {
+        self.0.get()
+    }
+}
+
 /// What [`Gauge::hold`] added, taken away again when dropped.
 #[derive(Debug)]
 pub struct Held<'a>(&'a Gauge);
@@ -180,6 +196,14 @@ impl Render for Gauge {
 
     fn render(&self, out: &mut String, name: &str, labels: &str) {
         write_sample(out, name, "", labels, self.get());
+    }
+}
+
+impl Render for Total {
+    const KIND: &'static str = "counter";
+
+    fn render(&self, out: &mut String, name: &str, labels: &str) {
+        self.0.render(out, name, labels);
     }
 }
 
@@ -313,6 +337,12 @@ metrics! {
     active_peers: Family<Gauge>["Local", "Remote"] = "etcd_network_active_peers", "Whether a node is connected: 1 or 0.";
     grpc_started: Family<Counter>["grpc_method", "grpc_service", "grpc_type"] = "grpc_server_started_total", "Calls that began.";
     grpc_handled: Family<Counter>["grpc_code", "grpc_method", "grpc_service", "grpc_type"] = "grpc_server_handled_total", "Unary calls that were answered, and streams that were opened or refused.";
+    process_cpu_seconds: Total = "process_cpu_seconds_total", "User and system time that the process took, in seconds.";
+    process_resident_bytes: Gauge = "process_resident_memory_bytes", "Memory of the process that is resident.";
+    process_virtual_bytes: Gauge = "process_virtual_memory_bytes", "All memory of the process, resident or not.";
+    process_open_fds: Gauge = "process_open_fds", "File descriptors that are open.";
+    process_max_fds: Gauge = "process_max_fds", "File descriptors that may be open.";
+    process_start_time: Gauge = "process_start_time_seconds", "When the process began, in seconds since 1970.";
     client_connections: Gauge = "hadron_client_connections", "Client connections that are open.";
     client_requests_waiting: Gauge = "hadron_client_requests_waiting", "Requests of clients, reads and writes, that wait for the loop's answer.";
 

@@ -193,3 +193,30 @@ async fn answers_come_in_parts_and_as_they_are() {
         assert!(text(&script).contains(word) && text(&script).contains("make-mirror"), "{shell}");
     }
 }
+
+#[tokio::test]
+async fn a_cluster_is_checked_and_left_as_it_was() {
+    let cluster = Cluster::start(1, &[]).await;
+    let output = |words: &[&str]| ctl(&cluster, words).output().unwrap();
+    let perf = output(&["check", "perf", "--duration=2s", "--auto-compact", "--auto-defrag"]);
+    let said = text(&perf.stdout);
+    // How fast this machine is today is nobody's business here.
+    assert!(said.contains("Throughput") && said.contains("Stddev"), "{said} {}", text(&perf.stderr));
+    assert!(said.ends_with("PASS\n") || perf.status.code() == Some(1), "{said}");
+    let scale = output(&["check", "datascale", "--keys=500"]);
+    let said = text(&scale.stdout);
+    assert!(
+        said.contains("[500 key-value pairs, 1024 bytes per key-value, 50 concurrent clients]"),
+        "{said}"
+    );
+    assert!(said.contains("PASS: Approximate system memory used : "), "{said} {}", text(&scale.stderr));
+    for prefix in ["/etcdctl-check-perf/", "/etcdctl-check-datascale/"] {
+        assert_eq!(count(&cluster, prefix), 0);
+    }
+    assert!(output(&["put", "/etcdctl-check-perf/mine", "kept"]).status.success());
+    let refused = output(&["check", "perf"]);
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(text(&refused.stderr).contains("has keys. Delete with"), "{}", text(&refused.stderr));
+    assert_eq!(count(&cluster, "/etcdctl-check-perf/"), 1);
+    assert_eq!(output(&["check", "perf", "--load=huge"]).status.code(), Some(4));
+}

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::handle::Handle;
 use crate::api::Backend as _;
 use crate::metrics::Metrics;
+use crate::process;
 use crate::transport::Messages;
 
 /// How often the metrics are brought up to date.
@@ -40,8 +41,10 @@ pub(super) async fn run(handle: Handle, metrics: Arc<Metrics>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = HashMap::new();
+    process::begin(&metrics);
     loop {
         ticks.tick().await;
+        process::show(&metrics);
         metrics.client_requests_waiting.set_integer(handle.waiting_requests() as u64);
         let elections = handle.board().elections();
         for record in &elections {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
@@ -176,6 +177,24 @@ impl Client {
             Ok(Err(status)) => Err(CallError::Refused(status)),
             Err(_) => Err(CallError::Timeout),
         }
+    }
+}
+
+impl Client {
+    /// A page of the first endpoint.
+    ///
+    /// # Errors
+    /// It cannot be connected, or the connection broke.
+    pub(super) async fn page(&self, path: &str) -> io::Result<String> {
+        let endpoint = self.endpoints.first().map(String::as_str).unwrap_or_default();
+        let (is_https, authority) = endpoint_parts(endpoint).map_err(io::Error::other)?;
+        let tls = self.security.for_pages().of(is_https).map_err(io::Error::other)?;
+        let mut stream = dial(authority.clone(), tls).await?.into_inner();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut page = Vec::new();
+        stream.read_to_end(&mut page).await?;
+        Ok(String::from_utf8_lossy(&page).into_owned())
     }
 }
 

@@ -1,9 +1,10 @@
 //! `hadron ctl`: a client for people and scripts, with `etcdctl`'s commands, flags, output and exit codes.
 //!
 //! A command checks its arguments (before connecting, in `etcdctl`'s order and words), makes its calls through
-//! `client::Client` and prints the reply through `print::Printer`. Left out for now: `check`.
+//! `client::Client` and prints the reply through `print::Printer`.
 
 mod auth;
+mod check;
 mod client;
 mod elect;
 pub(super) mod election;
@@ -136,6 +137,9 @@ enum Command {
     /// Commands for snapshots
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    /// Check how a cluster does
+    #[command(subcommand)]
+    Check(check::Check),
     /// Copy keys to another cluster, and go on with what happens to them
     MakeMirror(mirror::MakeMirror),
     /// Commands for users
@@ -227,6 +231,7 @@ async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failur
         Command::Lock(command) => command.run(global).await,
         Command::Elect(command) => command.run(global).await,
         Command::Snapshot(command) => command.run(global, arguments).await,
+        Command::Check(command) => command.run(global).await,
         Command::MakeMirror(command) => command.run(global).await,
         Command::User(command) => command.run(global).await,
         Command::Role(command) => command.run(global).await,

@@ -8,6 +8,8 @@ use crate::tls::ClientTls;
 use crate::tls::client::ClientFiles;
 use crate::tls::files::KeyPair;
 
+/// What pages come over.
+const HTTP1: &[u8] = b"http/1.1";
 /// What gRPC speaks.
 const HTTP2: &[u8] = b"h2";
 
@@ -89,6 +91,12 @@ impl Security {
             files: ClientFiles { own, trusted, skip_verify, speaks, ..ClientFiles::default() },
             is_default,
         })
+    }
+
+    /// The same for somebody who reads pages.
+    pub(super) fn for_pages(&self) -> Security {
+        let files = ClientFiles { speaks: vec![HTTP1.to_vec()], ..self.files.clone() };
+        Security { files, is_default: self.is_default }
     }
 
     /// What to encrypt with for an endpoint with that scheme; `None` for plain text.

@@ -1,0 +1,68 @@
+//! What the process takes of the machine, as Prometheus' client libraries show it under the names that dashboards know.
+
+use std::fs;
+use std::time::SystemTime;
+
+use crate::metrics::Metrics;
+
+/// Brings the metrics of the process up to date. What the system does not tell stays as it was.
+pub(crate) fn show(metrics: &Metrics) {
+    if let Some((all, resident)) = memory_bytes() {
+        metrics.process_virtual_bytes.set_integer(all);
+        metrics.process_resident_bytes.set_integer(resident);
+    }
+    if let Some(seconds) = cpu_seconds() {
+        metrics.process_cpu_seconds.set(seconds);
+    }
+    if let Ok(open) = fs::read_dir("/proc/self/fd") {
+        metrics.process_open_fds.set_integer(open.count() as u64);
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    metrics.process_max_fds.set_integer(limit.unwrap_or(u64::MAX));
+}
+
+/// Notes that the process begins now.
+pub(crate) fn begin(metrics: &Metrics) {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    metrics.process_start_time.set(since.as_secs_f64());
+}
+
+/// All memory, and that which is resident.
+pub(crate) fn memory_bytes() -> Option<(u64, u64)> {
+    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = text.split_whitespace().map(|pages| pages.parse::<u64>().ok());
+    let size = rustix::param::page_size() as u64;
+    Some((pages.next()?? * size, pages.next()?? * size))
+}
+
+/// User and system time of all threads.
+fn cpu_seconds() -> Option<f64> {
+    let text = fs::read_to_string("/proc/self/stat").ok()?;
+    // The name of the process may hold anything; behind it are numbers.
+    let (_, fields) = text.rsplit_once(')')?;
+    let ticks = |number: usize| fields.split_whitespace().nth(number)?.parse::<u64>().ok();
+    Some((ticks(11)? + ticks(12)?) as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_takes_something() {
+        let metrics = Metrics::default();
+        begin(&metrics);
+        show(&metrics);
+        assert!(metrics.process_resident_bytes.get() > 1e6);
+        assert!(metrics.process_virtual_bytes.get() >= metrics.process_resident_bytes.get());
+        assert!(metrics.process_open_fds.get() >= 1.0);
+        assert!(metrics.process_max_fds.get() > metrics.process_open_fds.get());
+        assert!(metrics.process_start_time.get() > 1.7e9);
+        let before = cpu_seconds().unwrap();
+        let began = std::time::Instant::now();
+        while cpu_seconds().unwrap() <= before {
+            assert!(began.elapsed() < std::time::Duration::from_secs(60));
+        }
+    }
+}

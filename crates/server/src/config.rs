@@ -122,6 +122,8 @@ pub struct Clients {
     pub keepalive_timeout: Duration,
     /// Time between two notes to a quiet watcher of how far it is.
     pub watch_progress_interval: Duration,
+    /// Calls that take so long are logged; `None` for none.
+    pub slow_call: Option<Duration>,
     /// Whether the JSON gateway is served.
     pub gateway: bool,
     /// Which web pages may use the port.
@@ -321,6 +323,7 @@ fn clients(settings: &Settings) -> Result<Clients, ConfigError> {
         // As in etcd: without one of them there are no pings.
         keepalive_interval: Some(interval).filter(|interval| !interval.is_zero() && !timeout.is_zero()),
         keepalive_timeout: timeout,
+        slow_call: Some(duration(settings, "warning-unary-request-duration")).filter(|slow| !slow.is_zero()),
         watch_progress_interval: match duration(settings, "watch-progress-notify-interval") {
             Duration::ZERO => return Err(ConfigError::LimitZero("watch-progress-notify-interval")),
             interval => interval,

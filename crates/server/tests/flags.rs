@@ -111,6 +111,26 @@ async fn a_configuration_file_replaces_everything_else() {
     assert!(page(served.address("metrics"), "/metrics").contains("etcd_server_has_leader"));
 }
 
+#[tokio::test]
+async fn calls_that_take_long_are_told_now_and_then() {
+    let place = Place::new();
+    let mut command = place.command("etcd");
+    command.args([
+        "--listen-client-urls=http://127.0.0.1:0",
+        "--advertise-client-urls=http://etcd.example:2379",
+        "--listen-peer-urls=http://127.0.0.1:0",
+        "--warning-unary-request-duration=1ns",
+    ]);
+    let served = place.serve(&mut command);
+    let mut cluster = cluster(&served, "grpc+http").await;
+    for _ in 0..20 {
+        cluster.member_list(MemberListRequest { linearizable: true }).await.unwrap();
+    }
+    assert_eq!(served.line("request stats")["response-type"], "/etcdserverpb.Cluster/MemberList");
+    let told = served.lines().iter().filter(|line| line["msg"] == "request stats").count();
+    assert!(told < 20, "{told} words about 20 calls");
+}
+
 #[test]
 fn links_are_the_programs_whose_names_they_have() {
     let place = Place::new();

@@ -12,6 +12,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -47,6 +48,7 @@ use super::lock::Lock;
 use super::maintenance::Maintenance;
 use super::pool::Pool;
 use super::server::Traffic;
+use super::slow::Slow;
 use super::socket::{End, EndHidden};
 use super::unsent::Unsent;
 use super::watch::Watch;
@@ -176,10 +178,16 @@ pub(super) struct Front<B: Backend> {
     gateway: Option<Gateway>,
     pages: Pages<B>,
     access: Access,
+    slow: Arc<Slow>,
 }
 
 impl<B: Backend> Front<B> {
-    pub(super) fn new(context: Arc<Context<B>>, with_gateway: bool, access: Access) -> Front<B> {
+    pub(super) fn new(
+        context: Arc<Context<B>>,
+        with_gateway: bool,
+        access: Access,
+        slow: Option<Duration>,
+    ) -> Front<B> {
         let limit = context.limits.request_bytes + MESSAGE_OVERHEAD_BYTES;
         let shared = || Arc::clone(&context);
         Front {
@@ -197,6 +205,7 @@ impl<B: Backend> Front<B> {
             gateway: with_gateway.then(|| Gateway::new(limit)),
             pages: Pages::new(shared()),
             access,
+            slow: Arc::new(Slow::new(slow)),
         }
     }
 
@@ -245,7 +254,9 @@ impl<B: Backend> Front<B> {
             return Answer::ready(status.into_http());
         };
         route.started.inc();
-        Answer { route: Some(Arc::clone(route)), ..Answer::of(self.call(route.service, request)) }
+        let waits = matches!(route.service, Service::Lock | Service::Election);
+        let slow = (route.kind == UNARY && !waits).then(|| (Arc::clone(&self.slow), Instant::now()));
+        Answer { route: Some(Arc::clone(route)), slow, ..Answer::of(self.call(route.service, request)) }
     }
 
     fn call<R: RequestBody>(&self, service: Service, request: Request<R>) -> Call {
@@ -302,6 +313,8 @@ pub(super) struct Answer {
     call: Call,
     /// `None` for pages and unknown calls.
     route: Option<Arc<Route>>,
+    /// When the call began, if it is one that should not take long.
+    slow: Option<(Arc<Slow>, Instant)>,
     /// Where the answer counts; `None` for streams, and for what is no call.
     unsent: Option<Unsent>,
     /// Present while the client may have closed its half already and is answered all the same.
@@ -310,7 +323,7 @@ pub(super) struct Answer {
 
 impl Answer {
     fn of(call: Call) -> Answer {
-        Answer { call, route: None, unsent: None, hidden: None }
+        Answer { call, route: None, slow: None, unsent: None, hidden: None }
     }
 
     fn counted_in(self, unsent: &Unsent) -> Answer {
@@ -345,6 +358,9 @@ impl Future for Answer {
         let Ok(mut response) = ready!(self.call.as_mut().poll(task));
         drop(self.hidden.take());
         if let Some(route) = &self.route {
+            if let Some((slow, began)) = &self.slow {
+                slow.note(route.service_name, route.method, *began);
+            }
             // Only an error that was found before any message was sent stands in the headers.
             match response.headers().contains_key(Status::GRPC_STATUS) {
                 false => route.answered.inc(),

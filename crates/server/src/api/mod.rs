@@ -40,6 +40,7 @@ mod pool;
 mod range_stream;
 pub mod server;
 mod session;
+mod slow;
 mod snapshot;
 mod socket;
 #[cfg(test)]

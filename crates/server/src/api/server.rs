@@ -80,6 +80,8 @@ pub struct ServerOptions {
     pub connections: Connections,
     /// Where backups are built while they are sent. There must be room for all data.
     pub snapshot_dir: PathBuf,
+    /// Calls that take so long are logged; `None` for none.
+    pub slow_call: Option<Duration>,
     /// Which tokens users get.
     pub tokens: Arc<Tokens>,
     /// The cost of hashing passwords: the binary logarithm of the number of rounds, 4 to 31.
@@ -161,6 +163,7 @@ impl Default for ServerOptions {
             access: Access::default(),
             connections: Connections::default(),
             snapshot_dir: std::env::temp_dir(),
+            slow_call: None,
             tokens: Arc::default(),
             bcrypt_cost: 10,
         }
@@ -193,7 +196,12 @@ impl<B: Backend> Server<B> {
             metrics: Arc::clone(&metrics),
         });
         Server {
-            front: Arc::new(Front::new(Arc::clone(&context), options.gateway, options.access)),
+            front: Arc::new(Front::new(
+                Arc::clone(&context),
+                options.gateway,
+                options.access,
+                options.slow_call,
+            )),
             context,
             metrics,
             threads,

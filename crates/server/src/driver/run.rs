@@ -183,6 +183,7 @@ fn server_options(config: &Config, tokens: Tokens) -> ServerOptions {
         limits,
         membership,
         watch_progress_interval: clients.watch_progress_interval,
+        slow_call: clients.slow_call,
         gateway: clients.gateway,
         access: clients.access.clone(),
         connections,

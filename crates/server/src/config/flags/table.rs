@@ -152,7 +152,7 @@ const OBSERVE: &[Flag] = &[
     flag("enable-log-rotation", Switch, "false", Works, "Begin a new log file when one is full"),
     flag("log-rotation-config-json", Text, r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, Works, "When a log file is full, and how many are kept"),
     flag("warning-apply-duration", Duration, "100ms", Nothing("how long applying takes is in /metrics"), "Warn when applying an entry takes longer"),
-    flag("warning-unary-request-duration", Duration, "300ms", Nothing("how long requests take is in /metrics"), "Warn when a request takes longer"),
+    flag("warning-unary-request-duration", Duration, "300ms", Works, "Warn when a request takes longer, once a second at most"),
     flag("enable-distributed-tracing", Switch, "false", Refused(NO_TRACING), "Send traces to an OpenTelemetry collector"),
     flag("distributed-tracing-address", Text, "localhost:4317", Nothing(TRACING_DETAIL), "Address of the collector"),
     flag("distributed-tracing-service-name", Text, "etcd", Nothing(TRACING_DETAIL), "Name of the service in traces"),

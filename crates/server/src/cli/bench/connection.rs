@@ -5,16 +5,19 @@
 //! anew by whichever client next needs it.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::header::{CONTENT_TYPE, HeaderValue, TE};
 use http::{HeaderMap, Method, Request, Uri, Version};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::cli::ctl::client::dial as dial_stream;
+use crate::cli::ctl::secure::Security;
 use crate::cli::endpoint_parts;
+use crate::tls::ClientTls;
 
 /// Windows wide enough that flow control never shows in the result.
 const WINDOW_BYTES: u32 = 16 << 20;
@@ -25,6 +28,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connection to one endpoint.
 pub(crate) struct Connection {
     authority: String,
+    tls: Option<Arc<ClientTls>>,
+    /// Shown with each call, if there is one.
+    token: Option<HeaderValue>,
     /// Absent while the connection is down.
     sender: RefCell<Option<SendRequest<Bytes>>>,
     /// Only one client at a time reconnects.
@@ -32,15 +38,19 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects to an endpoint (`host:port` or `http://host:port`).
-    pub(crate) async fn open(endpoint: &str) -> Result<Connection, String> {
+    /// Connects to an endpoint (`host:port`, with a scheme in front or without).
+    pub(crate) async fn open(
+        endpoint: &str,
+        security: &Security,
+        token: Option<HeaderValue>,
+    ) -> Result<Connection, String> {
         let (is_https, authority) = endpoint_parts(endpoint)?;
-        if is_https == Some(true) {
-            return Err("the bench does not speak TLS yet".into());
-        }
-        let sender = dial(&authority).await?;
+        let tls = security.of(is_https)?;
+        let sender = dial(&authority, tls.clone()).await?;
         Ok(Connection {
             authority,
+            tls,
+            token,
             sender: RefCell::new(Some(sender)),
             reconnecting: tokio::sync::Mutex::new(()),
         })
@@ -48,13 +58,17 @@ impl Connection {
 
     /// A call of the method at `path` of this connection's endpoint.
     pub(crate) fn request(&self, path: &'static str) -> Result<Request<()>, String> {
-        let uri = Uri::builder().scheme("http").authority(self.authority.as_str()).path_and_query(path);
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let uri = Uri::builder().scheme(scheme).authority(self.authority.as_str()).path_and_query(path);
         let mut request = Request::new(());
         *request.uri_mut() = uri.build().map_err(|error| format!("{}: {error}", self.authority))?;
         *request.method_mut() = Method::POST;
         *request.version_mut() = Version::HTTP_2;
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+        if let Some(token) = &self.token {
+            request.headers_mut().insert("token", token.clone());
+        }
         Ok(request)
     }
 
@@ -82,19 +96,18 @@ impl Connection {
         if let Some(sender) = self.sender.borrow().as_ref() {
             return Ok(sender.clone());
         }
-        let sender = dial(&self.authority).await?;
+        let sender = dial(&self.authority, self.tls.clone()).await?;
         *self.sender.borrow_mut() = Some(sender.clone());
         Ok(sender)
     }
 }
 
-async fn dial(authority: &str) -> Result<SendRequest<Bytes>, String> {
+async fn dial(authority: &str, tls: Option<Arc<ClientTls>>) -> Result<SendRequest<Bytes>, String> {
     let told = |error: &dyn std::fmt::Display| format!("cannot connect to {authority}: {error}");
-    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(authority)).await {
-        Ok(connected) => connected.map_err(|error| told(&error))?,
+    let stream = match timeout(CONNECT_TIMEOUT, dial_stream(authority.to_owned(), tls)).await {
+        Ok(connected) => connected.map_err(|error| told(&error))?.into_inner(),
         Err(_) => return Err(told(&"timed out")),
     };
-    stream.set_nodelay(true).map_err(|error| told(&error))?;
     let (sender, connection) = h2::client::Builder::new()
         .initial_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)

@@ -6,12 +6,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use http::header::HeaderValue;
 use indicatif::ProgressBar;
 use tokio::task::{JoinSet, LocalSet};
 
 use super::connection::Connection;
 use super::requests::{Operation, Requests};
 use super::{Common, PROGRESS_INTERVAL};
+use crate::cli::ctl::client::Client;
 
 /// The longest latency that the histogram tells apart; longer ones count as this.
 const LATENCY_US_MAX: u64 = 120_000_000;
@@ -21,7 +23,7 @@ const ERROR_PAUSE: Duration = Duration::from_millis(20);
 /// A load that is ready to run.
 pub(crate) struct Load {
     operation: Operation,
-    endpoints: Vec<String>,
+    client: Client,
     connections: u32,
     clients: u32,
     state: Rc<State>,
@@ -78,7 +80,7 @@ impl Load {
         let work = Work { issued: 0, requests, latencies_us, errors: BTreeMap::new() };
         Ok(Load {
             operation,
-            endpoints: common.endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect(),
+            client: common.client()?,
             connections: common.connections,
             clients: common.clients,
             state: Rc::new(State { total: common.total, interval, work: RefCell::new(work) }),
@@ -94,10 +96,13 @@ impl Load {
     }
 
     async fn run_local(self, bar: &ProgressBar) -> Result<Outcome, String> {
+        let Client { endpoints, security, .. } = &self.client;
+        let token = self.client.token().await?;
+        let token = token.value().and_then(|token| HeaderValue::from_bytes(token.as_bytes()).ok());
         let mut connections = Vec::new();
         for index in 0..self.connections.min(self.clients) {
-            let endpoint = &self.endpoints[index as usize % self.endpoints.len()];
-            connections.push(Rc::new(Connection::open(endpoint).await?));
+            let endpoint = &endpoints[index as usize % endpoints.len()];
+            connections.push(Rc::new(Connection::open(endpoint, security, token.clone()).await?));
         }
         let started = Instant::now();
         let mut clients = JoinSet::new();

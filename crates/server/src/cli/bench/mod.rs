@@ -22,11 +22,17 @@ use std::time::Duration;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::ctl::client::Client;
+use super::ctl::failure::Failure;
+use super::ctl::login::Login;
+use super::ctl::secure::{Secure, Security};
 use load::Load;
 use requests::Operation;
 
 /// No store takes larger keys and values, and this program's memory is bounded, too.
 const BYTES_MAX: usize = 64 << 20;
+/// How long connecting and logging in may take.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// More clients than that wait for this program and not for the store.
 const CLIENTS_MAX: i64 = 100_000;
 
@@ -100,6 +106,25 @@ struct Common {
     /// Output format: simple or json
     #[arg(short = 'w', long = "write-out", default_value = "simple", value_parser = ["simple", "json"])]
     write_out: String,
+    #[command(flatten)]
+    secure: Secure,
+    #[command(flatten)]
+    login: Login,
+}
+
+impl Common {
+    /// Where to connect, how, and as whom.
+    fn client(&self) -> Result<Client, String> {
+        let told = |failure: Failure| failure.text.unwrap_or_default();
+        Ok(Client {
+            endpoints: self.endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect(),
+            security: Security::new(self.secure.clone()).map_err(told)?,
+            identity: self.login.clone().identity().map_err(told)?,
+            dial_timeout: LOGIN_TIMEOUT,
+            command_timeout: LOGIN_TIMEOUT,
+            keepalive: (LOGIN_TIMEOUT, LOGIN_TIMEOUT),
+        })
+    }
 }
 
 /// Runs a benchmark. Fails if the load cannot be started or no request at all succeeded.

@@ -109,6 +109,16 @@ impl Client {
         Err(CallError::Unreachable(attempts))
     }
 
+    /// The token that a user shows to the first endpoint, and to all others.
+    ///
+    /// # Errors
+    /// In words.
+    pub(in crate::cli) async fn token(&self) -> Result<Token, String> {
+        let endpoint = self.endpoints.first().map(String::as_str).unwrap_or_default();
+        let channel = self.connect_to(endpoint).await?;
+        self.log_in(&channel).await.map_err(|status| status_text(&status))
+    }
+
     async fn log_in(&self, channel: &Channel) -> Result<Token, Status> {
         let token = tokio::time::timeout(self.command_timeout, self.identity.token(channel)).await;
         token.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer to the login")))
@@ -199,7 +209,10 @@ impl Client {
 }
 
 /// Connects to `authority`, and shakes hands with it if it is to be encrypted.
-async fn dial(authority: String, tls: Option<Arc<ClientTls>>) -> io::Result<TokioIo<Stream>> {
+pub(in crate::cli) async fn dial(
+    authority: String,
+    tls: Option<Arc<ClientTls>>,
+) -> io::Result<TokioIo<Stream>> {
     let stream = TcpStream::connect(&authority).await?;
     stream.set_nodelay(true)?;
     let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);

@@ -19,8 +19,8 @@ use super::failure::{Exit, Failure};
 pub(crate) type Connection = InterceptedService<Channel, Token>;
 
 /// The flags.
-#[derive(clap::Args)]
-pub(super) struct Login {
+#[derive(Clone, clap::Args)]
+pub(in crate::cli) struct Login {
     /// NAME[:PASSWORD] of a user; the password is asked for if it is not given
     #[arg(
         long,
@@ -98,6 +98,11 @@ impl Interceptor for Token {
 }
 
 impl Token {
+    /// What is shown, if anything is.
+    pub(in crate::cli) fn value(&self) -> Option<&AsciiMetadataValue> {
+        self.0.as_ref()
+    }
+
     fn new(text: &str) -> Result<Token, Status> {
         let token = text.parse().map_err(|_| Status::invalid_argument("the token is not plain text"))?;
         Ok(Token(Some(token)))
@@ -111,7 +116,7 @@ impl Login {
     }
 
     /// Asks for the password if that is missing.
-    pub(super) fn identity(self) -> Result<Identity, Failure> {
+    pub(in crate::cli) fn identity(self) -> Result<Identity, Failure> {
         let Login { user, password, auth_jwt_token } = self;
         if !auth_jwt_token.is_empty() {
             return Ok(Identity::Token(auth_jwt_token));

@@ -5,7 +5,7 @@
 
 mod auth;
 mod check;
-mod client;
+pub(super) mod client;
 mod elect;
 pub(super) mod election;
 mod endpoint;
@@ -14,11 +14,11 @@ mod hold;
 mod kv;
 mod lease;
 mod lock;
-mod login;
+pub(super) mod login;
 mod member;
 mod mirror;
 pub(super) mod print;
-mod secure;
+pub(super) mod secure;
 mod snapshot;
 mod txn;
 mod upkeep;

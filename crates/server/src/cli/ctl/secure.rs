@@ -14,8 +14,8 @@ const HTTP1: &[u8] = b"http/1.1";
 const HTTP2: &[u8] = b"h2";
 
 /// The flags.
-#[derive(Debug, clap::Args)]
-pub(super) struct Secure {
+#[derive(Debug, Clone, clap::Args)]
+pub(in crate::cli) struct Secure {
     /// File of certificates to check servers against [default: the system's]
     #[arg(long, global = true, env = "ETCDCTL_CACERT", value_name = "FILE", hide_env = true)]
     cacert: Option<PathBuf>,
@@ -75,7 +75,7 @@ pub(crate) struct Security {
 impl Security {
     /// # Errors
     /// When a certificate comes without its key, or the other way round.
-    pub(super) fn new(flags: Secure) -> Result<Security, Failure> {
+    pub(in crate::cli) fn new(flags: Secure) -> Result<Security, Failure> {
         let given = |file: Option<PathBuf>| file.filter(|file| !file.as_os_str().is_empty());
         let trusted = given(flags.cacert);
         let own = match (given(flags.cert), given(flags.key)) {
@@ -103,7 +103,7 @@ impl Security {
     ///
     /// # Errors
     /// What is wrong with the files, in words.
-    pub(super) fn of(&self, is_https: Option<bool>) -> Result<Option<Arc<ClientTls>>, String> {
+    pub(in crate::cli) fn of(&self, is_https: Option<bool>) -> Result<Option<Arc<ClientTls>>, String> {
         match is_https.unwrap_or(self.is_default) {
             true => ClientTls::new(self.files.clone())
                 .map(|tls| Some(Arc::new(tls)))

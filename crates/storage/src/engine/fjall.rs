@@ -50,7 +50,7 @@ pub struct FjallOptions {
 
 impl Default for FjallOptions {
     fn default() -> FjallOptions {
-        FjallOptions { cache_bytes: 32 << 20, memtable_bytes: 16 << 20, journal_bytes: 64 << 20, threads: 2 }
+        FjallOptions { cache_bytes: 16 << 20, memtable_bytes: 16 << 20, journal_bytes: 64 << 20, threads: 2 }
     }
 }
 

@@ -146,7 +146,7 @@ async fn a_mirror_has_what_there_was_and_follows_what_happens() {
     run(&["put", "/other", "not this"]);
     let endpoint = cluster.nodes[0].client_url.clone();
     let words = ["make-mirror", "--prefix=/from/", "--dest-prefix=/to/", "--max-txn-ops=7", &endpoint];
-    let mut mirror = Running::start(&cluster, &words);
+    let mirror = Running::start(&cluster, &words);
     eventually("what there was is there", async || count(&cluster, "/to/") == 20).await;
     run(&["del", "/from/1", "--prefix"]);
     run(&["put", "/from/new", "value"]);
@@ -156,7 +156,7 @@ async fn a_mirror_has_what_there_was_and_follows_what_happens() {
     };
     eventually("what happened happened there", async || listing("/from/") == listing("/to/")).await;
     assert_eq!(count(&cluster, "/to/"), 10);
-    mirror.interrupt();
+    drop(mirror);
 
     let both = ["make-mirror", "--dest-prefix=/to/", "--no-dest-prefix", &endpoint];
     assert_eq!(ctl(&cluster, &both).output().unwrap().status.code(), Some(128));

@@ -328,7 +328,8 @@ impl<B: Backend> Worker<B> {
     }
 }
 
-fn connection_builder(connections: Connections) -> auto::Builder<TokioExecutor> {
+/// How connections of clients are spoken to.
+pub(crate) fn connection_builder(connections: Connections) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http2()
@@ -348,7 +349,11 @@ fn connection_builder(connections: Connections) -> auto::Builder<TokioExecutor> 
 }
 
 /// Waits for a client's first word, or shakes hands with it; `None` if nothing came of that in time.
-async fn open(socket: StdTcpStream, tls: Option<&ServerTls>, first_word_timeout: Duration) -> Option<Stream> {
+pub(crate) async fn open(
+    socket: StdTcpStream,
+    tls: Option<&ServerTls>,
+    first_word_timeout: Duration,
+) -> Option<Stream> {
     let address = socket.peer_addr().ok();
     // Answers are small and clients wait for them: never hold one back for the next.
     let opened = match (socket.set_nodelay(true).and_then(|()| TcpStream::from_std(socket)), tls) {

@@ -6,6 +6,7 @@
 //! | `playground` | several nodes on this machine, to try things out | [`playground`] |
 //! | `ctl` | `etcdctl`: its arguments, output and exit codes | [`ctl`] |
 //! | `gateway` | passes connections on to the nodes of a cluster | [`gateway`] |
+//! | `grpc-proxy` | passes calls on to the nodes of a cluster | [`proxy`] |
 //! | `bench` | a load generator for any etcd endpoint | [`mod@bench`] |
 //! | `utl` | `etcdutl`, as far as it exists | [`utl`] |
 //! | `simulate` | clusters in a simulated world, from a seed | [`simulate`] |
@@ -22,6 +23,7 @@ pub mod ctl;
 pub mod gateway;
 mod logging;
 pub mod playground;
+pub mod proxy;
 pub mod serve;
 pub mod simulate;
 pub mod utl;
@@ -64,6 +66,9 @@ enum Command {
     /// Pass connections on to the nodes of a cluster
     #[command(subcommand)]
     Gateway(gateway::Gateway),
+    /// Pass calls on to the nodes of a cluster
+    #[command(subcommand)]
+    GrpcProxy(proxy::Proxy),
     /// Measure throughput and latency of a cluster
     Bench(bench::Options),
     /// Run clusters in a simulated world, with faults, and check what they promise
@@ -97,17 +102,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// What a link named `etcd` does.
 fn run_etcd(arguments: Vec<OsString>) -> ExitCode {
-    match arguments.get(1).and_then(|first| first.to_str()) {
-        // Written as `hadron gateway` is.
-        Some("gateway") => return run_hadron(arguments),
-        Some("grpc-proxy") => {
-            eprintln!(
-                "error: `etcd grpc-proxy` is not built yet: let clients connect to the nodes, each of which serves everything, \
-                 or to `etcd gateway`"
-            );
-            return ExitCode::FAILURE;
-        }
-        _ => {}
+    // Written as `hadron gateway` and `hadron grpc-proxy` are.
+    if matches!(arguments.get(1).and_then(|first| first.to_str()), Some("gateway" | "grpc-proxy")) {
+        return run_hadron(arguments);
     }
     serve::run(serve::Name::Etcd, arguments.into_iter().skip(1))
 }
@@ -126,6 +123,7 @@ fn run_hadron(arguments: Vec<OsString>) -> ExitCode {
         Command::Ctl(options) => ctl::run(*options, &arguments),
         Command::Utl(options) => utl::run(options, &arguments),
         Command::Gateway(command) => gateway::run(command),
+        Command::GrpcProxy(command) => proxy::run(command),
         Command::Bench(options) => bench::run(options),
         Command::Simulate(options) => simulate::run(&options),
     }

@@ -61,7 +61,7 @@ pub struct KeyPair {
 
 impl KeyPair {
     /// Reads both.
-    pub(super) fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    pub(crate) fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
         let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
             .map_err(|error| content(&self.key, format!("no private key: {error}")))?;
         Ok((certificates(&self.certificate)?, key))

@@ -60,9 +60,14 @@ impl Authority {
 
     /// Signs a certificate for these hosts, and writes it and its key under that name. Returns where.
     pub fn sign(&self, name: &str, hosts: &[&str]) -> (PathBuf, PathBuf) {
+        self.sign_as(name, name, hosts)
+    }
+
+    /// The same for a certificate whose common name is another one than that of its files.
+    pub fn sign_as(&self, name: &str, common_name: &str, hosts: &[&str]) -> (PathBuf, PathBuf) {
         let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(hosts).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::CommonName, common_name);
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(serial(name));

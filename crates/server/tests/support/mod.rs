@@ -386,13 +386,7 @@ impl Node {
 
     /// The same; `None` while the node does not answer.
     async fn page_of_metrics(&self) -> Option<String> {
-        let authority = self.client_url.trim_start_matches("http://");
-        let mut stream = TcpStream::connect(authority).await.ok()?;
-        let request = format!("GET /metrics HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await.ok()?;
-        Some(page)
+        page(self.client_url.trim_start_matches("http://"), "/metrics").await
     }
 
     /// Whether the node has a vote in every group, and no change of the members is under way: the others could do without
@@ -422,6 +416,16 @@ impl Node {
 }
 
 const POLL: Duration = Duration::from_millis(20);
+
+/// A page with its headers; `None` if nobody answers there.
+pub async fn page(authority: &str, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(authority).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.ok()?;
+    Some(page)
+}
 
 /// A connection that is made with the first request.
 pub fn channel(url: &str) -> Channel {

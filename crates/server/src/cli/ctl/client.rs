@@ -195,7 +195,7 @@ impl Client {
     ///
     /// # Errors
     /// It cannot be connected, or the connection broke.
-    pub(super) async fn page(&self, path: &str) -> io::Result<String> {
+    pub(in crate::cli) async fn page(&self, path: &str) -> io::Result<String> {
         let endpoint = self.endpoints.first().map(String::as_str).unwrap_or_default();
         let (is_https, authority) = endpoint_parts(endpoint).map_err(io::Error::other)?;
         let tls = self.security.for_pages().of(is_https).map_err(io::Error::other)?;

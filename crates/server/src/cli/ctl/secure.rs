@@ -53,13 +53,18 @@ pub(in crate::cli) struct Secure {
 
 impl Secure {
     /// As flags with these values.
-    pub(super) fn of(
+    pub(in crate::cli) fn of(
         cacert: Option<PathBuf>,
         cert: Option<PathBuf>,
         key: Option<PathBuf>,
         insecure_transport: bool,
     ) -> Secure {
         Secure { cacert, cert, key, insecure_skip_tls_verify: false, insecure_transport }
+    }
+
+    /// The same, but with no check who the server is if that is so.
+    pub(in crate::cli) fn without_check(self, insecure_skip_tls_verify: bool) -> Secure {
+        Secure { insecure_skip_tls_verify, ..self }
     }
 }
 

@@ -10,6 +10,7 @@ use hadron_consensus::{Configuration, GroupId, NodeId, Term, Time};
 use hadron_keyspace::Keyspace;
 use parking_lot::{Mutex, RwLock};
 
+use crate::catalog::Catalog;
 use crate::clock::GroupClock;
 use crate::membership::Member;
 use crate::roster::Pool;
@@ -21,6 +22,7 @@ const ELECTIONS_MAX: usize = 1_000;
 #[derive(Debug, Default)]
 pub struct Board {
     groups: RwLock<BTreeMap<GroupId, Arc<GroupBoard>>>,
+    catalog: RwLock<Catalog>,
     pool: RwLock<Arc<Pool>>,
     peers: RwLock<Vec<Member>>,
     alive: RwLock<BTreeSet<NodeId>>,
@@ -123,6 +125,11 @@ impl Board {
     /// What the root group says about the pool, as far as it is applied here.
     pub fn pool(&self) -> Arc<Pool> {
         self.pool.read().clone()
+    }
+
+    /// Looks at the catalog, as far as it is applied here. `look` must be short: the loop may wait for it.
+    pub fn with_catalog<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T {
+        look(&self.catalog.read())
     }
 
     /// The members of the pool, by id.

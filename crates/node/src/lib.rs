@@ -23,6 +23,7 @@
 
 mod apply;
 mod board;
+mod catalog;
 mod clock;
 mod config;
 mod envelope;
@@ -46,6 +47,10 @@ mod roster;
 mod snapshot;
 
 pub use board::{Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare, NotAdmitted};
+pub use catalog::{
+    Catalog, CatalogError, DEFAULT_KEYSPACE, GROUPS_PREFIX, KEYSPACES_PREFIX, KeyspaceRecord, KeyspaceState,
+    NEXT_GROUP_KEY, Place, Placement, Recorded,
+};
 pub use clock::GroupClock;
 pub use config::{Config, GroupConfig, Limits};
 pub use envelope::{Envelope, Origin, decode as decode_envelope};

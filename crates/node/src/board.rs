@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+use bytes::Bytes;
 use hadron_consensus::{Configuration, GroupId, NodeId, Term, Time};
 use hadron_keyspace::Keyspace;
 use parking_lot::{Mutex, RwLock};
@@ -132,6 +133,15 @@ impl Board {
         look(&self.catalog.read())
     }
 
+    /// Brings what `keys` of the root group hold up to date. Returns the groups that are concerned.
+    pub(crate) fn refresh_catalog(&self, root: &Keyspace, keys: &BTreeSet<Bytes>) -> Vec<GroupId> {
+        self.catalog.write().refresh(root, keys)
+    }
+
+    pub(crate) fn set_catalog(&self, catalog: Catalog) {
+        *self.catalog.write() = catalog;
+    }
+
     /// The members of the pool, by id.
     pub fn members(&self) -> Vec<Member> {
         self.pool().members()
@@ -205,6 +215,10 @@ impl Board {
         });
         self.groups.write().insert(group, board.clone());
         board
+    }
+
+    pub(crate) fn remove_group(&self, group: GroupId) {
+        self.groups.write().remove(&group);
     }
 
     pub(crate) fn set_pool(&self, pool: Arc<Pool>, own: NodeId) {

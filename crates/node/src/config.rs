@@ -35,6 +35,8 @@ pub struct GroupConfig {
     pub group: GroupId,
     /// This node's replica.
     pub replica: ReplicaId,
+    /// The group exists from the start, on every member of the roster; otherwise the catalog says where it shall be.
+    pub follows_roster: bool,
     /// The voters that the group was made with, and the nodes they are on; empty if this node was not there.
     pub voters: Vec<(ReplicaId, NodeId)>,
 }

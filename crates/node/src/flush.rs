@@ -62,6 +62,11 @@ impl EnginePersist {
         EnginePersist { ticket: 0, in_flight: false, last_at: now, covers: BTreeMap::new(), dirty: true }
     }
 
+    /// The group's replica is gone: what is flushed of another one is another matter.
+    pub(crate) fn forget(&mut self, group: GroupId) {
+        self.covers.remove(&group);
+    }
+
     /// When the next fsync is due.
     pub(crate) fn deadline(&self, interval_us: u64) -> Option<Time> {
         (self.dirty && !self.in_flight).then(|| self.last_at.plus_micros(interval_us))
@@ -179,7 +184,7 @@ impl Node {
         let now = self.now;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         replica.flush = FlushState::new(position.index, now);
-        self.engine_persist.covers.remove(&group);
+        self.engine_persist.forget(group);
         self.append_record(Record::Floor(group, position), effects);
     }
 
@@ -229,7 +234,7 @@ impl Node {
     }
 
     /// Appends a record that no group waits for.
-    fn append_record(&mut self, record: Record, effects: &mut Effects) {
+    pub(crate) fn append_record(&mut self, record: Record, effects: &mut Effects) {
         effects.log_sequence = self.log.add_unwatched(self.now, effects.log.is_empty());
         effects.log.push(record);
     }

@@ -34,6 +34,8 @@ pub(crate) struct Replica {
     pub(crate) settled: i64,
     /// The roster under which this leader, which is not in it, tried to hand over.
     pub(crate) handed_over_at: i64,
+    /// It exists from the start, on every member; otherwise the catalog says where it shall be.
+    pub(crate) follows_roster: bool,
     /// Who was in the group at its beginning.
     pub(crate) first: Configuration,
     pub(crate) core: Group,
@@ -135,6 +137,7 @@ impl Replica {
             routes: BTreeMap::new(),
             settled: 0,
             handed_over_at: 0,
+            follows_roster: group.follows_roster,
             first,
             core,
             keyspace,

@@ -10,7 +10,8 @@
 //! ```
 //! The life of a Put is the list of modules: `propose` (admit, propose, reply), `persist`, `replicate`, `apply`;
 //! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`. Who belongs to the pool: `membership` at its
-//! beginning, `roster` from then on, `reconfigure` for what follows from it, `force` for who is left alone.
+//! beginning, `roster` from then on, `reconfigure` for what follows from it; `catalog` says which keyspaces there are and where their groups
+//! shall be, `placement` opens and destroys replicas here accordingly; `force` for who is left alone.
 //!
 //! Invariants:
 //! - No clock, thread, socket, file or unseeded randomness: the same events at the same times give the same effects.
@@ -39,6 +40,7 @@ mod memory;
 mod node;
 mod peer;
 mod persist;
+mod placement;
 mod propose;
 mod read;
 mod reconfigure;
@@ -54,7 +56,7 @@ pub use catalog::{
 pub use clock::GroupClock;
 pub use config::{Config, GroupConfig, Limits};
 pub use envelope::{Envelope, Origin, decode as decode_envelope};
-pub use event::{Effects, Event, Failure, FlushJob, Reply, SnapshotJob};
+pub use event::{DestroyJob, Effects, Event, Failure, FlushJob, OpenJob, OpenOutcome, Reply, SnapshotJob};
 pub use force::{Forced, force};
 pub use membership::{Bootstrap, Member, node_id};
 pub use memory::MemoryUse;

@@ -11,6 +11,7 @@
 use hadron_consensus::{Event as CoreEvent, GroupId, ReplicaId, Time};
 
 use crate::event::Effects;
+use crate::groups::Replica;
 use crate::node::Node;
 
 /// Bytes that groups hold in memory until a disk has them, or followers have them.
@@ -62,6 +63,12 @@ impl Node {
         let counted = std::mem::replace(&mut replica.pressure.counted, held);
         self.memory.unflushed = self.memory.unflushed - counted.unflushed + held.unflushed;
         self.memory.log = self.memory.log - counted.log + held.log;
+    }
+
+    /// A replica is gone, with what it held.
+    pub(crate) fn forget_memory(&mut self, replica: &Replica) {
+        self.memory.unflushed -= replica.pressure.counted.unflushed;
+        self.memory.log -= replica.pressure.counted.log;
     }
 
     /// Lets the group know whether its state keeps up, and hands over what has not kept up for too long.

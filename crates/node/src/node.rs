@@ -19,6 +19,7 @@ use crate::liveness::Liveness;
 use crate::memory::MemoryUse;
 use crate::peer::PeerMessage;
 use crate::persist::LogQueue;
+use crate::placement::Residents;
 use crate::propose::RETRY_US;
 use crate::roster::{self, KnownRoster, Pool};
 
@@ -39,6 +40,8 @@ pub struct Node {
     pub(crate) board: Arc<Board>,
     /// What the root group says about the pool, as far as it is applied here.
     pub(crate) pool: Arc<Pool>,
+    /// Groups of the catalog on this node.
+    pub(crate) residents: Residents,
     /// The newest roster that others told of.
     pub(crate) heard: KnownRoster,
     /// Others are to be connected since the last turn.
@@ -84,6 +87,7 @@ impl Node {
             let board = board.add_group(id, keyspace.clone());
             replicas.insert(id, Replica::restore(&config, group, keyspace.clone(), board, log, now)?);
         }
+        let residents = Residents::new(recovered);
         let liveness = Liveness::new(config.node, config.election_timeout_us);
         let mut node = Node {
             now,
@@ -91,6 +95,7 @@ impl Node {
             liveness,
             board,
             pool: Arc::default(),
+            residents,
             heard: KnownRoster::default(),
             are_peers_new: false,
             log: LogQueue::default(),
@@ -132,6 +137,7 @@ impl Node {
             self.heed_alarms(group, effects);
             self.touch(group);
         }
+        self.reread_catalog(effects);
         self.settle(now, effects);
     }
 
@@ -167,6 +173,8 @@ impl Node {
             Event::SnapshotOffered { group, ticket, applied } => {
                 self.on_snapshot_offered(group, ticket, applied, effects);
             }
+            Event::Opened { group, outcome } => self.on_opened(group, outcome, effects),
+            Event::Destroyed { group } => self.on_destroyed(group, effects),
             Event::SnapshotInstalled { group, applied } => {
                 self.on_snapshot_installed(group, applied, effects)
             }
@@ -276,6 +284,7 @@ impl Node {
         if self.heartbeats % PUBLISH_EVERY == 1 {
             self.publish_own_record();
             self.tell_roster(self.connected.keys().copied().collect(), effects);
+            self.ask_to_leave(effects);
         }
     }
 
@@ -313,6 +322,9 @@ impl Node {
                 self.on_digest(from, group, index, live, answer, effects);
             }
             PeerMessage::Roster(known) => self.on_roster(known),
+            PeerMessage::Leaving { group, replica, revision, answer } => {
+                self.on_leaving(from, (group, replica), revision, answer, effects);
+            }
             PeerMessage::Lags { group, incarnation, token, answer, lags } => {
                 self.on_lags(from, group, (incarnation, token), answer.then_some(lags), effects);
             }
@@ -361,6 +373,11 @@ impl Node {
         }
         root.waiting.push_back((OWN_TOKENS | self.heartbeats, roster::say(own)));
         self.touch(ROOT_GROUP);
+    }
+
+    /// A group that was closed is due no more.
+    pub(crate) fn forget_timer(&mut self, deadline: Time, group: GroupId) {
+        self.timers.remove(&(deadline, group));
     }
 
     /// Puts a group under its next deadline.

@@ -4,7 +4,7 @@
 //! driver writes it under a new generation and then asks whether to switch. The node says yes only if the snapshot
 //! is ahead of what it applied, and lets nothing of that group reach the engine until the switch is durable.
 
-use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, ReplicaId, Term};
+use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, ROOT_GROUP, ReplicaId, Term};
 use hadron_keyspace::Applied;
 
 use crate::clock::GroupClock;
@@ -101,6 +101,9 @@ impl Node {
         self.step_group(group, installed, effects);
         self.on_configuration_applied(group, &configuration);
         self.refresh_pool();
+        if group == ROOT_GROUP {
+            self.reread_catalog(effects);
+        }
         self.touch(group);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use hadron_consensus::{GroupId, Index, NodeId};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP};
 use hadron_keyspace::{Command, Keyspace};
 use hadron_node::{Board, ElectionRecord, Event, GroupBoard, Pool};
 use hadron_proto::{etcdserverpb, hadron};
@@ -166,8 +166,8 @@ impl Backend for Handle {
     }
 
     fn settled(&self) -> i64 {
-        let groups = self.0.board.groups();
-        groups.iter().map(|(_, group)| group.settled()).min().unwrap_or_default()
+        let following = [ROOT_GROUP, DEFAULT_GROUP].into_iter().filter_map(|group| self.0.board.group(group));
+        following.map(|group| group.settled()).min().unwrap_or_default()
     }
 
     fn alive(&self) -> BTreeSet<NodeId> {

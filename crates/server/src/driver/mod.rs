@@ -24,6 +24,7 @@ mod handle;
 mod join;
 mod log;
 mod observe;
+mod opener;
 mod peers;
 mod pool_file;
 mod restore;

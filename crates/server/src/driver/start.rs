@@ -32,7 +32,7 @@ use super::pool_file::PoolFile;
 use super::shard::{Input, Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
 use super::whole::Places;
-use super::{flush, force, log, observe};
+use super::{flush, force, log, observe, opener};
 use crate::api;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
@@ -97,6 +97,7 @@ impl Running {
             log::start(wal, places, inputs.clone(), metrics.clone(), fatal.clone())?;
         let (flush_queue, flush_thread) =
             flush::start(engine.clone(), inputs.clone(), metrics.clone(), fatal.clone())?;
+        let (opener, opener_thread) = opener::start(engine.clone(), inputs.clone(), fatal.clone())?;
         let peers = peers_runtime()?;
         let snapshots =
             Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
@@ -111,6 +112,7 @@ impl Running {
             transport: transport.clone(),
             log: log_queue,
             flush: flush_queue,
+            opener,
             snapshots,
             fatal: fatal.clone(),
         };
@@ -131,6 +133,7 @@ impl Running {
             spawn("shard", move || shard.run())?,
             log_thread,
             flush_thread,
+            opener_thread,
             spawn("peers", move || run_peers(peers, peers_ended))?,
         ];
         Ok(Running {

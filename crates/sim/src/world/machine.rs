@@ -24,7 +24,7 @@ use super::network::{Direction, Fate};
 use super::observe::Observed;
 use super::snapshots::Incoming;
 use super::story::{Stop, StoryEvent};
-use super::threads::{EngineThread, LogThread};
+use super::threads::{EngineJob, EngineThread, LogThread};
 use super::{Happening, Life, Settings, Trouble, World};
 use crate::history::Violation;
 
@@ -400,6 +400,8 @@ impl World {
             persist_engine,
             snapshots,
             installs,
+            opens,
+            destroys,
             are_peers_new,
             fatal,
         } = effects;
@@ -419,6 +421,10 @@ impl World {
             self.on_reply(life, token, reply);
         }
         self.queue_engine_jobs(life, flushes, sweeps, persist_engine);
+        let opens = opens.into_iter().map(EngineJob::Open);
+        for job in destroys.into_iter().map(EngineJob::Destroy).chain(opens) {
+            self.queue_engine_job(life, job);
+        }
         for job in snapshots {
             self.send_snapshot(life, job);
         }

@@ -9,7 +9,7 @@
 use std::ops::ControlFlow;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use hadron_storage::engine::{Batch, Change, Engine, Read as _, Space};
+use hadron_storage::engine::{Batch, Change, Engine, Space};
 
 use crate::error::OpenError;
 use crate::keyspace::highest_generation;

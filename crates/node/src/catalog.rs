@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `keyspaces/` and a name | a [`KeyspaceRecord`] |
 //! | `groups/` and an id in hexadecimal | the group's [`Placement`] |
+//! | `leaving/`, a group's id and a node's | the replica that is not wanted there any more and not yet gone |
 //! | `next-group` | the next group id that was never used |
 //!
 //! Every change is a txn that only succeeds if nobody else changed the same records meanwhile. That decides it; carrying it out is
@@ -29,6 +30,8 @@ use crate::roster::{condition, put, range};
 pub const KEYSPACES_PREFIX: &str = "keyspaces/";
 /// Keys of placements: this prefix, then the group's id in hexadecimal.
 pub const GROUPS_PREFIX: &str = "groups/";
+/// Keys of replicas that are not gone yet: this prefix, then the ids of group and node in hexadecimal.
+pub const LEAVING_PREFIX: &str = "leaving/";
 /// The key of the next group id.
 pub const NEXT_GROUP_KEY: &str = "next-group";
 /// The keyspace that etcd's clients see unless they choose another.
@@ -200,6 +203,8 @@ pub struct Recorded<T> {
 pub struct Catalog {
     keyspaces: BTreeMap<String, Recorded<KeyspaceRecord>>,
     placements: BTreeMap<GroupId, Recorded<Placement>>,
+    /// Replicas that are not wanted any more and not yet gone.
+    leaving: BTreeMap<(GroupId, NodeId), ReplicaId>,
     /// The next group id, and since which revision it is that.
     next_group: Option<(i64, u64)>,
 }
@@ -208,7 +213,7 @@ impl Catalog {
     /// Reads the root group's keyspace whole. What cannot be read is left out.
     pub fn read(root: &Keyspace) -> Catalog {
         let mut catalog = Catalog::default();
-        for prefix in [KEYSPACES_PREFIX, GROUPS_PREFIX] {
+        for prefix in [KEYSPACES_PREFIX, GROUPS_PREFIX, LEAVING_PREFIX] {
             range(root, prefix, true).into_iter().for_each(|pair| catalog.take(pair));
         }
         range(root, NEXT_GROUP_KEY, false).into_iter().for_each(|pair| catalog.take(pair));
@@ -241,6 +246,9 @@ impl Catalog {
             if let Ok(record) = Placement::decode(pair.value) {
                 self.placements.insert(group, Recorded { revision, record });
             }
+        } else if let Some(place) = parse_leaving(key) {
+            let replica = std::str::from_utf8(&pair.value).ok().and_then(|text| text.parse().ok());
+            replica.map(|replica| self.leaving.insert(place, ReplicaId(replica)));
         } else if key == NEXT_GROUP_KEY {
             let number = std::str::from_utf8(&pair.value).ok().and_then(|text| text.parse().ok());
             self.next_group = number.map(|number| (revision, number));
@@ -253,6 +261,9 @@ impl Catalog {
         }
         if let Some(group) = group {
             self.placements.remove(&group);
+        }
+        if let Some(place) = parse_leaving(key) {
+            self.leaving.remove(&place);
         }
     }
 
@@ -275,6 +286,27 @@ impl Catalog {
     /// All placements, by group.
     pub fn placements(&self) -> impl Iterator<Item = (GroupId, &Recorded<Placement>)> {
         self.placements.iter().map(|(group, recorded)| (*group, recorded))
+    }
+
+    /// The replica of `group` that `node` does not give up yet, although it is not wanted there any more. Until it is gone the
+    /// group cannot come back there.
+    pub fn leaving(&self, group: GroupId, node: NodeId) -> Option<ReplicaId> {
+        self.leaving.get(&(group, node)).copied()
+    }
+
+    /// How many replicas are not gone yet.
+    pub fn leaving_count(&self) -> usize {
+        self.leaving.len()
+    }
+
+    /// The groups that are to leave `node`.
+    pub(crate) fn leaving_node(&self, node: NodeId) -> impl Iterator<Item = GroupId> + '_ {
+        self.leaving.keys().filter(move |(_, on)| *on == node).map(|(group, _)| *group)
+    }
+
+    /// The command that says that `node` has no replica of `groups` any more.
+    pub(crate) fn left(groups: &[GroupId], node: NodeId) -> Command {
+        txn(Vec::new(), groups.iter().map(|group| delete(leaving_key(*group, node))).collect())
     }
 
     /// Whether the group was made and is gone. One that is not known may still come.
@@ -341,7 +373,8 @@ impl Catalog {
         Ok(txn(compare, vec![delete(key), delete(group_key(present.record.group_id()))]))
     }
 
-    /// The command that wants a group's replicas on `nodes`, for `reason`. `None` if it is not in the catalog, or there already.
+    /// The command that wants a group's replicas on `nodes`, for `reason`. `None` if it is not in the catalog, or there already, or
+    /// if a new place is on a node that has not given up its last replica of the group.
     pub fn place(&self, group: GroupId, nodes: &[NodeId], reason: &str) -> Option<Command> {
         let present = self.placement(group)?;
         let next = present.record.moved_to(nodes, reason);
@@ -349,8 +382,18 @@ impl Catalog {
         if is_there || nodes.is_empty() {
             return None;
         }
-        let compare = vec![condition(group_key(group), present.revision)];
-        Some(txn(compare, vec![put(group_key(group), next.encode_to_vec())]))
+        let mut compare = vec![condition(group_key(group), present.revision)];
+        let mut success = vec![put(group_key(group), next.encode_to_vec())];
+        for new in next.nodes().filter(|node| present.record.replica_on(*node).is_none()) {
+            if self.leaving(group, new).is_some() {
+                return None;
+            }
+            compare.push(condition(leaving_key(group, new), 0));
+        }
+        for gone in present.record.places.iter().filter(|place| !nodes.contains(&NodeId(place.node))) {
+            success.push(put(leaving_key(group, NodeId(gone.node)), gone.replica.to_string().into_bytes()));
+        }
+        Some(txn(compare, success))
     }
 
     fn recorded(&self, name: &str) -> Result<&Recorded<KeyspaceRecord>, CatalogError> {
@@ -373,7 +416,7 @@ pub(crate) fn keys_of(command: &Command) -> BTreeSet<Bytes> {
 }
 
 fn is_ours(key: &[u8]) -> bool {
-    let prefixes = [KEYSPACES_PREFIX, GROUPS_PREFIX, NEXT_GROUP_KEY];
+    let prefixes = [KEYSPACES_PREFIX, GROUPS_PREFIX, LEAVING_PREFIX, NEXT_GROUP_KEY];
     prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
 }
 
@@ -399,6 +442,15 @@ fn keyspace_key(name: &str) -> Bytes {
 
 fn group_key(group: GroupId) -> Bytes {
     format!("{GROUPS_PREFIX}{:016x}", group.0).into()
+}
+
+fn leaving_key(group: GroupId, node: NodeId) -> Bytes {
+    format!("{LEAVING_PREFIX}{:016x}/{:016x}", group.0, node.0).into()
+}
+
+fn parse_leaving(key: &str) -> Option<(GroupId, NodeId)> {
+    let (group, node) = key.strip_prefix(LEAVING_PREFIX)?.split_once('/')?;
+    Some((parse_group(group)?, NodeId(u64::from_str_radix(node, 16).ok()?)))
 }
 
 fn delete(key: Bytes) -> pb::RequestOp {
@@ -501,8 +553,12 @@ mod tests {
             places.iter().map(|place| (place.replica, place.node)).collect::<Vec<_>>()
         };
         assert_eq!(place(&mut root, [1, 4, 3]), [(1, 1), (4, 4), (3, 3)]);
+        let back = [1, 2, 3].map(NodeId);
+        assert_eq!(root.1.place(group, &back, "test"), None, "its replica there is not gone yet");
+        assert_eq!(root.1.leaving(group, NodeId(2)), Some(ReplicaId(2)));
+        assert!(root.apply(Catalog::left(&[group], NodeId(2))));
         assert_eq!(place(&mut root, [1, 2, 3]), [(1, 1), (5, 2), (3, 3)]);
-        assert_eq!(root.1.place(group, &[1, 2, 3].map(NodeId), "test"), None, "it is there");
+        assert_eq!(root.1.place(group, &back, "test"), None, "it is there");
         assert_eq!(root.1.place(GroupId(9), &[NodeId(1)], "test"), None);
         let first = &root.1.placement(group).unwrap().record.first;
         assert_eq!(first.iter().map(|place| place.replica).collect::<Vec<_>>(), [1, 2, 3]);

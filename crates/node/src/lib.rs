@@ -51,7 +51,7 @@ mod snapshot;
 pub use board::{Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare, NotAdmitted};
 pub use catalog::{
     Catalog, CatalogError, DEFAULT_KEYSPACE, GROUPS_PREFIX, KEYSPACES_PREFIX, KeyspaceRecord, KeyspaceState,
-    NEXT_GROUP_KEY, Place, Placement, Recorded,
+    LEAVING_PREFIX, NEXT_GROUP_KEY, Place, Placement, Recorded,
 };
 pub use clock::GroupClock;
 pub use config::{Config, GroupConfig, Limits};

@@ -282,7 +282,7 @@ impl Node {
         }
         self.show_alive();
         if self.heartbeats % PUBLISH_EVERY == 1 {
-            self.publish_own_record();
+            self.publish();
             self.tell_roster(self.connected.keys().copied().collect(), effects);
             self.ask_to_leave(effects);
         }
@@ -356,23 +356,30 @@ impl Node {
         }
     }
 
-    /// Writes this node's own record to the root group, until it is there.
-    fn publish_own_record(&mut self) {
-        let own = &self.config.own;
+    /// Writes to the root group what this node has to say there, until it is there: its own record, and which replicas are gone.
+    fn publish(&mut self) {
         let Some(root) = self.replicas.get_mut(&ROOT_GROUP) else { return };
-        let pool = Pool::read(&root.keyspace, &self.config.roster);
-        let is_published = pool.said.get(&own.id) == Some(own);
-        let is_removed = pool.removed.contains_key(&own.id);
         // A forward can be lost with its connection. A client's request then times out; nobody waits for this one.
         let lost = OWN_TOKENS | self.heartbeats.saturating_sub(PUBLISH_LOST_AFTER);
         root.proposed.retain(|token, _| token & OWN_TOKENS == 0 || *token > lost);
         let on_its_way =
             !root.waiting.is_empty() || root.proposed.keys().any(|token| token & OWN_TOKENS != 0);
-        if is_published || is_removed || on_its_way || root.core.leader().is_none() {
+        if on_its_way || root.core.leader().is_none() {
             return;
         }
-        root.waiting.push_back((OWN_TOKENS | self.heartbeats, roster::say(own)));
-        self.touch(ROOT_GROUP);
+        let own = &self.config.own;
+        let pool = Pool::read(&root.keyspace, &self.config.roster);
+        if pool.removed.contains_key(&own.id) {
+            return;
+        }
+        let is_published = pool.said.get(&own.id) == Some(own);
+        let news = if is_published { self.left() } else { Some(roster::say(own)) };
+        if let Some(news) = news
+            && let Some(root) = self.replicas.get_mut(&ROOT_GROUP)
+        {
+            root.waiting.push_back((OWN_TOKENS | self.heartbeats, news));
+            self.touch(ROOT_GROUP);
+        }
     }
 
     /// A group that was closed is due no more.
@@ -463,10 +470,10 @@ pub(crate) mod tests {
         root.proposed.insert(OWN_TOKENS | 1, Proposed { term, command: Bytes::new() });
         root.proposed.insert(1, Proposed { term, command: Bytes::new() });
         node.heartbeats = PUBLISH_LOST_AFTER;
-        node.publish_own_record();
+        node.publish();
         assert!(node.replicas[&ROOT_GROUP].waiting.is_empty(), "it may still arrive");
         node.heartbeats += 1;
-        node.publish_own_record();
+        node.publish();
         let root = &node.replicas[&ROOT_GROUP];
         assert_eq!(root.waiting.len(), 1);
         assert!(root.proposed.contains_key(&1), "a client's request has a time-out of its own");

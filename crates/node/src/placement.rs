@@ -16,7 +16,8 @@
 //! catalog says: one that came back without its votes could elect a second leader.
 //!
 //! **Who is not wanted stays until it is not needed.** To leave a joint configuration takes a majority of the old voters. So it asks
-//! the others, and goes when one of them has applied a configuration without it.
+//! the others, and goes when one of them has applied a configuration without it. The catalog remembers it until then, and gives
+//! its node no other replica of the group: two would need each other's place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,9 +30,12 @@ use hadron_storage::wal::{Record, RecoveredGroup};
 use crate::catalog::{Catalog, keys_of};
 use crate::config::GroupConfig;
 use crate::event::{DestroyJob, Effects, Failure, OpenJob, OpenOutcome, Reply};
-use crate::groups::Replica;
+use crate::groups::{Install, Replica};
 use crate::node::Node;
 use crate::peer::PeerMessage;
+
+/// Replicas that one command says are gone.
+const LEFT_AT_ONCE: usize = 100;
 
 /// What is under way for a group that has no open replica here.
 #[derive(Debug)]
@@ -188,6 +192,12 @@ impl Node {
 
     /// Closes a replica that nobody needs any more, and wants its tombstone.
     fn destroy(&mut self, group: GroupId, effects: &mut Effects) {
+        let is_switching = |replica: &Replica| replica.install == Install::Switching;
+        if self.replicas.get(&group).is_some_and(is_switching) {
+            // Whatever the engine switches to would come after the tombstone.
+            self.residents.leaving.insert(group);
+            return;
+        }
         let Some(mut replica) = self.replicas.remove(&group) else { return };
         tracing::info!(group = group.0, replica = replica.me.0, "a replica leaves this node");
         if let Some(timer) = replica.timer {
@@ -199,6 +209,9 @@ impl Node {
         replica.give_up_proposals(effects);
         if let Some((token, _)) = replica.transfer {
             effects.replies.push((token, Reply::Failed(Failure::Unknown)));
+        }
+        if let Install::Offered(ticket, _) = replica.install {
+            effects.installs.push((ticket, false));
         }
         self.board.remove_group(group);
         self.forget_memory(&replica);
@@ -232,11 +245,28 @@ impl Node {
         }
     }
 
+    /// The command that says which replicas are gone from this node, if the catalog has yet to hear of any.
+    pub(crate) fn left(&self) -> Option<Bytes> {
+        let is_gone = |group: &GroupId| {
+            let residents = &self.residents;
+            !self.replicas.contains_key(group)
+                && !residents.steps.contains_key(group)
+                && !residents.recovered.contains_key(group)
+        };
+        let me = self.config.node;
+        let gone: Vec<GroupId> = self
+            .board
+            .with_catalog(|catalog| catalog.leaving_node(me).filter(is_gone).take(LEFT_AT_ONCE).collect());
+        (!gone.is_empty()).then(|| Catalog::left(&gone, me).to_bytes())
+    }
+
     /// Asks the members of groups that are to do without this node's replica whether they do.
     pub(crate) fn ask_to_leave(&mut self, effects: &mut Effects) {
-        for group in &self.residents.leaving {
-            let Some(replica) = self.replicas.get(group) else { continue };
-            let (group, replica) = (*group, replica.me);
+        for group in self.residents.leaving.iter().copied().collect::<Vec<_>>() {
+            if self.board.with_catalog(|catalog| catalog.is_deleted(group)) {
+                self.destroy(group, effects);
+            }
+            let Some(replica) = self.replicas.get(&group).map(|replica| replica.me) else { continue };
             let asked = self.board.with_catalog(|catalog| {
                 let placement = catalog.placement(group)?;
                 Some((placement.revision, placement.record.nodes().collect::<Vec<_>>()))

@@ -352,8 +352,10 @@ impl Node {
             return (wanted.revision, ids(&voters), ids(&others));
         }
         // Given to those, the group would be lost, or have fewer replicas for a while: who votes now goes on until enough of the
-        // others have caught up.
-        (replica.places.revision, current.clone(), ids(&others))
+        // others have caught up. Those who have must go on following.
+        let following = wanted.seats.iter().filter(|seat| !current.contains(&seat.replica));
+        let learners = following.map(|seat| seat.replica).collect();
+        (replica.places.revision, current.clone(), learners)
     }
 
     /// Whether a majority of `voters` is alive.

@@ -286,6 +286,7 @@ impl World {
             }
             Asked::Lease(client) => self.on_lease_connection_lost(client),
             Asked::Administrator => self.administrator.waits_until = None,
+            Asked::Placer => self.placer.waits_until = None,
         }
     }
 

@@ -367,7 +367,7 @@ impl World {
         let Some(process) = self.process(life) else { return token };
         let operation = |asked: &Asked| match asked {
             Asked::Operation(operation) => Some(*operation),
-            Asked::Lease(_) | Asked::Administrator => None,
+            Asked::Lease(_) | Asked::Administrator | Asked::Placer => None,
         };
         let Some(mine) = process.asked.get(&token).and_then(operation) else { return token };
         let waiting: Vec<(u64, usize)> = process

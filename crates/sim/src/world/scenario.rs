@@ -37,11 +37,13 @@ pub enum Scenario {
     ManyGroups,
     /// Members come and go all the time.
     Members,
+    /// Keyspaces are made, on a few nodes each, and moved all the time.
+    Placements,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 12] = [
+    pub const ALL: [Scenario; 13] = [
         Scenario::Usual,
         Scenario::Calm,
         Scenario::Storm,
@@ -54,6 +56,7 @@ impl Scenario {
         Scenario::Compactions,
         Scenario::ManyGroups,
         Scenario::Members,
+        Scenario::Placements,
     ];
 
     /// Its name, in lower case.
@@ -71,6 +74,7 @@ impl Scenario {
             Scenario::Compactions => "compactions",
             Scenario::ManyGroups => "many-groups",
             Scenario::Members => "members",
+            Scenario::Placements => "placements",
         }
     }
 
@@ -133,6 +137,7 @@ impl Scenario {
             }
             Scenario::ManyGroups => many_groups(settings),
             Scenario::Members => members(settings),
+            Scenario::Placements => placements(settings),
         }
     }
 }
@@ -143,6 +148,17 @@ fn members(settings: &mut Settings) {
     settings.member_changes_us = 400_000;
     settings.members_min = if is_daring { 1 } else { 3 };
     settings.weights.damage = if is_daring { 0 } else { 8 };
+    settings.faults_us = 20_000_000;
+    settings.recovery_us_max = 30_000_000;
+}
+
+/// Several keyspaces beside `default`, on one to five of the nodes each. None is ever damaged: what is on one node alone would be lost.
+fn placements(settings: &mut Settings) {
+    settings.nodes = 5;
+    settings.keyspaces = 4;
+    settings.clients = 8;
+    settings.placement_changes_us = 400_000;
+    settings.weights.damage = 0;
     settings.faults_us = 20_000_000;
     settings.recovery_us_max = 30_000_000;
 }

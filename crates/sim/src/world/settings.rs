@@ -15,7 +15,7 @@ use super::scenario::Scenario;
 pub struct Settings {
     /// Everything else follows from it.
     pub seed: u64,
-    /// Nodes, each with a replica of every group.
+    /// Nodes, each with a replica of every group, unless these are placed.
     pub nodes: u64,
     /// Keyspaces, the first of which is `default`; each has a group of its own.
     pub keyspaces: u64,
@@ -54,6 +54,8 @@ pub struct Settings {
     pub compaction_us: u64,
     /// Mean pause between two changes of the members, in microseconds; 0 for none.
     pub member_changes_us: u64,
+    /// Mean pause between two changes of where keyspaces are, in microseconds; 0 if each is on every node from the start.
+    pub placement_changes_us: u64,
     /// As few members may be left to vote.
     pub members_min: usize,
     /// Troubles of single groups, from [`TROUBLE_US`] on until everything is healed.
@@ -127,6 +129,7 @@ impl Settings {
             drift_ppm: *pick(rng, &[0, 1_000, 20_000]),
             compaction_us: *pick(rng, &[0, 500_000, 3_000_000]),
             member_changes_us: 0,
+            placement_changes_us: 0,
             members_min: 3,
             busy_keyspaces: Vec::new(),
             troubles: Vec::new(),

@@ -234,15 +234,11 @@ impl World {
     }
 
     fn open_replica(&mut self, life: Life, job: OpenJob) -> Result<(), String> {
-        let Some(machine) = self.machines.get_mut(&life.node) else { return Ok(()) };
+        let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
         let engine: Arc<dyn Engine> = machine.engine.clone();
         let outcome = job.carry_out(&engine, Options::default());
         if let OpenOutcome::Unusable(why) = outcome {
             return Err(why);
-        }
-        let process = machine.process.as_mut();
-        if let (OpenOutcome::Open(_, keyspace), Some(process)) = (&outcome, process) {
-            process.keyspaces.insert(job.group, keyspace.clone());
         }
         self.delicate_moment(life.node);
         self.deliver(life, NodeEvent::Opened { group: job.group, outcome });

@@ -204,7 +204,7 @@ pub struct Catalog {
     keyspaces: BTreeMap<String, Recorded<KeyspaceRecord>>,
     placements: BTreeMap<GroupId, Recorded<Placement>>,
     /// Replicas that are not wanted any more and not yet gone.
-    leaving: BTreeMap<(GroupId, NodeId), ReplicaId>,
+    leaving: BTreeMap<(GroupId, NodeId), Recorded<ReplicaId>>,
     /// The next group id, and since which revision it is that.
     next_group: Option<(i64, u64)>,
 }
@@ -248,7 +248,8 @@ impl Catalog {
             }
         } else if let Some(place) = parse_leaving(key) {
             let replica = std::str::from_utf8(&pair.value).ok().and_then(|text| text.parse().ok());
-            replica.map(|replica| self.leaving.insert(place, ReplicaId(replica)));
+            let recorded = |replica| Recorded { revision, record: ReplicaId(replica) };
+            replica.map(|replica| self.leaving.insert(place, recorded(replica)));
         } else if key == NEXT_GROUP_KEY {
             let number = std::str::from_utf8(&pair.value).ok().and_then(|text| text.parse().ok());
             self.next_group = number.map(|number| (revision, number));
@@ -288,10 +289,10 @@ impl Catalog {
         self.placements.iter().map(|(group, recorded)| (*group, recorded))
     }
 
-    /// The replica of `group` that `node` does not give up yet, although it is not wanted there any more. Until it is gone the
-    /// group cannot come back there.
-    pub fn leaving(&self, group: GroupId, node: NodeId) -> Option<ReplicaId> {
-        self.leaving.get(&(group, node)).copied()
+    /// The replica of `group` that is not gone from `node` yet, although it is not wanted there since the revision beside it. Until it
+    /// is gone the group cannot come back there.
+    pub fn leaving(&self, group: GroupId, node: NodeId) -> Option<&Recorded<ReplicaId>> {
+        self.leaving.get(&(group, node))
     }
 
     /// How many replicas are not gone yet.
@@ -555,7 +556,7 @@ mod tests {
         assert_eq!(place(&mut root, [1, 4, 3]), [(1, 1), (4, 4), (3, 3)]);
         let back = [1, 2, 3].map(NodeId);
         assert_eq!(root.1.place(group, &back, "test"), None, "its replica there is not gone yet");
-        assert_eq!(root.1.leaving(group, NodeId(2)), Some(ReplicaId(2)));
+        assert_eq!(root.1.leaving(group, NodeId(2)).unwrap().record, ReplicaId(2));
         assert!(root.apply(Catalog::left(&[group], NodeId(2))));
         assert_eq!(place(&mut root, [1, 2, 3]), [(1, 1), (5, 2), (3, 3)]);
         assert_eq!(root.1.place(group, &back, "test"), None, "it is there");

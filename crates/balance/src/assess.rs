@@ -14,8 +14,10 @@ pub struct Assessment {
     pub at: Time,
     /// The nodes that can be reached, by id.
     pub nodes: Vec<NodeAssessment>,
-    /// The mean of W over the nodes that may receive.
+    /// The mean of W over the nodes that stay.
     pub mean: f64,
+    /// What each node would carry if load could be poured around the replicas that are heavier than that; at most the mean.
+    pub level: f64,
     /// The largest W.
     pub largest: f64,
     /// The largest part of W that one replica makes up where it is: no node that holds it can be below that.
@@ -26,7 +28,7 @@ pub struct Assessment {
     pub short_of_replicas: usize,
     /// Groups of which no majority can be reached.
     pub without_quorum: usize,
-    /// Groups with two replicas in a zone.
+    /// Groups with two replicas in a zone although there is another zone.
     pub sharing_a_zone: usize,
 }
 
@@ -58,12 +60,13 @@ pub fn assess(view: &View, policy: &Policy) -> Assessment {
     Assessment {
         at: view.now,
         mean: board.mean(),
+        level: board.level(),
         largest: loads.iter().copied().fold(0.0, f64::max),
         heaviest_replica: nodes.iter().map(|node| node.heaviest_replica).fold(0.0, f64::max),
         spread: deviation(&loads),
         short_of_replicas: board.count(|board, group| board.reachable(group) < group.view.factor),
         without_quorum: board.count(|board, group| !board.has_quorum(group)),
-        sharing_a_zone: board.count(|board, group| board.shares_a_zone(group)),
+        sharing_a_zone: board.count(|board, group| board.is_crowded(group)),
         nodes,
     }
 }

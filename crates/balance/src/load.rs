@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn shares_sum_up_to_one() {
-        assert_eq!(shares(&[0.1, 0.3]), [0.25, 0.75]);
+        assert_eq!(shares(&[0.125, 0.375]), [0.25, 0.75]);
         assert_eq!(shares(&[0.0, 0.0]), [0.0, 0.0]);
     }
 }

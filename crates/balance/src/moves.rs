@@ -137,16 +137,16 @@ pub enum Reason {
         resource: Resource,
         /// Its W, where 1 is full.
         load: f64,
-        /// What it should carry: the mean, or its heaviest replica if that is more.
+        /// What it should carry: the level, or its heaviest replica if that is more.
         goal: f64,
     },
-    /// A node carries less than it could, and others carry more than the mean.
+    /// A node carries less than it could, and others carry more than the level.
     Underused {
         /// The node.
         node: NodeId,
         /// Its W.
         load: f64,
-        /// The mean.
+        /// The level.
         goal: f64,
     },
 }
@@ -175,10 +175,10 @@ impl Reason {
 /// What a move is expected to bring: W before and after, where 1 is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Effect {
-    /// Of the node that gives.
-    pub from: Change,
-    /// Of the node that takes.
-    pub to: Change,
+    /// Of the node that gives, if there is one that can be reached.
+    pub from: Option<Change>,
+    /// Of the node that takes, if there is one.
+    pub to: Option<Change>,
     /// Of the most loaded node of the pool.
     pub largest: Change,
     /// Bytes that have to be sent.
@@ -234,7 +234,7 @@ impl fmt::Display for Reason {
                 )
             }
             Reason::Underused { node, load, goal } => {
-                write!(f, "{node} is at {} and the mean is {}", Percent(*load), Percent(*goal))
+                write!(f, "{node} is at {} and should be at {}", Percent(*load), Percent(*goal))
             }
         }
     }
@@ -242,7 +242,10 @@ impl fmt::Display for Reason {
 
 impl fmt::Display for Effect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "from {}, to {}, largest {}, {} sent", self.from, self.to, self.largest, Bytes(self.bytes))
+        self.from.iter().try_for_each(|change| write!(f, "from {change}, "))?;
+        self.to.iter().try_for_each(|change| write!(f, "to {change}, "))?;
+        write!(f, "largest {}", self.largest)?;
+        if self.bytes > 0 { write!(f, ", {} to send", Bytes(self.bytes)) } else { Ok(()) }
     }
 }
 

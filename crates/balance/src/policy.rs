@@ -13,11 +13,11 @@ pub struct Policy {
     pub grace_us: u64,
     /// How far above its goal a node may be.
     pub overload: Band,
-    /// How far below the mean a node may be.
+    /// How far below the level a node may be.
     pub underuse: Band,
-    /// A leadership moves if that takes at least this share of the mean off its node.
+    /// A leadership moves if that takes at least this share of the level off its node.
     pub leader_gain_min: f64,
-    /// A replica moves if that takes at least this share of the mean off its node.
+    /// A replica moves if that takes at least this share of the level off its node.
     pub replica_gain_min: f64,
     /// A group that was changed is left alone for so long, in microseconds, unless something is broken.
     pub cool_down_us: u64,

@@ -65,6 +65,20 @@ pub enum Obstacle {
     QuorumAtRisk,
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::AddLearner { to } => write!(f, "add a learner on {to}"),
+            Step::CatchUp { to, lag } => write!(f, "wait for {to}, which lacks {lag} entries"),
+            Step::Promote { to } => write!(f, "let {to} vote"),
+            Step::TransferLeader { to } => write!(f, "hand the leadership to {to}"),
+            Step::Remove { from } => write!(f, "remove the replica on {from}"),
+            Step::Done => f.write_str("done"),
+            Step::Abandon(obstacle) => write!(f, "given up: {obstacle}"),
+        }
+    }
+}
+
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

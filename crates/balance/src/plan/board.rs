@@ -159,15 +159,16 @@ impl<'a> Board<'a> {
 
     /// Decides a move of a group that has none.
     pub(super) fn decide(&mut self, group: usize, kind: MoveKind, reason: Reason) {
-        let (from, to) = self.ends(&kind);
-        let weight =
-            |board: &Board<'_>, node: Option<usize>| node.map_or(0.0, |node| board.seats[node].weight);
-        let before = (weight(self, from), weight(self, to), self.largest());
+        let ends = self.ends(&kind);
+        let (before, largest) = (self.weights(ends), self.largest());
         self.carry_out(group, &kind);
+        let after = self.weights(ends);
+        let change =
+            |before: Option<f64>, after: Option<f64>| Some(Change { before: before?, after: after? });
         let effect = Effect {
-            from: Change { before: before.0, after: weight(self, from) },
-            to: Change { before: before.1, after: weight(self, to) },
-            largest: Change { before: before.2, after: self.largest() },
+            from: change(before.0, after.0),
+            to: change(before.1, after.1),
+            largest: Change { before: largest, after: self.largest() },
             bytes: kind.destination().map_or(0, |_| self.groups[group].view.bytes),
         };
         self.moves.push(Move { group: self.groups[group].id, kind, reason, effect });
@@ -184,6 +185,13 @@ impl<'a> Board<'a> {
         };
         let number = |node: NodeId| self.numbers[&node];
         (from.map(number), to.map(number))
+    }
+
+    /// W of two nodes, of each that can be reached.
+    fn weights(&self, ends: (Option<usize>, Option<usize>)) -> (Option<f64>, Option<f64>) {
+        let alive =
+            |node: usize| Some(&self.seats[node]).filter(|seat| seat.is_alive).map(|seat| seat.weight);
+        (ends.0.and_then(alive), ends.1.and_then(alive))
     }
 
     pub(super) fn into_moves(self) -> Vec<Move> {
@@ -228,11 +236,28 @@ impl<'a> Board<'a> {
         if node.disk.total == 0 { 0.0 } else { used as f64 / node.disk.total as f64 }
     }
 
-    /// The mean of W over those who may receive, as if they had the load of those who shall be emptied too.
+    /// The mean of W over those who stay, as if they had the load of those who shall be emptied too.
     pub(crate) fn mean(&self) -> f64 {
         let loaded = self.seats.iter().filter(|seat| seat.is_alive);
-        let receivers = self.seats.iter().filter(|seat| seat.is_alive && !seat.is_draining).count();
-        loaded.map(|seat| seat.weight).sum::<f64>() / receivers.max(1) as f64
+        let staying = self.seats.iter().filter(|seat| seat.stays()).count();
+        loaded.map(|seat| seat.weight).sum::<f64>() / staying.max(1) as f64
+    }
+
+    /// What each node would carry if load could be poured: the mean over those who have no replica that is heavier alone. Who has one
+    /// stands out of it like a rock, with nothing but that replica. At most the mean.
+    pub(crate) fn level(&self) -> f64 {
+        let staying = (0..self.seats.len()).filter(|node| self.seats[*node].stays());
+        let mut rocks: Vec<f64> = staying.map(|node| self.heaviest(node)).collect();
+        rocks.sort_by(|a, b| b.total_cmp(a));
+        let mut load = self.mean() * rocks.len() as f64;
+        for (number, rock) in rocks.iter().enumerate() {
+            let level = load / (rocks.len() - number) as f64;
+            if *rock <= level {
+                return level;
+            }
+            load -= rock;
+        }
+        self.mean()
     }
 
     /// The largest W of those that can be reached.
@@ -255,6 +280,12 @@ impl<'a> Board<'a> {
         group.replicas.iter().filter(|replica| self.seats[**replica].is_alive).count()
     }
 
+    /// How many more losses a group can bear, and how many replicas can be reached.
+    pub(super) fn spare(&self, group: &Draft<'_>) -> (usize, usize) {
+        let reachable = self.reachable(group);
+        (reachable.saturating_sub(group.replicas.len() / 2 + 1), reachable)
+    }
+
     /// Whether a majority of the voters, as they are now, can be reached.
     pub(crate) fn has_quorum(&self, group: &Draft<'_>) -> bool {
         let is_alive =
@@ -263,8 +294,14 @@ impl<'a> Board<'a> {
         group.view.voters().filter(is_alive).count() > voters / 2
     }
 
+    /// Whether two replicas share a zone although there is one without.
+    pub(crate) fn is_crowded(&self, group: &Draft<'_>) -> bool {
+        let has_none = |seat: &Seat<'_>| seat.stays() && self.company(group, seat.zone, None) == 0;
+        self.shares_a_zone(group) && self.seats.iter().any(has_none)
+    }
+
     /// Whether two replicas are in one zone.
-    pub(crate) fn shares_a_zone(&self, group: &Draft<'_>) -> bool {
+    pub(super) fn shares_a_zone(&self, group: &Draft<'_>) -> bool {
         group
             .replicas
             .iter()
@@ -323,9 +360,14 @@ impl Seat<'_> {
         self.capacity.scarcest(&self.load)
     }
 
+    /// Whether it is there and shall be.
+    pub(super) fn stays(&self) -> bool {
+        self.is_alive && !self.is_draining
+    }
+
     /// Whether it may be given anything.
     pub(super) fn receives(&self) -> bool {
-        self.is_alive && !self.is_draining && !self.is_slow
+        self.stays() && !self.is_slow
     }
 }
 

@@ -20,12 +20,12 @@ pub(super) fn surplus(board: &mut Board<'_>) {
     }
 }
 
-/// Rebuilds elsewhere what was on nodes that are lost, first for groups with the fewest replicas left.
+/// Rebuilds elsewhere what was on nodes that are lost, first for groups that can bear the fewest further losses.
 pub(super) fn lost(board: &mut Board<'_>) {
     let is_on_lost =
         |board: &Board<'_>, draft: &Draft<'_>| draft.replicas.iter().any(|it| board.seats[*it].is_lost);
     let mut groups = board.idle_groups(is_on_lost);
-    groups.sort_by_key(|group| board.reachable(&board.groups[*group]));
+    groups.sort_by_key(|group| board.spare(&board.groups[*group]));
     for group in groups {
         if !board.may_build() || !board.has_open_node() {
             return;
@@ -211,12 +211,16 @@ impl Board<'_> {
         })
     }
 
-    /// Of the replicas with company in their zone the one on the most loaded node, and the zone's name.
+    /// Of the replicas with company in their zone a follower before the leader, then the one on the most loaded node; and the
+    /// zone's name.
     fn crowded(&self, group: usize) -> Option<(usize, String)> {
         let draft = &self.groups[group];
         let crowded = draft.replicas.iter().copied();
         let crowded = crowded.filter(|node| self.company(draft, self.seats[*node].zone, Some(*node)) > 0);
-        let node = crowded.max_by(|a, b| self.seats[*a].weight.total_cmp(&self.seats[*b].weight))?;
+        let follows = |node: &usize| draft.leader != Some(*node);
+        let node = crowded.max_by(|a, b| {
+            follows(a).cmp(&follows(b)).then(self.seats[*a].weight.total_cmp(&self.seats[*b].weight))
+        })?;
         Some((node, self.seats[node].zone_name.to_string()))
     }
 }

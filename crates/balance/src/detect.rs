@@ -1,8 +1,9 @@
 //! Load detection: running totals in, smoothed rates out.
 //!
 //! A [`Meter`] is fed with the totals of one group's replica, or of a whole node, whenever its owner has the time, and gives
-//! rates that are smoothed over 10 seconds and over 1 minute. The first is for the eye and for alarms, the second for
-//! plans: a planner that believes every peak chases noise.
+//! rates that are smoothed over 10 seconds and over 1 minute, for the eye and for alarms. Plans are made with a third one, the *steady*
+//! load, because a planner that believes every minute chases noise: it is smoothed over 10 minutes, and gives up its past when
+//! the last minute says something else altogether. So it is calm in calm times and still sees a hot spot within a minute.
 //!
 //! The averages are exponential, weighted by time, so that samples need not be regular, and are divided by the weight they have
 //! gathered, so that a new meter tells the truth from its second sample on instead of climbing from zero. What is not a
@@ -16,6 +17,10 @@ use crate::load::{Load, Resource};
 pub const SHORT_US: u64 = 10_000_000;
 /// The longer one.
 pub const LONG_US: u64 = 60_000_000;
+/// The time over which the load to plan with is smoothed as long as it stays what it was.
+pub const STEADY_US: u64 = 600_000_000;
+/// When the last minute differs by more than this part from the ten before, these do not count any more.
+pub const STEADY_MAX: f64 = 0.25;
 
 /// What has been used since the process began, and what is held now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +77,17 @@ impl Average {
         self.weight = self.weight * (1.0 - fresh) + fresh;
     }
 
+    /// Takes the value of `recent` for each resource in which this one has gone too far from it.
+    fn follow(&mut self, recent: Load) {
+        let value = self.value();
+        for resource in Resource::ALL {
+            let (now, before) = (recent[resource], value[resource]);
+            if (now - before).abs() > STEADY_MAX * before {
+                self.sum[resource] = now * self.weight;
+            }
+        }
+    }
+
     fn value(&self) -> Load {
         if self.weight > 0.0 { self.sum * (1.0 / self.weight) } else { Load::ZERO }
     }
@@ -83,6 +99,7 @@ pub struct Meter {
     last: Option<(Time, Totals)>,
     short: Average,
     long: Average,
+    steady: Average,
     /// Since when there have been samples.
     since: Option<Time>,
 }
@@ -99,6 +116,8 @@ impl Meter {
             let rates = totals.rates_since(&earlier, elapsed_us as f64 / 1e6);
             self.short.add(rates, elapsed_us, SHORT_US);
             self.long.add(rates, elapsed_us, LONG_US);
+            self.steady.add(rates, elapsed_us, STEADY_US);
+            self.steady.follow(self.long.value());
         }
         self.last = Some((now, totals));
     }
@@ -111,6 +130,11 @@ impl Meter {
     /// The load smoothed over 1 minute.
     pub fn long(&self) -> Load {
         self.held(self.long.value())
+    }
+
+    /// The load to plan with.
+    pub fn steady(&self) -> Load {
+        self.held(self.steady.value())
     }
 
     /// Microseconds from the first sample to the last: how much the averages can know.
@@ -194,6 +218,17 @@ mod tests {
         let (short, long) = (meter.short()[Resource::Requests], meter.long()[Resource::Requests]);
         assert!((short - 632.0).abs() < 5.0, "1 - 1/e of the jump after one time constant: {short}");
         assert!((long - 154.0).abs() < 5.0, "1 - e^(-1/6): {long}");
+    }
+
+    #[test]
+    fn the_steady_load_ignores_noise_and_follows_what_lasts() {
+        let noisy: Vec<u64> = (0..600).map(|second| if second % 2 == 0 { 80 } else { 120 }).collect();
+        let calm = fed(&noisy).steady()[Resource::Requests];
+        assert!((calm - 100.0).abs() < 1.0, "{calm}");
+        let hot = fed(&[noisy.clone(), vec![1000; 60]].concat()).steady()[Resource::Requests];
+        assert!((600.0..1000.0).contains(&hot), "what the last minute says: {hot}");
+        let drifting = fed(&[noisy, vec![110; 600]].concat()).steady()[Resource::Requests];
+        assert!((drifting - 106.3).abs() < 1.0, "1 - 1/e of a small change after ten minutes: {drifting}");
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub struct GroupView {
     pub replicas: Vec<ReplicaView>,
     /// The node of its leader, if there is one.
     pub leader: Option<NodeId>,
-    /// What it costs the nodes that carry it, smoothed.
+    /// What it costs the nodes that carry it: steady loads (see [`detect`](crate::detect)).
     pub load: GroupLoad,
     /// The bytes that a new replica has to be sent.
     pub bytes: u64,

@@ -160,6 +160,8 @@ impl Node {
             Event::Read { token, group } => self.on_read(token, group, effects),
             Event::TransferLeader { token, group, to } => self.on_transfer(token, group, to, effects),
             Event::HandOver => self.hand_over(effects),
+            Event::HandOverTo { group, from, to } => self.hand_over_to(group, from, to, effects),
+            Event::Report(report) => self.spread_report(report, effects),
             Event::Lags { token, group } => self.on_lags_asked(token, group, effects),
             Event::Cancel { token, group } => self.on_cancel(token, group),
             Event::LogDurable { sequence } => self.on_log_durable(sequence, effects),
@@ -322,6 +324,10 @@ impl Node {
                 self.on_digest(from, group, index, live, answer, effects);
             }
             PeerMessage::Roster(known) => self.on_roster(known),
+            PeerMessage::Report(bytes) => self.on_report(from, bytes),
+            PeerMessage::HandOver { group, to } => {
+                self.hand_over_to(group, self.config.node, to, effects);
+            }
             PeerMessage::Leaving { group, replica, revision, answer } => {
                 self.on_leaving(from, (group, replica), revision, answer, effects);
             }

@@ -134,6 +134,11 @@ impl Histogram {
         self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
+    /// All durations together, in microseconds.
+    pub fn sum_us(&self) -> u64 {
+        self.sum_nanos.load(Ordering::Relaxed) / 1_000
+    }
+
     /// How many durations were counted.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
@@ -350,6 +355,9 @@ metrics! {
     elections: Family<Counter>["group", "outcome"] = "hadron_elections_total", "Elections by outcome: won or split.";
     log_share: Family<Gauge>["group", "node"] = "hadron_log_share", "C(x): a node's part of the log entries that the group's replicas acknowledged within the last 20 s. Shown by the leader.";
     replication_lag_entries: Family<Gauge>["group", "node"] = "hadron_replication_lag_entries", "Entries between the leader's last one and what a node's replica acknowledged. Shown by the leader.";
+    node_load: Family<Gauge>["node"] = "hadron_node_load", "W(x): a node's load in its scarcest resource, where 1 is full. Shown by nodes that vote in the root group.";
+    node_load_share: Family<Gauge>["node"] = "hadron_node_load_share", "B(x): a node's part in the sum of all W.";
+    moves: Family<Counter>["reason"] = "hadron_moves_total", "Moves of replicas and leaderships that this node decided while it led the root group, by reason.";
     digest_checks: Family<Counter>["group", "result"] = "hadron_digest_checks_total", "Comparisons of this replica's digest with another's, by result: same or different.";
     replica_votes: Family<Gauge>["group"] = "hadron_replica_votes", "Whether this node's replica has a vote in the group, and no change of its members is under way: 1 or 0.";
     corrupt_replicas: Family<Gauge>["group", "node"] = "hadron_corrupt_replica", "1 for a node whose replica differs from the majority, until it is rebuilt.";

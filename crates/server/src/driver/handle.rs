@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, Time};
 use hadron_keyspace::{Command, Keyspace};
 use hadron_node::{Board, ElectionRecord, Event, GroupBoard, Pool};
 use hadron_proto::{etcdserverpb, hadron};
@@ -43,6 +43,11 @@ impl Handle {
         let admission = Arc::new(Admission::new(WAITING_REQUESTS_MAX, WAITING_BYTES_MAX));
         let next_token = AtomicU64::new(1);
         Handle(Arc::new(Inner { inputs, board, identity, clock, admission, next_token }))
+    }
+
+    /// The present, on the node's clock.
+    pub(super) fn now(&self) -> Time {
+        self.0.clock.now()
     }
 
     /// The node's public state.

@@ -193,6 +193,7 @@ const FORMER: &[Flag] = &[
 
 #[rustfmt::skip]
 const OWN: &[Flag] = &[
+    flag("zone", Text, "", Works, "Where this node stands: what fails together. Replicas of a keyspace do not share a zone while another has room"),
     flag("auto-promote", Switch, "false", Works, "Let learners vote as soon as they have caught up; to be given to all members"),
     flag("stop-on-stdin-close", Switch, "false", Works, "Stop when standard input is closed: how `hadron playground` ties its nodes to its own life"),
 ];

@@ -337,6 +337,11 @@ impl Catalog {
         recorded.or_else(|| (name == DEFAULT_KEYSPACE).then(KeyspaceRecord::default_keyspace))
     }
 
+    /// What is recorded of a keyspace; nothing is of `default`.
+    pub fn record(&self, name: &str) -> Option<&KeyspaceRecord> {
+        self.keyspaces.get(name).map(|recorded| &recorded.record)
+    }
+
     /// The keyspaces by name, but for `default`.
     pub fn keyspaces(&self) -> impl Iterator<Item = &KeyspaceRecord> {
         self.keyspaces.values().map(|recorded| &recorded.record)

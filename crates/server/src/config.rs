@@ -15,6 +15,7 @@ mod error;
 mod file;
 pub mod flags;
 mod initial;
+mod keyspaces;
 pub mod security;
 pub mod settings;
 mod url;
@@ -25,7 +26,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::api::{Access, Retention};
+use crate::api::{Access, KeyspaceOptions, Retention};
 
 pub use auth::AuthConfig;
 pub use error::ConfigError;
@@ -88,6 +89,8 @@ pub struct Addresses {
     pub clients_http: Vec<Listen>,
     /// Addresses to serve metrics and health on.
     pub metrics: Vec<Listen>,
+    /// Addresses to serve clients of one keyspace on, with its name.
+    pub keyspaces: Vec<(String, Listen)>,
     /// Addresses to accept peers on; never empty.
     pub peers: Vec<SocketAddr>,
     /// Whether peers are to speak TLS there.
@@ -130,6 +133,8 @@ pub struct Clients {
     pub gateway: bool,
     /// Which web pages may use the port.
     pub access: Access,
+    /// How clients choose keyspaces.
+    pub keyspaces: KeyspaceOptions,
 }
 
 /// How members may be changed.
@@ -207,7 +212,10 @@ impl Config {
         let data_dir = data_dir.unwrap_or_else(|| format!("{name}.{default_suffix}").into());
         let wal_dir = settings.given("wal-dir").map(PathBuf::from);
         let addresses = addresses(settings)?;
-        let client_hosts = hosts(settings, &["listen-client-urls", "listen-client-http-urls"])?;
+        let mut client_hosts = hosts(settings, &["listen-client-urls", "listen-client-http-urls"])?;
+        client_hosts.extend(keyspaces::urls(settings)?.iter().map(|(_, url)| url.host().to_owned()));
+        client_hosts.sort();
+        client_hosts.dedup();
         let clients_security = security::of_clients(settings, &data_dir, client_hosts)?;
         let peers_security =
             security::of_peers(settings, &data_dir, hosts(settings, &["listen-peer-urls"])?)?;
@@ -294,6 +302,7 @@ fn addresses(settings: &Settings) -> Result<Addresses, ConfigError> {
         clients,
         clients_http: listen(settings, "listen-client-http-urls")?,
         metrics: listen(settings, "listen-metrics-urls")?,
+        keyspaces: keyspaces::listen(settings)?,
         peers: peers.into_iter().map(|listen| listen.address).collect(),
         peers_are_tls,
         advertise_client_urls: urls(settings, "advertise-client-urls")?,
@@ -336,6 +345,7 @@ fn clients(settings: &Settings) -> Result<Clients, ConfigError> {
             origins: unless_all(settings.text("cors")),
             hosts: unless_all(settings.text("host-whitelist")),
         },
+        keyspaces: keyspaces::options(settings)?,
     })
 }
 
@@ -479,8 +489,13 @@ fn parse_url(flag: &'static str, text: &str) -> Result<Url, ConfigError> {
 }
 
 fn listen(settings: &Settings, flag: &'static str) -> Result<Vec<Listen>, ConfigError> {
-    let listen = |url: &Url| Ok(Listen { address: url.listen_address(flag)?, is_tls: url.is_tls() });
-    urls(settings, flag)?.iter().map(listen).collect()
+    urls(settings, flag)?.iter().map(|url| Listen::at(url, flag)).collect()
+}
+
+impl Listen {
+    fn at(url: &Url, flag: &'static str) -> Result<Listen, ConfigError> {
+        Ok(Listen { address: url.listen_address(flag)?, is_tls: url.is_tls() })
+    }
 }
 
 /// The hosts of several flags' URLs.
@@ -504,6 +519,9 @@ fn check_certificates(addresses: &Addresses, clients: bool, peers: bool) -> Resu
         if !clients && listens.iter().any(|listen| listen.is_tls) {
             return no(flag, "cert-file", "key-file", "auto-tls");
         }
+    }
+    if !clients && addresses.keyspaces.iter().any(|(_, listen)| listen.is_tls) {
+        return no("keyspace-listen", "cert-file", "key-file", "auto-tls");
     }
     if !peers && addresses.peers_are_tls {
         return no("listen-peer-urls", "peer-cert-file", "peer-key-file", "peer-auto-tls");

@@ -1,6 +1,6 @@
 //! What the services need of the node behind them: the one seam between gRPC and the threads that drive the node.
 //!
-//! The driver's `Handle` implements [`Backend`]; tests implement it over a single keyspace. A service holds a clone per
+//! The driver's `Handle` implements [`Backend`]; tests implement it over keyspaces in memory. A service holds a clone per
 //! connection and calls it from any thread.
 //!
 //! Invariants that an implementation keeps:
@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use hadron_consensus::{GroupId, Index, NodeId, Term};
 use hadron_keyspace::{Command, Keyspace, Response};
-use hadron_node::Pool;
+use hadron_node::{Catalog, Pool};
 use hadron_proto::{etcdserverpb, hadron};
 
 /// The node that answers requests.
@@ -66,6 +66,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// What the root group says about the pool, from the local copy.
     fn pool(&self) -> Arc<Pool>;
+
+    /// Looks at the catalog of keyspaces, as far as it is applied here. `look` must be short: the node's loop may wait for it.
+    fn with_catalog<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T;
 
     /// The newest revision of the roster that every group here has been changed to, as far as it is applied here.
     fn settled(&self) -> i64;

@@ -1,7 +1,7 @@
 //! The door: decides for each request which service or page answers it, and counts it.
 //!
-//! Requests go straight from hyper to the generated service, by one look-up of the path. A general router would box
-//! and clone once more per call, which is a tenth of what a Put may cost.
+//! Requests go straight from hyper to the generated service of their keyspace (`choice`, `keyspaces`), by one look-up of the path.
+//! A general router would box and clone once more per call, which is a tenth of what a Put may cost.
 //!
 //! A request is a gRPC call if its content type says so, as etcd decides too; everything else is a call of the JSON gateway,
 //! which comes back here as a gRPC call, or a page.
@@ -14,74 +14,25 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use ::http::header::CONTENT_TYPE;
+use ::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tonic::body::Body;
-use tonic::codegen::Service as _;
 use tonic::{Code, Status};
 
-use hadron_proto::etcdserverpb::auth_server::AuthServer;
-use hadron_proto::etcdserverpb::cluster_server::ClusterServer;
-use hadron_proto::etcdserverpb::kv_server::KvServer;
-use hadron_proto::etcdserverpb::lease_server::LeaseServer;
-use hadron_proto::etcdserverpb::maintenance_server::MaintenanceServer;
-use hadron_proto::etcdserverpb::watch_server::WatchServer;
-use hadron_proto::hadron::pool_server::PoolServer;
-use hadron_proto::health::health_server::HealthServer;
-use hadron_proto::v3electionpb::election_server::ElectionServer;
-use hadron_proto::v3lockpb::lock_server::LockServer;
-
 use super::access::{self, Access};
-use super::auth::Auth;
 use super::backend::Backend;
-use super::cluster::Cluster;
+use super::choice::{Entrance, KeyspaceOptions};
 use super::context::Context;
-use super::election::Election;
 use super::gateway::Gateway;
-use super::health::Health;
-use super::http::Pages;
-use super::kv::Kv;
-use super::lease::Lease;
-use super::lock::Lock;
-use super::maintenance::Maintenance;
-use super::pool::Pool;
+use super::http;
+use super::keyspaces::{Chosen, Keyspaces, Known};
 use super::server::Traffic;
+use super::services::{Call, RequestBody, Service, message_bytes_max};
 use super::slow::Slow;
 use super::socket::{End, EndHidden};
 use super::unsent::Unsent;
-use super::watch::Watch;
 use crate::metrics::{Counter, Metrics};
-
-/// A message may exceed the largest request by this much, as in etcd: then the client hears etcd's own error.
-const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
-
-/// A future that the generated services return.
-type Call = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-/// The body of a gRPC call: from the network, or made by the gateway.
-trait RequestBody:
-    hyper::body::Body<Data = Bytes, Error: Into<tonic::codegen::StdError> + Send> + Send + 'static
-{
-}
-
-impl RequestBody for Incoming {}
-impl RequestBody for Body {}
-
-#[derive(Clone, Copy, Debug)]
-enum Service {
-    Kv,
-    Watch,
-    Lease,
-    Cluster,
-    Maintenance,
-    Auth,
-    Lock,
-    Election,
-    Health,
-    Pool,
-}
 
 /// A call with one answer, as grpc's metrics spell it.
 const UNARY: &str = "unary";
@@ -140,7 +91,20 @@ const CALLS: &[(Service, &str, &[&str], &str)] = &[
     (Service::Election, "v3electionpb.Election", &["Observe"], "server_stream"),
     (Service::Health, "grpc.health.v1.Health", &["Check"], UNARY),
     (Service::Health, "grpc.health.v1.Health", &["Watch"], "server_stream"),
-    (Service::Pool, "hadron.v1.Pool", &["ElectionHistory"], UNARY),
+    (
+        Service::Pool,
+        "hadron.v1.Pool",
+        &[
+            "ElectionHistory",
+            "KeyspaceCreate",
+            "KeyspaceList",
+            "KeyspaceGet",
+            "KeyspaceUpdate",
+            "KeyspaceDelete",
+            "NodeList",
+        ],
+        UNARY,
+    ),
 ];
 
 /// Where a path leads, and its counters.
@@ -155,6 +119,12 @@ struct Route {
 }
 
 impl Route {
+    /// Whether its calls count among the requests that a keyspace may have a second. Not what keeps leases alive, for the sake of
+    /// what ends with them, nor what probes ask.
+    fn is_limited(&self) -> bool {
+        self.service != Service::Health && self.method != "LeaseKeepAlive"
+    }
+
     fn count_error(&self, code: Code) {
         let labels = [code_name(code), self.method, self.service_name, self.kind];
         self.metrics.grpc_handled.with(&labels).inc();
@@ -164,19 +134,9 @@ impl Route {
 /// All services and pages of one node. Shared by all connections as an `Arc`.
 pub(super) struct Front<B: Backend> {
     routes: HashMap<String, Arc<Route>>,
-    kv: KvServer<Kv<B>>,
-    watch: WatchServer<Watch<B>>,
-    lease: LeaseServer<Lease<B>>,
-    cluster: ClusterServer<Cluster<B>>,
-    maintenance: MaintenanceServer<Maintenance<B>>,
-    auth: AuthServer<Auth<B>>,
-    lock: LockServer<Lock<B>>,
-    election: ElectionServer<Election<B>>,
-    health: HealthServer<Health<B>>,
-    pool: PoolServer<Pool<B>>,
+    keyspaces: Keyspaces<B>,
     /// `None` when it is switched off.
     gateway: Option<Gateway>,
-    pages: Pages<B>,
     access: Access,
     slow: Arc<Slow>,
 }
@@ -184,29 +144,23 @@ pub(super) struct Front<B: Backend> {
 impl<B: Backend> Front<B> {
     pub(super) fn new(
         context: Arc<Context<B>>,
+        keyspaces: KeyspaceOptions,
         with_gateway: bool,
         access: Access,
         slow: Option<Duration>,
     ) -> Front<B> {
-        let limit = context.limits.request_bytes + MESSAGE_OVERHEAD_BYTES;
-        let shared = || Arc::clone(&context);
         Front {
             routes: routes(&context.metrics),
-            kv: KvServer::new(Kv::new(shared())).max_decoding_message_size(limit),
-            watch: WatchServer::new(Watch::new(shared())).max_decoding_message_size(limit),
-            lease: LeaseServer::new(Lease::new(shared())).max_decoding_message_size(limit),
-            cluster: ClusterServer::new(Cluster::new(shared())).max_decoding_message_size(limit),
-            maintenance: MaintenanceServer::new(Maintenance::new(shared())).max_decoding_message_size(limit),
-            auth: AuthServer::new(Auth::new(shared())).max_decoding_message_size(limit),
-            lock: LockServer::new(Lock::new(shared())).max_decoding_message_size(limit),
-            election: ElectionServer::new(Election::new(shared())).max_decoding_message_size(limit),
-            health: HealthServer::new(Health::new(shared())).max_decoding_message_size(limit),
-            pool: PoolServer::new(Pool::new(shared())).max_decoding_message_size(limit),
-            gateway: with_gateway.then(|| Gateway::new(limit)),
-            pages: Pages::new(shared()),
+            gateway: with_gateway.then(|| Gateway::new(message_bytes_max(context.limits.request_bytes))),
+            keyspaces: Keyspaces::new(context, keyspaces),
             access,
             slow: Arc::new(Slow::new(slow)),
         }
+    }
+
+    /// How clients choose keyspaces.
+    pub(super) fn keyspace_options(&self) -> &KeyspaceOptions {
+        self.keyspaces.options()
     }
 
     /// Begins to answer a request that came in on a listener for `traffic`.
@@ -214,31 +168,45 @@ impl<B: Backend> Front<B> {
         self: &Arc<Self>,
         request: Request<Incoming>,
         traffic: Traffic,
+        entrance: &Entrance,
         end: &End,
         unsent: &Unsent,
     ) -> Answer {
         match (traffic, is_grpc(request.headers())) {
-            (Traffic::Everything | Traffic::Grpc, true) => self.answer_grpc(request).counted_in(unsent),
+            (Traffic::Everything | Traffic::Grpc, true) => {
+                let chosen = self.keyspaces.choose(&request, entrance);
+                self.answer_grpc(request, chosen).counted_in(unsent)
+            }
             (Traffic::Grpc, false) => Answer::ready(not_grpc()),
-            (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, end),
+            (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, entrance, end),
             (Traffic::Metrics, _) => {
-                Answer { hidden: hidden(&request, end), ..Answer::of(self.pages.answer_metrics(request)) }
+                let context = Arc::clone(&self.keyspaces.default_services().context);
+                Answer {
+                    hidden: hidden(&request, end),
+                    ..Answer::of(Box::pin(http::answer(Ok(context), request, http::metrics_port)))
+                }
             }
         }
     }
 
-    fn answer_http(self: &Arc<Self>, request: Request<Incoming>, end: &End) -> Answer {
+    fn answer_http(self: &Arc<Self>, request: Request<Incoming>, entrance: &Entrance, end: &End) -> Answer {
         let origin = self.access.allowed_origin(request.headers());
         let gateway = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path()));
         let is_stream = gateway.is_some_and(|gateway| gateway.is_stream(request.uri().path()));
         let hidden = if is_stream { None } else { hidden(&request, end) };
+        let chosen = self.keyspaces.choose(&request, entrance);
         let call: Call = if let Some(answer) = self.access.answer(&request) {
             Box::pin(std::future::ready(Ok(answer)))
         } else if let Some(gateway) = gateway {
             let front = Arc::clone(self);
-            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request)))
+            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request, chosen)))
         } else {
-            self.pages.answer(request)
+            let front = Arc::clone(self);
+            Box::pin(async move {
+                let context =
+                    front.keyspaces.settle(chosen).await.map(|known| Arc::clone(&known.services.context));
+                http::answer(context, request, http::client_port).await
+            })
         };
         let call = async move {
             let Ok(mut response) = call.await;
@@ -248,7 +216,11 @@ impl<B: Backend> Front<B> {
         Answer { hidden, ..Answer::of(Box::pin(call)) }
     }
 
-    fn answer_grpc<R: RequestBody>(&self, request: Request<R>) -> Answer {
+    fn answer_grpc<R: RequestBody>(
+        self: &Arc<Self>,
+        request: Request<R>,
+        chosen: Result<Chosen<B>, Status>,
+    ) -> Answer {
         let Some(route) = self.routes.get(request.uri().path()) else {
             let status = unknown_call(request.uri().path());
             return Answer::ready(status.into_http());
@@ -256,24 +228,35 @@ impl<B: Backend> Front<B> {
         route.started.inc();
         let waits = matches!(route.service, Service::Lock | Service::Election);
         let slow = (route.kind == UNARY && !waits).then(|| (Arc::clone(&self.slow), Instant::now()));
-        Answer { route: Some(Arc::clone(route)), slow, ..Answer::of(self.call(route.service, request)) }
+        let call: Call = match chosen {
+            Ok(Chosen::Known(known)) => begin(route, request, Ok(known)),
+            unsettled => {
+                let (front, route) = (Arc::clone(self), Arc::clone(route));
+                Box::pin(async move { begin(&route, request, front.keyspaces.settle(unsettled).await).await })
+            }
+        };
+        Answer { route: Some(Arc::clone(route)), slow, ..Answer::of(call) }
     }
+}
 
-    fn call<R: RequestBody>(&self, service: Service, request: Request<R>) -> Call {
-        // `call` wants a `&mut` of its own; a clone of a generated service is one more reference to the real one.
-        match service {
-            Service::Kv => self.kv.clone().call(request),
-            Service::Watch => self.watch.clone().call(request),
-            Service::Lease => self.lease.clone().call(request),
-            Service::Cluster => self.cluster.clone().call(request),
-            Service::Maintenance => self.maintenance.clone().call(request),
-            Service::Auth => self.auth.clone().call(request),
-            Service::Lock => self.lock.clone().call(request),
-            Service::Election => self.election.clone().call(request),
-            Service::Health => self.health.clone().call(request),
-            Service::Pool => self.pool.clone().call(request),
-        }
+/// Begins a call in a keyspace.
+fn begin<B: Backend, R: RequestBody>(
+    route: &Route,
+    mut request: Request<R>,
+    known: Result<Known<B>, Status>,
+) -> Call {
+    let admitted = known.and_then(|known| match route.is_limited() {
+        true => known.services.context.admit_rate().map(|()| known),
+        false => Ok(known),
+    });
+    let Known { services, door } = match admitted {
+        Ok(known) => known,
+        Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
+    };
+    if let Some(door) = door {
+        request.extensions_mut().insert(door);
     }
+    services.call(route.service, request)
 }
 
 fn routes(metrics: &Arc<Metrics>) -> HashMap<String, Arc<Route>> {

@@ -46,6 +46,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         self.context.permit(&Claim::of(&request), Need::User).await?;
         let (identity, status) = (self.context.backend.identity(), self.context.status());
         let keyspace = self.context.backend.keyspace(self.context.group);
+        let quota = self.context.quota_bytes()?;
         let mut errors = Vec::new();
         if status.leader.is_none() {
             errors.push(EtcdError::NoLeader.text().to_owned());
@@ -68,11 +69,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
             db_size_in_use: db_size,
             is_learner: status.is_learner,
             storage_version: identity.cluster_version.clone(),
-            db_size_quota: self
-                .context
-                .limits
-                .quota_bytes
-                .map_or(0, |quota| quota.try_into().unwrap_or(i64::MAX)),
+            db_size_quota: quota.map_or(0, |quota| quota.try_into().unwrap_or(i64::MAX)),
             downgrade_info: Some(pb::DowngradeInfo { enabled: false, target_version: String::new() }),
         }))
     }

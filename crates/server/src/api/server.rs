@@ -29,17 +29,20 @@ use tokio::task::JoinSet;
 use super::access::Access;
 use super::backend::Backend;
 use super::caller::CommonName;
-use super::context::{Context, Limits};
+use super::choice::{Entrance, KeyspaceOptions};
+use super::context::{Context, Limits, cluster_id};
 use super::front::Front;
 use super::membership::MembershipOptions;
 use super::passwords::Passwords;
+use super::rate::Rate;
 use super::snapshot;
 use super::socket::Socket;
 use super::tokens::Tokens;
 use super::unsent::Unsent;
 use crate::metrics::Metrics;
 use crate::tls::{ServerTls, Stream};
-use hadron_consensus::{DEFAULT_GROUP, GroupId};
+use hadron_consensus::DEFAULT_GROUP;
+use hadron_node::DEFAULT_KEYSPACE;
 
 /// Window of one stream: a request of the largest size fits, so that no call waits for a window update.
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
@@ -63,8 +66,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct ServerOptions {
     /// Threads that serve connections; at least 1.
     pub threads: usize,
-    /// The group whose keyspace clients see.
-    pub group: GroupId,
+    /// How clients choose keyspaces.
+    pub keyspaces: KeyspaceOptions,
     /// What one request may ask for.
     pub limits: Limits,
     /// How the pool's members may be changed.
@@ -134,12 +137,14 @@ pub struct Listener {
     pub traffic: Traffic,
     /// With it, connections are encrypted.
     pub tls: Option<Arc<ServerTls>>,
+    /// The keyspace that is served there; `None` if clients choose.
+    pub keyspace: Option<Arc<str>>,
 }
 
 impl std::fmt::Debug for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Listener { socket, traffic, tls } = self;
-        write!(f, "{socket:?} for {traffic:?}, TLS: {}", tls.is_some())
+        let Listener { socket, traffic, tls, keyspace } = self;
+        write!(f, "{socket:?} for {traffic:?}, TLS: {}, keyspace: {keyspace:?}", tls.is_some())
     }
 }
 
@@ -155,7 +160,7 @@ impl Default for ServerOptions {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         ServerOptions {
             threads: (cores / 2).max(1),
-            group: DEFAULT_GROUP,
+            keyspaces: KeyspaceOptions::default(),
             limits: Limits::default(),
             membership: MembershipOptions::default(),
             watch_progress_interval: WATCH_PROGRESS_INTERVAL,
@@ -184,12 +189,15 @@ impl<B: Backend> Server<B> {
     pub fn new(backend: B, metrics: Arc<Metrics>, options: ServerOptions) -> Server<B> {
         let threads = options.threads.max(1);
         let context = Arc::new(Context {
+            name: DEFAULT_KEYSPACE.into(),
+            group: DEFAULT_GROUP,
+            cluster_id: cluster_id(backend.identity().cluster_id, DEFAULT_GROUP),
+            rate: Rate::default(),
             backend,
-            group: options.group,
             limits: options.limits,
             membership: options.membership,
             watch_progress_interval: options.watch_progress_interval,
-            snapshot_dir: options.snapshot_dir,
+            snapshot_dir: options.snapshot_dir.into(),
             snapshots: Arc::new(Semaphore::new(snapshot::AT_ONCE)),
             tokens: options.tokens,
             passwords: Passwords::new(options.bcrypt_cost),
@@ -198,6 +206,7 @@ impl<B: Backend> Server<B> {
         Server {
             front: Arc::new(Front::new(
                 Arc::clone(&context),
+                options.keyspaces,
                 options.gateway,
                 options.access,
                 options.slow_call,
@@ -267,11 +276,17 @@ impl<B: Backend> Server<B> {
 }
 
 /// What a worker is told of each connection beside its socket.
-type Manner = (Traffic, Option<Arc<ServerTls>>);
+#[derive(Clone)]
+struct Manner {
+    traffic: Traffic,
+    tls: Option<Arc<ServerTls>>,
+    keyspace: Option<Arc<str>>,
+}
 
-fn into_tokio(Listener { socket, traffic, tls }: Listener) -> io::Result<(TcpListener, Manner)> {
+fn into_tokio(listener: Listener) -> io::Result<(TcpListener, Manner)> {
+    let Listener { socket, traffic, tls, keyspace } = listener;
     socket.set_nonblocking(true)?;
-    Ok((TcpListener::from_std(socket)?, (traffic, tls)))
+    Ok((TcpListener::from_std(socket)?, Manner { traffic, tls, keyspace }))
 }
 
 /// Hands connections to the workers in turn, until it is aborted.
@@ -379,23 +394,24 @@ pub(crate) async fn open(
 
 async fn serve_connection<B: Backend>(
     (builder, first_word_timeout): (auto::Builder<TokioExecutor>, Duration),
-    (socket, (traffic, tls)): Accepted,
+    (socket, manner): Accepted,
     front: Arc<Front<B>>,
     mut stopping: watch::Receiver<()>,
 ) {
     let opened = tokio::select! {
-        opened = open(socket, tls.as_deref(), first_word_timeout) => opened,
+        opened = open(socket, manner.tls.as_deref(), first_word_timeout) => opened,
         _ = stopping.changed() => return,
     };
     let Some(socket) = opened else { return };
-    let common_name = tls.and_then(|tls| tls.user_of(&socket)).map(|name| CommonName(name.into()));
+    let common_name = manner.tls.and_then(|tls| tls.user_of(&socket)).map(|name| CommonName(name.into()));
+    let entrance = Entrance::new(&socket, manner.keyspace.as_ref(), front.keyspace_options());
     let (socket, end) = Socket::new(socket);
     let unsent = Unsent::default();
     let service = service_fn(|mut request: http::Request<Incoming>| {
         if let Some(name) = &common_name {
             request.extensions_mut().insert(name.clone());
         }
-        front.answer(request, traffic, &end, &unsent)
+        front.answer(request, manner.traffic, &entrance, &end, &unsent)
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
     let result = tokio::select! {

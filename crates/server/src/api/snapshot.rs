@@ -23,7 +23,7 @@ use crate::backup::{Failure, Members, build};
 
 /// Bytes of the file in one answer.
 const PART_BYTES: usize = 64 << 10;
-/// Calls at a time: each has a copy of all data on the disk.
+/// Calls at a time for each keyspace: each has a copy of all its data on the disk.
 pub(super) const AT_ONCE: usize = 2;
 /// What a backup leaves free on the disk: a node whose disk is full must stop.
 const LEFT_FREE_BYTES: u64 = 256 << 20;
@@ -49,8 +49,8 @@ impl<B: Backend> Context<B> {
         let keyspace = self.keyspace()?;
         let clock_ms = self.backend.group_clock_ms(self.group);
         let cluster_version = self.backend.identity().cluster_version.clone();
-        let members = Members { all: self.backend.members(), cluster_version };
-        let directory = self.snapshot_dir.clone();
+        let members = Members { all: self.members(None), cluster_version };
+        let directory = Arc::clone(&self.snapshot_dir);
         let build = move || {
             check_room(&directory, keyspace.db_bytes())?;
             build(&keyspace, clock_ms, &members, &directory)

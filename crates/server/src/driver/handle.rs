@@ -8,7 +8,7 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, Time};
 use hadron_keyspace::{Command, Keyspace};
-use hadron_node::{Board, ElectionRecord, Event, GroupBoard, Pool};
+use hadron_node::{Board, Catalog, ElectionRecord, Event, GroupBoard, Pool};
 use hadron_proto::{etcdserverpb, hadron};
 use tokio::sync::oneshot;
 
@@ -168,6 +168,10 @@ impl Backend for Handle {
 
     fn pool(&self) -> Arc<Pool> {
         self.0.board.pool()
+    }
+
+    fn with_catalog<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T {
+        self.0.board.with_catalog(look)
     }
 
     fn settled(&self) -> i64 {

@@ -181,12 +181,16 @@ impl Harness {
         let address = listener.local_addr().unwrap();
         let server = Server::new(backend.clone(), Arc::new(Metrics::default()), options);
         let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            let shutdown = async { stopped.await.unwrap_or_default() };
-            runtime()
-                .block_on(server.serve(vec![Listener { socket: listener, traffic, tls: None }], shutdown))
-                .unwrap();
-        });
+        let thread =
+            std::thread::spawn(move || {
+                let shutdown = async { stopped.await.unwrap_or_default() };
+                runtime()
+                    .block_on(server.serve(
+                        vec![Listener { socket: listener, traffic, tls: None, keyspace: None }],
+                        shutdown,
+                    ))
+                    .unwrap();
+            });
         Harness { backend, address, stop: Some(stop), thread: Some(thread) }
     }
 

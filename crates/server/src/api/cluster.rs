@@ -86,7 +86,12 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         self.context.permit(&Claim::of(&request), Need::Root).await?;
-        self.context.promote_member(request.get_ref().id).await?;
+        let metrics = &self.context.metrics;
+        if let Err(error) = self.context.promote_member(request.get_ref().id).await {
+            metrics.learner_promotion_failures.with(&[error.message()]).inc();
+            return Err(error);
+        }
+        metrics.learner_promotions.inc();
         let members = self.context.backend.members();
         Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members }))
     }

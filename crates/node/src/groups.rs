@@ -130,6 +130,7 @@ impl Replica {
             Restored { hard_state: recovered.hard_state, floor, entries, applied: in_engine.index };
         let core = Group::new(core_config(config, id, me, configuration.clone()), restored);
         board.set_applied(applied.index);
+        let compacted = keyspace.flushed_compact_revision();
         let mut replica = Replica {
             id,
             me,
@@ -151,7 +152,7 @@ impl Replica {
             reads: Reads::default(),
             clock: GroupClock::new(applied.stamp_ms, now),
             expiry_pending_until: None,
-            flush: FlushState::new(in_engine.index, now),
+            flush: FlushState::new(in_engine.index, compacted, now),
             integrity: Integrity::new(now),
             pressure: Pressure::default(),
             snapshots_in_flight: Vec::new(),

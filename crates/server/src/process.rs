@@ -16,10 +16,13 @@ pub(crate) fn show(metrics: &Metrics) {
         metrics.process_cpu_seconds.set(seconds);
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
-        metrics.process_open_fds.set_integer(open.count() as u64);
+        let open = open.count() as u64;
+        metrics.process_open_fds.set_integer(open);
+        metrics.fds_used.set_integer(open);
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     metrics.process_max_fds.set_integer(limit.unwrap_or(u64::MAX));
+    metrics.fds_limit.set_integer(limit.unwrap_or(u64::MAX));
 }
 
 /// Notes that the process begins now.

@@ -24,9 +24,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::backend::Backend;
 use super::caller::Claim;
+use super::calls::code_name;
 use super::context::{Context, Learners};
 use super::error::refusal;
-use super::front::code_name;
 use super::leader::WhileLed;
 
 /// The service.

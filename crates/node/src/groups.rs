@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hadron_consensus::{
-    Config as CoreConfig, Configuration, Entry, Group, GroupId, Index, LogPosition, NodeId, ReplicaId,
-    Restored, Term, Time,
+    Config as CoreConfig, Configuration, DEFAULT_GROUP, Entry, Group, GroupId, Index, LogPosition, NodeId,
+    ROOT_GROUP, ReplicaId, Restored, Term, Time,
 };
 use hadron_keyspace::Keyspace;
 use hadron_storage::wal::RecoveredGroup;
@@ -219,6 +219,9 @@ fn core_config(config: &Config, group: GroupId, id: ReplicaId, configuration: Co
         max_append_bytes: config.limits.entry_bytes,
         inflight_bytes: config.limits.inflight_bytes,
         uncommitted_bytes: config.limits.uncommitted_bytes,
+        sleep_after_us: config.limits.sleep_after_us,
+        // These two are for the pool itself and for those who know no other: they do not wait to be asked.
+        starts_asleep: config.limits.sleep_after_us > 0 && ![ROOT_GROUP, DEFAULT_GROUP].contains(&group),
         seed: config.seed ^ (group.0 << 32) ^ id.0,
     }
 }

@@ -9,7 +9,7 @@
 //!                         keyspace  (what it means)
 //! ```
 //! The life of a Put is the list of modules: `propose` (admit, propose, reply), `persist`, `replicate`, `apply`;
-//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`. Who belongs to the pool: `membership` at its
+//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`, `sleep`. Who belongs to the pool: `membership` at its
 //! beginning, `roster` from then on, `reconfigure` for what follows from it, `force` for who is left alone.
 //!
 //! Invariants:
@@ -43,6 +43,7 @@ mod read;
 mod reconfigure;
 mod replicate;
 mod roster;
+mod sleep;
 mod snapshot;
 
 pub use board::{Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare, NotAdmitted};

@@ -57,7 +57,7 @@ const ANSWERS: &[&str] = &[
     "liveness",
 ];
 
-const CASES: [Case; 27] = [
+const CASES: [Case; 28] = [
     case(Lie::DurableBeforeFsync, blackouts, 20, SAFETY),
     case(Lie::LostFsync, blackouts, 20, SAFETY),
     case(Lie::MinorityCommit, partitions, 10, SAFETY),
@@ -85,6 +85,7 @@ const CASES: [Case; 27] = [
     case(Lie::KeepAliveUnasked, leases, 10, &["lease_promise", "exclusion"]),
     case(Lie::PressureIgnored, stalled_flush, 10, &["bounded_memory"]),
     case(Lie::PinnedForever, pinned_log, 20, &["bounded_memory"]),
+    case(Lie::DeafSleeper, sleep, 5, &["liveness"]),
 ];
 
 /// Lies that the nodes themselves notice, so that nothing comes of them.
@@ -108,6 +109,10 @@ fn disks(seed: u64) -> Settings {
 
 fn leases(seed: u64) -> Settings {
     Settings::of(Scenario::Leases, seed)
+}
+
+fn sleep(seed: u64) -> Settings {
+    Settings::of(Scenario::Sleep, seed)
 }
 
 fn snapshots(seed: u64) -> Settings {
@@ -200,6 +205,7 @@ fn the_same_worlds_hold_without_the_lie() {
         disks,
         leases,
         snapshots,
+        sleep,
         tenants,
         quarrels,
         blackouts,

@@ -90,11 +90,13 @@ pub enum Lie {
     PressureIgnored,
     /// Nobody is told that it pins old segments of the log.
     PinnedForever,
+    /// A replica that sleeps hears nothing of what the others of its group say.
+    DeafSleeper,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 28] = [
+    pub const ALL: [Lie; 29] = [
         Lie::DurableBeforeFsync,
         Lie::LostFsync,
         Lie::MinorityCommit,
@@ -123,6 +125,7 @@ impl Lie {
         Lie::KeepAliveUnasked,
         Lie::PressureIgnored,
         Lie::PinnedForever,
+        Lie::DeafSleeper,
     ];
 }
 
@@ -156,6 +159,7 @@ impl fmt::Display for Lie {
             Lie::EndlessLease => "leases are kept alive that nobody keeps alive",
             Lie::KeepAliveUnasked => "keep-alives are answered without asking the group",
             Lie::PressureIgnored => "a node does not know the bounds on its memory",
+            Lie::DeafSleeper => "a replica that sleeps hears nothing of its group",
             Lie::PinnedForever => "nobody is told that it pins segments of the log",
         })
     }
@@ -220,7 +224,7 @@ impl World {
         let Some(last) = entries.last_mut() else { return };
         let is_lost = self.network.is_blocked(direction) || self.life(to).is_none();
         if is_lost && self.lies(Lie::MinorityCommit) {
-            let message = Message::AppendAck { term: *term, round: 0, matched: last.index, full: false };
+            let message = Message::AppendAck { term: *term, round: 0, matched: last.index, full: false, asleep: false };
             let message = PeerMessage::Group { group: *group, from: *receiver, to: *from, message };
             return self.deliver(life, NodeEvent::Peer { from: NodeId(to), message });
         }
@@ -335,6 +339,16 @@ impl World {
     /// [`Lie::DeafNode`].
     pub(super) fn is_deaf(&self, node: u64) -> bool {
         self.lies(Lie::DeafNode) && node == self.settings.nodes
+    }
+
+    /// [`Lie::DeafSleeper`].
+    pub(super) fn sleeps_through(&mut self, life: Life, message: &PeerMessage) -> bool {
+        let PeerMessage::Group { group, .. } = message else { return false };
+        if !self.lies(Lie::DeafSleeper) {
+            return false;
+        }
+        let board = self.process(life).and_then(|process| process.node.board().group(*group));
+        board.is_some_and(|board| board.is_asleep())
     }
 
     /// [`Lie::ProposedAgain`]: a front end that cannot let go.

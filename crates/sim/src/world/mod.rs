@@ -55,7 +55,7 @@ use rand::rngs::SmallRng;
 pub use faults::Weights;
 pub use network::Delays;
 pub use scenario::Scenario;
-pub use settings::{Settings, TROUBLE_US, Trouble};
+pub use settings::{REST_EVERY_US, Settings, TROUBLE_US, Trouble};
 pub use story::{Share, Stop, Story, StoryEvent};
 
 use crate::checkers::bounded_memory::Usage;
@@ -161,6 +161,10 @@ pub struct Report {
     pub gone: u64,
     /// Changes of the members.
     pub member_changes: u64,
+    /// Times that a replica fell asleep.
+    pub sleeps: u64,
+    /// Times that one woke.
+    pub wakes: u64,
     /// Times that a client held the lock.
     pub locks_held: u64,
     /// The last revision.
@@ -463,6 +467,8 @@ impl World {
             disk_failures: self.disk_failures,
             gone: self.machines.values().filter(|machine| machine.is_gone).count() as u64,
             member_changes: self.administrator.changes,
+            sleeps: self.observer.sleeps,
+            wakes: self.observer.wakes,
             locks_held: self.leases.iter().map(|client| client.claims().len() as u64).sum(),
             revision: self.observer.last_revision(DEFAULT_GROUP),
             usage: self.usage,

@@ -38,6 +38,9 @@ pub(super) struct Observer {
     shares_told: Vec<Share>,
     /// Replicas that were looked at.
     looks: u64,
+    /// Times that a replica was found asleep that had not been, and the reverse.
+    pub(super) sleeps: u64,
+    pub(super) wakes: u64,
 }
 
 impl Observer {
@@ -65,6 +68,7 @@ struct Shown {
 pub(super) struct Observed {
     group: GroupId,
     board: Arc<GroupBoard>,
+    is_asleep: bool,
     seen: (u64, Option<u64>, u64),
 }
 
@@ -72,7 +76,13 @@ impl Observed {
     /// All replicas of a node.
     pub(super) fn all(board: &Board) -> Vec<Observed> {
         let groups = board.groups().into_iter();
-        groups.map(|(group, board)| Observed { group, board, seen: Default::default() }).collect()
+        groups.map(|(group, board)| Observed { group, board, is_asleep: false, seen: Default::default() }).collect()
+    }
+
+    /// Whether it sleeps, if that is new.
+    fn sleep_news(&mut self) -> Option<bool> {
+        let is_asleep = self.board.is_asleep();
+        (std::mem::replace(&mut self.is_asleep, is_asleep) != is_asleep).then_some(is_asleep)
     }
 
     /// What the replica shows, unless it is what it showed the last time.
@@ -103,7 +113,10 @@ impl World {
         let leaders: Vec<_> = process.observed.iter().map(terms).collect();
         let shown: Vec<Shown> = process.observed.iter_mut().filter_map(Observed::news).collect();
         let after: u64 = process.observed.iter().map(|observed| observed.seen.0).sum();
+        let sleep_news: Vec<bool> = process.observed.iter_mut().filter_map(Observed::sleep_news).collect();
         let changed = before != after || !process.observed.iter().map(terms).eq(leaders);
+        self.observer.sleeps += sleep_news.iter().filter(|is_asleep| **is_asleep).count() as u64;
+        self.observer.wakes += sleep_news.iter().filter(|is_asleep| !**is_asleep).count() as u64;
         for replica in shown {
             if let Err(violation) = self.observe_replica(life, &replica) {
                 self.violate(violation);

@@ -37,11 +37,13 @@ pub enum Scenario {
     ManyGroups,
     /// Members come and go all the time.
     Members,
+    /// Hardly anybody asks for anything, and groups sleep whatever goes wrong.
+    Sleep,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 12] = [
+    pub const ALL: [Scenario; 13] = [
         Scenario::Usual,
         Scenario::Calm,
         Scenario::Storm,
@@ -54,6 +56,7 @@ impl Scenario {
         Scenario::Compactions,
         Scenario::ManyGroups,
         Scenario::Members,
+        Scenario::Sleep,
     ];
 
     /// Its name, in lower case.
@@ -71,6 +74,7 @@ impl Scenario {
             Scenario::Compactions => "compactions",
             Scenario::ManyGroups => "many-groups",
             Scenario::Members => "members",
+            Scenario::Sleep => "sleep",
         }
     }
 
@@ -133,6 +137,7 @@ impl Scenario {
             }
             Scenario::ManyGroups => many_groups(settings),
             Scenario::Members => members(settings),
+            Scenario::Sleep => sleep(settings),
         }
     }
 }
@@ -145,6 +150,21 @@ fn members(settings: &mut Settings) {
     settings.weights.damage = if is_daring { 0 } else { 8 };
     settings.faults_us = 20_000_000;
     settings.recovery_us_max = 30_000_000;
+}
+
+/// Long rests, in which nodes are lost and come back, and some leases end.
+fn sleep(settings: &mut Settings) {
+    settings.weights = Weights { slow_disks: 5, bad_disk: 0, damage: 0, transfer: 2, ..Weights::usual() };
+    settings.fault_pause_us = 600_000;
+    settings.keyspaces = 6;
+    settings.clients = 6;
+    settings.lease_clients = settings.seed % 2;
+    settings.lock_clients = 0;
+    settings.compaction_us = 0;
+    settings.think_us = 150_000;
+    settings.rest_us = 4_000_000;
+    settings.faults_us = 25_000_000;
+    settings.limits.sleep_after_us = 300_000;
 }
 
 /// Two groups in trouble, on nodes that have little room for them.

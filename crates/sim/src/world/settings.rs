@@ -39,6 +39,8 @@ pub struct Settings {
     pub client_timeout_us: u64,
     /// Mean pause of a client between two operations, in microseconds.
     pub think_us: u64,
+    /// At the end of every [`REST_EVERY_US`] nobody begins anything for so many microseconds, so that groups fall asleep.
+    pub rest_us: u64,
     /// Mean pause between two faults, in microseconds.
     pub fault_pause_us: u64,
     /// How often each kind of fault happens, compared with the others.
@@ -78,6 +80,9 @@ pub struct Settings {
     pub delays: Delays,
 }
 
+/// See [`Settings::rest_us`].
+pub const REST_EVERY_US: u64 = 5_000_000;
+
 /// When the troubles of single groups begin, in microseconds.
 pub const TROUBLE_US: u64 = 3_000_000;
 
@@ -103,6 +108,12 @@ impl Settings {
         let mut settings = Settings::draw(seed, &mut rng);
         scenario.change(&mut settings);
         settings
+    }
+
+    /// When the rest that there is at `now` ends; `None` if there is none.
+    pub(super) fn rest_ends(&self, now: u64) -> Option<u64> {
+        let since = now % REST_EVERY_US;
+        (since + self.rest_us >= REST_EVERY_US).then(|| now - since + REST_EVERY_US)
     }
 
     fn draw(seed: u64, rng: &mut SmallRng) -> Settings {
@@ -144,6 +155,7 @@ impl Settings {
                 spike_one_in: *pick(rng, &[0, 100, 1_000]),
                 spike_us: *pick(rng, &[20_000, 300_000]),
             },
+            rest_us: *pick(rng, &[0, 1_500_000, 3_000_000]),
         }
     }
 }
@@ -163,6 +175,7 @@ fn limits(rng: &mut SmallRng) -> Limits {
         log_tail_bytes: *pick(rng, &[1 << 10, 16 << 10, 16 << 20]),
         snapshot_log_bytes: *pick(rng, &[4 << 10, 256 << 20]),
         digest_interval_us: 1_000_000,
+        sleep_after_us: *pick(rng, &[0, 300_000, 1_000_000]),
         ..Limits::default()
     }
 }

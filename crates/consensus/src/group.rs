@@ -162,7 +162,7 @@ impl Group {
             self.timer = Some(self.soon(timeout / 2, timeout + timeout / 2));
         }
         if is_activity(&event) {
-            self.rouse();
+            self.be_active();
         }
         match event {
             Event::Timer => self.on_timer(contacts, effects),

@@ -158,6 +158,9 @@ impl Group {
         effects: &mut Effects,
     ) {
         self.on_woken(from, term, effects);
+        if term == self.hard_state.term {
+            self.be_active();
+        }
         if let RoleState::Leader(leader) = &mut self.role
             && term == self.hard_state.term
         {

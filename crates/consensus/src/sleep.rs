@@ -40,12 +40,19 @@ impl Group {
         }
     }
 
-    /// Something happens: whoever sleeps wakes, and a leader does not think of sleep for a while.
+    /// Somebody asks for something: nobody thinks of sleep for a while.
+    pub(crate) fn be_active(&mut self) {
+        self.rouse();
+        if let RoleState::Leader(leader) = &mut self.role {
+            leader.active_at = self.now;
+        }
+    }
+
+    /// Something happens: whoever sleeps wakes. A leader soon looks after its members, and sleeps again if there is nothing else to do.
     pub(crate) fn rouse(&mut self) {
         let (now, heartbeat_us) = (self.now, self.config.heartbeat_us);
         match &mut self.role {
             RoleState::Leader(leader) => {
-                leader.active_at = now;
                 leader.progress.iter_mut().for_each(|progress| progress.asleep = false);
                 if std::mem::take(&mut leader.asleep) {
                     leader.ticked_at = now;

@@ -43,7 +43,8 @@ const SAFETY: &[&str] = &[
 ];
 
 /// What was stored is not what is read.
-const DAMAGE: &[&str] = &["recovery", "digest_agreement", "watch_order", "no_fatal", "assertion"];
+const DAMAGE: &[&str] =
+    &["recovery", "digest_agreement", "state_machine_safety", "watch_order", "no_fatal", "assertion"];
 
 /// Clients hear what is not so.
 const ANSWERS: &[&str] = &[
@@ -57,7 +58,7 @@ const ANSWERS: &[&str] = &[
     "liveness",
 ];
 
-const CASES: [Case; 28] = [
+const CASES: [Case; 29] = [
     case(Lie::DurableBeforeFsync, blackouts, 20, SAFETY),
     case(Lie::LostFsync, blackouts, 20, SAFETY),
     case(Lie::MinorityCommit, partitions, 10, SAFETY),
@@ -86,6 +87,7 @@ const CASES: [Case; 28] = [
     case(Lie::PressureIgnored, stalled_flush, 10, &["bounded_memory"]),
     case(Lie::PinnedForever, pinned_log, 20, &["bounded_memory"]),
     case(Lie::DeafSleeper, sleep, 5, &["liveness"]),
+    case(Lie::GhostNode, sleep, 5, &["liveness"]),
 ];
 
 /// Lies that the nodes themselves notice, so that nothing comes of them.

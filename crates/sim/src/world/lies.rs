@@ -92,11 +92,13 @@ pub enum Lie {
     PinnedForever,
     /// A replica that sleeps hears nothing of what the others of its group say.
     DeafSleeper,
+    /// A node that is down is still heard, so that nobody who relies on that wakes.
+    GhostNode,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 29] = [
+    pub const ALL: [Lie; 30] = [
         Lie::DurableBeforeFsync,
         Lie::LostFsync,
         Lie::MinorityCommit,
@@ -126,6 +128,7 @@ impl Lie {
         Lie::PressureIgnored,
         Lie::PinnedForever,
         Lie::DeafSleeper,
+        Lie::GhostNode,
     ];
 }
 
@@ -160,6 +163,7 @@ impl fmt::Display for Lie {
             Lie::KeepAliveUnasked => "keep-alives are answered without asking the group",
             Lie::PressureIgnored => "a node does not know the bounds on its memory",
             Lie::DeafSleeper => "a replica that sleeps hears nothing of its group",
+            Lie::GhostNode => "a node that is down is still heard",
             Lie::PinnedForever => "nobody is told that it pins segments of the log",
         })
     }
@@ -216,8 +220,18 @@ impl World {
         machine.process.as_mut().map_or(Ok(()), |process| process.log.wal.sync())
     }
 
-    /// [`Lie::MinorityCommit`] and [`Lie::ChangedEntry`].
+    /// [`Lie::GhostNode`]: the heartbeat of a node that is down, in answer to one.
+    fn answer_for_the_dead(&mut self, life: Life, to: u64) {
+        let Some(dead) = self.machines.get(&to).filter(|machine| machine.process.is_none()) else { return };
+        let heartbeat = PeerMessage::Heartbeat { incarnation: dead.incarnation, hears: true, vouches: true };
+        self.deliver(life, NodeEvent::Peer { from: NodeId(to), message: heartbeat });
+    }
+
+    /// [`Lie::MinorityCommit`], [`Lie::ChangedEntry`] and [`Lie::GhostNode`].
     pub(super) fn falsify_message(&mut self, life: Life, to: u64, message: &mut PeerMessage) {
+        if self.lies(Lie::GhostNode) && matches!(message, PeerMessage::Heartbeat { .. }) {
+            self.answer_for_the_dead(life, to);
+        }
         let direction = (life.node, to);
         let PeerMessage::Group { group, from, to: receiver, message } = message else { return };
         let Message::Append { term, entries, .. } = message else { return };

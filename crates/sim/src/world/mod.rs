@@ -36,6 +36,7 @@ mod observe;
 mod scenario;
 mod schedule;
 mod settings;
+mod silence;
 mod snapshots;
 mod story;
 mod threads;
@@ -338,6 +339,7 @@ impl World {
         let recovery_us = self.recover(tell)?;
         self.quiet = true;
         self.converge(tell)?;
+        self.lose_a_node_in_silence(tell)?;
         self.tell(StoryEvent::Equal);
         self.check_history()?;
         Ok(recovery_us)

@@ -163,6 +163,7 @@ fn sleep(settings: &mut Settings) {
     settings.compaction_us = 0;
     settings.think_us = 150_000;
     settings.rest_us = 4_000_000;
+    settings.ends_in_silence = true;
     settings.faults_us = 25_000_000;
     settings.limits.sleep_after_us = 300_000;
 }

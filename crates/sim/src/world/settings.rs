@@ -41,6 +41,8 @@ pub struct Settings {
     pub think_us: u64,
     /// At the end of every [`REST_EVERY_US`] nobody begins anything for so many microseconds, so that groups fall asleep.
     pub rest_us: u64,
+    /// In the end, when all sleep, a node is lost.
+    pub ends_in_silence: bool,
     /// Mean pause between two faults, in microseconds.
     pub fault_pause_us: u64,
     /// How often each kind of fault happens, compared with the others.
@@ -126,6 +128,7 @@ impl Settings {
             lease_clients: 1,
             lock_clients: *pick(rng, &[0, 2, 3]),
             watchers: 2,
+            ends_in_silence: false,
             faults_us: 15_000_000,
             recovery_us_max: 15_000_000,
             calm_us: 1_000_000,

@@ -84,6 +84,7 @@ mod entry;
 mod event;
 mod group;
 mod ids;
+mod inspect;
 mod log;
 mod membership;
 mod message;

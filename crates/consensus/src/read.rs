@@ -150,13 +150,7 @@ impl Group {
     }
 
     /// A follower's batch.
-    pub(crate) fn on_read_request(
-        &mut self,
-        from: ReplicaId,
-        term: Term,
-        batch: u64,
-        effects: &mut Effects,
-    ) {
+    pub(crate) fn on_read_request(&mut self, from: ReplicaId, term: Term, batch: u64, effects: &mut Effects) {
         self.on_woken(from, term, effects);
         if term == self.hard_state.term {
             self.be_active();

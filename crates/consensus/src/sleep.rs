@@ -112,7 +112,8 @@ impl Group {
         let has_all = |other: &crate::Progress| {
             other.matched == last && other.state == ProgressState::Replicate && !other.full
         };
-        self.is_idle() && leader.progress.iter().all(|other| has_all(other) && self.is_heard(other.replica, contacts))
+        self.is_idle()
+            && leader.progress.iter().all(|other| has_all(other) && self.is_heard(other.replica, contacts))
     }
 
     /// Leader: sleeps, if all members do.

@@ -108,8 +108,15 @@ fn entry_data_is_not_copied() {
     let data = Bytes::from(vec![7; 1000]);
     let entry = Entry { term: Term(1), index: Index(1), checksum: 0, data };
     let (term, commit, previous) = (Term(1), Index(0), LogPosition::default());
-    let bytes =
-        encoded(&Message::Append { term, previous, commit, round: 0, answer: true, sleep: false, entries: vec![entry] });
+    let bytes = encoded(&Message::Append {
+        term,
+        previous,
+        commit,
+        round: 0,
+        answer: true,
+        sleep: false,
+        entries: vec![entry],
+    });
     let range = bytes.as_ptr_range();
     let Message::Append { entries, .. } = Message::decode(bytes.clone()).unwrap() else {
         panic!("not an append")
@@ -121,7 +128,8 @@ fn entry_data_is_not_copied() {
 #[test]
 fn a_huge_count_is_refused_before_anything_is_allocated() {
     let (term, commit, previous) = (Term(1), Index(0), LogPosition::default());
-    let append = Message::Append { term, previous, commit, round: 0, answer: true, sleep: false, entries: Vec::new() };
+    let append =
+        Message::Append { term, previous, commit, round: 0, answer: true, sleep: false, entries: Vec::new() };
     let mut bytes = encoded(&append).to_vec();
     assert_eq!(bytes.pop(), Some(0), "the count of entries is last");
     bytes.extend([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]);
@@ -151,7 +159,15 @@ fn the_documented_example() {
     };
     let previous = LogPosition { term: Term(2), index: Index(7), checksum: 0x1817_1615_1413_1211 };
     let (term, commit) = (Term(3), Index(300));
-    let append = Message::Append { term, previous, commit, round: 5, answer: true, sleep: false, entries: vec![entry] };
+    let append = Message::Append {
+        term,
+        previous,
+        commit,
+        round: 5,
+        answer: true,
+        sleep: false,
+        entries: vec![entry],
+    };
     let expected = [
         0x01, 0x03, 0x01, 0x03, 0x02, 0x07, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0xac, 0x02, 0x05,
         0x01, 0x03, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x02, 0x68, 0x69,

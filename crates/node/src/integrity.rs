@@ -257,7 +257,7 @@ impl Replica {
     }
 
     /// Publishes C(x) and the lag of each replica; false if that has to wait for the others' first acknowledgements.
-    fn sample_shares(&mut self) -> bool {
+    pub(crate) fn sample_shares(&mut self) -> bool {
         let last = self.core.last().0;
         let mut matched: BTreeMap<ReplicaId, u64> =
             self.core.progress().iter().map(|progress| (progress.replica, progress.matched.0)).collect();

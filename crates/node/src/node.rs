@@ -224,8 +224,8 @@ impl Node {
         if let Some(replica) = self.replicas.get(&group) {
             let leader = replica.leader_node();
             replica.board.set_status(leader, replica.core.term(), replica.core.commit().0);
-            replica.board.set_asleep(replica.core.is_asleep());
         }
+        self.show_sleep(group);
         self.set_timer(group);
     }
 

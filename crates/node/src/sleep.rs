@@ -51,6 +51,17 @@ impl Node {
         self.replicas.values().filter_map(depends).collect()
     }
 
+    /// Shows whether a group sleeps. What its leader measures is measured a last time, so that it is not shown as of a moment at which
+    /// somebody lagged.
+    pub(crate) fn show_sleep(&mut self, group: GroupId) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let is_asleep = replica.core.is_asleep();
+        if is_asleep && !replica.board.is_asleep() && replica.core.is_leader() {
+            replica.sample_shares();
+        }
+        replica.board.set_asleep(is_asleep);
+    }
+
     /// A request of a client waits for a leader that this replica does not know: unless it looks for one already, it does now.
     pub(crate) fn wake_for_request(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get(&group) else { return };

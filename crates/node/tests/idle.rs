@@ -37,6 +37,12 @@ fn asleep() -> Pool {
 fn idle_groups_say_nothing_and_do_nothing() {
     let mut pool = asleep();
     assert_eq!(pool.awake(), [], "all sleep on all nodes");
+    let lags = pool.lags();
+    assert_eq!(
+        (lags.len() as u64, lags.iter().sum()),
+        (3 * (groups() + 1), 0),
+        "what is shown is not of a busier moment"
+    );
     let before = pool.counts();
     let watch = stopwatch();
     pool.run_for(60 * SECOND_US);
@@ -71,7 +77,11 @@ fn a_node_that_dies_wakes_the_groups_that_it_led_and_no_others() {
     pool.stop(2);
     let watch = stopwatch();
     let spread = pool.run_until_led(5 * SECOND_US);
-    println!("{} groups lost their leader and had another {spread} µs later; that took {:?}", led.len(), watch());
+    println!(
+        "{} groups lost their leader and had another {spread} µs later; that took {:?}",
+        led.len(),
+        watch()
+    );
     let awake = pool.awake();
     assert!(led.iter().all(|group| awake.contains(group)), "they stay awake as long as one of them is gone");
     assert_eq!(awake.len(), led.len());
@@ -82,6 +92,7 @@ fn a_node_that_dies_wakes_the_groups_that_it_led_and_no_others() {
     pool.start(2);
     pool.run_for(ASLEEP_US);
     assert_eq!(pool.awake(), [], "all sleep again");
+    assert!(pool.all_know_a_leader(), "also those on the node that is back, though nobody asked them");
 }
 
 #[test]
@@ -96,7 +107,8 @@ fn after_a_restart_of_all_nodes_groups_elect_when_somebody_asks() {
     pool.run_for(SECOND_US / 2);
     println!("three nodes with {} groups started in {:?}", groups(), watch());
     pool.run_for(4 * SECOND_US);
-    let leaderless: Vec<GroupId> = pool.keyspaces().into_iter().filter(|group| !pool.is_led(*group)).collect();
+    let leaderless: Vec<GroupId> =
+        pool.keyspaces().into_iter().filter(|group| !pool.is_led(*group)).collect();
     assert_eq!(leaderless.len() as u64, groups() - 2, "nobody asked, but for leases in one, and `default`");
     assert!(pool.is_led(leased));
     let mut longest = 0;

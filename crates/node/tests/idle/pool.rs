@@ -179,7 +179,8 @@ impl Pool {
     fn take_turns(&mut self) {
         while let Some((index, _)) = self.inbox.front() {
             let index = *index;
-            let (mine, others) = std::mem::take(&mut self.inbox).into_iter().partition(|(to, _)| *to == index);
+            let (mine, others) =
+                std::mem::take(&mut self.inbox).into_iter().partition(|(to, _)| *to == index);
             self.inbox = others;
             let mine: VecDeque<(usize, Event)> = mine;
             let now = Time(self.now);
@@ -242,8 +243,12 @@ impl Pool {
             self.inbox.push_back((index, Event::Write { token, group, command }));
         }
         let key = if lease.is_some() { "leased" } else { "key" };
-        let put =
-            PutRequest { key: key.into(), value: "value".into(), lease: i64::from(lease.is_some()), ..Default::default() };
+        let put = PutRequest {
+            key: key.into(),
+            value: "value".into(),
+            lease: i64::from(lease.is_some()),
+            ..Default::default()
+        };
         let token = self.token();
         let command = Command::Put(put).to_bytes();
         self.inbox.push_back((index, Event::Write { token, group, command }));
@@ -305,11 +310,22 @@ impl Pool {
         awake.into_iter().collect()
     }
 
+    /// What nodes show of how much is lacking anywhere: the lags of all replicas of all groups.
+    pub(crate) fn lags(&self) -> Vec<u64> {
+        let groups = self.boards().flat_map(|(_, board)| board.groups());
+        groups.flat_map(|(_, board)| board.shares()).map(|share| share.lag).collect()
+    }
+
     /// The groups that a node leads.
     pub(crate) fn led_by(&self, index: usize) -> Vec<GroupId> {
         let (_, board) = self.boards().find(|(other, _)| *other == index).unwrap();
         let groups = board.groups().into_iter();
         groups.filter(|(_, board)| board.leader() == Some(node_id(index))).map(|(group, _)| group).collect()
+    }
+
+    /// Whether every replica knows a leader.
+    pub(crate) fn all_know_a_leader(&self) -> bool {
+        self.boards().all(|(_, board)| board.groups().iter().all(|(_, board)| board.leader().is_some()))
     }
 
     /// Whether a node that runs knows a leader of `group` that runs.

@@ -238,7 +238,8 @@ impl World {
         let Some(last) = entries.last_mut() else { return };
         let is_lost = self.network.is_blocked(direction) || self.life(to).is_none();
         if is_lost && self.lies(Lie::MinorityCommit) {
-            let message = Message::AppendAck { term: *term, round: 0, matched: last.index, full: false, asleep: false };
+            let message =
+                Message::AppendAck { term: *term, round: 0, matched: last.index, full: false, asleep: false };
             let message = PeerMessage::Group { group: *group, from: *receiver, to: *from, message };
             return self.deliver(life, NodeEvent::Peer { from: NodeId(to), message });
         }

@@ -76,7 +76,9 @@ impl Observed {
     /// All replicas of a node.
     pub(super) fn all(board: &Board) -> Vec<Observed> {
         let groups = board.groups().into_iter();
-        groups.map(|(group, board)| Observed { group, board, is_asleep: false, seen: Default::default() }).collect()
+        groups
+            .map(|(group, board)| Observed { group, board, is_asleep: false, seen: Default::default() })
+            .collect()
     }
 
     /// Whether it sleeps, if that is new.

@@ -61,6 +61,7 @@ pub struct GroupBoard {
     applied: AtomicU64,
     settled: AtomicI64,
     quarantined: AtomicBool,
+    asleep: AtomicBool,
     digests_same: AtomicU64,
     digests_different: AtomicU64,
     leases_expired: AtomicU64,
@@ -273,6 +274,7 @@ impl Board {
             applied: AtomicU64::new(0),
             settled: AtomicI64::new(0),
             quarantined: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
             digests_same: AtomicU64::new(0),
             digests_different: AtomicU64::new(0),
             leases_expired: AtomicU64::new(0),
@@ -360,6 +362,11 @@ impl GroupBoard {
         self.quarantined.load(Ordering::Acquire)
     }
 
+    /// Whether nothing happens in the group, so that this replica keeps no time.
+    pub fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Acquire)
+    }
+
     /// The group's clock as this replica knows it.
     pub fn clock(&self) -> GroupClock {
         *self.clock.lock()
@@ -414,6 +421,10 @@ impl GroupBoard {
 
     pub(crate) fn set_settled(&self, revision: i64) {
         self.settled.store(revision, Ordering::Release);
+    }
+
+    pub(crate) fn set_asleep(&self, asleep: bool) {
+        self.asleep.store(asleep, Ordering::Release);
     }
 
     pub(crate) fn set_quarantined(&self) {

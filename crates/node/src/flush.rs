@@ -279,9 +279,11 @@ impl Replica {
     fn log_floor_wanted(&self, tail_bytes: usize, snapshot_bytes: usize) -> Index {
         let keep_bytes = if self.snapshots_in_flight.is_empty() { tail_bytes } else { snapshot_bytes };
         let needed = self.core.progress().iter().map(|progress| progress.matched).min();
-        let everybody_has = match self.core.is_leader() {
-            true => needed.unwrap_or(self.flush.durable),
-            false => Index(0),
+        let everybody_has = match (self.core.is_leader(), self.core.leader()) {
+            (true, _) => needed.unwrap_or(self.flush.durable),
+            // A leader lets its followers sleep when all have everything.
+            (false, Some(_)) if self.core.is_asleep() => self.core.last(),
+            _ => Index(0),
         };
         let mut floor = self.flush.durable;
         let mut kept = 0;

@@ -9,7 +9,7 @@
 //!                         keyspace  (what it means)
 //! ```
 //! The life of a Put is the list of modules: `propose` (admit, propose, reply), `persist`, `replicate`, `apply`;
-//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`. Who belongs to the pool: `membership` at its
+//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`, `sleep`. Who belongs to the pool: `membership` at its
 //! beginning, `roster` from then on, `reconfigure` for what follows from it; `catalog` says which keyspaces there are and where their groups
 //! shall be, `placement` opens and destroys replicas here accordingly, `report` and
 //! `balancer` are for whoever plans where they shall be; `force` for who is left alone.
@@ -49,6 +49,7 @@ mod reconfigure;
 mod replicate;
 mod report;
 mod roster;
+mod sleep;
 mod snapshot;
 
 pub use balancer::{Balancer, Decision, decide};

@@ -161,6 +161,7 @@ mod tests {
             commit: Index(1),
             round: 0,
             answer: true,
+            sleep: false,
             entries: vec![entry],
         };
         let event = CoreEvent::Message { from: ReplicaId(2), message };
@@ -187,6 +188,7 @@ mod tests {
                 commit: Index(0),
                 round: 0,
                 answer: true,
+                sleep: false,
                 entries,
             };
             let to = node.replicas[&DEFAULT_GROUP].me;

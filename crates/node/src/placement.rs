@@ -105,6 +105,7 @@ impl Node {
         let Some(root) = self.replicas.get(&ROOT_GROUP).filter(|_| !changed.is_empty()) else { return };
         for group in self.board.refresh_catalog(&root.keyspace, &changed) {
             self.reside(group, effects);
+            self.look_after_dormant(group);
             self.touch(group);
         }
     }
@@ -205,6 +206,7 @@ impl Node {
             self.step_group(group, CoreEvent::Campaign, effects);
         }
         self.reside(group, effects);
+        self.look_after_dormant(group);
         self.touch(group);
     }
 

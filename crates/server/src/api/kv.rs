@@ -63,6 +63,8 @@ impl<B: Backend> Kv<B> {
             false => keyspace.range(&range).map_err(refusal)?,
         };
         permit.check_still(&keyspace)?;
+        let bytes = response.kvs.iter().map(|pair| pair.key.len() + pair.value.len()).sum();
+        self.context.backend.count_read(self.context.group, bytes);
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(unsent::answer(response))
     }

@@ -21,6 +21,7 @@
 mod access;
 mod auth;
 pub mod backend;
+mod balance;
 mod caller;
 mod calls;
 mod catalog;

@@ -210,6 +210,7 @@ impl<B: Backend> WatchCall<B> {
 
     fn complete(&self, mut response: pb::WatchResponse) -> pb::WatchResponse {
         self.context.metrics.watch_events.add(response.events.len() as u64);
+        self.context.backend.count_events(self.context.group, response.events.len());
         self.context.complete(&mut response.header, self.context.status().term);
         if response.compact_revision != 0 {
             // etcd gives no reason here; the revision is the reason.

@@ -13,12 +13,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Sender;
-use hadron_balance::{Assessment, Policy, View, assess, plan};
+use hadron_balance::{Policy, plan};
 use hadron_consensus::ROOT_GROUP;
 use hadron_keyspace::Command;
-use hadron_node::{Balancer, Decision, Event, decide, forget_moves};
+use hadron_node::{Decision, Event, decide, forget_moves};
 use hadron_proto::etcdserverpb::CompactionRequest;
-use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
@@ -27,6 +26,7 @@ use self::measure::Measure;
 use super::handle::Handle;
 use super::shard::Input;
 use crate::api::Backend as _;
+use crate::api::backend::Standing;
 use crate::metrics::Metrics;
 
 /// How often a node measures and reports.
@@ -47,34 +47,13 @@ pub(super) struct Balance(Arc<Inner>);
 struct Inner {
     handle: Handle,
     inputs: Sender<Input>,
-    balancer: Mutex<Balancer>,
     policy: Policy,
     zone: String,
 }
 
-/// How the pool stands.
-pub(super) struct Standing {
-    /// What there is.
-    pub(super) view: View,
-    /// What that amounts to.
-    pub(super) assessment: Assessment,
-}
-
 impl Balance {
     pub(super) fn new(handle: Handle, inputs: Sender<Input>, policy: Policy, zone: String) -> Balance {
-        Balance(Arc::new(Inner { handle, inputs, balancer: Mutex::default(), policy, zone }))
-    }
-
-    /// How the pool stands, as far as this node knows.
-    pub(super) fn standing(&self) -> Standing {
-        let view = self.view();
-        let assessment = assess(&view, &self.0.policy);
-        Standing { view, assessment }
-    }
-
-    fn view(&self) -> View {
-        let handle = &self.0.handle;
-        self.0.balancer.lock().view(handle.now(), handle.board(), handle.identity().member_id)
+        Balance(Arc::new(Inner { handle, inputs, policy, zone }))
     }
 
     /// Measures and balances, for ever.
@@ -107,7 +86,7 @@ impl Balance {
 
     /// W and B of each node, where somebody may look for them.
     fn show(&self, metrics: &Metrics) {
-        let Standing { assessment, .. } = self.standing();
+        let Standing { assessment, .. } = self.0.handle.standing();
         let label = |node: hadron_consensus::NodeId| vec![format!("{:x}", node.0)];
         metrics.node_load.replace(assessment.nodes.iter().map(|node| (label(node.node), node.load)));
         metrics.node_load_share.replace(assessment.nodes.iter().map(|node| (label(node.node), node.share)));
@@ -117,7 +96,7 @@ impl Balance {
         if !self.leads() {
             return;
         }
-        let view = self.view();
+        let view = self.0.handle.view();
         let is_paused = self.0.handle.board().with_catalog(hadron_node::Catalog::is_paused);
         let policy = Policy { balance: self.0.policy.balance && !is_paused, ..self.0.policy.clone() };
         // Thousands of groups take a while, and others use this thread.

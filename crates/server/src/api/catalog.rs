@@ -125,6 +125,8 @@ impl<B: Backend> Context<B> {
             ..KeyspaceRecord::default()
         };
         self.change_catalog(|catalog| {
+            // What is wrong with the name comes first, whichever nodes there are.
+            catalog.create(&wanted, &[self.backend.identity().member_id]).map_err(refused)?;
             let nodes = self.candidates(catalog).pick(request.replicas as usize)?;
             catalog.create(&wanted, &nodes).map(Some).map_err(refused)
         })

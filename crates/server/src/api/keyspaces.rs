@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use hadron_consensus::{GroupId, NodeId, ROOT_GROUP};
 use hadron_node::DEFAULT_KEYSPACE;
+use hadron_proto::etcdserverpb::Member;
 use http::Request;
 use parking_lot::RwLock;
 use tonic::Status;
@@ -151,8 +152,12 @@ impl<B: Backend> Keyspaces<B> {
     fn elsewhere(&self, name: &str, nodes: &[NodeId]) -> Status {
         let members = self.default.context.backend.members();
         let members = members.into_iter().filter(|member| nodes.contains(&NodeId(member.id)));
-        let hosts = members.map(|member| format!("{} ({})", member.name, member.client_ur_ls.join(" ")));
-        let hosts: Vec<String> = hosts.collect();
+        // A node that has just started may not have said yet where its clients find it.
+        let host = |member: Member| match member.client_ur_ls.is_empty() {
+            true => member.name,
+            false => format!("{} ({})", member.name, member.client_ur_ls.join(" ")),
+        };
+        let hosts: Vec<String> = members.map(host).collect();
         Status::unavailable(format!(
             "hadron: the keyspace {name} has no replica on this node: ask {}",
             hosts.join(" or ")

@@ -1,4 +1,4 @@
-//! The flags of `ctl` about users, and what a connection shows of them.
+//! The flags of `ctl` about users and keyspaces, and what a connection shows of them.
 
 use std::fmt;
 use std::fs::File;
@@ -16,7 +16,47 @@ use tonic::{Request, Status};
 use super::failure::{Exit, Failure};
 
 /// What commands make their calls through.
-pub(crate) type Connection = InterceptedService<Channel, Token>;
+pub(crate) type Connection = InterceptedService<Channel, Shown>;
+
+/// The metadata that chooses a keyspace.
+pub(in crate::cli) const KEYSPACE: &str = "hadron-keyspace";
+
+/// The flag that chooses a keyspace.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(in crate::cli) struct KeyspaceFlag {
+    /// The keyspace to work in, instead of `default` (Hadron's own)
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_KEYSPACE",
+        default_value = "",
+        value_name = "NAME",
+        hide_default_value = true,
+        hide_env = true
+    )]
+    keyspace: String,
+}
+
+impl KeyspaceFlag {
+    /// As a flag with this value.
+    pub(super) fn of(keyspace: String) -> KeyspaceFlag {
+        KeyspaceFlag { keyspace }
+    }
+
+    /// As given; empty if nothing is.
+    pub(super) fn name(&self) -> &str {
+        &self.keyspace
+    }
+
+    /// What is shown, if a keyspace is chosen.
+    pub(in crate::cli) fn value(&self) -> Result<Option<AsciiMetadataValue>, Failure> {
+        if self.keyspace.is_empty() {
+            return Ok(None);
+        }
+        let value = self.keyspace.parse();
+        value.map(Some).map_err(|_| Failure::arguments("the name of the keyspace is not plain text"))
+    }
+}
 
 /// The flags.
 #[derive(Clone, clap::Args)]
@@ -84,14 +124,24 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Puts a token into each request, if there is one.
+/// A token, if there is one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Token(Option<AsciiMetadataValue>);
 
-impl Interceptor for Token {
+/// What is put into each request.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shown {
+    pub(super) token: Token,
+    pub(super) keyspace: Option<AsciiMetadataValue>,
+}
+
+impl Interceptor for Shown {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
+        if let Some(token) = self.token.value() {
             request.metadata_mut().insert("token", token.clone());
+        }
+        if let Some(keyspace) = &self.keyspace {
+            request.metadata_mut().insert(KEYSPACE, keyspace.clone());
         }
         Ok(request)
     }
@@ -135,14 +185,20 @@ impl Login {
 }
 
 impl Identity {
-    /// The token to show on a connection; a user gets it now. A server without authentication needs none.
-    pub(super) async fn token(&self, channel: &Channel) -> Result<Token, Status> {
+    /// The token to show on a connection; a user gets it now, in the keyspace that it is for. A server without authentication needs
+    /// none.
+    pub(super) async fn token(
+        &self,
+        channel: &Channel,
+        keyspace: Option<&AsciiMetadataValue>,
+    ) -> Result<Token, Status> {
         match self {
             Identity::Nobody => Ok(Token::default()),
             Identity::Token(token) => Token::new(token),
             Identity::User { name, password } => {
                 let request = pb::AuthenticateRequest { name: name.clone(), password: password.clone() };
-                match AuthClient::new(channel.clone()).authenticate(request).await {
+                let shown = Shown { keyspace: keyspace.cloned(), ..Shown::default() };
+                match AuthClient::with_interceptor(channel.clone(), shown).authenticate(request).await {
                     Ok(answer) => Token::new(&answer.into_inner().token),
                     Err(status) if status.message() == "etcdserver: authentication is not enabled" => {
                         Ok(Token::default())

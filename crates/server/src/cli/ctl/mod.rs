@@ -11,6 +11,7 @@ pub(super) mod election;
 mod endpoint;
 pub(super) mod failure;
 mod hold;
+mod keyspace;
 mod kv;
 mod lease;
 mod lock;
@@ -29,6 +30,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
+
+use hadron_node::DEFAULT_KEYSPACE;
 
 use crate::go_text;
 use client::Client;
@@ -103,6 +106,8 @@ struct Global {
     secure: secure::Secure,
     #[command(flatten)]
     login: login::Login,
+    #[command(flatten)]
+    keyspace: login::KeyspaceFlag,
 }
 
 #[derive(Debug, Subcommand)]
@@ -162,6 +167,12 @@ enum Command {
     /// Commands for elections (Hadron's own)
     #[command(subcommand)]
     Election(election::Election),
+    /// Commands for keyspaces (Hadron's own)
+    #[command(subcommand)]
+    Keyspace(keyspace::Keyspace),
+    /// Commands for nodes (Hadron's own)
+    #[command(subcommand)]
+    Node(keyspace::Node),
     /// Print what a shell needs to complete commands
     Completion(super::completion::Completion),
     /// Print the version
@@ -176,6 +187,12 @@ struct Session {
 }
 
 impl Session {
+    /// For commands about the pool, which its keyspace `default` answers.
+    fn of_pool(global: Global) -> Result<Session, Failure> {
+        let keyspace = login::KeyspaceFlag::of(DEFAULT_KEYSPACE.to_owned());
+        Session::new(Global { keyspace, ..global })
+    }
+
     fn new(global: Global) -> Result<Session, Failure> {
         // An empty list, perhaps from an empty variable, means the default as well.
         let endpoints = match global.endpoints.iter().all(String::is_empty) {
@@ -186,6 +203,7 @@ impl Session {
             endpoints,
             security: Security::new(global.secure)?,
             identity: global.login.identity()?,
+            keyspace: global.keyspace.value()?,
             dial_timeout: global.dial_timeout,
             command_timeout: global.command_timeout,
             keepalive: (global.keepalive_time, global.keepalive_timeout),
@@ -240,6 +258,8 @@ async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failur
         Command::Defrag(command) => command.run(global).await,
         Command::Downgrade(command) => command.run(global).await,
         Command::Election(command) => command.run(global).await,
+        Command::Keyspace(command) => command.run(global).await,
+        Command::Node(command) => command.run(global).await,
         Command::Completion(command) => command.run(arguments),
         Command::Version => version(),
     }

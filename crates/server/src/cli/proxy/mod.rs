@@ -456,6 +456,7 @@ impl Start {
             endpoints: self.endpoints.clone(),
             security: self.calling.security()?,
             identity: Identity::Nobody,
+            keyspace: None,
             dial_timeout: Duration::from_secs(5),
             command_timeout: Duration::from_secs(5),
             keepalive: (Duration::from_secs(10), Duration::from_secs(20)),

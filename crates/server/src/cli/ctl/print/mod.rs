@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod json;
 pub(crate) mod kv;
 pub(crate) mod lease;
+pub(crate) mod pool;
 pub(crate) mod table;
 
 use std::io::Write as _;

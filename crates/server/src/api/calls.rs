@@ -32,6 +32,8 @@ pub(super) enum Service {
     Election,
     Health,
     Pool,
+    Reflection,
+    OldReflection,
 }
 
 /// A call with one answer, as grpc's metrics spell it.
@@ -98,6 +100,13 @@ const CALLS: &[(Service, &str, &[&str], &str)] = &[
     (Service::Health, "grpc.health.v1.Health", &["Check"], UNARY),
     (Service::Health, "grpc.health.v1.Health", &["Watch"], "server_stream"),
     (Service::Pool, "hadron.v1.Pool", &["ElectionHistory"], UNARY),
+    (Service::Reflection, "grpc.reflection.v1.ServerReflection", &["ServerReflectionInfo"], BOTH_WAYS),
+    (
+        Service::OldReflection,
+        "grpc.reflection.v1alpha.ServerReflection",
+        &["ServerReflectionInfo"],
+        BOTH_WAYS,
+    ),
 ];
 
 /// Where a path leads, and its counters.

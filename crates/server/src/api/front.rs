@@ -48,6 +48,7 @@ use super::lease::Lease;
 use super::lock::Lock;
 use super::maintenance::Maintenance;
 use super::pool::Pool;
+use super::reflection::Reflections;
 use super::server::Traffic;
 use super::slow::Slow;
 use super::socket::{End, EndHidden};
@@ -58,7 +59,7 @@ use super::watch::Watch;
 const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
 
 /// A future that the generated services return.
-type Call = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+pub(super) type Call = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// The body of a gRPC call: from the network, or made by the gateway.
 pub(super) trait RequestBody:
@@ -82,6 +83,8 @@ pub(super) struct Front<B: Backend> {
     election: ElectionServer<Election<B>>,
     health: HealthServer<Health<B>>,
     pool: PoolServer<Pool<B>>,
+    /// `None` only if the build is damaged.
+    reflections: Option<Reflections>,
     /// `None` when it is switched off.
     gateway: Option<Gateway>,
     pages: Pages<B>,
@@ -110,6 +113,7 @@ impl<B: Backend> Front<B> {
             election: ElectionServer::new(Election::new(shared())).max_decoding_message_size(limit),
             health: HealthServer::new(Health::new(shared())).max_decoding_message_size(limit),
             pool: PoolServer::new(Pool::new(shared())).max_decoding_message_size(limit),
+            reflections: Reflections::new().ok(),
             gateway: with_gateway.then(|| Gateway::new(limit)),
             pages: Pages::new(shared()),
             access,
@@ -184,8 +188,22 @@ impl<B: Backend> Front<B> {
             Service::Election => self.election.clone().call(request),
             Service::Health => self.health.clone().call(request),
             Service::Pool => self.pool.clone().call(request),
+            Service::Reflection | Service::OldReflection => self.reflect(service, request.map(Body::new)),
         }
     }
+
+    fn reflect(&self, service: Service, request: Request<Body>) -> Call {
+        match (&self.reflections, service) {
+            (Some(reflections), Service::Reflection) => (reflections.present)(request),
+            (Some(reflections), _) => (reflections.before)(request),
+            (None, _) => ready_call(calls::unknown(request.uri().path()).into_http()),
+        }
+    }
+}
+
+/// A call whose answer is there.
+fn ready_call(response: Response<Body>) -> Call {
+    Box::pin(std::future::ready(Ok(response)))
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
@@ -216,7 +234,7 @@ impl Answer {
     }
 
     fn ready(response: Response<Body>) -> Answer {
-        Answer::of(Box::pin(std::future::ready(Ok(response))))
+        Answer::of(ready_call(response))
     }
 }
 

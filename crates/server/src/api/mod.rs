@@ -7,7 +7,7 @@
 //! - `gateway`: the same calls as JSON over HTTP.
 //! - `compactor`: compaction by itself.
 //! - `membership`: how the pool's members are changed.
-//! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`, `health`, `pool`: the services; `http`: the
+//! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`, `health`, `pool`, `reflection`: the services; `http`: the
 //!   pages. `range_stream`: ranges in parts. `snapshot`: backups. `session`: the queues of contenders behind locks and elections.
 //!   `unsent`: what a client that takes nothing may cost.
 //! - [`error`]: etcd's codes and texts, in one table. `context`: what all services share. `leader`: calls that
@@ -40,6 +40,7 @@ mod membership;
 mod passwords;
 mod pool;
 mod range_stream;
+mod reflection;
 pub mod server;
 mod session;
 mod slow;

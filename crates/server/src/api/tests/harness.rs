@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
 
+use crate::api::backend::Standing;
 use crate::api::{
     Backend, GroupStatus, Identity, Listener, Server, ServerOptions, Traffic, Unavailable, Written,
 };
@@ -227,6 +228,14 @@ impl Backend for TestBackend {
     async fn transfer_leader(&self, _: GroupId, to: NodeId) -> Result<(), Unavailable> {
         if to == NodeId(1) { Ok(()) } else { Err(Unavailable::BadTransferTarget) }
     }
+
+    fn standing(&self) -> Standing {
+        Standing::default()
+    }
+
+    fn count_read(&self, _: GroupId, _: usize) {}
+
+    fn count_events(&self, _: GroupId, _: usize) {}
 
     fn identity(&self) -> &Identity {
         &self.0.identity

@@ -40,7 +40,7 @@ use print::{Format, Printer, Style};
 use secure::Security;
 
 /// The `etcdctl` whose commands and output these are.
-const ETCDCTL_VERSION: &str = "3.6.0";
+const ETCDCTL_VERSION: &str = crate::api::backend::ETCD_VERSION;
 /// The version of etcd's API that it speaks.
 const API_VERSION: &str = "3.6";
 

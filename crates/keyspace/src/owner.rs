@@ -140,7 +140,7 @@ mod tests {
     use std::sync::Arc;
 
     use hadron_proto::etcdserverpb as pb;
-    use hadron_storage::engine::ModelEngine;
+    use hadron_storage::engine::{ModelEngine, Read as _};
 
     use super::*;
     use crate::{Applied, Command, Keyspace, Options};

@@ -58,6 +58,7 @@ impl Node {
         if group == ROOT_GROUP {
             commands.iter().for_each(|command| self.residents.note(command));
         }
+        replica.board.uses().count_entry(commands.len(), entry.data.len());
         let responses = replica.keyspace.apply(applied, commands);
         for (origin, response) in origins.into_iter().zip(responses) {
             if let Ok(Response::LeaseExpire(expired)) = &response

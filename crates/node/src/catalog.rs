@@ -6,6 +6,9 @@
 //! | `keyspaces/` and a name | a [`KeyspaceRecord`] |
 //! | `groups/` and an id in hexadecimal | the group's [`Placement`] |
 //! | `leaving/`, a group's id and a node's | the replica that is not wanted there any more and not yet gone |
+//! | `draining/` and a node's id | nothing: the node is to be emptied |
+//! | `balancing-paused` | nothing: load is not balanced, only what is broken is mended |
+//! | `moves/`, a time and a group's id | the [`MoveRecord`] of a move of that time |
 //! | `next-group` | the next group id that was never used |
 //!
 //! Every change is a txn that only succeeds if nobody else changed the same records meanwhile. That decides it; carrying it out is
@@ -32,12 +35,20 @@ pub const KEYSPACES_PREFIX: &str = "keyspaces/";
 pub const GROUPS_PREFIX: &str = "groups/";
 /// Keys of replicas that are not gone yet: this prefix, then the ids of group and node in hexadecimal.
 pub const LEAVING_PREFIX: &str = "leaving/";
+/// Keys of nodes that are to be emptied: this prefix, then the id in hexadecimal.
+pub const DRAINING_PREFIX: &str = "draining/";
+/// The key that is there while load is not balanced.
+pub const PAUSED_KEY: &str = "balancing-paused";
+/// Keys of moves: this prefix, then time and group in hexadecimal.
+pub const MOVES_PREFIX: &str = "moves/";
 /// The key of the next group id.
 pub const NEXT_GROUP_KEY: &str = "next-group";
 /// The keyspace that etcd's clients see unless they choose another.
 pub const DEFAULT_KEYSPACE: &str = "default";
 /// The first group id after those that exist from the start.
 const FIRST_GROUP: u64 = DEFAULT_GROUP.0 + 1;
+/// Moves that one command forgets.
+const FORGOTTEN_AT_ONCE: usize = 100;
 /// A name must fit into a host name.
 const NAME_BYTES_MAX: usize = 63;
 
@@ -103,6 +114,45 @@ pub struct Placement {
     /// Why the last change was made; for people.
     #[prost(string, tag = "4")]
     pub reason: String,
+}
+
+/// A move that was decided.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MoveRecord {
+    /// When, in milliseconds since the epoch, on the clock of the node that planned; for people.
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    /// The group.
+    #[prost(uint64, tag = "2")]
+    pub group: u64,
+    /// What was decided.
+    #[prost(string, tag = "3")]
+    pub kind: String,
+    /// Why, in one word.
+    #[prost(string, tag = "4")]
+    pub cause: String,
+    /// Why.
+    #[prost(string, tag = "5")]
+    pub reason: String,
+    /// What it was expected to bring.
+    #[prost(string, tag = "6")]
+    pub effect: String,
+    /// Bytes that had to be sent.
+    #[prost(uint64, tag = "7")]
+    pub bytes: u64,
+}
+
+/// The moves that are remembered, oldest first.
+pub fn moves(root: &Keyspace) -> Vec<MoveRecord> {
+    let records = range(root, MOVES_PREFIX, true).into_iter();
+    records.filter_map(|pair| MoveRecord::decode(pair.value).ok()).collect()
+}
+
+/// The command that forgets the oldest moves beyond `kept`, if there are so many.
+pub fn forget_moves(root: &Keyspace, kept: usize) -> Option<Command> {
+    let keys: Vec<Bytes> = range(root, MOVES_PREFIX, true).into_iter().map(|pair| pair.key).collect();
+    let surplus = keys.len().saturating_sub(kept).min(FORGOTTEN_AT_ONCE);
+    (surplus > 0).then(|| txn(Vec::new(), keys.into_iter().take(surplus).map(delete).collect()))
 }
 
 /// Why the catalog cannot be changed like that.
@@ -204,7 +254,10 @@ pub struct Catalog {
     keyspaces: BTreeMap<String, Recorded<KeyspaceRecord>>,
     placements: BTreeMap<GroupId, Recorded<Placement>>,
     /// Replicas that are not wanted any more and not yet gone.
-    leaving: BTreeMap<(GroupId, NodeId), ReplicaId>,
+    leaving: BTreeMap<(GroupId, NodeId), Recorded<ReplicaId>>,
+    /// Nodes that are to be emptied.
+    draining: BTreeSet<NodeId>,
+    is_paused: bool,
     /// The next group id, and since which revision it is that.
     next_group: Option<(i64, u64)>,
 }
@@ -213,10 +266,12 @@ impl Catalog {
     /// Reads the root group's keyspace whole. What cannot be read is left out.
     pub fn read(root: &Keyspace) -> Catalog {
         let mut catalog = Catalog::default();
-        for prefix in [KEYSPACES_PREFIX, GROUPS_PREFIX, LEAVING_PREFIX] {
+        for prefix in [KEYSPACES_PREFIX, GROUPS_PREFIX, LEAVING_PREFIX, DRAINING_PREFIX] {
             range(root, prefix, true).into_iter().for_each(|pair| catalog.take(pair));
         }
-        range(root, NEXT_GROUP_KEY, false).into_iter().for_each(|pair| catalog.take(pair));
+        for key in [NEXT_GROUP_KEY, PAUSED_KEY] {
+            range(root, key, false).into_iter().for_each(|pair| catalog.take(pair));
+        }
         catalog
     }
 
@@ -248,7 +303,12 @@ impl Catalog {
             }
         } else if let Some(place) = parse_leaving(key) {
             let replica = std::str::from_utf8(&pair.value).ok().and_then(|text| text.parse().ok());
-            replica.map(|replica| self.leaving.insert(place, ReplicaId(replica)));
+            let recorded = |replica| Recorded { revision, record: ReplicaId(replica) };
+            replica.map(|replica| self.leaving.insert(place, recorded(replica)));
+        } else if let Some(node) = key.strip_prefix(DRAINING_PREFIX).and_then(parse_node) {
+            self.draining.insert(node);
+        } else if key == PAUSED_KEY {
+            self.is_paused = true;
         } else if key == NEXT_GROUP_KEY {
             let number = std::str::from_utf8(&pair.value).ok().and_then(|text| text.parse().ok());
             self.next_group = number.map(|number| (revision, number));
@@ -265,6 +325,10 @@ impl Catalog {
         if let Some(place) = parse_leaving(key) {
             self.leaving.remove(&place);
         }
+        if let Some(node) = key.strip_prefix(DRAINING_PREFIX).and_then(parse_node) {
+            self.draining.remove(&node);
+        }
+        self.is_paused &= key != PAUSED_KEY;
     }
 
     /// The keyspace of this name; `default` is always there.
@@ -293,10 +357,38 @@ impl Catalog {
         self.placements.iter().map(|(group, recorded)| (*group, recorded))
     }
 
-    /// The replica of `group` that `node` does not give up yet, although it is not wanted there any more. Until it is gone the
-    /// group cannot come back there.
-    pub fn leaving(&self, group: GroupId, node: NodeId) -> Option<ReplicaId> {
-        self.leaving.get(&(group, node)).copied()
+    /// The replica of `group` that is not gone from `node` yet, although it is not wanted there since the revision beside it. Until it
+    /// is gone the group cannot come back there.
+    pub fn leaving(&self, group: GroupId, node: NodeId) -> Option<&Recorded<ReplicaId>> {
+        self.leaving.get(&(group, node))
+    }
+
+    /// The nodes that a replica of `group` is to leave.
+    pub fn leaving_of(&self, group: GroupId) -> impl Iterator<Item = NodeId> + '_ {
+        let of_group = (group, NodeId(0))..=(group, NodeId(u64::MAX));
+        self.leaving.range(of_group).map(|((_, node), _)| *node)
+    }
+
+    /// Whether `node` is to be emptied.
+    pub fn is_draining(&self, node: NodeId) -> bool {
+        self.draining.contains(&node)
+    }
+
+    /// Whether load is left as it is.
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// The command that wants `node` emptied, or not any more.
+    pub fn drain(node: NodeId, wanted: bool) -> Command {
+        let key: Bytes = format!("{DRAINING_PREFIX}{:016x}", node.0).into();
+        txn(Vec::new(), vec![if wanted { put(key, Vec::new()) } else { delete(key) }])
+    }
+
+    /// The command that leaves load as it is, or balances it again.
+    pub fn pause(wanted: bool) -> Command {
+        let key = Bytes::from_static(PAUSED_KEY.as_bytes());
+        txn(Vec::new(), vec![if wanted { put(key, Vec::new()) } else { delete(key) }])
     }
 
     /// How many replicas are not gone yet.
@@ -401,6 +493,14 @@ impl Catalog {
         Some(txn(compare, success))
     }
 
+    /// The same for a move that a planner decided, which is remembered.
+    pub fn place_recorded(&self, group: GroupId, nodes: &[NodeId], record: &MoveRecord) -> Option<Command> {
+        let Command::Txn(mut placed) = self.place(group, nodes, &record.reason)? else { return None };
+        let key = format!("{MOVES_PREFIX}{:016x}-{:016x}", record.at_ms, group.0);
+        placed.success.push(put(key.into(), record.encode_to_vec()));
+        Some(Command::Txn(placed))
+    }
+
     fn recorded(&self, name: &str) -> Result<&Recorded<KeyspaceRecord>, CatalogError> {
         if name == DEFAULT_KEYSPACE {
             return Err(CatalogError::IsDefault);
@@ -421,7 +521,8 @@ pub(crate) fn keys_of(command: &Command) -> BTreeSet<Bytes> {
 }
 
 fn is_ours(key: &[u8]) -> bool {
-    let prefixes = [KEYSPACES_PREFIX, GROUPS_PREFIX, LEAVING_PREFIX, NEXT_GROUP_KEY];
+    let prefixes =
+        [KEYSPACES_PREFIX, GROUPS_PREFIX, LEAVING_PREFIX, DRAINING_PREFIX, PAUSED_KEY, NEXT_GROUP_KEY];
     prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
 }
 
@@ -441,6 +542,10 @@ fn parse_group(text: &str) -> Option<GroupId> {
     u64::from_str_radix(text, 16).ok().map(GroupId)
 }
 
+fn parse_node(text: &str) -> Option<NodeId> {
+    u64::from_str_radix(text, 16).ok().map(NodeId)
+}
+
 fn keyspace_key(name: &str) -> Bytes {
     format!("{KEYSPACES_PREFIX}{name}").into()
 }
@@ -455,7 +560,7 @@ fn leaving_key(group: GroupId, node: NodeId) -> Bytes {
 
 fn parse_leaving(key: &str) -> Option<(GroupId, NodeId)> {
     let (group, node) = key.strip_prefix(LEAVING_PREFIX)?.split_once('/')?;
-    Some((parse_group(group)?, NodeId(u64::from_str_radix(node, 16).ok()?)))
+    Some((parse_group(group)?, parse_node(node)?))
 }
 
 fn delete(key: Bytes) -> pb::RequestOp {
@@ -560,7 +665,7 @@ mod tests {
         assert_eq!(place(&mut root, [1, 4, 3]), [(1, 1), (4, 4), (3, 3)]);
         let back = [1, 2, 3].map(NodeId);
         assert_eq!(root.1.place(group, &back, "test"), None, "its replica there is not gone yet");
-        assert_eq!(root.1.leaving(group, NodeId(2)), Some(ReplicaId(2)));
+        assert_eq!(root.1.leaving(group, NodeId(2)).unwrap().record, ReplicaId(2));
         assert!(root.apply(Catalog::left(&[group], NodeId(2))));
         assert_eq!(place(&mut root, [1, 2, 3]), [(1, 1), (5, 2), (3, 3)]);
         assert_eq!(root.1.place(group, &back, "test"), None, "it is there");

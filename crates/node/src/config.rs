@@ -72,6 +72,8 @@ pub struct Limits {
     pub digest_interval_us: u64,
     /// Leases revoked by expiry in one entry.
     pub expiries_per_entry: usize,
+    /// Microseconds without requests after which a group sleeps; 0 for never.
+    pub sleep_after_us: u64,
 }
 
 impl Default for Limits {
@@ -91,6 +93,7 @@ impl Default for Limits {
             snapshot_log_bytes: 256 << 20,
             digest_interval_us: 5_000_000,
             expiries_per_entry: 500,
+            sleep_after_us: 2_000_000,
         }
     }
 }

@@ -10,6 +10,7 @@ use hadron_storage::engine::{Batch, Engine};
 use hadron_storage::wal::Record;
 
 use crate::peer::PeerMessage;
+use crate::report::Report;
 
 /// Something that happened to a node.
 #[derive(Debug)]
@@ -67,6 +68,17 @@ pub enum Event {
         /// The group.
         group: GroupId,
     },
+    /// Whoever plans wants `group`, which `from` leads, to be led by the replica on `to`. Nobody is answered.
+    HandOverTo {
+        /// The group.
+        group: GroupId,
+        /// The node that leads.
+        from: NodeId,
+        /// The node that shall lead.
+        to: NodeId,
+    },
+    /// What this node measured, for those who plan.
+    Report(Report),
     /// The process is about to stop: hand every group that is led here to a follower that can take it at once.
     /// [`crate::Board`] shows when that is done; there is nothing to wait for where no follower is reachable.
     HandOver,

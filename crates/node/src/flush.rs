@@ -15,6 +15,8 @@ use crate::node::Node;
 
 /// Changes per sweep.
 const SWEEP_CHANGES_MAX: usize = 500;
+/// After so many entries the log tells that the engine has them durably: etcd's `--snapshot-count`, with its text.
+const TELL_ENTRIES: u64 = 10_000;
 
 /// Where one group's flush stands.
 #[derive(Debug)]
@@ -29,12 +31,31 @@ pub(crate) struct FlushState {
     flushed: Index,
     /// The engine holds up to here durably.
     durable: Index,
+    /// Up to where the log has told so.
+    told: Index,
+    /// The last compaction of which nothing is left to be swept.
+    swept: i64,
 }
 
 impl FlushState {
-    /// The engine holds up to `durable`.
-    pub(crate) fn new(durable: Index, now: Time) -> FlushState {
-        FlushState { in_flight: false, sweeping: false, last_at: now, flushed: durable, durable }
+    /// The engine holds up to `durable`, and knows of the compaction at `swept`.
+    pub(crate) fn new(durable: Index, swept: i64, now: Time) -> FlushState {
+        let (in_flight, sweeping, told) = (false, false, durable);
+        FlushState { in_flight, sweeping, last_at: now, flushed: durable, durable, told, swept }
+    }
+
+    fn tell_durable(&mut self, group: GroupId) {
+        if self.durable.0 >= self.told.0 + TELL_ENTRIES {
+            self.told = self.durable;
+            tracing::info!(group = group.0, snapshot_index = self.durable.0, "saved snapshot");
+        }
+    }
+
+    fn tell_swept(&mut self, group: GroupId, compacted: i64) {
+        if compacted > self.swept {
+            self.swept = compacted;
+            tracing::info!(group = group.0, compact_revision = compacted, "finished scheduled compaction");
+        }
     }
 
     /// Nothing of the group is on its way to the engine.
@@ -106,6 +127,9 @@ impl Node {
         if let Some(batch) = replica.keyspace.take_sweep(SWEEP_CHANGES_MAX) {
             replica.flush.sweeping = true;
             effects.sweeps.push((group, batch));
+        } else {
+            let compacted = replica.keyspace.flushed_compact_revision();
+            replica.flush.tell_swept(group, compacted);
         }
     }
 
@@ -156,6 +180,7 @@ impl Node {
             let (tail, for_snapshot) = (limits.log_tail_bytes.min(free), limits.snapshot_log_bytes.min(free));
             let Some(replica) = self.replicas.get_mut(&group) else { continue };
             replica.flush.durable = replica.flush.durable.max(index);
+            replica.flush.tell_durable(group);
             let floor = replica.log_floor_wanted(tail, for_snapshot);
             self.cut_log(group, floor, effects);
             self.count_memory(group);
@@ -183,7 +208,8 @@ impl Node {
     pub(crate) fn restart_flush_at(&mut self, group: GroupId, position: LogPosition, effects: &mut Effects) {
         let now = self.now;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        replica.flush = FlushState::new(position.index, now);
+        let compacted = replica.keyspace.flushed_compact_revision();
+        replica.flush = FlushState::new(position.index, compacted, now);
         self.engine_persist.forget(group);
         self.append_record(Record::Floor(group, position), effects);
     }
@@ -253,9 +279,11 @@ impl Replica {
     fn log_floor_wanted(&self, tail_bytes: usize, snapshot_bytes: usize) -> Index {
         let keep_bytes = if self.snapshots_in_flight.is_empty() { tail_bytes } else { snapshot_bytes };
         let needed = self.core.progress().iter().map(|progress| progress.matched).min();
-        let everybody_has = match self.core.is_leader() {
-            true => needed.unwrap_or(self.flush.durable),
-            false => Index(0),
+        let everybody_has = match (self.core.is_leader(), self.core.leader()) {
+            (true, _) => needed.unwrap_or(self.flush.durable),
+            // A leader lets its followers sleep when all have everything.
+            (false, Some(_)) if self.core.is_asleep() => self.core.last(),
+            _ => Index(0),
         };
         let mut floor = self.flush.durable;
         let mut kept = 0;

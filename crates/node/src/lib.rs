@@ -9,9 +9,10 @@
 //!                         keyspace  (what it means)
 //! ```
 //! The life of a Put is the list of modules: `propose` (admit, propose, reply), `persist`, `replicate`, `apply`;
-//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`. Who belongs to the pool: `membership` at its
+//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`, `sleep`. Who belongs to the pool: `membership` at its
 //! beginning, `roster` from then on, `reconfigure` for what follows from it; `catalog` says which keyspaces there are and where their groups
-//! shall be, `placement` opens and destroys replicas here accordingly; `force` for who is left alone.
+//! shall be, `placement` opens and destroys replicas here accordingly, `report` and
+//! `balancer` are for whoever plans where they shall be; `force` for who is left alone.
 //!
 //! Invariants:
 //! - No clock, thread, socket, file or unseeded randomness: the same events at the same times give the same effects.
@@ -23,6 +24,7 @@
 //! group agrees (`consensus`).
 
 mod apply;
+mod balancer;
 mod board;
 mod catalog;
 mod clock;
@@ -45,13 +47,19 @@ mod propose;
 mod read;
 mod reconfigure;
 mod replicate;
+mod report;
 mod roster;
+mod sleep;
 mod snapshot;
 
-pub use board::{Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare, NotAdmitted};
+pub use balancer::{Balancer, Decision, decide};
+pub use board::{
+    Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare, NotAdmitted, UseTotals, Uses,
+};
 pub use catalog::{
-    Catalog, CatalogError, DEFAULT_KEYSPACE, GROUPS_PREFIX, KEYSPACES_PREFIX, KeyspaceRecord, KeyspaceState,
-    LEAVING_PREFIX, NEXT_GROUP_KEY, Place, Placement, Recorded,
+    Catalog, CatalogError, DEFAULT_KEYSPACE, DRAINING_PREFIX, GROUPS_PREFIX, KEYSPACES_PREFIX,
+    KeyspaceRecord, KeyspaceState, LEAVING_PREFIX, MOVES_PREFIX, MoveRecord, NEXT_GROUP_KEY, PAUSED_KEY,
+    Place, Placement, Recorded, forget_moves, moves,
 };
 pub use clock::GroupClock;
 pub use config::{Config, GroupConfig, Limits};
@@ -62,4 +70,5 @@ pub use membership::{Bootstrap, Member, node_id};
 pub use memory::MemoryUse;
 pub use node::Node;
 pub use peer::{Forward, PeerDecodeError, PeerMessage};
+pub use report::{ReplicaReport, Report, amounts_of, load_of};
 pub use roster::{NODES_PREFIX, Pool, REMOVED_PREFIX, ROSTER_KEY, Removed, Roster, RosterError};

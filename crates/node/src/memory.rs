@@ -161,6 +161,7 @@ mod tests {
             commit: Index(1),
             round: 0,
             answer: true,
+            sleep: false,
             entries: vec![entry],
         };
         let event = CoreEvent::Message { from: ReplicaId(2), message };
@@ -187,6 +188,7 @@ mod tests {
                 commit: Index(0),
                 round: 0,
                 answer: true,
+                sleep: false,
                 entries,
             };
             let to = node.replicas[&DEFAULT_GROUP].me;
@@ -206,7 +208,7 @@ mod tests {
         append(&mut node, DEFAULT_GROUP, 500);
         let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
         replica.keyspace.apply(Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 }, Vec::new());
-        replica.flush = FlushState::new(Index(1), Time(1));
+        replica.flush = FlushState::new(Index(1), 0, Time(1));
         node.step_group(DEFAULT_GROUP, CoreEvent::Applied { index: Index(1) }, &mut effects);
         node.heed_pressure(DEFAULT_GROUP, &mut effects);
         assert_eq!(node.memory_use().log, 500, "there is room: it may keep what others may need");

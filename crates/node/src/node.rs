@@ -15,13 +15,14 @@ use crate::config::Config;
 use crate::event::{Effects, Event};
 use crate::flush::EnginePersist;
 use crate::groups::Replica;
-use crate::liveness::Liveness;
+use crate::liveness::{Liveness, News};
 use crate::memory::MemoryUse;
 use crate::peer::PeerMessage;
 use crate::persist::LogQueue;
 use crate::placement::Residents;
 use crate::propose::RETRY_US;
 use crate::roster::{self, KnownRoster, Pool};
+use crate::sleep::Dormant;
 
 /// Tokens of requests that the node makes itself; nobody waits for their replies.
 const OWN_TOKENS: u64 = 1 << 63;
@@ -44,6 +45,10 @@ pub struct Node {
     pub(crate) residents: Residents,
     /// The newest roster that others told of.
     pub(crate) heard: KnownRoster,
+    pub(crate) dormant: Dormant,
+    pub(crate) started_at: Time,
+    /// Who is to be connected may have changed in this turn.
+    pub(crate) are_peers_stale: bool,
     /// Others are to be connected since the last turn.
     pub(crate) are_peers_new: bool,
     pub(crate) log: LogQueue,
@@ -97,6 +102,9 @@ impl Node {
             pool: Arc::default(),
             residents,
             heard: KnownRoster::default(),
+            dormant: Dormant::default(),
+            started_at: now,
+            are_peers_stale: false,
             are_peers_new: false,
             log: LogQueue::default(),
             pinning: BTreeSet::new(),
@@ -122,13 +130,16 @@ impl Node {
         self.board.clone()
     }
 
-    /// To be called once, before the first event. A group whose only voter is here elects at once.
+    /// To be called once, before the first event. A group whose only voter is here, and that does not sleep, elects at once.
     pub fn start(&mut self, now: Time, effects: &mut Effects) {
         self.now = now;
+        self.started_at = now;
         for group in self.replicas.keys().copied().collect::<Vec<_>>() {
             self.log_new_floor(group, effects);
             let is_alone = |replica: &Replica| {
-                replica.core.configuration().voters == [replica.me] && replica.places.nodes.len() == 1
+                replica.core.configuration().voters == [replica.me]
+                    && replica.places.nodes.len() == 1
+                    && !replica.core.is_asleep()
             };
             let alone = self.replicas.get(&group).is_some_and(is_alone);
             if alone {
@@ -160,6 +171,8 @@ impl Node {
             Event::Read { token, group } => self.on_read(token, group, effects),
             Event::TransferLeader { token, group, to } => self.on_transfer(token, group, to, effects),
             Event::HandOver => self.hand_over(effects),
+            Event::HandOverTo { group, from, to } => self.hand_over_to(group, from, to, effects),
+            Event::Report(report) => self.spread_report(report, effects),
             Event::Lags { token, group } => self.on_lags_asked(token, group, effects),
             Event::Cancel { token, group } => self.on_cancel(token, group),
             Event::LogDurable { sequence } => self.on_log_durable(sequence, effects),
@@ -201,6 +214,9 @@ impl Node {
             self.set_timer(group);
         }
         self.maybe_persist_engine(effects);
+        if std::mem::take(&mut self.are_peers_stale) {
+            self.refresh_peers();
+        }
         effects.are_peers_new |= std::mem::take(&mut self.are_peers_new);
     }
 
@@ -219,6 +235,7 @@ impl Node {
             let leader = replica.leader_node();
             replica.board.set_status(leader, replica.core.term(), replica.core.commit().0);
         }
+        self.show_sleep(group);
         self.set_timer(group);
     }
 
@@ -240,13 +257,15 @@ impl Node {
     }
 
     /// The present moves on. A loop that was paused for longer than an election timeout may have been replaced as leader
-    /// meanwhile: its groups look at their timers before they stamp or answer anything.
+    /// meanwhile: what it led, awake or asleep, is given up before anything is stamped or answered.
     fn advance(&mut self, now: Time, effects: &mut Effects) {
         let paused = now.micros_since(self.now) > self.config.election_timeout_us;
         self.now = self.now.max(now);
         if paused {
-            for group in self.replicas.keys().copied().collect::<Vec<_>>() {
-                self.step_group(group, CoreEvent::Timer, effects);
+            let leads = |replica: &&Replica| replica.core.is_leader();
+            let led: Vec<_> = self.replicas.values().filter(leads).map(|replica| replica.id).collect();
+            for group in led {
+                self.step_group(group, CoreEvent::Paused, effects);
             }
         }
     }
@@ -280,24 +299,12 @@ impl Node {
             tracing::warn!(node = suspect.0, "no word from a node: its groups elect");
             self.suspect(suspect, effects);
         }
+        self.wake_some(effects);
         self.show_alive();
         if self.heartbeats % PUBLISH_EVERY == 1 {
             self.publish();
             self.tell_roster(self.connected.keys().copied().collect(), effects);
             self.ask_to_leave(effects);
-        }
-    }
-
-    /// Groups that `node` led look for a new leader.
-    fn suspect(&mut self, node: NodeId, effects: &mut Effects) {
-        let led_there = |replica: &&Replica| replica.leader_node() == Some(node);
-        let groups: Vec<GroupId> =
-            self.replicas.values().filter(led_there).map(|replica| replica.id).collect();
-        for group in groups {
-            let leader = self.replicas.get(&group).and_then(|replica| replica.core.leader());
-            if let Some(replica) = leader {
-                self.step_group(group, CoreEvent::Suspect { replica }, effects);
-            }
         }
     }
 
@@ -307,8 +314,11 @@ impl Node {
                 self.on_group_message(from, group, replica, to, message, effects);
             }
             PeerMessage::Heartbeat { incarnation, hears, vouches } => {
-                if self.liveness.on_heartbeat(self.now, from, incarnation, hears, vouches) {
-                    self.suspect(from, effects);
+                match self.liveness.on_heartbeat(self.now, from, incarnation, hears, vouches) {
+                    News::None => {}
+                    News::Restarted => self.on_restarted(from, effects),
+                    // Groups may have waited for it to be alive.
+                    News::Back => self.touch_all(),
                 }
             }
             PeerMessage::Forward(forward) => self.on_forward(from, forward, effects),
@@ -322,6 +332,10 @@ impl Node {
                 self.on_digest(from, group, index, live, answer, effects);
             }
             PeerMessage::Roster(known) => self.on_roster(known),
+            PeerMessage::Report(bytes) => self.on_report(from, bytes),
+            PeerMessage::HandOver { group, to } => {
+                self.hand_over_to(group, self.config.node, to, effects);
+            }
             PeerMessage::Leaving { group, replica, revision, answer } => {
                 self.on_leaving(from, (group, replica), revision, answer, effects);
             }
@@ -334,6 +348,9 @@ impl Node {
     fn on_peer_up(&mut self, node: NodeId, incarnation: u64, effects: &mut Effects) {
         self.connected.insert(node, incarnation);
         self.tell_roster([node].into(), effects);
+        if self.liveness.on_connected(node, incarnation) {
+            self.on_restarted(node, effects);
+        }
         self.touch_all();
     }
 
@@ -393,7 +410,7 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let retry = (!replica.waiting.is_empty()).then(|| self.now.plus_micros(RETRY_US));
         let leads = replica.core.is_leader();
-        let integrity = leads.then_some(replica.integrity.next_at);
+        let integrity = (leads && replica.is_check_due()).then_some(replica.integrity.next_at);
         let hand_over = replica.pressure.hand_over_at(self.config.election_timeout_us).filter(|_| leads);
         let candidates = [
             replica.core.deadline(),

@@ -45,6 +45,15 @@ pub enum PeerMessage {
         /// Of each node, in entries; empty in a question, and in the answer of one that does not lead.
         lags: Vec<(NodeId, u64)>,
     },
+    /// What the sender measured, for those who plan: an encoded [`crate::Report`].
+    Report(Bytes),
+    /// Whoever plans asks the leader of a group to hand over.
+    HandOver {
+        /// The group.
+        group: GroupId,
+        /// The node that shall lead.
+        to: NodeId,
+    },
     /// My replica is not wanted any more since this revision of the root group: does the group do without it?
     Leaving {
         /// The group.
@@ -141,6 +150,8 @@ const DIGEST: u8 = 6;
 const LAGS: u8 = 7;
 const ROSTER: u8 = 8;
 const LEAVING: u8 = 9;
+const REPORT: u8 = 10;
+const HAND_OVER: u8 = 11;
 
 impl PeerMessage {
     /// Appends the message's bytes to `out`.
@@ -203,6 +214,16 @@ impl PeerMessage {
                     out.put_u64_le(node.0);
                     out.put_u64_le(*lag);
                 }
+            }
+            PeerMessage::Report(report) => {
+                out.put_u8(REPORT);
+                out.put_u32_le(report.len() as u32);
+                out.put_slice(report);
+            }
+            PeerMessage::HandOver { group, to } => {
+                out.put_u8(HAND_OVER);
+                out.put_u64_le(group.0);
+                out.put_u64_le(to.0);
             }
             PeerMessage::Leaving { group, replica, revision, answer } => {
                 out.put_u8(LEAVING);
@@ -269,6 +290,14 @@ impl PeerMessage {
                 token: read_u64(&mut bytes)?,
                 answer: read_u8(&mut bytes)? != 0,
                 lags: read_list(&mut bytes, 16, |bytes| Ok((NodeId(read_u64(bytes)?), read_u64(bytes)?)))?,
+            },
+            REPORT => {
+                let length = read_u32(&mut bytes)? as usize;
+                PeerMessage::Report(read_bytes(&mut bytes, length)?)
+            }
+            HAND_OVER => PeerMessage::HandOver {
+                group: GroupId(read_u64(&mut bytes)?),
+                to: NodeId(read_u64(&mut bytes)?),
             },
             LEAVING => PeerMessage::Leaving {
                 group: GroupId(read_u64(&mut bytes)?),
@@ -368,6 +397,8 @@ mod tests {
                 let roster = Roster { members: vec![member.clone()], next_replica: n[2] };
                 PeerMessage::Roster(KnownRoster { revision, roster, leaving: vec![member] })
             }),
+            any::<Vec<u8>>().prop_map(|report| PeerMessage::Report(report.into())),
+            any::<[u64; 2]>().prop_map(|n| PeerMessage::HandOver { group: GroupId(n[0]), to: NodeId(n[1]) }),
             (any::<[u64; 2]>(), any::<i64>(), any::<bool>()).prop_map(|(n, revision, answer)| {
                 let (group, replica) = (GroupId(n[0]), ReplicaId(n[1]));
                 PeerMessage::Leaving { group, replica, revision, answer }

@@ -15,9 +15,11 @@
 //! before its log is forgotten. So a crash anywhere in between leaves a replica whole, or gone for good, whatever an old
 //! catalog says: one that came back without its votes could elect a second leader.
 //!
-//! **Who is not wanted stays until it is not needed.** To leave a joint configuration takes a majority of the old voters. So it asks
-//! the others, and goes when one of them has applied a configuration without it. The catalog remembers it until then, and gives
-//! its node no other replica of the group: two would need each other's place.
+//! **Who is not wanted stays until it is not needed.** To leave a joint configuration takes a majority of the old voters, and a group
+//! that never elected needs its first ones. The catalog names it as leaving, with the revision of that; it asks the others, and goes when
+//! one of them has applied a configuration of that revision, or a later one, without it. That it is not wanted counts only if
+//! the catalog says so: one that lags behind does not know of it yet. Until it is gone its node gets no other
+//! replica of the group: two would need each other's place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -60,6 +62,16 @@ pub(crate) struct Residents {
     changed: BTreeSet<Bytes>,
 }
 
+/// What the catalog says of a group, seen from this node. It may lag behind, even behind what this node did in an earlier life.
+struct Known {
+    is_deleted: bool,
+    is_placed: bool,
+    /// The replica that shall be here.
+    wanted: Option<ReplicaId>,
+    /// The replica that shall not be here any more.
+    leaving: Option<ReplicaId>,
+}
+
 impl Residents {
     /// `recovered` is what the log holds of groups that are not open.
     pub(crate) fn new(recovered: BTreeMap<GroupId, RecoveredGroup>) -> Residents {
@@ -93,6 +105,7 @@ impl Node {
         let Some(root) = self.replicas.get(&ROOT_GROUP).filter(|_| !changed.is_empty()) else { return };
         for group in self.board.refresh_catalog(&root.keyspace, &changed) {
             self.reside(group, effects);
+            self.look_after_dormant(group);
             self.touch(group);
         }
     }
@@ -103,26 +116,32 @@ impl Node {
         if follows_roster || self.residents.steps.contains_key(&group) {
             return;
         }
-        let me = self.config.node;
-        let (is_known, wanted) = self.board.with_catalog(|catalog| {
-            let placement = catalog.placement(group);
-            let wanted = placement.and_then(|placement| placement.record.replica_on(me));
-            (placement.is_some() || catalog.is_deleted(group), wanted)
-        });
         let is_in_log = self.residents.recovered.contains_key(&group);
+        let Known { is_deleted, is_placed, wanted, leaving } = self.known(group);
         match self.replicas.get(&group).map(|replica| replica.me) {
-            Some(here) if wanted == Some(here) => drop(self.residents.leaving.remove(&group)),
-            Some(_) if self.board.with_catalog(|catalog| catalog.is_deleted(group)) => {
-                self.destroy(group, effects);
-            }
-            Some(_) => drop(self.residents.leaving.insert(group)),
-            // Also one that is not wanted: the group may not have done without it yet.
-            None if is_known && (wanted.is_some() || is_in_log) => {
+            Some(_) if is_deleted => self.destroy(group, effects),
+            Some(here) if leaving == Some(here) => drop(self.residents.leaving.insert(group)),
+            // Wanted, or of a time that the catalog has yet to come to.
+            Some(_) => drop(self.residents.leaving.remove(&group)),
+            None if is_placed && (wanted.or(leaving).is_some() || is_in_log) || is_deleted && is_in_log => {
                 self.residents.steps.insert(group, Step::Opening);
-                effects.opens.push(OpenJob { group, replica: wanted, is_in_log });
+                effects.opens.push(OpenJob { group, replica: wanted.or(leaving), is_in_log });
             }
             None => {}
         }
+    }
+
+    fn known(&self, group: GroupId) -> Known {
+        let me = self.config.node;
+        self.board.with_catalog(|catalog| {
+            let placement = catalog.placement(group);
+            Known {
+                is_deleted: catalog.is_deleted(group),
+                is_placed: placement.is_some(),
+                wanted: placement.and_then(|placement| placement.record.replica_on(me)),
+                leaving: catalog.leaving(group, me).map(|leaving| leaving.record),
+            }
+        })
     }
 
     /// A job of [`Effects::opens`] ended.
@@ -187,6 +206,7 @@ impl Node {
             self.step_group(group, CoreEvent::Campaign, effects);
         }
         self.reside(group, effects);
+        self.look_after_dormant(group);
         self.touch(group);
     }
 
@@ -268,8 +288,9 @@ impl Node {
             }
             let Some(replica) = self.replicas.get(&group).map(|replica| replica.me) else { continue };
             let asked = self.board.with_catalog(|catalog| {
-                let placement = catalog.placement(group)?;
-                Some((placement.revision, placement.record.nodes().collect::<Vec<_>>()))
+                let revision = catalog.leaving(group, self.config.node)?.revision;
+                let nodes = catalog.placement(group)?.record.nodes();
+                Some((revision, nodes.collect::<Vec<_>>()))
             });
             let Some((revision, nodes)) = asked else { continue };
             let question = PeerMessage::Leaving { group, replica, revision, answer: false };

@@ -253,7 +253,7 @@ impl Node {
                 "the group's members changed"
             );
         }
-        self.refresh_peers();
+        self.are_peers_stale = true;
     }
 
     /// An entry with this configuration was applied, or a snapshot with it installed.
@@ -261,7 +261,7 @@ impl Node {
         if let Some(replica) = self.replicas.get_mut(&group) {
             replica.note_applied_configuration(configuration);
         }
-        self.refresh_peers();
+        self.are_peers_stale = true;
         // The others wait for the root group.
         if group == ROOT_GROUP {
             self.touch_all();
@@ -367,7 +367,7 @@ impl Node {
 
     /// The newest roster that this node knows, and its revision. A group's leader may have left the root group, and then
     /// knows from others what became of the roster after that.
-    fn newest_roster(&self) -> (i64, &Roster) {
+    pub(crate) fn newest_roster(&self) -> (i64, &Roster) {
         if self.heard.revision > self.pool.revision {
             return (self.heard.revision, &self.heard.roster);
         }

@@ -165,7 +165,7 @@ mod tests {
     fn flush_ends(node: &mut Node) -> Effects {
         let mut effects = Effects::default();
         let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
-        replica.flush = crate::flush::FlushState::new(Index(1), Time(1));
+        replica.flush = crate::flush::FlushState::new(Index(1), 0, Time(1));
         node.answer_install(DEFAULT_GROUP, &mut effects);
         effects
     }

@@ -70,6 +70,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// How members may be changed.
     pub membership: Membership,
+    /// Where this node stands: what fails together. Empty if that is not known.
+    pub zone: String,
     /// How much history is kept; `None` for all of it.
     pub retention: Option<Retention>,
     /// What is logged, and where.
@@ -234,6 +236,7 @@ impl Config {
                 learners_max: number(settings, "max-learners")?,
                 promotes: switch(settings, "auto-promote"),
             },
+            zone: settings.text("zone").to_owned(),
             retention: retention(settings)?,
             log: log(settings)?,
             stop_on_stdin_close: switch(settings, "stop-on-stdin-close"),

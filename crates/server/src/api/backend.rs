@@ -11,13 +11,14 @@
 //! - [`Backend::status`], [`Backend::keyspace`] and [`Backend::identity`] are called for every request: they read a few
 //!   atomics and take no lock that the shard loop holds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
+use hadron_balance::{Assessment, View};
 use hadron_consensus::{GroupId, Index, NodeId, Term};
 use hadron_keyspace::{Command, Keyspace, Response};
-use hadron_node::{Catalog, Pool};
+use hadron_node::{Catalog, Pool, Report};
 use hadron_proto::{etcdserverpb, hadron};
 
 /// The node that answers requests.
@@ -76,8 +77,28 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// The other nodes that are alive to this one.
     fn alive(&self) -> BTreeSet<NodeId>;
 
+    /// How the pool stands, from the reports of all nodes: complete where this node votes in the root group.
+    fn standing(&self) -> Standing;
+
+    /// A read of `group` was answered here with so many bytes.
+    fn count_read(&self, group: GroupId, bytes: usize);
+
+    /// Watch events of `group` were sent from here.
+    fn count_events(&self, group: GroupId, events: usize);
+
     /// Who this node is. The same for the whole life of the process.
     fn identity(&self) -> &Identity;
+}
+
+/// How the pool stands.
+#[derive(Debug, Default)]
+pub struct Standing {
+    /// What there is.
+    pub view: View,
+    /// What that amounts to.
+    pub assessment: Assessment,
+    /// What the nodes measured.
+    pub reports: BTreeMap<NodeId, Report>,
 }
 
 /// The outcome of a write that was applied.

@@ -94,7 +94,12 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
         self.permit_change(&request).await?;
-        self.context.promote_member(request.get_ref().id).await?;
+        let metrics = &self.context.metrics;
+        if let Err(error) = self.context.promote_member(request.get_ref().id).await {
+            metrics.learner_promotion_failures.with(&[error.message()]).inc();
+            return Err(error);
+        }
+        metrics.learner_promotions.inc();
         let members = self.context.backend.members();
         Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members }))
     }

@@ -269,6 +269,7 @@ impl<B: Backend> Context<B> {
         &self,
         read: impl FnOnce() -> Result<T, hadron_keyspace::Error> + Send + 'static,
     ) -> Result<T, Status> {
+        let _open = self.metrics.open_reads.hold();
         match tokio::task::spawn_blocking(read).await {
             Ok(result) => result.map_err(refusal),
             // The runtime is being shut down, or the read panicked.

@@ -12,7 +12,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
@@ -22,6 +22,7 @@ use tonic::{Code, Status};
 
 use super::access::{self, Access};
 use super::backend::Backend;
+use super::calls::{self, Begun, Route, code_in};
 use super::choice::{Entrance, KeyspaceOptions};
 use super::context::Context;
 use super::gateway::Gateway;
@@ -32,104 +33,6 @@ use super::services::{Call, RequestBody, Service, message_bytes_max};
 use super::slow::Slow;
 use super::socket::{End, EndHidden};
 use super::unsent::Unsent;
-use crate::metrics::{Counter, Metrics};
-
-/// A call with one answer, as grpc's metrics spell it.
-const UNARY: &str = "unary";
-
-/// Every call: its service, the service's name, its name, and its kind as grpc's metrics spell it.
-const CALLS: &[(Service, &str, &[&str], &str)] = &[
-    (Service::Kv, "etcdserverpb.KV", &["Range", "Put", "DeleteRange", "Txn", "Compact"], UNARY),
-    (Service::Kv, "etcdserverpb.KV", &["RangeStream"], "server_stream"),
-    (Service::Watch, "etcdserverpb.Watch", &["Watch"], "bidi_stream"),
-    (
-        Service::Lease,
-        "etcdserverpb.Lease",
-        &["LeaseGrant", "LeaseRevoke", "LeaseTimeToLive", "LeaseLeases"],
-        UNARY,
-    ),
-    (Service::Lease, "etcdserverpb.Lease", &["LeaseKeepAlive"], "bidi_stream"),
-    (
-        Service::Cluster,
-        "etcdserverpb.Cluster",
-        &["MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"],
-        UNARY,
-    ),
-    (
-        Service::Maintenance,
-        "etcdserverpb.Maintenance",
-        &["Alarm", "Status", "Defragment", "Hash", "HashKV", "MoveLeader", "Downgrade"],
-        UNARY,
-    ),
-    (Service::Maintenance, "etcdserverpb.Maintenance", &["Snapshot"], "server_stream"),
-    (
-        Service::Auth,
-        "etcdserverpb.Auth",
-        &[
-            "AuthEnable",
-            "AuthDisable",
-            "AuthStatus",
-            "Authenticate",
-            "UserAdd",
-            "UserGet",
-            "UserList",
-            "UserDelete",
-            "UserChangePassword",
-            "UserGrantRole",
-            "UserRevokeRole",
-            "RoleAdd",
-            "RoleGet",
-            "RoleList",
-            "RoleDelete",
-            "RoleGrantPermission",
-            "RoleRevokePermission",
-        ],
-        UNARY,
-    ),
-    (Service::Lock, "v3lockpb.Lock", &["Lock", "Unlock"], UNARY),
-    (Service::Election, "v3electionpb.Election", &["Campaign", "Proclaim", "Leader", "Resign"], UNARY),
-    (Service::Election, "v3electionpb.Election", &["Observe"], "server_stream"),
-    (Service::Health, "grpc.health.v1.Health", &["Check"], UNARY),
-    (Service::Health, "grpc.health.v1.Health", &["Watch"], "server_stream"),
-    (
-        Service::Pool,
-        "hadron.v1.Pool",
-        &[
-            "ElectionHistory",
-            "KeyspaceCreate",
-            "KeyspaceList",
-            "KeyspaceGet",
-            "KeyspaceUpdate",
-            "KeyspaceDelete",
-            "NodeList",
-        ],
-        UNARY,
-    ),
-];
-
-/// Where a path leads, and its counters.
-struct Route {
-    service: Service,
-    service_name: &'static str,
-    method: &'static str,
-    kind: &'static str,
-    started: Arc<Counter>,
-    answered: Arc<Counter>,
-    metrics: Arc<Metrics>,
-}
-
-impl Route {
-    /// Whether its calls count among the requests that a keyspace may have a second. Not what keeps leases alive, for the sake of
-    /// what ends with them, nor what probes ask.
-    fn is_limited(&self) -> bool {
-        self.service != Service::Health && self.method != "LeaseKeepAlive"
-    }
-
-    fn count_error(&self, code: Code) {
-        let labels = [code_name(code), self.method, self.service_name, self.kind];
-        self.metrics.grpc_handled.with(&labels).inc();
-    }
-}
 
 /// All services and pages of one node. Shared by all connections as an `Arc`.
 pub(super) struct Front<B: Backend> {
@@ -150,7 +53,7 @@ impl<B: Backend> Front<B> {
         slow: Option<Duration>,
     ) -> Front<B> {
         Front {
-            routes: routes(&context.metrics),
+            routes: calls::routes(&context.metrics),
             gateway: with_gateway.then(|| Gateway::new(message_bytes_max(context.limits.request_bytes))),
             keyspaces: Keyspaces::new(context, keyspaces),
             access,
@@ -222,12 +125,12 @@ impl<B: Backend> Front<B> {
         chosen: Result<Chosen<B>, Status>,
     ) -> Answer {
         let Some(route) = self.routes.get(request.uri().path()) else {
-            let status = unknown_call(request.uri().path());
+            let status = calls::unknown(request.uri().path());
             return Answer::ready(status.into_http());
         };
-        route.started.inc();
         let waits = matches!(route.service, Service::Lock | Service::Election);
-        let slow = (route.kind == UNARY && !waits).then(|| (Arc::clone(&self.slow), Instant::now()));
+        let slow = (route.is_unary() && !waits).then(|| Arc::clone(&self.slow));
+        let begun = Some(Route::begin(route, request.headers()));
         let call: Call = match chosen {
             Ok(Chosen::Known(known)) => begin(route, request, Ok(known)),
             unsettled => {
@@ -235,7 +138,7 @@ impl<B: Backend> Front<B> {
                 Box::pin(async move { begin(&route, request, front.keyspaces.settle(unsettled).await).await })
             }
         };
-        Answer { route: Some(Arc::clone(route)), slow, ..Answer::of(call) }
+        Answer { begun, slow, ..Answer::of(call) }
     }
 }
 
@@ -256,48 +159,23 @@ fn begin<B: Backend, R: RequestBody>(
     if let Some(door) = door {
         request.extensions_mut().insert(door);
     }
-    services.call(route.service, request)
-}
-
-fn routes(metrics: &Arc<Metrics>) -> HashMap<String, Arc<Route>> {
-    let mut routes = HashMap::new();
-    for &(service, service_name, methods, kind) in CALLS {
-        for &method in methods {
-            let route = Route {
-                service,
-                service_name,
-                method,
-                kind,
-                started: metrics.grpc_started.with(&[method, service_name, kind]),
-                answered: metrics.grpc_handled.with(&["OK", method, service_name, kind]),
-                metrics: Arc::clone(metrics),
-            };
-            routes.insert(format!("/{service_name}/{method}"), Arc::new(route));
-        }
+    match route.is_asked_many_times() {
+        true => services.call(route.service, request.map(|body| route.count_received(body))),
+        false => services.call(route.service, request),
     }
-    routes
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// The answer that Go's gRPC gives for a path it does not know.
-fn unknown_call(path: &str) -> Status {
-    let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or((path, ""));
-    match CALLS.iter().any(|(_, known, _, _)| *known == service) {
-        true => Status::unimplemented(format!("unknown method {method} for service {service}")),
-        false => Status::unimplemented(format!("unknown service {service}")),
-    }
-}
-
 /// An answer that is being made; counts its outcome.
 pub(super) struct Answer {
     call: Call,
     /// `None` for pages and unknown calls.
-    route: Option<Arc<Route>>,
-    /// When the call began, if it is one that should not take long.
-    slow: Option<(Arc<Slow>, Instant)>,
+    begun: Option<Begun>,
+    /// Told of the call if it is one that should not take long.
+    slow: Option<Arc<Slow>>,
     /// Where the answer counts; `None` for streams, and for what is no call.
     unsent: Option<Unsent>,
     /// Present while the client may have closed its half already and is answered all the same.
@@ -306,11 +184,11 @@ pub(super) struct Answer {
 
 impl Answer {
     fn of(call: Call) -> Answer {
-        Answer { call, route: None, slow: None, unsent: None, hidden: None }
+        Answer { call, begun: None, slow: None, unsent: None, hidden: None }
     }
 
     fn counted_in(self, unsent: &Unsent) -> Answer {
-        let is_unary = self.route.as_ref().is_some_and(|route| route.kind == UNARY);
+        let is_unary = self.begun.as_ref().is_some_and(Begun::is_unary);
         Answer { unsent: is_unary.then(|| unsent.clone()), ..self }
     }
 
@@ -340,18 +218,12 @@ impl Future for Answer {
         }
         let Ok(mut response) = ready!(self.call.as_mut().poll(task));
         drop(self.hidden.take());
-        if let Some(route) = &self.route {
-            if let Some((slow, began)) = &self.slow {
-                slow.note(route.service_name, route.method, *began);
+        if let Some(begun) = self.begun.take() {
+            if let Some(slow) = &self.slow {
+                begun.note(slow);
             }
-            // Only an error that was found before any message was sent stands in the headers.
-            match response.headers().contains_key(Status::GRPC_STATUS) {
-                false => route.answered.inc(),
-                true => {
-                    name_oversized_message(response.headers_mut());
-                    route.count_error(header_code(response.headers()));
-                }
-            }
+            name_oversized_message(response.headers_mut());
+            response = begun.answered(response);
         }
         let response = match &self.unsent {
             Some(unsent) => unsent.count(response),
@@ -361,14 +233,10 @@ impl Future for Answer {
     }
 }
 
-fn header_code(headers: &HeaderMap) -> Code {
-    headers.get(Status::GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
-}
-
 /// Gives a message that is too large to be decoded the code and text that Go's gRPC gives it, since clients know those.
 fn name_oversized_message(headers: &mut HeaderMap) {
     let text = headers.get(Status::GRPC_MESSAGE).and_then(|text| text.to_str().ok()).unwrap_or_default();
-    if header_code(headers) != Code::OutOfRange || !text.contains("length%20too%20large") {
+    if code_in(headers) != Some(Code::OutOfRange) || !text.contains("length%20too%20large") {
         return;
     }
     let text = text.replace("%20", " ");
@@ -378,28 +246,5 @@ fn name_oversized_message(headers: &mut HeaderMap) {
     if let Ok(text) = HeaderValue::from_str(&text) {
         headers.insert(Status::GRPC_STATUS, HeaderValue::from(Code::ResourceExhausted as i32));
         headers.insert(Status::GRPC_MESSAGE, text);
-    }
-}
-
-/// A code's name as Go's gRPC metrics spell it.
-pub(super) fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
     }
 }

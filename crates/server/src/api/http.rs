@@ -77,7 +77,9 @@ async fn page<B: Backend>(
     let Some(kind) = Kind::at(request.uri().path()).filter(is_served) else {
         return text(StatusCode::NOT_FOUND, TEXT, "404 page not found\n".to_owned());
     };
-    if request.method() != Method::GET {
+    // Go's handler of metrics answers whatever the method is.
+    let is_probe = request.method() == Method::HEAD && matches!(kind, Kind::Metrics);
+    if request.method() != Method::GET && !is_probe {
         let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed\n".to_owned());
         refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return refusal;
@@ -120,19 +122,28 @@ fn version<B: Backend>(context: &Context<B>) -> String {
     )
 }
 
+/// The first two numbers of a version: all that a cluster has.
+fn minor(version: &str) -> &str {
+    version.match_indices('.').nth(1).map_or(version, |(end, _)| &version[..end])
+}
+
 /// The metrics page. What only the state knows is read when it is asked for.
 fn metrics<B: Backend>(context: &Context<B>) -> String {
     let (metrics, identity, status) = (&context.metrics, context.backend.identity(), context.status());
+    let _page = metrics.pages_in_flight.hold();
+    metrics.pages.with(&["200"]).inc();
     metrics.server_id.with(&[&format!("{:x}", identity.member_id.0)]).set(1.0);
     metrics.server_version.with(&[&identity.etcd_version]).set(1.0);
-    metrics.cluster_version.with(&[&identity.cluster_version]).set(1.0);
+    metrics.cluster_version.with(&[minor(&identity.cluster_version)]).set(1.0);
     metrics.hadron_version.with(&[&identity.hadron_version]).set(1.0);
     metrics.has_leader.set_bool(status.leader.is_some());
     metrics.is_leader.set_bool(status.leader == Some(identity.member_id));
     metrics.is_learner.set_bool(status.is_learner);
     metrics.proposals_committed.set_integer(status.commit.0);
     metrics.proposals_applied.set_integer(status.applied.0);
+    metrics.quota_bytes.set(context.limits.quota_bytes.map_or(-1.0, |quota| quota as f64));
     if let Some(keyspace) = context.backend.keyspace(context.group) {
+        metrics.auth_revision.set(keyspace.auth_revision() as f64);
         metrics.current_revision.set(keyspace.revision() as f64);
         metrics.compact_revision.set(keyspace.compact_revision() as f64);
         metrics.keys_total.set(keyspace.len() as f64);

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::Stream;
 use hadron_consensus::NodeId;
@@ -82,7 +83,9 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         self.context.permit(&Claim::of(&request), Need::Root).await?;
         let keyspace = self.context.keyspace()?;
         let revision = request.get_ref().revision;
+        let began = Instant::now();
         let mut response = self.context.read_beside(move || keyspace.hash_kv(revision)).await?;
+        self.context.metrics.hash_revision_duration.observe(began.elapsed());
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(Response::new(response))
     }
@@ -137,7 +140,9 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         self.context.permit(&Claim::of(&request), Need::Root).await?;
         let keyspace = self.context.keyspace()?;
+        let began = Instant::now();
         let hash = self.context.read_beside(move || keyspace.hash_kv(0)).await?.hash;
+        self.context.metrics.hash_duration.observe(began.elapsed());
         Ok(Response::new(pb::HashResponse { header: Some(self.context.header_now()), hash }))
     }
 

@@ -1,7 +1,8 @@
 //! The client port: etcd's gRPC services, one file each, and the plain pages.
 //!
 //! - [`backend`]: the seam to the node; what the driver implements.
-//! - [`server`]: sockets and threads; `socket`: a client's. `front`: from a request to the service or page that answers it.
+//! - [`server`]: sockets and threads; `socket`: a client's. `front`: from a request to the service or page that answers it;
+//!   `calls`: which there are, and how they are counted.
 //! - `choice`: which keyspace a request is about; `keyspaces`: who serves it here; `services`: its services; `rate`: how often.
 //! - `access`: which web pages of others may use the port. `caller`: who calls, and what they may do; `tokens`, `passwords`.
 //! - `gateway`: the same calls as JSON over HTTP.
@@ -20,7 +21,9 @@
 mod access;
 mod auth;
 pub mod backend;
+mod balance;
 mod caller;
+mod calls;
 mod catalog;
 mod choice;
 mod cluster;

@@ -198,4 +198,44 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         self.permit_question(&request).await?;
         Ok(Response::new(pb::NodeListResponse { nodes: self.nodes() }))
     }
+
+    async fn balance_status(
+        &self,
+        request: Request<pb::BalanceStatusRequest>,
+    ) -> Result<Response<pb::BalanceStatusResponse>, Status> {
+        self.permit(&request).await?;
+        Ok(Response::new(self.context.balance_status()))
+    }
+
+    async fn balance_history(
+        &self,
+        request: Request<pb::BalanceHistoryRequest>,
+    ) -> Result<Response<pb::BalanceHistoryResponse>, Status> {
+        self.permit_question(&request).await?;
+        Ok(Response::new(pb::BalanceHistoryResponse { moves: self.context.balance_history()? }))
+    }
+
+    async fn balance_pause(
+        &self,
+        request: Request<pb::BalancePauseRequest>,
+    ) -> Result<Response<pb::BalancePauseResponse>, Status> {
+        self.permit(&request).await?;
+        self.context.pause_balancing(request.get_ref().paused).await?;
+        Ok(Response::new(pb::BalancePauseResponse {}))
+    }
+
+    async fn node_drain(
+        &self,
+        request: Request<pb::NodeDrainRequest>,
+    ) -> Result<Response<pb::NodeDrainResponse>, Status> {
+        self.permit_question(&request).await?;
+        let pb::NodeDrainRequest { node, drain } = request.into_inner();
+        self.context.drain_node(node, drain).await?;
+        Ok(Response::new(pb::NodeDrainResponse {}))
+    }
+
+    async fn top(&self, request: Request<pb::TopRequest>) -> Result<Response<pb::TopResponse>, Status> {
+        self.permit(&request).await?;
+        Ok(Response::new(pb::TopResponse { keyspaces: self.context.top() }))
+    }
 }

@@ -330,7 +330,8 @@ impl<B: Backend> Worker<B> {
                     let Some(accepted) = socket else { break };
                     let front = Arc::clone(&self.front);
                     let builder = (builder.clone(), self.connections.first_word_timeout);
-                    connections.spawn(serve_connection(builder, accepted, front, stopping.clone()));
+                    let metrics = Arc::clone(&self.metrics);
+                    connections.spawn(serve_connection(builder, accepted, front, metrics, stopping.clone()));
                     self.metrics.client_connections.add(1.0);
                 }
                 Some(_) = connections.join_next() => self.metrics.client_connections.add(-1.0),
@@ -396,6 +397,7 @@ async fn serve_connection<B: Backend>(
     (builder, first_word_timeout): (auto::Builder<TokioExecutor>, Duration),
     (socket, manner): Accepted,
     front: Arc<Front<B>>,
+    metrics: Arc<Metrics>,
     mut stopping: watch::Receiver<()>,
 ) {
     let opened = tokio::select! {
@@ -405,7 +407,7 @@ async fn serve_connection<B: Backend>(
     let Some(socket) = opened else { return };
     let common_name = manner.tls.and_then(|tls| tls.user_of(&socket)).map(|name| CommonName(name.into()));
     let entrance = Entrance::new(&socket, manner.keyspace.as_ref(), front.keyspace_options());
-    let (socket, end) = Socket::new(socket);
+    let (socket, end) = Socket::new(socket, metrics);
     let unsent = Unsent::default();
     let service = service_fn(|mut request: http::Request<Incoming>| {
         if let Some(name) = &common_name {

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
+use hadron_balance::Policy;
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{
@@ -22,6 +23,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use super::balance::Balance;
 use super::clock::Clock;
 use super::data_dir::Home;
 use super::error::RunError;
@@ -107,6 +109,8 @@ impl Running {
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
         let handle = Handle::new(inputs.clone(), board, identity, clock);
         peers.spawn(observe::run(handle.clone(), metrics.clone()));
+        let balance = Balance::new(handle.clone(), inputs.clone(), Policy::default(), config.zone.clone());
+        peers.spawn(balance.run(metrics.clone(), config.data_dir.clone()));
 
         let outlets = Outlets {
             transport: transport.clone(),

@@ -463,6 +463,7 @@ impl World {
         }
         self.trace.count(&bytes);
         match PeerMessage::decode(bytes) {
+            Ok(message) if self.sleeps_through(to, &message) => {}
             Ok(message) => {
                 if self.trace.is_verbose() && !matches!(message, PeerMessage::Heartbeat { .. }) {
                     let now = self.schedule.now();

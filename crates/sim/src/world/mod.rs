@@ -37,6 +37,7 @@ mod placements;
 mod scenario;
 mod schedule;
 mod settings;
+mod silence;
 mod snapshots;
 mod story;
 mod threads;
@@ -56,7 +57,7 @@ use rand::rngs::SmallRng;
 pub use faults::Weights;
 pub use network::Delays;
 pub use scenario::Scenario;
-pub use settings::{Settings, TROUBLE_US, Trouble};
+pub use settings::{REST_EVERY_US, Settings, TROUBLE_US, Trouble};
 pub use story::{Share, Stop, Story, StoryEvent};
 
 use crate::checkers::bounded_memory::Usage;
@@ -167,6 +168,10 @@ pub struct Report {
     pub member_changes: u64,
     /// Keyspaces that were made, and wanted elsewhere.
     pub placement_changes: u64,
+    /// Times that a replica fell asleep.
+    pub sleeps: u64,
+    /// Times that one woke.
+    pub wakes: u64,
     /// Times that a client held the lock.
     pub locks_held: u64,
     /// The last revision.
@@ -345,6 +350,7 @@ impl World {
         let recovery_us = self.recover(tell)?;
         self.quiet = true;
         self.converge(tell)?;
+        self.lose_a_node_in_silence(tell)?;
         self.tell(StoryEvent::Equal);
         self.check_history()?;
         Ok(recovery_us)
@@ -476,6 +482,8 @@ impl World {
             gone: self.machines.values().filter(|machine| machine.is_gone).count() as u64,
             member_changes: self.administrator.changes,
             placement_changes: self.placer.changes,
+            sleeps: self.observer.sleeps,
+            wakes: self.observer.wakes,
             locks_held: self.leases.iter().map(|client| client.claims().len() as u64).sum(),
             revision: self.observer.last_revision(DEFAULT_GROUP),
             usage: self.usage,

@@ -37,6 +37,9 @@ pub(super) struct Observer {
     shares_told: Vec<Share>,
     /// Replicas that were looked at.
     looks: u64,
+    /// Times that a replica was found asleep that had not been, and the reverse.
+    pub(super) sleeps: u64,
+    pub(super) wakes: u64,
 }
 
 impl Observer {
@@ -84,7 +87,7 @@ impl Watched {
             let known = before.iter().position(|observed| Arc::ptr_eq(&observed.board, &board));
             let observed = known.map(|place| before.swap_remove(place)).unwrap_or_else(|| {
                 self.changes += 1;
-                Observed { group, board, life: self.changes, seen: Default::default() }
+                Observed { group, board, life: self.changes, is_asleep: false, seen: Default::default() }
             });
             self.replicas.push(observed);
         }
@@ -97,10 +100,17 @@ pub(super) struct Observed {
     board: Arc<GroupBoard>,
     /// Tells it from replicas of the group that were here before it.
     life: u64,
+    is_asleep: bool,
     seen: (u64, Option<u64>, u64),
 }
 
 impl Observed {
+    /// Whether it sleeps, if that is new.
+    fn sleep_news(&mut self) -> Option<bool> {
+        let is_asleep = self.board.is_asleep();
+        (std::mem::replace(&mut self.is_asleep, is_asleep) != is_asleep).then_some(is_asleep)
+    }
+
     /// What the replica shows, unless it is what it showed the last time.
     fn news(&mut self) -> Option<Shown> {
         let board = &self.board;
@@ -133,7 +143,10 @@ impl World {
         let leaders: Vec<_> = observed.iter().map(terms).collect();
         let shown: Vec<Shown> = observed.iter_mut().filter_map(Observed::news).collect();
         let after: u64 = observed.iter().map(|observed| observed.seen.0).sum();
+        let sleep_news: Vec<bool> = observed.iter_mut().filter_map(Observed::sleep_news).collect();
         let changed = before != after || !observed.iter().map(terms).eq(leaders);
+        self.observer.sleeps += sleep_news.iter().filter(|is_asleep| **is_asleep).count() as u64;
+        self.observer.wakes += sleep_news.iter().filter(|is_asleep| !**is_asleep).count() as u64;
         for replica in shown {
             if let Err(violation) = self.observe_replica(life, &replica) {
                 self.violate(violation);

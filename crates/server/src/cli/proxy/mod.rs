@@ -426,7 +426,7 @@ impl Forwarder {
         let answer = sent.map_err(|status| refusal.take().unwrap_or(status))?;
         let (mut parts, body) = answer.into_parts();
         parts.version = http::Version::default();
-        Ok(Response::from_parts(parts, Messages::of_answer(boxed(body), leave, receive_max)))
+        Ok(Response::from_parts(parts, Messages::of_answer(boxed(body), leave, receive_max, refusal)))
     }
 }
 

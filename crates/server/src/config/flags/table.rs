@@ -193,6 +193,7 @@ const FORMER: &[Flag] = &[
 
 #[rustfmt::skip]
 const OWN: &[Flag] = &[
+    flag("zone", Text, "", Works, "Where this node stands: what fails together. Replicas of a keyspace do not share a zone while another has room"),
     flag("keyspace-listen", List, "", Works, "URLs to listen on for clients of one keyspace alone: name=url,name=url"),
     flag("keyspace-host-suffix", Text, "", Works, "Host names that end so choose the keyspace that is named before: with hadron.example, a.hadron.example is for the keyspace a"),
     flag("keyspace-from-certificate", Text, "", Works, "Clients with certificates are for the keyspace that these name: cn:{name} by the common name, o:{name} by an organization, with text before and after if wanted; needs --client-cert-auth"),

@@ -164,7 +164,9 @@ impl Node {
         persist.in_flight = true;
         persist.dirty = false;
         persist.last_at = self.now;
-        persist.covers = self.replicas.iter().map(|(id, replica)| (*id, replica.flush.flushed)).collect();
+        // For all others nothing changes, and they may be thousands.
+        let concerned = self.replicas.iter().filter(|(_, replica)| replica.gains_by_persist());
+        persist.covers = concerned.map(|(id, replica)| (*id, replica.flush.flushed)).collect();
         effects.persist_engine = Some(persist.ticket);
     }
 
@@ -272,6 +274,11 @@ impl Replica {
         let waits =
             !self.flush.in_flight && self.applied() > self.flush.flushed && self.install == Install::None;
         waits.then(|| self.flush.last_at.plus_micros(interval_us))
+    }
+
+    /// Whether an fsync of the engine makes something of it durable, or lets its log be cut.
+    fn gains_by_persist(&self) -> bool {
+        self.flush.flushed > self.flush.durable || self.core.entries().len() > 0
     }
 
     /// Up to where the log may go: never beyond what the engine holds durably, and less while a follower that is

@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
 
+use crate::api::backend::Standing;
 use crate::api::{
     Backend, GroupStatus, Identity, Listener, Server, ServerOptions, Traffic, Unavailable, Written,
 };
@@ -213,6 +214,14 @@ impl Backend for TestBackend {
     fn alive(&self) -> BTreeSet<NodeId> {
         BTreeSet::new()
     }
+
+    fn standing(&self) -> Standing {
+        Standing::default()
+    }
+
+    fn count_read(&self, _: GroupId, _: usize) {}
+
+    fn count_events(&self, _: GroupId, _: usize) {}
 
     fn elections(&self) -> Vec<hadron::Election> {
         let election = |group, term| hadron::Election { group, term, winner: 1, ..Default::default() };

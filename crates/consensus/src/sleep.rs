@@ -21,7 +21,7 @@
 
 use crate::event::{Contacts, Effects};
 use crate::group::Group;
-use crate::ids::{ReplicaId, Term};
+use crate::ids::{ReplicaId, Term, Time};
 use crate::message::Message;
 use crate::progress::ProgressState;
 use crate::role::RoleState;
@@ -138,8 +138,64 @@ impl Group {
             && leader.rounds.is_empty()
     }
 
-    /// Whether the node of `replica` is there. The driver will say when it is not any more.
+    /// Whether the node of `replica` is there: the driver will say when it is not any more. Of one that was never heard it would not.
     pub(crate) fn is_heard(&self, replica: ReplicaId, contacts: &dyn Contacts) -> bool {
-        self.now.micros_since(contacts.last_heard(replica)) < self.config.election_timeout_us
+        let heard = contacts.last_heard(replica);
+        heard != Time(0) && self.now.micros_since(heard) < self.config.election_timeout_us
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+    use crate::group::{Config, Restored};
+    use crate::ids::GroupId;
+    use crate::{Configuration, LogPosition};
+
+    struct Heard(Time);
+
+    impl Contacts for Heard {
+        fn last_heard(&self, _: ReplicaId) -> Time {
+            self.0
+        }
+    }
+
+    /// A follower that has just started is told that it may sleep.
+    fn sleeps(heard: Time) -> bool {
+        let config = Config {
+            group: GroupId(2),
+            id: ReplicaId(1),
+            configuration: Configuration::new([1, 2, 3].map(ReplicaId), []),
+            election_timeout_us: 1_000_000,
+            heartbeat_us: 100_000,
+            max_append_bytes: 1 << 20,
+            inflight_bytes: 1 << 20,
+            uncommitted_bytes: 1 << 20,
+            sleep_after_us: 1,
+            starts_asleep: true,
+            seed: 1,
+        };
+        let mut group = Group::new(config, Restored::default());
+        let mut step = |event| {
+            let mut effects = Effects::default();
+            group.step(Time(500_000), &Heard(heard), event, &mut effects);
+            effects.persist
+        };
+        let (term, previous, commit) = (Term(1), LogPosition::default(), crate::Index(0));
+        let (round, answer, sleep, entries) = (0, true, true, Vec::new());
+        let message = Message::Append { term, previous, commit, round, answer, sleep, entries };
+        for write in step(Event::Message { from: ReplicaId(2), message }) {
+            step(Event::Persisted { sequence: write.sequence });
+        }
+        group.is_asleep()
+    }
+
+    /// Within its first election timeout a node took those for heard of whom it had never heard. It would not have been told of
+    /// their death, and the follower would have slept on.
+    #[test]
+    fn nobody_sleeps_on_the_word_of_a_node_that_was_never_heard() {
+        assert!(sleeps(Time(400_000)));
+        assert!(!sleeps(Time(0)));
     }
 }

@@ -78,7 +78,7 @@ impl Node {
             return;
         }
         self.look_for_dormant();
-        let mut left = WAKES_PER_SECOND * self.config.heartbeat_us / 1_000_000;
+        let mut left = (WAKES_PER_SECOND * self.config.heartbeat_us / 1_000_000).max(1);
         while left > 0
             && let Some(group) = self.dormant.groups.pop_front()
         {

@@ -85,13 +85,17 @@ fn a_node_that_dies_wakes_the_groups_that_it_led_and_no_others() {
     let awake = pool.awake();
     assert!(led.iter().all(|group| awake.contains(group)), "they stay awake as long as one of them is gone");
     assert_eq!(awake.len(), led.len());
+    pool.write_and_wait(0, led[led.len() - 1]);
     let before = pool.counts();
     let watch = stopwatch();
     pool.run_for(10 * SECOND_US);
+    assert!(pool.lags().iter().any(|lag| *lag > 0), "the dead one lags");
     println!("{} messages and {:?} in 10 s", pool.counts().messages - before.messages, watch());
     pool.start(2);
     pool.run_for(ASLEEP_US);
     assert_eq!(pool.awake(), [], "all sleep again");
+    // Its leader had measured the lag while the other was dead, and slept as soon as it had caught up.
+    assert!(pool.lags().iter().all(|lag| *lag == 0), "nobody lags any more, and that is shown");
     assert!(pool.all_know_a_leader(), "also those on the node that is back, though nobody asked them");
 }
 

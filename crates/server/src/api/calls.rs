@@ -101,6 +101,13 @@ const CALLS: &[(Service, &str, &[&str], &str)] = &[
         ],
         UNARY,
     ),
+    (Service::Reflection, "grpc.reflection.v1.ServerReflection", &["ServerReflectionInfo"], BOTH_WAYS),
+    (
+        Service::OldReflection,
+        "grpc.reflection.v1alpha.ServerReflection",
+        &["ServerReflectionInfo"],
+        BOTH_WAYS,
+    ),
 ];
 
 /// Where a path leads, and its counters.

@@ -28,6 +28,7 @@ use super::context::Context;
 use super::gateway::Gateway;
 use super::http;
 use super::keyspaces::{Chosen, Keyspaces, Known};
+use super::reflection::Reflections;
 use super::server::Traffic;
 use super::services::{Call, RequestBody, Service, message_bytes_max};
 use super::slow::Slow;
@@ -38,6 +39,8 @@ use super::unsent::Unsent;
 pub(super) struct Front<B: Backend> {
     routes: HashMap<String, Arc<Route>>,
     keyspaces: Keyspaces<B>,
+    /// `None` only if the build is damaged.
+    reflections: Option<Reflections>,
     /// `None` when it is switched off.
     gateway: Option<Gateway>,
     access: Access,
@@ -56,6 +59,7 @@ impl<B: Backend> Front<B> {
             routes: calls::routes(&context.metrics),
             gateway: with_gateway.then(|| Gateway::new(message_bytes_max(context.limits.request_bytes))),
             keyspaces: Keyspaces::new(context, keyspaces),
+            reflections: Reflections::new().ok(),
             access,
             slow: Arc::new(Slow::new(slow)),
         }
@@ -132,6 +136,10 @@ impl<B: Backend> Front<B> {
         let slow = (route.is_unary() && !waits).then(|| Arc::clone(&self.slow));
         let begun = Some(Route::begin(route, request.headers()));
         let call: Call = match chosen {
+            // What calls there are is no secret of a keyspace.
+            _ if matches!(route.service, Service::Reflection | Service::OldReflection) => {
+                self.reflect(route.service, request.map(|body| route.count_received(body)))
+            }
             Ok(Chosen::Known(known)) => begin(route, request, Ok(known)),
             unsettled => {
                 let (front, route) = (Arc::clone(self), Arc::clone(route));
@@ -139,6 +147,14 @@ impl<B: Backend> Front<B> {
             }
         };
         Answer { begun, slow, ..Answer::of(call) }
+    }
+
+    fn reflect(&self, service: Service, request: Request<Body>) -> Call {
+        match (&self.reflections, service) {
+            (Some(reflections), Service::Reflection) => (reflections.present)(request),
+            (Some(reflections), _) => (reflections.before)(request),
+            (None, _) => ready_call(calls::unknown(request.uri().path()).into_http()),
+        }
     }
 }
 
@@ -154,7 +170,7 @@ fn begin<B: Backend, R: RequestBody>(
     });
     let Known { services, door } = match admitted {
         Ok(known) => known,
-        Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
+        Err(status) => return ready_call(status.into_http()),
     };
     if let Some(door) = door {
         request.extensions_mut().insert(door);
@@ -163,6 +179,11 @@ fn begin<B: Backend, R: RequestBody>(
         true => services.call(route.service, request.map(|body| route.count_received(body))),
         false => services.call(route.service, request),
     }
+}
+
+/// A call whose answer is there.
+fn ready_call(response: Response<Body>) -> Call {
+    Box::pin(std::future::ready(Ok(response)))
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
@@ -193,7 +214,7 @@ impl Answer {
     }
 
     fn ready(response: Response<Body>) -> Answer {
-        Answer::of(Box::pin(std::future::ready(Ok(response))))
+        Answer::of(ready_call(response))
     }
 }
 

@@ -8,7 +8,7 @@
 //! - `gateway`: the same calls as JSON over HTTP.
 //! - `compactor`: compaction by itself.
 //! - `membership`: how the pool's members are changed; `catalog`: how its keyspaces are.
-//! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`, `health`, `pool`: the services; `http`: the
+//! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`, `health`, `pool`, `reflection`: the services; `http`: the
 //!   pages. `range_stream`: ranges in parts. `snapshot`: backups. `session`: the queues of contenders behind locks and elections.
 //!   `unsent`: what a client that takes nothing may cost.
 //! - [`error`]: etcd's codes and texts, in one table. `context`: what all services share. `leader`: calls that
@@ -46,6 +46,7 @@ mod passwords;
 mod pool;
 mod range_stream;
 mod rate;
+mod reflection;
 pub mod server;
 mod services;
 mod session;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
 
@@ -62,6 +63,9 @@ pub(super) enum Service {
     Election,
     Health,
     Pool,
+    /// Of no keyspace: see `front`.
+    Reflection,
+    OldReflection,
 }
 
 /// All services of one keyspace.
@@ -117,6 +121,10 @@ impl<B: Backend> Services<B> {
             Service::Election => self.election.clone().call(request),
             Service::Health => self.health.clone().call(request),
             Service::Pool => self.pool.clone().call(request),
+            Service::Reflection | Service::OldReflection => {
+                let answer = Status::unimplemented("hadron: reflection is of no keyspace").into_http();
+                Box::pin(std::future::ready(Ok(answer)))
+            }
         }
     }
 }

@@ -35,6 +35,17 @@ pub(crate) enum Keyspace {
 pub(crate) enum Node {
     /// List the nodes, with what they carry
     List,
+    /// Empty a node: its leaderships and replicas go to others
+    Drain(OneNode),
+    /// Let a node that was drained carry keyspaces again
+    Undrain(OneNode),
+}
+
+/// A node.
+#[derive(Debug, Args)]
+pub(crate) struct OneNode {
+    /// Its id or its name
+    node: String,
 }
 
 /// A keyspace's name.
@@ -76,7 +87,7 @@ pub(crate) struct Update {
     requests_per_second_max: Option<u64>,
 }
 
-fn pool(connection: Connection) -> PoolClient<Connection> {
+pub(super) fn pool(connection: Connection) -> PoolClient<Connection> {
     PoolClient::new(connection)
 }
 
@@ -120,10 +131,15 @@ impl Keyspace {
 impl Node {
     /// Runs the command.
     pub(super) async fn run(self, global: Global) -> Result<(), Failure> {
-        let Node::List = self;
         let session = Session::of_pool(global)?;
-        let call = async |channel| pool(channel).node_list(pb::NodeListRequest {}).await;
-        session.printer.print(&session.client.read(call).await?)
+        match self {
+            Node::List => {
+                let call = async |channel| pool(channel).node_list(pb::NodeListRequest {}).await;
+                session.printer.print(&session.client.read(call).await?)
+            }
+            Node::Drain(OneNode { node }) => session.drain(&node, true).await,
+            Node::Undrain(OneNode { node }) => session.drain(&node, false).await,
+        }
     }
 }
 

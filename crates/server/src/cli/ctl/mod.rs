@@ -4,6 +4,7 @@
 //! `client::Client` and prints the reply through `print::Printer`.
 
 mod auth;
+mod balance;
 mod check;
 pub(super) mod client;
 mod elect;
@@ -40,7 +41,7 @@ use print::{Format, Printer, Style};
 use secure::Security;
 
 /// The `etcdctl` whose commands and output these are.
-const ETCDCTL_VERSION: &str = "3.6.0";
+const ETCDCTL_VERSION: &str = crate::api::backend::ETCD_VERSION;
 /// The version of etcd's API that it speaks.
 const API_VERSION: &str = "3.6";
 
@@ -173,6 +174,11 @@ enum Command {
     /// Commands for nodes (Hadron's own)
     #[command(subcommand)]
     Node(keyspace::Node),
+    /// How load is spread over the nodes (Hadron's own)
+    #[command(subcommand)]
+    Balance(balance::Balance),
+    /// Which keyspaces cause the load (Hadron's own)
+    Top,
     /// Print what a shell needs to complete commands
     Completion(super::completion::Completion),
     /// Print the version
@@ -260,6 +266,8 @@ async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failur
         Command::Election(command) => command.run(global).await,
         Command::Keyspace(command) => command.run(global).await,
         Command::Node(command) => command.run(global).await,
+        Command::Balance(command) => command.run(global).await,
+        Command::Top => balance::top(global).await,
         Command::Completion(command) => command.run(arguments),
         Command::Version => version(),
     }

@@ -4,6 +4,7 @@
 //! `etcdctl` 3.6, which adds columns to `endpoint status` and `endpoint hashkv` of 3.5 and otherwise equals it.
 
 pub(crate) mod auth;
+pub(crate) mod balance;
 pub(crate) mod cluster;
 pub(crate) mod json;
 pub(crate) mod kv;

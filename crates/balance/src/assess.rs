@@ -65,7 +65,7 @@ pub fn assess(view: &View, policy: &Policy) -> Assessment {
         heaviest_replica: nodes.iter().map(|node| node.heaviest_replica).fold(0.0, f64::max),
         spread: deviation(&loads),
         short_of_replicas: board.count(|board, group| board.reachable(group) < group.view.factor),
-        without_quorum: board.count(|board, group| !board.has_quorum(group)),
+        without_quorum: board.count(|_, group| !group.has_quorum),
         sharing_a_zone: board.count(|board, group| board.is_crowded(group)),
         nodes,
     }

@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn the_steady_load_ignores_noise_and_follows_what_lasts() {
-        let noisy: Vec<u64> = (0..600).map(|second| if second % 2 == 0 { 80 } else { 120 }).collect();
+        let noisy: Vec<u64> = (0..6000).map(|second| if second % 2 == 0 { 80 } else { 120 }).collect();
         let calm = fed(&noisy).steady()[Resource::Requests];
         assert!((calm - 100.0).abs() < 1.0, "{calm}");
         let hot = fed(&[noisy.clone(), vec![1000; 60]].concat()).steady()[Resource::Requests];

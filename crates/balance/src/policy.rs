@@ -19,6 +19,8 @@ pub struct Policy {
     pub leader_gain_min: f64,
     /// A replica moves if that takes at least this share of the level off its node.
     pub replica_gain_min: f64,
+    /// Where only the spread is at stake, a replica moves if its part of the level is at least so many times its part of a node's bytes.
+    pub bargain: f64,
     /// A group that was changed is left alone for so long, in microseconds, unless something is broken.
     pub cool_down_us: u64,
     /// Who lacks more entries than this neither leads nor votes.
@@ -49,10 +51,11 @@ impl Default for Policy {
             disk_max: 0.85,
             fsync_us_max: 100_000.0,
             grace_us: 600_000_000,
-            overload: Band { begin: 0.035, end: 0.015 },
+            overload: Band { begin: 0.04, end: 0.025 },
             underuse: Band { begin: 0.10, end: 0.05 },
-            leader_gain_min: 0.001,
-            replica_gain_min: 0.001,
+            leader_gain_min: 0.0005,
+            replica_gain_min: 0.0005,
+            bargain: 2.0,
             cool_down_us: 3_600_000_000,
             lag_max: 512,
             moves_per_node: 0.25,

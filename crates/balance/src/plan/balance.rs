@@ -7,7 +7,7 @@
 //!
 //! **Invariant**: a move lowers the larger W of its two nodes.
 
-use super::board::{Board, Draft};
+use super::board::{Board, Draft, Seat};
 use crate::load::Load;
 use crate::moves::{MoveKind, Reason};
 
@@ -20,16 +20,25 @@ const RELIEF_MIN: f64 = 0.05;
 
 /// Nodes above their goal give, the most loaded first.
 pub(super) fn overload(board: &mut Board<'_>) {
-    let level = board.level();
+    let (level, urgent) = (board.level(), urgent(board));
     let mut is_done: Vec<bool> = board.seats.iter().map(|seat| !seat.is_alive || seat.is_draining).collect();
     while let Some(node) = heaviest(board, &is_done, level * (1.0 + board.policy.overload.begin)) {
         is_done[node] = true;
         let goal = level.max(board.heaviest(node));
         if board.seats[node].weight > goal * (1.0 + board.policy.overload.begin) {
             let until = goal * (1.0 + board.policy.overload.end);
-            while board.seats[node].weight > until && relieve(board, node, level, goal) {}
+            let is_urgent = |board: &Board<'_>| board.seats[node].weight > urgent;
+            while board.seats[node].weight > until && relieve(board, node, level, goal, is_urgent(board)) {}
         }
     }
+}
+
+/// W above which a node stands out of the whole pool: above the mean, and above the heaviest replica anywhere. Bytes are no object there. Below
+/// it only the spread is at stake.
+fn urgent(board: &Board<'_>) -> f64 {
+    let staying = (0..board.seats.len()).filter(|node| board.seats[*node].stays());
+    let heaviest = staying.map(|node| board.heaviest(node)).fold(0.0, f64::max);
+    board.mean().max(heaviest) * (1.0 + board.policy.overload.begin)
 }
 
 /// The most loaded node that is not done and above `limit`.
@@ -39,17 +48,27 @@ fn heaviest(board: &Board<'_>, is_done: &[bool], limit: f64) -> Option<usize> {
 }
 
 /// Takes one thing off `node`. False if there is nothing to take.
-fn relieve(board: &mut Board<'_>, node: usize, level: f64, goal: f64) -> bool {
-    let Some((group, kind)) = relief(board, node, level, goal) else { return false };
+fn relieve(board: &mut Board<'_>, node: usize, level: f64, goal: f64, is_urgent: bool) -> bool {
+    let Some((group, kind)) = relief(board, node, level, goal, is_urgent) else { return false };
     let (resource, load) = board.seats[node].scarcest();
     board.decide(group, kind, Reason::Overloaded { node: board.seats[node].id, resource, load, goal });
     true
 }
 
-fn relief(board: &Board<'_>, node: usize, level: f64, goal: f64) -> Option<(usize, MoveKind)> {
+fn relief(
+    board: &Board<'_>,
+    node: usize,
+    level: f64,
+    goal: f64,
+    is_urgent: bool,
+) -> Option<(usize, MoveKind)> {
     best_transfer(board, node, level).or_else(|| {
         let gifts = gifts(board, node, level);
-        cheap_gift(board, node, level, goal, &gifts).or_else(|| heavy_gift(board, node, &gifts))
+        let (bargains, others): (Vec<Gift>, Vec<Gift>) = gifts.into_iter().partition(|gift| gift.is_bargain);
+        let best = |gifts: &[Gift]| {
+            cheap_gift(board, node, level, goal, gifts).or_else(|| heavy_gift(board, node, gifts))
+        };
+        best(&bargains).or_else(|| best(&others).filter(|_| is_urgent))
     })
 }
 
@@ -107,23 +126,28 @@ struct Gift {
     load: Load,
     /// What that takes off the node's W.
     gain: f64,
+    /// It is worth its bytes also where only the spread is at stake.
+    is_bargain: bool,
 }
 
-/// The replicas that could be taken off `node` and are worth it.
+/// The replicas that could be taken off `node`.
 fn gifts(board: &Board<'_>, node: usize, level: f64) -> Vec<Gift> {
+    if !board.may_build() {
+        return Vec::new();
+    }
     let seat = &board.seats[node];
     let gift = |group: &usize| {
         let draft = &board.groups[*group];
         let load = draft.view.load.at(draft.leader == Some(node));
         let gain = seat.weight - seat.weight_without(&load);
-        let is_worth_it = gain >= board.policy.replica_gain_min * level;
-        (is_worth_it && is_settled(board, draft) && board.has_sender(draft)).then_some(Gift {
-            group: *group,
-            load,
-            gain,
-        })
+        let is_offered = gain >= board.policy.replica_gain_min * level
+            && is_settled(board, draft)
+            && board.has_sender(draft);
+        let part_of_bytes = draft.view.bytes as f64 / board.bytes_per_node;
+        let is_bargain = gain / level >= board.policy.bargain * part_of_bytes;
+        is_offered.then_some(Gift { group: *group, load, gain, is_bargain })
     };
-    if board.may_build() { seat.held.iter().filter_map(gift).collect() } else { Vec::new() }
+    seat.held.iter().filter_map(gift).collect()
 }
 
 /// The replica that takes the most off `node` for its bytes, without making it cold, and fits under the level elsewhere.
@@ -141,9 +165,18 @@ fn cheap_gift(
         let bytes = board.groups[gift.group].view.bytes as f64;
         (bytes + FIXED_COST_BYTES) / gift.gain.min(weight - goal)
     };
-    let mut cheap: Vec<&Gift> = gifts.iter().filter(|gift| weight - gift.gain >= floor).collect();
+    // What does not even fit on the least loaded node is not worth a try.
+    let lightest = lightest(board)?;
+    let fits = |gift: &&Gift| weight - gift.gain >= floor && lightest.weight_with(&gift.load) <= ceiling;
+    let mut cheap: Vec<&Gift> = gifts.iter().filter(fits).collect();
     cheap.sort_by(|a, b| price(a).total_cmp(&price(b)));
     first_fitting(board, node, &cheap, ceiling)
+}
+
+/// The least loaded node that may receive.
+fn lightest<'b, 'a>(board: &'b Board<'a>) -> Option<&'b Seat<'a>> {
+    let open = board.seats.iter().filter(|seat| board.may_receive(seat, 0));
+    open.min_by(|a, b| a.weight.total_cmp(&b.weight))
 }
 
 /// The heaviest replica that makes the larger W of two nodes clearly smaller, also if the other will have to give in turn.
@@ -229,7 +262,7 @@ fn offers(board: &Board<'_>, donor: usize, node: usize, level: f64) -> Vec<(usiz
         let price = (draft.view.bytes as f64 + FIXED_COST_BYTES) / gift.gain;
         is_fitting.then_some((gift.group, kind, price))
     };
-    gifts(board, donor, level).into_iter().filter_map(offer).collect()
+    gifts(board, donor, level).into_iter().filter(|gift| gift.is_bargain).filter_map(offer).collect()
 }
 
 /// Whether `node` is above the level, and not cold with W at `after`.

@@ -18,8 +18,9 @@ pub(crate) struct Board<'a> {
     pub(super) seats: Vec<Seat<'a>>,
     /// The groups, in the order of their ids.
     pub(super) groups: Vec<Draft<'a>>,
-    numbers: BTreeMap<NodeId, usize>,
     moves: Vec<Move>,
+    /// Bytes of all replicas, for each node.
+    pub(super) bytes_per_node: f64,
     /// Replicas that may still be built, and leaderships that may still be handed over.
     builds_left: usize,
     transfers_left: usize,
@@ -56,6 +57,8 @@ pub(crate) struct Draft<'a> {
     /// Numbers of the nodes with a replica.
     pub(super) replicas: Vec<usize>,
     pub(super) leader: Option<usize>,
+    /// A majority of the voters, as they are now, can be reached.
+    pub(crate) has_quorum: bool,
     /// There is a move, from before or from this plan.
     pub(super) is_busy: bool,
 }
@@ -68,9 +71,9 @@ impl<'a> Board<'a> {
         let mut board = Board {
             policy,
             now: view.now,
-            numbers: seats.iter().enumerate().map(|(number, seat)| (seat.id, number)).collect(),
             builds_left: policy.moves_max(view.nodes.len()),
             transfers_left: policy.transfers_max,
+            bytes_per_node: bytes(view) / view.nodes.len().max(1) as f64,
             seats,
             groups: Vec::with_capacity(view.groups.len()),
             moves: Vec::new(),
@@ -81,10 +84,16 @@ impl<'a> Board<'a> {
         board
     }
 
+    /// The number of a node; every node that has a replica has one.
+    fn number(&self, node: NodeId) -> Option<usize> {
+        self.seats.binary_search_by_key(&node, |seat| seat.id).ok()
+    }
+
     fn add(&mut self, id: GroupId, view: &'a GroupView) {
         let number = self.groups.len();
-        let replicas: Vec<usize> = view.replicas.iter().map(|replica| self.numbers[&replica.node]).collect();
-        let leader = view.leader.and_then(|leader| self.numbers.get(&leader).copied());
+        let replicas: Vec<usize> =
+            view.replicas.iter().filter_map(|replica| self.number(replica.node)).collect();
+        let leader = view.leader.and_then(|leader| self.number(leader));
         for &replica in &replicas {
             let seat = &mut self.seats[replica];
             seat.held.push(number);
@@ -93,14 +102,24 @@ impl<'a> Board<'a> {
         if let Some(leader) = leader {
             self.seats[leader].load += &view.load.leader;
         }
-        self.groups.push(Draft { id, view, replicas, leader, is_busy: false });
+        let has_quorum = self.has_quorum(view, &replicas);
+        self.groups.push(Draft { id, view, replicas, leader, has_quorum, is_busy: false });
+    }
+
+    /// Whether a majority of the voters can be reached. `replicas` are the numbers of the nodes.
+    fn has_quorum(&self, view: &GroupView, replicas: &[usize]) -> bool {
+        let voters = view.replicas.iter().zip(replicas).filter(|(it, _)| it.role == ReplicaRole::Voter);
+        let (all, alive) = voters.fold((0, 0), |(all, alive), (_, number)| {
+            (all + 1, alive + usize::from(self.seats[*number].is_alive))
+        });
+        alive > all / 2
     }
 
     /// Takes a move in progress for done.
     fn anticipate(&mut self, id: GroupId, kind: &MoveKind) {
         let Ok(group) = self.groups.binary_search_by_key(&id, |group| group.id) else { return };
         let known = [kind.source(), kind.destination(), kind.leader_after(None)];
-        if known.into_iter().flatten().all(|node| self.numbers.contains_key(&node)) {
+        if known.into_iter().flatten().all(|node| self.number(node).is_some()) {
             self.carry_out(group, kind);
         }
     }
@@ -109,8 +128,7 @@ impl<'a> Board<'a> {
     fn carry_out(&mut self, group: usize, kind: &MoveKind) {
         let (bytes, sender) = (self.groups[group].view.bytes, self.groups[group].leader);
         self.groups[group].is_busy = true;
-        if let Some(to) = kind.destination() {
-            let to = self.numbers[&to];
+        if let Some(to) = kind.destination().and_then(|to| self.number(to)) {
             self.seats[to].incoming += 1;
             self.seats[to].disk.used += bytes;
             sender.into_iter().for_each(|sender| self.seats[sender].outgoing += 1);
@@ -118,9 +136,8 @@ impl<'a> Board<'a> {
             self.put(group, to);
         }
         let leader = kind.leader_after(sender.map(|sender| self.seats[sender].id));
-        self.lead(group, leader.map(|leader| self.numbers[&leader]));
-        if let Some(from) = kind.source() {
-            let from = self.numbers[&from];
+        self.lead(group, leader.and_then(|leader| self.number(leader)));
+        if let Some(from) = kind.source().and_then(|from| self.number(from)) {
             self.seats[from].leaving += bytes;
             self.take(group, from);
         }
@@ -183,8 +200,8 @@ impl<'a> Board<'a> {
             MoveKind::AddReplica { to } => (None, Some(to)),
             MoveKind::RemoveReplica { from } => (Some(from), None),
         };
-        let number = |node: NodeId| self.numbers[&node];
-        (from.map(number), to.map(number))
+        let number = |node: NodeId| self.number(node);
+        (from.and_then(number), to.and_then(number))
     }
 
     /// W of two nodes, of each that can be reached.
@@ -286,14 +303,6 @@ impl<'a> Board<'a> {
         (reachable.saturating_sub(group.replicas.len() / 2 + 1), reachable)
     }
 
-    /// Whether a majority of the voters, as they are now, can be reached.
-    pub(crate) fn has_quorum(&self, group: &Draft<'_>) -> bool {
-        let is_alive =
-            |node: &NodeId| self.numbers.get(node).is_some_and(|number| self.seats[*number].is_alive);
-        let voters = group.view.voters().count();
-        group.view.voters().filter(is_alive).count() > voters / 2
-    }
-
     /// Whether two replicas share a zone although there is one without.
     pub(crate) fn is_crowded(&self, group: &Draft<'_>) -> bool {
         let has_none = |seat: &Seat<'_>| seat.stays() && self.company(group, seat.zone, None) == 0;
@@ -373,10 +382,11 @@ impl Seat<'_> {
 
 /// The nodes of the view and those that only replicas know of.
 fn seats<'a>(view: &'a View, policy: &Policy) -> Vec<Seat<'a>> {
+    let known: Vec<NodeId> = view.nodes.keys().copied().collect();
     let mut nodes: BTreeMap<NodeId, Option<&NodeView>> =
         view.nodes.iter().map(|(id, node)| (*id, Some(node))).collect();
     for replica in view.groups.values().flat_map(|group| &group.replicas) {
-        if !view.nodes.contains_key(&replica.node) {
+        if known.binary_search(&replica.node).is_err() {
             nodes.insert(replica.node, None);
         }
     }
@@ -391,6 +401,12 @@ fn seats<'a>(view: &'a View, policy: &Policy) -> Vec<Seat<'a>> {
             None => stranger(id),
         })
         .collect()
+}
+
+/// Bytes of all replicas; 1 at least.
+fn bytes(view: &View) -> f64 {
+    let groups = view.groups.values();
+    groups.map(|group| group.bytes as f64 * group.replicas.len() as f64).sum::<f64>().max(1.0)
 }
 
 fn seat<'a>(id: NodeId, node: &'a NodeView, zone: usize, now: Time, policy: &Policy) -> Seat<'a> {

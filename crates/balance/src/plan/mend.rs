@@ -130,9 +130,7 @@ impl Board<'_> {
 
     /// Whether nothing is going on in the group, and something could be.
     pub(super) fn is_idle(&self, draft: &Draft<'_>) -> bool {
-        !draft.is_busy
-            && draft.leader.is_some_and(|leader| self.seats[leader].is_alive)
-            && self.has_quorum(draft)
+        !draft.is_busy && draft.leader.is_some_and(|leader| self.seats[leader].is_alive) && draft.has_quorum
     }
 
     fn has_open_node(&self) -> bool {

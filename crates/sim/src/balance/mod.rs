@@ -21,7 +21,7 @@ mod workload;
 
 use std::time::Duration;
 
-use hadron_balance::{Policy, ReplicaRole, ReplicaView};
+use hadron_balance::{ReplicaRole, ReplicaView};
 use hadron_consensus::Time;
 
 pub use report::{Report, Seen, Totals};
@@ -32,7 +32,7 @@ use trouble::{Trouble, schedule};
 use workload::Workload;
 
 /// How often loads are measured, moves go on and a plan is made, in microseconds.
-const TICK_US: u64 = 30_000_000;
+const TICK_US: u64 = 60_000_000;
 /// How often the truth is looked at.
 const LOOK_US: u64 = 600_000_000;
 /// Microseconds in an hour.
@@ -170,9 +170,4 @@ impl<'a> World<'a> {
         self.workload.reveal(&mut view);
         hadron_balance::assess(&view, &pool.policy)
     }
-}
-
-/// The policy of both pools: the shipped one.
-fn policy() -> Policy {
-    Policy::default()
 }

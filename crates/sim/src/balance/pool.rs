@@ -14,10 +14,10 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
+use super::Settings;
 use super::report::Tally;
 use super::trouble::Trouble;
 use super::workload::{Workload, capacity};
-use super::{Settings, policy};
 
 /// Replicas of each keyspace.
 const FACTOR: usize = 3;
@@ -56,7 +56,7 @@ impl Pool {
         let mut random = StdRng::seed_from_u64(settings.seed ^ 0x706f_6f6c);
         let mut pool = Pool {
             view: View::default(),
-            policy: policy(),
+            policy: Policy::default(),
             planner,
             tally: Tally::default(),
             under_way: BTreeMap::new(),
@@ -88,7 +88,7 @@ impl Pool {
         let size = if number.is_multiple_of(LARGE_ONE_IN) { 2.0 } else { 1.0 };
         let amounts = capacity() * size;
         let total = amounts[Resource::Storage] as u64;
-        let used = if number.is_multiple_of(FULL_ONE_IN) { total / 5 * 4 } else { 0 };
+        let used = if number.is_multiple_of(FULL_ONE_IN) { total / 10 * 7 } else { 0 };
         let node = NodeView {
             zone: format!("zone-{}", number % zones),
             capacity: Capacity::of(amounts),

@@ -3,7 +3,7 @@
 
 use hadron_balance::{Capacity, GroupLoad, Load, Meter, Resource, Totals, View};
 use hadron_consensus::{GroupId, Time};
-use rand::rngs::StdRng;
+use rand::rngs::{SmallRng, StdRng};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
@@ -41,7 +41,8 @@ pub(super) struct Workload {
     keyspaces: Vec<Keyspace>,
     /// Hot spots that come and go, the next last.
     changes: Vec<(Time, Change)>,
-    random: StdRng,
+    /// Small and fast: it is asked for every keyspace all the time.
+    noise: SmallRng,
     now: Time,
 }
 
@@ -83,7 +84,7 @@ impl Workload {
         let kinds = kinds();
         let keyspaces = rates.into_iter().map(|rate| keyspace(rate, &kinds, &mut random)).collect();
         let changes = hot_spots(settings, &mut random);
-        Workload { keyspaces, changes, random, now: Time(0) }
+        Workload { keyspaces, changes, noise: SmallRng::seed_from_u64(settings.seed), now: Time(0) }
     }
 
     /// Bytes of each keyspace.
@@ -101,7 +102,7 @@ impl Workload {
         self.now = now;
         let swing = swing(now);
         for it in &mut self.keyspaces {
-            let noise = 1.0 + NOISE * self.random.random_range(-1.0..=1.0);
+            let noise = 1.0 + NOISE * self.noise.random_range(-1.0..=1.0);
             let load = it.load(&swing, noise);
             it.leader.observe(now, &load.at(true), seconds);
             it.follower.observe(now, &load.at(false), seconds);

@@ -70,6 +70,8 @@ pub struct Limits {
     pub digest_interval_us: u64,
     /// Leases revoked by expiry in one entry.
     pub expiries_per_entry: usize,
+    /// After so many entries the log tells that the engine has them durably.
+    pub told_entries: u64,
 }
 
 impl Default for Limits {
@@ -89,6 +91,7 @@ impl Default for Limits {
             snapshot_log_bytes: 256 << 20,
             digest_interval_us: 5_000_000,
             expiries_per_entry: 500,
+            told_entries: 10_000,
         }
     }
 }

@@ -74,6 +74,8 @@ pub struct Limits {
     pub expiries_per_entry: usize,
     /// Microseconds without requests after which a group sleeps; 0 for never.
     pub sleep_after_us: u64,
+    /// After so many entries the log tells that the engine has them durably.
+    pub told_entries: u64,
 }
 
 impl Default for Limits {
@@ -94,6 +96,7 @@ impl Default for Limits {
             digest_interval_us: 5_000_000,
             expiries_per_entry: 500,
             sleep_after_us: 2_000_000,
+            told_entries: 10_000,
         }
     }
 }

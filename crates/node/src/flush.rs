@@ -15,8 +15,6 @@ use crate::node::Node;
 
 /// Changes per sweep.
 const SWEEP_CHANGES_MAX: usize = 500;
-/// After so many entries the log tells that the engine has them durably: etcd's `--snapshot-count`, with its text.
-const TELL_ENTRIES: u64 = 10_000;
 
 /// Where one group's flush stands.
 #[derive(Debug)]
@@ -44,8 +42,9 @@ impl FlushState {
         FlushState { in_flight, sweeping, last_at: now, flushed: durable, durable, told, swept }
     }
 
-    fn tell_durable(&mut self, group: GroupId) {
-        if self.durable.0 >= self.told.0 + TELL_ENTRIES {
+    /// In etcd's words, since tools wait for them.
+    fn tell_durable(&mut self, group: GroupId, each: u64) {
+        if self.durable.0 >= self.told.0.saturating_add(each.max(1)) {
             self.told = self.durable;
             tracing::info!(group = group.0, snapshot_index = self.durable.0, "saved snapshot");
         }
@@ -182,7 +181,7 @@ impl Node {
             let (tail, for_snapshot) = (limits.log_tail_bytes.min(free), limits.snapshot_log_bytes.min(free));
             let Some(replica) = self.replicas.get_mut(&group) else { continue };
             replica.flush.durable = replica.flush.durable.max(index);
-            replica.flush.tell_durable(group);
+            replica.flush.tell_durable(group, limits.told_entries);
             let floor = replica.log_floor_wanted(tail, for_snapshot);
             self.cut_log(group, floor, effects);
             self.count_memory(group);

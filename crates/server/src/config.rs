@@ -56,6 +56,8 @@ pub struct Config {
     pub addresses: Addresses,
     /// What cluster a first start makes.
     pub initial: Initial,
+    /// After so many entries the log tells that they are durable in the engine.
+    pub snapshot_count: u64,
     /// Time between heartbeats; more than zero.
     pub heartbeat_interval: Duration,
     /// Time without a leader before an election; at least five heartbeats.
@@ -225,6 +227,7 @@ impl Config {
             data_dir,
             addresses,
             initial: initial(settings)?,
+            snapshot_count: number(settings, "snapshot-count")?,
             heartbeat_interval: Duration::from_millis(heartbeat_ms),
             election_timeout: Duration::from_millis(election_ms),
             clients: clients(settings)?,

@@ -283,7 +283,7 @@ fn node_config(config: &Config, home: &Home) -> NodeConfig {
         heartbeat_us: config.heartbeat_interval.as_micros() as u64,
         election_timeout_us: config.election_timeout.as_micros() as u64,
         seed: home.data_dir_id() ^ home.incarnation(),
-        limits: NodeLimits::default(),
+        limits: NodeLimits { told_entries: config.snapshot_count, ..NodeLimits::default() },
     }
 }
 

@@ -42,7 +42,7 @@ const MEMBER: &[Flag] = &[
     flag("name", Text, "default", Works, "Human-readable name of this node"),
     flag("data-dir", Text, "", Works, "Directory for everything this node stores; by default `{name}.hadron`, or `{name}.etcd` when run as etcd"),
     flag("wal-dir", Text, "", Works, "Directory for the write-ahead log, to put it on a disk of its own; by default `wal` in the data directory"),
-    flag("snapshot-count", Number, "10000", Nothing("state is flushed all the time, and the log is cut behind it"), "Entries between two snapshots"),
+    flag("snapshot-count", Number, "10000", Works, "Entries after which the log tells `saved snapshot`: that the engine has them durably, which it does all the time"),
     flag("heartbeat-interval", Number, "100", Works, "Time between heartbeats, in milliseconds"),
     flag("election-timeout", Number, "1000", Works, "Time without a leader before an election, in milliseconds"),
     flag("initial-election-tick-advance", Switch, "true", Nothing("a node that starts waits no longer than it must"), "Hold the first election sooner"),

@@ -99,7 +99,7 @@ impl<B: Backend> Context<B> {
         let mut sums: BTreeMap<GroupId, Load> = BTreeMap::new();
         for replica in self.backend.standing().reports.values().flat_map(|report| &report.replicas) {
             let sum = sums.entry(GroupId(replica.group)).or_default();
-            *sum = *sum + &load_of(&replica.short);
+            *sum += &load_of(&replica.short);
         }
         let mut sums: Vec<_> = sums.into_iter().filter(|(group, _)| names.contains_key(group)).collect();
         let weight = |load: &Load| (load[Resource::Cpu], load[Resource::Requests], load[Resource::Storage]);

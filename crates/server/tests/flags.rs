@@ -182,7 +182,7 @@ fn what_cannot_be_done_is_refused_by_name() {
         ),
         (
             "etcd",
-            vec!["gateway", "start", "--endpoints=nowhere"],
+            vec!["gateway", "start", "--listen-addr=127.0.0.1:0", "--endpoints=nowhere"],
             1,
             "endpoint \"nowhere\": expected HOST:PORT",
         ),

@@ -70,7 +70,7 @@ enum Command {
     #[command(subcommand)]
     GrpcProxy(proxy::Proxy),
     /// Measure throughput and latency of a cluster
-    Bench(bench::Options),
+    Bench(Box<bench::Options>),
     /// Run clusters in a simulated world, with faults, and check what they promise
     Simulate(simulate::Options),
 }
@@ -129,7 +129,7 @@ fn run_hadron(arguments: Vec<OsString>) -> ExitCode {
         Command::Utl(options) => utl::run(options, &arguments),
         Command::Gateway(command) => gateway::run(command),
         Command::GrpcProxy(command) => proxy::run(command),
-        Command::Bench(options) => bench::run(options),
+        Command::Bench(options) => bench::run(*options),
         Command::Simulate(options) => simulate::run(&options),
     }
 }

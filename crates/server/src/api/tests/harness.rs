@@ -215,14 +215,6 @@ impl Backend for TestBackend {
         BTreeSet::new()
     }
 
-    fn standing(&self) -> Standing {
-        Standing::default()
-    }
-
-    fn count_read(&self, _: GroupId, _: usize) {}
-
-    fn count_events(&self, _: GroupId, _: usize) {}
-
     fn elections(&self) -> Vec<hadron::Election> {
         let election = |group, term| hadron::Election { group, term, winner: 1, ..Default::default() };
         vec![election(0, 1), election(1, 1), election(1, 2)]

@@ -6,7 +6,7 @@ use hadron_sim::balance::{Settings, run};
 
 fn size() -> (usize, usize, u64) {
     let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
-    (number("SIM_NODES", 40), number("SIM_KEYSPACES", 3_000), number("SIM_HOURS", 24) as u64)
+    (number("SIM_NODES", 60), number("SIM_KEYSPACES", 3_000), number("SIM_HOURS", 24) as u64)
 }
 
 #[test]

@@ -16,7 +16,7 @@ const TRIES: usize = 24;
 /// What a move costs beside its bytes, in bytes: many small moves are no bargain.
 const FIXED_COST_BYTES: f64 = 16e6;
 /// Where everybody is above the level already, a replica moves only if that takes this part off the larger of two W.
-const RELIEF_MIN: f64 = 0.05;
+const RELIEF_MIN: f64 = 0.10;
 
 /// Nodes above their goal give, the most loaded first.
 pub(super) fn overload(board: &mut Board<'_>) {

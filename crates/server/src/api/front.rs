@@ -18,6 +18,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use opentelemetry_sdk::trace::SdkTracer;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
 use tonic::{Code, Status};
@@ -50,6 +51,7 @@ use super::pool::Pool;
 use super::server::Traffic;
 use super::slow::Slow;
 use super::socket::{End, EndHidden};
+use super::span::CallSpan;
 use super::unsent::Unsent;
 use super::watch::Watch;
 use crate::metrics::{Counter, Metrics};
@@ -179,6 +181,8 @@ pub(super) struct Front<B: Backend> {
     pages: Pages<B>,
     access: Access,
     slow: Arc<Slow>,
+    /// `None` on a node that does not trace.
+    tracer: Option<SdkTracer>,
 }
 
 impl<B: Backend> Front<B> {
@@ -187,6 +191,7 @@ impl<B: Backend> Front<B> {
         with_gateway: bool,
         access: Access,
         slow: Option<Duration>,
+        tracer: Option<SdkTracer>,
     ) -> Front<B> {
         let limit = context.limits.request_bytes + MESSAGE_OVERHEAD_BYTES;
         let shared = || Arc::clone(&context);
@@ -206,7 +211,13 @@ impl<B: Backend> Front<B> {
             pages: Pages::new(shared()),
             access,
             slow: Arc::new(Slow::new(slow)),
+            tracer,
         }
+    }
+
+    /// Whether it matters where requests come from.
+    pub(super) fn is_traced(&self) -> bool {
+        self.tracer.is_some()
     }
 
     /// Begins to answer a request that came in on a listener for `traffic`.
@@ -256,7 +267,10 @@ impl<B: Backend> Front<B> {
         route.started.inc();
         let waits = matches!(route.service, Service::Lock | Service::Election);
         let slow = (route.kind == UNARY && !waits).then(|| (Arc::clone(&self.slow), Instant::now()));
-        Answer { route: Some(Arc::clone(route)), slow, ..Answer::of(self.call(route.service, request)) }
+        let begin = |tracer| CallSpan::begin(tracer, route.service_name, route.method, &request);
+        let span = self.tracer.as_ref().and_then(begin).map(Box::new);
+        let route = Arc::clone(route);
+        Answer { slow, span, ..Answer::of(self.call(route.service, request)) }.on(route)
     }
 
     fn call<R: RequestBody>(&self, service: Service, request: Request<R>) -> Call {
@@ -317,13 +331,19 @@ pub(super) struct Answer {
     slow: Option<(Arc<Slow>, Instant)>,
     /// Where the answer counts; `None` for streams, and for what is no call.
     unsent: Option<Unsent>,
+    /// Present while the call goes on, if it is traced.
+    span: Option<Box<CallSpan>>,
     /// Present while the client may have closed its half already and is answered all the same.
     hidden: Option<EndHidden>,
 }
 
 impl Answer {
     fn of(call: Call) -> Answer {
-        Answer { call, route: None, slow: None, unsent: None, hidden: None }
+        Answer { call, route: None, slow: None, unsent: None, span: None, hidden: None }
+    }
+
+    fn on(self, route: Arc<Route>) -> Answer {
+        Answer { route: Some(route), ..self }
     }
 
     fn counted_in(self, unsent: &Unsent) -> Answer {
@@ -370,6 +390,11 @@ impl Future for Answer {
                 }
             }
         }
+        let is_stream = self.route.as_ref().is_some_and(|route| route.kind != UNARY);
+        let response = match self.span.take() {
+            Some(span) => span.end_with(response, is_stream),
+            None => response,
+        };
         let response = match &self.unsent {
             Some(unsent) => unsent.count(response),
             None => response,

@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use opentelemetry_sdk::trace::SdkTracer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -35,6 +36,7 @@ use super::membership::MembershipOptions;
 use super::passwords::Passwords;
 use super::snapshot;
 use super::socket::Socket;
+use super::span::Caller;
 use super::tokens::Tokens;
 use super::unsent::Unsent;
 use crate::metrics::Metrics;
@@ -84,6 +86,8 @@ pub struct ServerOptions {
     pub slow_call: Option<Duration>,
     /// Which tokens users get.
     pub tokens: Arc<Tokens>,
+    /// What begins the spans of calls; `None` on a node that does not trace.
+    pub tracer: Option<SdkTracer>,
     /// The cost of hashing passwords: the binary logarithm of the number of rounds, 4 to 31.
     pub bcrypt_cost: u32,
 }
@@ -165,6 +169,7 @@ impl Default for ServerOptions {
             snapshot_dir: std::env::temp_dir(),
             slow_call: None,
             tokens: Arc::default(),
+            tracer: None,
             bcrypt_cost: 10,
         }
     }
@@ -201,6 +206,7 @@ impl<B: Backend> Server<B> {
                 options.gateway,
                 options.access,
                 options.slow_call,
+                options.tracer,
             )),
             context,
             metrics,
@@ -383,6 +389,7 @@ async fn serve_connection<B: Backend>(
     front: Arc<Front<B>>,
     mut stopping: watch::Receiver<()>,
 ) {
+    let caller = front.is_traced().then(|| socket.peer_addr().ok()).flatten().map(Caller);
     let opened = tokio::select! {
         opened = open(socket, tls.as_deref(), first_word_timeout) => opened,
         _ = stopping.changed() => return,
@@ -394,6 +401,9 @@ async fn serve_connection<B: Backend>(
     let service = service_fn(|mut request: http::Request<Incoming>| {
         if let Some(name) = &common_name {
             request.extensions_mut().insert(name.clone());
+        }
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
         }
         front.answer(request, traffic, &end, &unsent)
     });

@@ -16,6 +16,7 @@
 
 mod clock;
 mod data_dir;
+mod discover;
 mod error;
 mod fatal;
 mod flush;

@@ -5,7 +5,7 @@
 
 mod auth;
 mod check;
-pub(super) mod client;
+mod discovery;
 mod elect;
 pub(super) mod election;
 mod endpoint;
@@ -30,11 +30,10 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
+use crate::client::Client;
 use crate::go_text;
-use client::Client;
 use failure::Failure;
 use print::{Format, Printer, Style};
-use secure::Security;
 
 /// The `etcdctl` whose commands and output these are.
 const ETCDCTL_VERSION: &str = "3.6.0";
@@ -99,6 +98,8 @@ struct Global {
     /// Time to wait for the answer to a ping
     #[arg(long, global = true, env = "ETCDCTL_KEEPALIVE_TIMEOUT", default_value = "6s", value_parser = go_text::parse_duration, value_name = "DURATION", hide = true)]
     keepalive_timeout: Duration,
+    #[command(flatten)]
+    discovery: discovery::Discovery,
     #[command(flatten)]
     secure: secure::Secure,
     #[command(flatten)]
@@ -175,6 +176,16 @@ struct Session {
     printer: Printer,
 }
 
+impl Global {
+    /// The same with the endpoints that were found, if any were.
+    async fn discovered(self) -> Result<Global, Failure> {
+        match self.discovery.endpoints().await? {
+            found if found.is_empty() => Ok(self),
+            endpoints => Ok(Global { endpoints, ..self }),
+        }
+    }
+}
+
 impl Session {
     fn new(global: Global) -> Result<Session, Failure> {
         // An empty list, perhaps from an empty variable, means the default as well.
@@ -184,7 +195,7 @@ impl Session {
         };
         let client = Client {
             endpoints,
-            security: Security::new(global.secure)?,
+            security: global.secure.security(global.discovery.server_name())?,
             identity: global.login.identity()?,
             dial_timeout: global.dial_timeout,
             command_timeout: global.command_timeout,
@@ -216,7 +227,10 @@ pub fn run(options: Options, arguments: &[OsString]) -> ExitCode {
 }
 
 async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failure> {
-    let global = options.global;
+    let global = match options.command {
+        Command::Completion(_) | Command::Version => options.global,
+        _ => options.global.discovered().await?,
+    };
     match options.command {
         Command::Get(command) => command.run(global).await,
         Command::Put(command) => command.run(global).await,

@@ -56,13 +56,14 @@ pub(crate) async fn places(service: &str, domain: &str) -> Result<Vec<Place>, No
     let failed = |why: String| NotFound { name: name.clone(), why };
     let conf = configuration().map_err(failed)?;
     let candidates = candidates(&name, &conf.options);
+    let servers: Vec<String> = conf.servers.iter().map(|server| server.addr.to_string()).collect();
     let resolver = StubResolver::from_conf(conf);
     let mut why = NO_SUCH_HOST.to_owned();
     for candidate in candidates {
         match ask(&resolver, &candidate).await {
             Ok(places) if !places.is_empty() => return Ok(places),
             Ok(_) => {}
-            Err(error) => why = error.to_string(),
+            Err(error) => why = format!("{error} (asked {})", servers.join(", ")),
         }
     }
     Err(failed(why))

@@ -1,6 +1,8 @@
 //! Nodes that find each other in another etcd (`--discovery-token`): one of ours, or the real one that `ETCD` names.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/authority.rs"]
+mod authority;
 #[path = "support/place.rs"]
 mod place;
 mod support;
@@ -10,6 +12,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use authority::Authority;
 use hadron_proto::etcdserverpb as pb;
 use pb::auth_client::AuthClient;
 use pb::cluster_client::ClusterClient;
@@ -261,4 +264,33 @@ async fn a_service_may_want_to_know_whom_it_talks_to() {
     cluster.nodes[0].start();
     let served = tokio::time::timeout(Duration::from_secs(60), cluster.nodes[0].wait_until_serving()).await;
     assert!(served.is_ok(), "{}", cluster.logs());
+}
+
+#[tokio::test]
+async fn a_service_may_be_spoken_to_in_secret() {
+    let (place, authority) = (Place::new(), Authority::new());
+    let (cert, key) = authority.sign("service", &["discovery.example"]);
+    let mut command = place.command("etcd");
+    command.args(["--listen-peer-urls=http://127.0.0.1:0", "--listen-client-urls=https://127.0.0.1:0"]);
+    command.args(["--advertise-client-urls=https://127.0.0.1:2379"]);
+    command.args([format!("--cert-file={}", cert.display()), format!("--key-file={}", key.display())]);
+    let service = place.serve(&mut command);
+    let address = service.address("grpc+http").to_string();
+    let endpoint = format!("--endpoints=https://{address}");
+    let put = place.output("etcdctl", &[&endpoint, "--insecure-skip-tls-verify", "put", SIZE, "1"]);
+    assert!(put.status.success(), "{}", text(&put.stderr));
+
+    let mut cluster = Cluster::prepared(1).await;
+    let node = &mut cluster.nodes[0];
+    node.drop_argument("--initial-cluster");
+    node.set_argument("--discovery-token", "t0k3n");
+    node.set_argument("--discovery-endpoints", &address);
+    node.set_argument("--discovery-cacert", authority.trusted().to_str().unwrap());
+    node.start();
+    says(&cluster, 0, "not valid for name").await;
+    let node = &mut cluster.nodes[0];
+    node.kill();
+    node.set_argument("--discovery-server-name", "discovery.example");
+    node.start();
+    node.wait_until_serving().await;
 }

@@ -80,6 +80,7 @@ async fn nodes_find_each_other_and_ask_only_once() {
     for node in &mut cluster.nodes {
         node.set_argument("--discovery-srv-name", "blue");
     }
+    let mut late = cluster.nodes.split_off(2);
     dns.set("_etcd-server-blue._tcp.example.test", &peer_records(&cluster.nodes));
     dns.set("_etcd-server._tcp.example.test", &[(0, 0, 1, "localhost")]);
     assert!(cluster.bring_up().await, "{}", cluster.logs());
@@ -90,6 +91,19 @@ async fn nodes_find_each_other_and_ask_only_once() {
         let members = members.map(|members| members.into_inner().members).unwrap_or_default();
         members.into_iter().map(|member| (member.name, member.peer_ur_ls.join(","))).collect::<BTreeSet<_>>()
     };
+    // One more, which joins: the records say where the others are, too.
+    let mut late = late.pop().unwrap();
+    let url = format!("http://localhost:{}", late.peer_address.port());
+    eventually("the cluster takes a member", async || {
+        let add = pb::MemberAddRequest { peer_ur_ls: vec![url.clone()], is_learner: false };
+        ClusterClient::new(cluster.nodes[0].channel()).member_add(add).await.is_ok()
+    })
+    .await;
+    late.set_argument("--initial-cluster-state", "existing");
+    cluster.nodes.push(late);
+    dns.set("_etcd-server-blue._tcp.example.test", &peer_records(&cluster.nodes));
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_until_serving().await;
     let expected: BTreeSet<(String, String)> = cluster
         .nodes
         .iter()
@@ -105,7 +119,8 @@ async fn nodes_find_each_other_and_ask_only_once() {
     cluster.nodes[0].kill();
     cluster.nodes[0].start();
     cluster.nodes[0].wait_until_serving().await;
-    assert_eq!(names(&cluster.nodes[0]).await, expected);
+    eventually("it knows the names of all", async || names(&cluster.nodes[0]).await == expected).await;
+    assert!(!cluster.nodes[0].log().contains("these flags are not what the cluster"), "they are");
 }
 
 #[tokio::test]

@@ -43,6 +43,8 @@ pub struct Registry {
     pub certificate: Option<KeyPair>,
     /// Whom to believe to be it; the system's certificates if there are none.
     pub trusted: Option<PathBuf>,
+    /// Whom it must be, whatever host is called; the host if there is none.
+    pub server_name: Option<String>,
     /// A user and the password.
     pub user: Option<(String, String)>,
 }
@@ -106,6 +108,7 @@ fn registry(settings: &Settings) -> Result<Option<Registry>, ConfigError> {
         skip_verify: switch(settings, "discovery-insecure-skip-tls-verify"),
         certificate: pair(settings, "discovery-cert", "discovery-key")?,
         trusted: settings.given("discovery-cacert").map(PathBuf::from),
+        server_name: settings.given("discovery-server-name").map(str::to_owned),
         user: user(settings)?,
     }))
 }

@@ -72,6 +72,7 @@ fn client(there: &config::Registry) -> Client {
         own: there.certificate.clone(),
         trusted: there.trusted.clone(),
         skip_verify: there.skip_verify,
+        server_name: there.server_name.clone(),
         ..ClientFiles::default()
     };
     let user = there.user.clone();

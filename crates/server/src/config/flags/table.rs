@@ -86,6 +86,7 @@ const CLUSTER: &[Flag] = &[
     flag("discovery-cert", Text, "", Works, "Client certificate for it"),
     flag("discovery-key", Text, "", Works, "Key of that certificate"),
     flag("discovery-cacert", Text, "", Works, "Certificates to check its certificate against"),
+    flag("discovery-server-name", Text, "", Works, "Name that its certificate must have, instead of its host; in etcd a key of the configuration file alone"),
     flag("discovery-user", Text, "", Works, "User at it: a name, or name:password"),
     flag("discovery-password", Text, "", Works, "That user's password"),
     flag("discovery-fallback", Choice(&["exit", "proxy"]), "exit", Refused("etcd has no v2 proxy any more either"), "What to do when discovery fails"),

@@ -24,6 +24,9 @@ fn page() -> String {
          Differences from etcd, on purpose: a variable that a flag overrules is told in the log, where etcd would not start; a \
          flag that etcd reads from the command line only, such as `cert-file` outside of its map, is read from the file too; time \
          spans in the file may be texts such as `10m`; the default URLs are those of 127.0.0.1.\n\n\
+         `HADRON_DNS_SERVER=IP:PORT` names the DNS server that is asked for SRV records, here as in `ctl`, `gateway` and `grpc-proxy`; \
+         without it those of `/etc/resolv.conf` are asked. What OpenTelemetry's SDK takes from the environment \
+         (`OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_…`) counts as it does in etcd.\n\n\
          The names that flags had in etcd 3.5 and 3.6 (`--experimental-…`) still work: as the flag without `experimental-`, or as \
          the feature that took its place.\n",
     );

@@ -24,6 +24,7 @@ const READ_REQUEST: u8 = 8;
 const READ_ANSWER: u8 = 9;
 const TIMEOUT_NOW: u8 = 10;
 const ABDICATE: u8 = 11;
+const WAKE: u8 = 12;
 
 /// An entry takes at least this many bytes: term, checksum and length.
 const ENTRY_BYTES_MIN: usize = 10;
@@ -64,17 +65,17 @@ impl Message {
                 put_all(out, [term.0, election.0]);
                 put_all(out, voted_for.map(|replica| replica.0));
             }
-            Message::Append { term, previous, commit, round, answer, entries } => {
+            Message::Append { term, previous, commit, round, answer, sleep, entries } => {
                 out.put_u8(APPEND);
-                out.put_u8(u8::from(*answer));
+                out.put_u8(u8::from(*answer) | u8::from(*sleep) << 1);
                 put_all(out, [term.0, previous.term.0, previous.index.0]);
                 out.put_u64_le(previous.checksum);
                 put_all(out, [commit.0, *round]);
                 put_entries(out, entries);
             }
-            Message::AppendAck { term, round, matched, full } => {
+            Message::AppendAck { term, round, matched, full, asleep } => {
                 out.put_u8(APPEND_ACK);
-                out.put_u8(u8::from(*full));
+                out.put_u8(u8::from(*full) | u8::from(*asleep) << 1);
                 put_all(out, [term.0, *round, matched.0]);
             }
             Message::AppendReject { term, round, rejected, hint_index, hint_term } => {
@@ -99,6 +100,7 @@ impl Message {
             Message::Stale { term } => put_term(out, STALE, *term),
             Message::TimeoutNow { term } => put_term(out, TIMEOUT_NOW, *term),
             Message::Abdicate { term } => put_term(out, ABDICATE, *term),
+            Message::Wake { term } => put_term(out, WAKE, *term),
         }
     }
 
@@ -136,9 +138,9 @@ fn decode_body(kind: u8, from: &mut Bytes) -> Result<Message, DecodeError> {
         }
         APPEND => decode_append(from)?,
         APPEND_ACK => {
-            let [full, _, _] = flags(from, 1)?;
+            let [full, asleep, _] = flags(from, 2)?;
             let (term, round, matched) = (take_term(from)?, varint(from)?, take_index(from)?);
-            Message::AppendAck { term, round, matched, full }
+            Message::AppendAck { term, round, matched, full, asleep }
         }
         APPEND_REJECT => Message::AppendReject {
             term: take_term(from)?,
@@ -159,20 +161,21 @@ fn decode_body(kind: u8, from: &mut Bytes) -> Result<Message, DecodeError> {
         }
         TIMEOUT_NOW => Message::TimeoutNow { term: take_term(from)? },
         ABDICATE => Message::Abdicate { term: take_term(from)? },
+        WAKE => Message::Wake { term: take_term(from)? },
         _ => return Err(DecodeError::Kind(kind)),
     };
     Ok(message)
 }
 
 fn decode_append(from: &mut Bytes) -> Result<Message, DecodeError> {
-    let [answer, _, _] = flags(from, 1)?;
+    let [answer, sleep, _] = flags(from, 2)?;
     let term = take_term(from)?;
     let previous =
         LogPosition { term: take_term(from)?, index: take_index(from)?, checksum: checksum(from)? };
     let commit = take_index(from)?;
     let round = varint(from)?;
     let entries = take_entries(from, previous.index)?;
-    Ok(Message::Append { term, previous, commit, round, answer, entries })
+    Ok(Message::Append { term, previous, commit, round, answer, sleep, entries })
 }
 
 fn put_term(out: &mut BytesMut, kind: u8, term: Term) {

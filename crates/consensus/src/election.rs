@@ -86,34 +86,40 @@ impl Group {
         let node_heard = contacts.last_heard(leader).max(follower.since);
         let is_suspect = follower.suspected_at.is_some_and(|suspected_at| follower.heard_at <= suspected_at);
         self.now.micros_since(node_heard) < timeout
-            && self.now.micros_since(follower.heard_at) < SILENT_TIMEOUTS * timeout
+            && (follower.asleep || self.now.micros_since(follower.heard_at) < SILENT_TIMEOUTS * timeout)
             && self.abdicated != Some(self.hard_state.term)
             && !is_suspect
     }
 
     /// The node of `replica` is suspected.
     pub(crate) fn on_suspect(&mut self, replica: ReplicaId, contacts: &dyn Contacts, effects: &mut Effects) {
-        let now = self.now;
+        let is_leader = self.leader() == Some(replica);
         match &mut self.role {
             RoleState::Leader(_) => self.check_quorum(contacts, effects),
-            RoleState::Follower(follower) if follower.leader == Some(replica) => {
-                follower.suspected_at = Some(now);
+            RoleState::Follower(_) if is_leader => {
+                self.rouse();
+                self.doubt();
                 self.hurry();
             }
             _ => {}
         }
     }
 
+    fn doubt(&mut self) {
+        let now = self.now;
+        if let RoleState::Follower(follower) = &mut self.role {
+            follower.suspected_at = Some(now);
+        }
+    }
+
     /// The leader says that it no longer leads.
     pub(crate) fn on_abdicate(&mut self, from: ReplicaId, term: Term, effects: &mut Effects) {
-        if term != self.hard_state.term {
+        if term != self.hard_state.term || self.leader() != Some(from) {
             return;
         }
         self.abdicated = Some(term);
-        if self.leader() == Some(from) {
-            self.become_follower(term, None, effects);
-            self.hurry();
-        }
+        self.become_follower(term, None, effects);
+        self.hurry();
     }
 
     /// Lets the election timer run out shortly, at different moments on different replicas.
@@ -227,6 +233,8 @@ impl Group {
             quorum_since: self.now,
             ticked_at: self.now,
             tick_at: self.now.plus_micros(self.config.heartbeat_us),
+            active_at: self.now,
+            asleep: false,
             uncommitted_bytes: waiting.map(|entry| entry.data.len()).sum(),
             progress: others.map(|other| Progress::new(other, last)).collect(),
             rounds: Rounds::default(),
@@ -245,8 +253,15 @@ impl Group {
         let log_is_complete = request.last >= (self.log.last().term, self.log.last().index);
         let VoteRequest { term: election, pre, .. } = request;
         if pre {
-            let granted = election > self.hard_state.term && log_is_complete;
-            return self.answer_vote(from, request, granted);
+            let is_news = election > self.hard_state.term;
+            // Without a leader, somebody else's need of one may be in vain: this replica may be the only one that can be elected.
+            if is_news || self.leader().is_none() {
+                self.rouse();
+            }
+            if is_news && log_is_complete {
+                self.give_way();
+            }
+            return self.answer_vote(from, request, is_news && log_is_complete);
         }
         let has_leader = !matches!(self.role, RoleState::Follower(Follower { leader: None, .. }));
         let may_vote = match self.hard_state.voted_for {
@@ -260,6 +275,14 @@ impl Group {
             self.arm();
         }
         self.answer_vote(from, request, granted);
+    }
+
+    /// Another stands for election: who was about to do so itself lets it go first.
+    fn give_way(&mut self) {
+        let later = self.now.plus_micros(self.config.heartbeat_us);
+        if matches!(self.role, RoleState::Follower(_)) {
+            self.timer = self.timer.map(|timer| timer.max(later));
+        }
     }
 
     /// Answers; a vote, but not a pre-vote, waits for the disk.
@@ -289,7 +312,8 @@ impl Group {
         leader.ticked_at = now;
         leader.tick_at = now.plus_micros(timeout / 2);
         self.check_quorum(contacts, effects);
-        self.send_heartbeats(effects);
+        let sleep = self.is_drowsy(contacts);
+        self.send_heartbeats(sleep, effects);
     }
 
     /// Steps down if a quorum of the voters' nodes has been silent for an election timeout.
@@ -308,7 +332,15 @@ impl Group {
     pub(crate) fn step_down_after_pause(&mut self, effects: &mut Effects) {
         let RoleState::Leader(leader) = &self.role else { return };
         let paused_us = self.now.micros_since(leader.ticked_at);
-        if !leader.progress.is_empty() && paused_us > self.config.election_timeout_us {
+        // One that sleeps has no clockwork: its driver tells it ([`crate::Event::Paused`]).
+        if !leader.asleep && paused_us > self.config.election_timeout_us {
+            self.on_paused(effects);
+        }
+    }
+
+    /// What this replica led may be led by another, unless there is no other.
+    pub(crate) fn on_paused(&mut self, effects: &mut Effects) {
+        if matches!(&self.role, RoleState::Leader(leader) if !leader.progress.is_empty()) {
             self.abdicate(effects);
         }
     }

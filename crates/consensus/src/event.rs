@@ -100,6 +100,11 @@ pub enum Event {
     },
     /// Campaign at once, pre-vote included, whatever the timers say.
     Campaign,
+    /// Somebody needs this group: a request waits for its leader, or the node of a member has started anew and what is known of that
+    /// member is old. A replica that sleeps wakes; one that has no leader stands for election, or asks others to; one that has one asks it.
+    Wake,
+    /// The driver stood still for longer than an election timeout: what this replica led may be led by another.
+    Paused,
 }
 
 /// What a step wants done. The driver may do these in any order and in parallel, except that a message in `messages`

@@ -15,10 +15,9 @@ use crate::log::Log;
 use crate::membership::{CONFIGURATION, Configuration, Membership};
 use crate::message::Message;
 use crate::persistence::Persistence;
-use crate::progress::Progress;
 use crate::quorum::Voters;
 use crate::read::Asking;
-use crate::role::{Follower, Role, RoleState, VoteAnswer};
+use crate::role::{Follower, RoleState, VoteAnswer};
 
 /// Messages that may wait for the disk.
 const HELD_MAX: usize = 64;
@@ -43,6 +42,10 @@ pub struct Config {
     pub inflight_bytes: usize,
     /// Bytes of entries that may wait for a quorum before proposals are refused.
     pub uncommitted_bytes: usize,
+    /// Microseconds without requests after which a leader lets its group sleep; 0 for never.
+    pub sleep_after_us: u64,
+    /// Sleeps until somebody needs it, instead of electing a leader as soon as it starts.
+    pub starts_asleep: bool,
     /// Where all randomness comes from. Must differ between replicas, and between two processes of one replica (mix in
     /// the incarnation): it also names batches of reads, and an old answer must not fit a new question.
     pub seed: u64,
@@ -123,14 +126,16 @@ impl Group {
         let mut rng = SmallRng::seed_from_u64(config.seed);
         membership.committed(hard_state.commit);
         let voters = membership.current().counting();
+        let mut follower = Follower::new(None, Time(0), hard_state.commit);
+        follower.asleep = config.starts_asleep;
         Group {
-            timer: voters.is_only(config.id).then_some(Time(0)),
+            timer: (voters.is_only(config.id) && !config.starts_asleep).then_some(Time(0)),
             membership,
             voters,
             asking: Asking::new(rng.random()),
             rng,
             persistence: Persistence::new(last.index, hard_state.commit),
-            role: RoleState::Follower(Follower::new(None, Time(0), hard_state.commit)),
+            role: RoleState::Follower(follower),
             hard_state,
             log,
             now: Time(0),
@@ -151,9 +156,12 @@ impl Group {
         self.now = self.now.max(now);
         let before = self.status();
         self.step_down_after_pause(effects);
-        if self.timer.is_none() {
+        if self.timer.is_none() && !self.is_asleep() {
             let timeout = self.config.election_timeout_us;
             self.timer = Some(self.soon(timeout / 2, timeout + timeout / 2));
+        }
+        if is_activity(&event) {
+            self.be_active();
         }
         match event {
             Event::Timer => self.on_timer(contacts, effects),
@@ -173,6 +181,8 @@ impl Group {
             Event::Suspect { replica } => self.on_suspect(replica, contacts, effects),
             Event::TransferLeader { to } => self.on_transfer(to),
             Event::Campaign => self.on_campaign(effects),
+            Event::Wake => self.on_wake(effects),
+            Event::Paused => self.on_paused(effects),
         }
         self.settle(effects);
         effects.status_changed |= self.status() != before;
@@ -182,124 +192,17 @@ impl Group {
     /// When the next [`Event::Timer`] is due; `None` if only other events can move this group.
     pub fn deadline(&self) -> Option<Time> {
         match &self.role {
-            RoleState::Leader(leader) if leader.progress.is_empty() => None,
+            RoleState::Leader(leader) if leader.progress.is_empty() || leader.asleep => None,
             RoleState::Leader(leader) => {
                 let transfer = leader.transfer.map(|transfer| transfer.until);
                 Some(transfer.map_or(leader.tick_at, |until| until.min(leader.tick_at)))
             }
             _ => {
-                let election = self.may_campaign().then(|| self.timer.unwrap_or_default());
+                let keeps_time = self.may_campaign() && !self.is_asleep();
+                let election = keeps_time.then(|| self.timer.unwrap_or_default());
                 election.into_iter().chain(self.asking.deadline()).min()
             }
         }
-    }
-}
-
-/// What a group can be asked.
-impl Group {
-    /// The part this replica plays.
-    pub fn role(&self) -> Role {
-        match &self.role {
-            RoleState::Follower(_) => Role::Follower,
-            RoleState::Candidate(candidate) if candidate.pre => Role::PreCandidate,
-            RoleState::Candidate(_) => Role::Candidate,
-            RoleState::Leader(_) => Role::Leader,
-        }
-    }
-
-    /// Whether this replica leads, as far as it knows.
-    pub fn is_leader(&self) -> bool {
-        self.role() == Role::Leader
-    }
-
-    /// The leader of the present term, if known.
-    pub fn leader(&self) -> Option<ReplicaId> {
-        match &self.role {
-            RoleState::Follower(follower) => follower.leader,
-            RoleState::Candidate(_) => None,
-            RoleState::Leader(_) => Some(self.config.id),
-        }
-    }
-
-    /// The present term.
-    pub fn term(&self) -> Term {
-        self.hard_state.term
-    }
-
-    /// The term, the vote and the commit index, durable or not.
-    pub fn hard_state(&self) -> HardState {
-        self.hard_state
-    }
-
-    /// The highest index known to be committed.
-    pub fn commit(&self) -> Index {
-        self.hard_state.commit
-    }
-
-    /// The index of the last entry of the log, durable or not.
-    pub fn last(&self) -> Index {
-        self.log.last().index
-    }
-
-    /// The log, as it is now, is durable here up to this index.
-    pub fn durable(&self) -> Index {
-        self.persistence.durable()
-    }
-
-    /// The position before the first retained entry.
-    pub fn floor(&self) -> LogPosition {
-        self.log.floor()
-    }
-
-    /// The retained entries, oldest first.
-    pub fn entries(&self) -> impl DoubleEndedIterator<Item = &Entry> + ExactSizeIterator {
-        self.log.entries()
-    }
-
-    /// The position at `index`, if it is retained or the floor.
-    pub fn position_at(&self, index: Index) -> Option<LogPosition> {
-        self.log.position_at(index)
-    }
-
-    /// The replicas that vote.
-    pub fn voters(&self) -> &Voters {
-        &self.voters
-    }
-
-    /// What this replica knows about each of the others; empty unless it leads.
-    pub fn progress(&self) -> &[Progress] {
-        match &self.role {
-            RoleState::Leader(leader) => &leader.progress,
-            _ => &[],
-        }
-    }
-
-    /// Bytes of data in the retained entries.
-    pub fn log_bytes(&self) -> usize {
-        self.log.bytes()
-    }
-
-    /// Bytes of entries that wait for a quorum; 0 unless this replica leads.
-    pub fn uncommitted_bytes(&self) -> usize {
-        match &self.role {
-            RoleState::Leader(leader) => leader.uncommitted_bytes,
-            _ => 0,
-        }
-    }
-
-    /// Whether this replica votes.
-    pub(crate) fn is_voter(&self) -> bool {
-        self.voters.contains(self.config.id)
-    }
-
-    /// Whether this replica may become leader. Also one that votes no more must stand until that is committed: it may be
-    /// the only one whose log is complete (Ongaro 2014, §4.2.2). It does not count itself then.
-    pub(crate) fn may_campaign(&self) -> bool {
-        (self.is_voter() || self.membership.may_vote_again(self.config.id)) && !self.retired
-    }
-
-    fn status(&self) -> (Role, Term, Option<ReplicaId>) {
-        (self.role(), self.hard_state.term, self.leader())
     }
 }
 
@@ -308,7 +211,7 @@ impl Group {
     fn on_timer(&mut self, contacts: &dyn Contacts, effects: &mut Effects) {
         match self.role {
             RoleState::Leader(_) => self.on_tick(contacts, effects),
-            _ if self.timer.is_some_and(|timer| self.now >= timer) => {
+            _ if !self.is_asleep() && self.timer.is_some_and(|timer| self.now >= timer) => {
                 self.on_election_timer(contacts, effects)
             }
             _ => {}
@@ -353,16 +256,23 @@ impl Group {
             && self.is_loyal(request, contacts)
         {
             self.answer_vote(from, request, false);
+            self.on_doubt(effects);
             return self.reassure(from, request, effects);
         }
         if let Some(term) = message.binding_term().filter(|term| *term > self.hard_state.term) {
             self.become_follower(term, None, effects);
         }
-        self.dispatch(from, message, effects);
+        self.dispatch(from, message, contacts, effects);
     }
 
     /// The table of contents of the protocol. No message is of a later term than this replica's here, except a pre-vote.
-    fn dispatch(&mut self, from: ReplicaId, message: Message, effects: &mut Effects) {
+    fn dispatch(
+        &mut self,
+        from: ReplicaId,
+        message: Message,
+        contacts: &dyn Contacts,
+        effects: &mut Effects,
+    ) {
         if let Some(request) = vote_request(&message) {
             return self.on_vote_request(from, request);
         }
@@ -375,11 +285,12 @@ impl Group {
             Message::Append { term, .. } if term < self.hard_state.term => {
                 effects.messages.push((from, Message::Stale { term: self.hard_state.term }));
             }
-            Message::Append { previous, commit, round, answer, entries, .. } => {
-                self.on_append(from, previous, commit, (round, answer), entries, effects);
+            Message::Append { previous, commit, round, answer, sleep, entries, .. } => {
+                let may_sleep = sleep && self.is_heard(from, contacts);
+                self.on_append(from, previous, commit, (round, answer, may_sleep), entries, effects);
             }
-            Message::AppendAck { term, round, matched, full } => {
-                self.on_append_ack(from, term, round, (matched, full));
+            Message::AppendAck { term, round, matched, full, asleep } => {
+                self.on_append_ack(from, term, round, (matched, full, asleep));
             }
             Message::AppendReject { term, round, rejected, hint_index, hint_term } => {
                 self.on_append_reject(from, term, round, rejected, (hint_index, hint_term));
@@ -388,12 +299,13 @@ impl Group {
                 let divergence = Divergence { replica: from, index, expected, found };
                 self.on_diverged(from, term, (divergence, broken), effects);
             }
-            Message::ReadRequest { term, batch } => self.on_read_request(from, term, batch),
+            Message::ReadRequest { term, batch } => self.on_read_request(from, term, batch, effects),
             Message::ReadAnswer { term, batch, index } => {
                 self.on_read_answer(from, term, batch, index, effects)
             }
             Message::TimeoutNow { term } => self.on_timeout_now(from, term, effects),
             Message::Abdicate { term } => self.on_abdicate(from, term, effects),
+            Message::Wake { term } => self.on_woken(from, term, effects),
         }
     }
 }
@@ -481,6 +393,7 @@ impl Group {
         self.replicate(effects);
         self.advance_transfer(effects);
         self.step_down_if_removed(effects);
+        self.fall_asleep();
         let (last, soon) = (self.log.last().index, self.now.plus_micros(self.config.heartbeat_us));
         if let RoleState::Leader(leader) = &mut self.role
             && leader.is_busy(last)
@@ -488,6 +401,19 @@ impl Group {
             leader.tick_at = leader.tick_at.min(soon);
         }
     }
+}
+
+/// Whether an event means that somebody needs the group awake.
+fn is_activity(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Propose { .. }
+            | Event::Reconfigure { .. }
+            | Event::Read { .. }
+            | Event::TransferLeader { .. }
+            | Event::SnapshotInstalled { .. }
+            | Event::SnapshotSent { .. }
+    )
 }
 
 /// The fields of a vote request, if it is one.

@@ -35,8 +35,9 @@
 //! committed. [`Role`] has the state diagram, `election.rs` the rules, `transfer.rs` how leadership moves on purpose.
 //!
 //! Who is alive is not found out by the group. Nodes watch each other, once for all their groups, and the group asks
-//! them ([`Contacts`]) or is told ([`Event::Suspect`]). An idle group sends a slow heartbeat, every half of an election timeout, for
-//! leaders that stepped down unheard. Liveness only ever starts elections; nothing is decided by it.
+//! them ([`Contacts`]) or is told ([`Event::Suspect`]). A group in which little happens sends a slow heartbeat, every half of an election
+//! timeout, for leaders that stepped down unheard; one in which nothing happens sleeps (`sleep.rs`) and sends nothing. Liveness only ever
+//! starts elections; nothing is decided by it.
 //!
 //! # Membership
 //! Who votes is itself in the log, and changes through joint configurations (`membership.rs`). A replica listens to whoever
@@ -70,7 +71,7 @@
 //! * A replica that finds itself about to break one of these panics: stopping is safe, going on is not.
 //!
 //! # What is left out
-//! Priorities, witnesses, hibernation; what snapshots contain and how they travel; any measuring of time or of nodes; retrying of proposals,
+//! Priorities, witnesses; what snapshots contain and how they travel; any measuring of time or of nodes; retrying of proposals,
 //! because only who asked knows whether a repetition is harmless.
 //!
 //! # How it is tested
@@ -83,6 +84,7 @@ mod entry;
 mod event;
 mod group;
 mod ids;
+mod inspect;
 mod log;
 mod membership;
 mod message;
@@ -92,6 +94,7 @@ pub mod quorum;
 mod read;
 mod replication;
 mod role;
+mod sleep;
 mod snapshot;
 mod transfer;
 

@@ -48,6 +48,8 @@ pub enum Message {
         /// Whether an answer is wanted at once. Entries are acknowledged when they are durable in any case, and a new
         /// round is always answered.
         answer: bool,
+        /// Nothing happens: whoever has everything, and knows that it is committed, shall sleep.
+        sleep: bool,
         /// Consecutive, the first one at `previous.index + 1`.
         entries: Vec<Entry>,
     },
@@ -61,6 +63,8 @@ pub enum Message {
         matched: Index,
         /// The follower takes no entries now: its state machine cannot keep up.
         full: bool,
+        /// The follower sleeps, as it was asked to.
+        asleep: bool,
     },
     /// The follower does not have `previous` of an append.
     AppendReject {
@@ -121,6 +125,11 @@ pub enum Message {
         /// The term it led.
         term: Term,
     },
+    /// Whoever leads in `term` is needed, or may not be there any more: it shall be heard, or say that it does not lead.
+    Wake {
+        /// The sender's term.
+        term: Term,
+    },
 }
 
 impl Message {
@@ -145,7 +154,8 @@ impl Message {
             | Message::ReadRequest { term, .. }
             | Message::ReadAnswer { term, .. }
             | Message::TimeoutNow { term }
-            | Message::Abdicate { term } => *term,
+            | Message::Abdicate { term }
+            | Message::Wake { term } => *term,
         }
     }
 }

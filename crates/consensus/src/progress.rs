@@ -52,6 +52,8 @@ pub struct Progress {
     pub(crate) responsive: bool,
     /// It has said something since the last tick.
     pub(crate) answered: bool,
+    /// It said that it sleeps, and nothing happened since.
+    pub(crate) asleep: bool,
     /// It takes no entries now, and says so in its answers.
     pub full: bool,
     /// The commit index that it was told.
@@ -82,6 +84,7 @@ impl Progress {
             paused: false,
             responsive: true,
             answered: false,
+            asleep: false,
             full: false,
             commit_sent: Index(0),
             round_sent: 0,

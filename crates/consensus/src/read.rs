@@ -55,6 +55,11 @@ impl Rounds {
         self.newest
     }
 
+    /// Whether nobody waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.in_flight.is_none() && self.waiting.is_empty()
+    }
+
     /// The round on its way.
     pub(crate) fn in_flight(&self) -> Option<&Round> {
         self.in_flight.as_ref()
@@ -117,6 +122,11 @@ impl Asking {
         self.asked.as_ref().map(|asked| asked.resend_at.min(asked.until))
     }
 
+    /// Whether nobody waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.asked.is_none() && self.waiting.is_empty()
+    }
+
     /// Gives everything back.
     pub(crate) fn give_up(&mut self, effects: &mut Effects) {
         let asked = self.asked.take().map(|asked| asked.tokens).unwrap_or_default();
@@ -132,12 +142,19 @@ impl Group {
         match &mut self.role {
             RoleState::Leader(leader) => leader.rounds.add(Waiter::Own(token)),
             _ if has_leader => self.asking.waiting.push(token),
-            _ => effects.reads.push(ReadOutcome::Retry { token }),
+            _ => {
+                effects.reads.push(ReadOutcome::Retry { token });
+                self.on_wake(effects);
+            }
         }
     }
 
     /// A follower's batch.
-    pub(crate) fn on_read_request(&mut self, from: ReplicaId, term: Term, batch: u64) {
+    pub(crate) fn on_read_request(&mut self, from: ReplicaId, term: Term, batch: u64, effects: &mut Effects) {
+        self.on_woken(from, term, effects);
+        if term == self.hard_state.term {
+            self.be_active();
+        }
         if let RoleState::Leader(leader) = &mut self.role
             && term == self.hard_state.term
         {

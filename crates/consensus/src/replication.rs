@@ -33,6 +33,10 @@ pub(crate) struct Leader {
     pub(crate) ticked_at: Time,
     /// When it will next.
     pub(crate) tick_at: Time,
+    /// When it was last asked for something.
+    pub(crate) active_at: Time,
+    /// Looks after nobody, because nothing happens.
+    pub(crate) asleep: bool,
     /// Bytes of entries that are not committed.
     pub(crate) uncommitted_bytes: usize,
     /// The other replicas.
@@ -68,9 +72,10 @@ impl Leader {
         })
     }
 
-    /// Whether somebody waits for an answer, so that the leader should look after it soon.
+    /// Whether somebody waits for an answer, so that the leader should look after it soon. Who does not answer can wait.
     pub(crate) fn is_busy(&self, last: Index) -> bool {
-        self.rounds.in_flight().is_some() || self.progress.iter().any(|progress| progress.matched < last)
+        let lacks = |progress: &Progress| progress.responsive && progress.matched < last;
+        self.rounds.in_flight().is_some() || self.progress.iter().any(lacks)
     }
 }
 
@@ -95,7 +100,7 @@ impl<'a> Source<'a> {
             && progress.matched == progress.next.previous()
             && progress.commit_sent < self.commit;
         if round_is_news || commit_is_news {
-            self.send_empty(progress, round_is_news, effects);
+            self.send_empty(progress, round_is_news, false, effects);
         }
     }
 
@@ -120,7 +125,7 @@ impl<'a> Source<'a> {
         let (entries, bytes) = self.batch(progress.next);
         let Some(last) = entries.last().map(|entry| entry.index) else { return false };
         progress.sent(last, bytes);
-        self.send(progress, previous, false, entries, effects);
+        self.send(progress, previous, (false, false), entries, effects);
         true
     }
 
@@ -139,26 +144,26 @@ impl<'a> Source<'a> {
     }
 
     /// A heartbeat. A follower that is not known to have anything gets one that fits every log.
-    fn send_empty(&self, progress: &mut Progress, answer: bool, effects: &mut Effects) {
+    fn send_empty(&self, progress: &mut Progress, answer: bool, sleep: bool, effects: &mut Effects) {
         let wanted = match progress.state {
             ProgressState::Snapshot => None,
             _ => self.log.position_at(progress.next.previous()),
         };
-        self.send(progress, wanted.unwrap_or_default(), answer, Vec::new(), effects);
+        self.send(progress, wanted.unwrap_or_default(), (answer, sleep), Vec::new(), effects);
     }
 
     fn send(
         &self,
         progress: &mut Progress,
         previous: LogPosition,
-        answer: bool,
+        (answer, sleep): (bool, bool),
         entries: Vec<Entry>,
         effects: &mut Effects,
     ) {
         progress.round_sent = self.round;
         progress.commit_sent = self.commit;
         let (term, commit, round) = (self.term, self.commit, self.round);
-        let message = Message::Append { term, previous, commit, round, answer, entries };
+        let message = Message::Append { term, previous, commit, round, answer, sleep, entries };
         effects.messages.push((progress.replica, message));
     }
 }
@@ -174,11 +179,16 @@ impl Group {
         }
     }
 
-    /// The tick: whoever is behind and silent is probed again, everybody gets a heartbeat.
-    pub(crate) fn send_heartbeats(&mut self, effects: &mut Effects) {
+    /// The tick: whoever is behind and silent is probed again, everybody gets a heartbeat. If nothing happens, it is one to sleep on, and
+    /// those who sleep already are left alone.
+    pub(crate) fn send_heartbeats(&mut self, sleep: bool, effects: &mut Effects) {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let source = Source::new(&self.config, &self.log, self.hard_state, &leader.rounds);
         for progress in &mut leader.progress {
+            progress.asleep &= sleep;
+            if progress.asleep {
+                continue;
+            }
             if !progress.answered {
                 progress.responsive = false;
             }
@@ -190,7 +200,7 @@ impl Group {
                 ProgressState::Probe if progress.responsive => progress.paused = false,
                 _ => {}
             }
-            source.send_empty(progress, true, effects);
+            source.send_empty(progress, true, sleep, effects);
         }
     }
 
@@ -201,7 +211,7 @@ impl Group {
         let is_of_this_term = request.pre && request.term.0 == source.term.0 + 1;
         let progress = leader.progress.iter_mut().find(|progress| progress.replica == to);
         if let Some(progress) = progress.filter(|_| is_of_this_term) {
-            source.send_empty(progress, true, effects);
+            source.send_empty(progress, true, false, effects);
         }
     }
 
@@ -224,7 +234,7 @@ impl Group {
         from: ReplicaId,
         term: Term,
         round: u64,
-        (matched, full): (Index, bool),
+        (matched, full, asleep): (Index, bool, bool),
     ) {
         if term != self.hard_state.term {
             return;
@@ -236,6 +246,7 @@ impl Group {
         progress.heard(round);
         progress.acknowledged(matched, floor);
         progress.set_full(full);
+        progress.asleep = asleep && matched == last;
     }
 
     pub(crate) fn on_append_reject(
@@ -294,17 +305,18 @@ enum Refused {
 
 /// A follower's side.
 impl Group {
-    /// An append of the leader of the present term.
+    /// An append of the leader of the present term. `may_sleep` is whether it lets this replica sleep, and nothing speaks against it.
     pub(crate) fn on_append(
         &mut self,
         from: ReplicaId,
         previous: LogPosition,
         commit: Index,
-        (round, answer): (u64, bool),
+        (round, answer, may_sleep): (u64, bool, bool),
         mut entries: Vec<Entry>,
         effects: &mut Effects,
     ) {
         self.follow(from, effects);
+        self.rouse();
         let turned_away = self.full && !entries.is_empty();
         if turned_away {
             entries.clear();
@@ -317,6 +329,7 @@ impl Group {
         let is_repetition = has_entries && matched <= self.persistence.durable();
         let RoleState::Follower(follower) = &mut self.role else { return };
         follower.heard_at = now;
+        follower.sleep_asked = may_sleep;
         follower.answer_owed |= answer || round > follower.round || is_repetition || turned_away;
         follower.round = follower.round.max(round);
         match result {
@@ -435,12 +448,16 @@ impl Group {
     /// acknowledgement is also a promise not to take anything from earlier terms.
     pub(crate) fn acknowledge(&mut self, effects: &mut Effects) {
         let (term, durable, full) = (self.hard_state.term, self.persistence.durable(), self.full);
+        let (last, commit) = (self.log.last().index, self.hard_state.commit);
+        let is_idle = last == commit && !full && self.asking.is_empty();
         let RoleState::Follower(Follower {
             leader: Some(leader),
             verified,
             acknowledged,
             answer_owed,
             round,
+            sleep_asked,
+            asleep,
             ..
         }) = &mut self.role
         else {
@@ -450,7 +467,9 @@ impl Group {
         if *answer_owed || matched > *acknowledged {
             *answer_owed = false;
             *acknowledged = matched.max(*acknowledged);
-            effects.messages.push((*leader, Message::AppendAck { term, round: *round, matched, full }));
+            *asleep |= std::mem::take(sleep_asked) && is_idle && matched == last;
+            let (round, asleep) = (*round, *asleep);
+            effects.messages.push((*leader, Message::AppendAck { term, round, matched, full, asleep }));
         }
     }
 }
@@ -496,6 +515,8 @@ mod tests {
             max_append_bytes: 1 << 20,
             inflight_bytes: 1 << 20,
             uncommitted_bytes: 1 << 20,
+            sleep_after_us: 0,
+            starts_asleep: false,
             seed: 1,
         };
         let mut group = Group::new(config, Restored::default());

@@ -62,6 +62,10 @@ pub(crate) struct Follower {
     pub(crate) answer_owed: bool,
     /// The newest round of reads seen.
     pub(crate) round: u64,
+    /// The leader's last append asks this replica to sleep.
+    pub(crate) sleep_asked: bool,
+    /// Keeps no election timer.
+    pub(crate) asleep: bool,
 }
 
 impl Follower {
@@ -76,6 +80,8 @@ impl Follower {
             acknowledged: commit,
             answer_owed: false,
             round: 0,
+            sleep_asked: false,
+            asleep: false,
         }
     }
 }

@@ -26,14 +26,15 @@ fn append() -> impl Strategy<Value = Message> {
             });
             let previous = LogPosition { term: Term(previous_term), index: Index(index), checksum };
             let (term, commit) = (Term(term), Index(commit));
-            Message::Append { term, previous, commit, round, answer, entries: entries.collect() }
+            let sleep = round % 2 == 1;
+            Message::Append { term, previous, commit, round, answer, sleep, entries: entries.collect() }
         },
     )
 }
 
 fn message() -> impl Strategy<Value = Message> {
     let numbers = (number(), number(), number(), number(), number());
-    let others = (0..10, numbers, any::<bool>(), any::<bool>()).prop_map(|(kind, (a, b, c, d, e), x, y)| {
+    let others = (0..11, numbers, any::<bool>(), any::<bool>()).prop_map(|(kind, (a, b, c, d, e), x, y)| {
         let term = Term(a);
         match kind {
             0 => Message::VoteRequest { term, pre: x, transfer: y, last_term: Term(b), last_index: Index(c) },
@@ -41,7 +42,7 @@ fn message() -> impl Strategy<Value = Message> {
                 let voted_for = (c % 2 == 0).then_some(ReplicaId(d));
                 Message::VoteAnswer { term, election: Term(b), pre: x, granted: y, voted_for }
             }
-            2 => Message::AppendAck { term, round: b, matched: Index(c), full: a % 2 == 1 },
+            2 => Message::AppendAck { term, round: b, matched: Index(c), full: a % 2 == 1, asleep: x },
             3 => Message::AppendReject {
                 term,
                 round: b,
@@ -54,7 +55,8 @@ fn message() -> impl Strategy<Value = Message> {
             6 => Message::ReadRequest { term, batch: b },
             7 => Message::ReadAnswer { term, batch: b, index: Index(c) },
             8 => Message::TimeoutNow { term },
-            _ => Message::Abdicate { term },
+            9 => Message::Abdicate { term },
+            _ => Message::Wake { term },
         }
     });
     prop_oneof![others, append()]
@@ -106,8 +108,15 @@ fn entry_data_is_not_copied() {
     let data = Bytes::from(vec![7; 1000]);
     let entry = Entry { term: Term(1), index: Index(1), checksum: 0, data };
     let (term, commit, previous) = (Term(1), Index(0), LogPosition::default());
-    let bytes =
-        encoded(&Message::Append { term, previous, commit, round: 0, answer: true, entries: vec![entry] });
+    let bytes = encoded(&Message::Append {
+        term,
+        previous,
+        commit,
+        round: 0,
+        answer: true,
+        sleep: false,
+        entries: vec![entry],
+    });
     let range = bytes.as_ptr_range();
     let Message::Append { entries, .. } = Message::decode(bytes.clone()).unwrap() else {
         panic!("not an append")
@@ -119,7 +128,8 @@ fn entry_data_is_not_copied() {
 #[test]
 fn a_huge_count_is_refused_before_anything_is_allocated() {
     let (term, commit, previous) = (Term(1), Index(0), LogPosition::default());
-    let append = Message::Append { term, previous, commit, round: 0, answer: true, entries: Vec::new() };
+    let append =
+        Message::Append { term, previous, commit, round: 0, answer: true, sleep: false, entries: Vec::new() };
     let mut bytes = encoded(&append).to_vec();
     assert_eq!(bytes.pop(), Some(0), "the count of entries is last");
     bytes.extend([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]);
@@ -149,7 +159,15 @@ fn the_documented_example() {
     };
     let previous = LogPosition { term: Term(2), index: Index(7), checksum: 0x1817_1615_1413_1211 };
     let (term, commit) = (Term(3), Index(300));
-    let append = Message::Append { term, previous, commit, round: 5, answer: true, entries: vec![entry] };
+    let append = Message::Append {
+        term,
+        previous,
+        commit,
+        round: 5,
+        answer: true,
+        sleep: false,
+        entries: vec![entry],
+    };
     let expected = [
         0x01, 0x03, 0x01, 0x03, 0x02, 0x07, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0xac, 0x02, 0x05,
         0x01, 0x03, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x02, 0x68, 0x69,

@@ -108,6 +108,11 @@ fn transfer() {
 }
 
 #[test]
+fn sleep() {
+    check("sleep.txt");
+}
+
+#[test]
 fn reads() {
     check("reads.txt");
 }

@@ -81,6 +81,7 @@ fn safe_under_faults_and_live_after_them() {
         "too quiet: {total:?}"
     );
     assert!(total.changes > seeds, "too few changes of membership: {total:?}");
+    assert!(total.sleeps > 2 * seeds, "too few groups slept: {total:?}");
     assert!(total.reads > 5 * seeds, "too few reads were answered: {total:?}");
 }
 

@@ -210,6 +210,11 @@ impl Keyspace {
         self.state.read().flushed.index
     }
 
+    /// The last compaction that the engine knows of; 0 before the first.
+    pub fn flushed_compact_revision(&self) -> i64 {
+        self.state.read().flushed.compact_revision
+    }
+
     pub(crate) fn values(&self, generation: u32) -> Values<'_> {
         Values { engine: self.engine.as_ref(), cache: &self.cache, group: self.group, generation }
     }

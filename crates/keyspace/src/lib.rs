@@ -18,6 +18,7 @@
 //! | `lease`, `digest` | leases; the digest of the live state |
 //! | [`watch`] | streams of events, past and present |
 //! | `flush`, `sweep`, [`snapshot`], `record` | the way to the engine and back |
+//! | `owner` | whose the engine's records of a group are |
 //! | `backup`, `restore`, `kept`, `stored` | the way to etcd's files and back |
 //!
 //! # Invariants
@@ -45,6 +46,7 @@ mod hash_kv;
 mod kept;
 mod keyspace;
 mod lease;
+mod owner;
 mod range;
 mod read;
 mod record;
@@ -59,6 +61,7 @@ pub use command::{Command, DecodeError, Response};
 pub use error::{Error, OpenError};
 pub use flush::Flush;
 pub use keyspace::{Keyspace, Options};
+pub use owner::{Owner, destroyed_groups, sweep_destroyed};
 pub use read::RangePart;
 pub use restore::{Restore, RestoreError, Restored};
 pub use snapshot::{Exporter, Importer, SnapshotError};

@@ -26,6 +26,7 @@ pub(crate) const STATE_LEN: usize = 61;
 
 const STATE_RECORD: u8 = 0;
 const GENERATIONS_RECORD: u8 = 1;
+const OWNER_RECORD: u8 = 2;
 const TABLE_LEASE: u8 = 1;
 const TABLE_ALARM: u8 = 2;
 const TABLE_CONFIGURATION: u8 = 3;
@@ -116,6 +117,20 @@ pub(crate) fn generations_key(group: u64) -> Bytes {
     key.put_u64(group);
     key.put_u8(GENERATIONS_RECORD);
     key.freeze()
+}
+
+/// The key of whose the records of a group are.
+pub(crate) fn owner_key(group: u64) -> Bytes {
+    let mut key = BytesMut::with_capacity(9);
+    key.put_u64(group);
+    key.put_u8(OWNER_RECORD);
+    key.freeze()
+}
+
+/// The group of a key that [`owner_key`] made.
+pub(crate) fn group_of_owner_key(key: &[u8]) -> Option<u64> {
+    let (group, rest) = key.split_first_chunk()?;
+    (rest == [OWNER_RECORD]).then(|| u64::from_be_bytes(*group))
 }
 
 impl StateRecord {

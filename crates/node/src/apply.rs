@@ -1,6 +1,6 @@
 //! Apply: committed entries change the state, in order, and answer the clients of this node.
 
-use hadron_consensus::{Configuration, Entry, Event as CoreEvent, GroupId};
+use hadron_consensus::{Configuration, Entry, Event as CoreEvent, GroupId, ROOT_GROUP};
 use hadron_keyspace::{Applied, Command, Response};
 
 use crate::clock::GroupClock;
@@ -55,6 +55,10 @@ impl Node {
         };
         let applied =
             Applied { term: entry.term.0, index: entry.index.0, checksum: entry.checksum, stamp_ms };
+        if group == ROOT_GROUP {
+            commands.iter().for_each(|command| self.residents.note(command));
+        }
+        replica.board.uses().count_entry(commands.len(), entry.data.len());
         let responses = replica.keyspace.apply(applied, commands);
         for (origin, response) in origins.into_iter().zip(responses) {
             if let Ok(Response::LeaseExpire(expired)) = &response
@@ -94,8 +98,9 @@ impl Node {
         self.step_group(group, CoreEvent::Applied { index: applied }, effects);
         self.answer_digests(group, effects);
         self.heed_alarms(group, effects);
-        if group == hadron_consensus::ROOT_GROUP {
+        if group == ROOT_GROUP {
             self.refresh_pool();
+            self.refresh_catalog(effects);
         }
     }
 }

@@ -6,12 +6,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+use bytes::Bytes;
 use hadron_consensus::{Configuration, GroupId, NodeId, Term, Time};
 use hadron_keyspace::Keyspace;
 use parking_lot::{Mutex, RwLock};
 
+use crate::catalog::Catalog;
 use crate::clock::GroupClock;
 use crate::membership::Member;
+use crate::report::Report;
 use crate::roster::Pool;
 
 /// Elections that are remembered, all groups together.
@@ -21,6 +24,9 @@ const ELECTIONS_MAX: usize = 1_000;
 #[derive(Debug, Default)]
 pub struct Board {
     groups: RwLock<BTreeMap<GroupId, Arc<GroupBoard>>>,
+    catalog: RwLock<Catalog>,
+    /// What other nodes measured, as far as they told this one.
+    reports: RwLock<BTreeMap<NodeId, Report>>,
     pool: RwLock<Arc<Pool>>,
     peers: RwLock<Vec<Member>>,
     alive: RwLock<BTreeSet<NodeId>>,
@@ -55,12 +61,68 @@ pub struct GroupBoard {
     applied: AtomicU64,
     settled: AtomicI64,
     quarantined: AtomicBool,
+    asleep: AtomicBool,
     digests_same: AtomicU64,
     digests_different: AtomicU64,
     leases_expired: AtomicU64,
+    uses: Uses,
     clock: Mutex<GroupClock>,
     configuration: Mutex<Configuration>,
     shares: Mutex<Vec<LogShare>>,
+}
+
+/// What a replica has been used for since it was opened.
+#[derive(Debug, Default)]
+pub struct Uses {
+    commands: AtomicU64,
+    written_bytes: AtomicU64,
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
+    events: AtomicU64,
+}
+
+/// [`Uses`], as they stood at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UseTotals {
+    /// Commands that were applied.
+    pub commands: u64,
+    /// Bytes of log entries that were applied.
+    pub written_bytes: u64,
+    /// Reads that were answered here.
+    pub reads: u64,
+    /// Bytes of their answers.
+    pub read_bytes: u64,
+    /// Watch events that were sent from here.
+    pub events: u64,
+}
+
+impl Uses {
+    /// A read was answered with so many bytes.
+    pub fn count_read(&self, bytes: usize) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Watch events were sent.
+    pub fn count_events(&self, events: usize) {
+        self.events.fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_entry(&self, commands: usize, bytes: usize) {
+        self.commands.fetch_add(commands as u64, Ordering::Relaxed);
+        self.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// All of them.
+    pub fn totals(&self) -> UseTotals {
+        UseTotals {
+            commands: self.commands.load(Ordering::Relaxed),
+            written_bytes: self.written_bytes.load(Ordering::Relaxed),
+            reads: self.reads.load(Ordering::Relaxed),
+            read_bytes: self.read_bytes.load(Ordering::Relaxed),
+            events: self.events.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// One election: how many votes each candidate got, as the candidate that counted them saw it.
@@ -123,6 +185,29 @@ impl Board {
     /// What the root group says about the pool, as far as it is applied here.
     pub fn pool(&self) -> Arc<Pool> {
         self.pool.read().clone()
+    }
+
+    /// Looks at the catalog, as far as it is applied here. `look` must be short: the loop may wait for it.
+    pub fn with_catalog<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T {
+        look(&self.catalog.read())
+    }
+
+    /// The newest report of each node that sends them here, this one included.
+    pub fn reports(&self) -> BTreeMap<NodeId, Report> {
+        self.reports.read().clone()
+    }
+
+    pub(crate) fn set_report(&self, node: NodeId, report: Report) {
+        self.reports.write().insert(node, report);
+    }
+
+    /// Brings what `keys` of the root group hold up to date. Returns the groups that are concerned.
+    pub(crate) fn refresh_catalog(&self, root: &Keyspace, keys: &BTreeSet<Bytes>) -> Vec<GroupId> {
+        self.catalog.write().refresh(root, keys)
+    }
+
+    pub(crate) fn set_catalog(&self, catalog: Catalog) {
+        *self.catalog.write() = catalog;
     }
 
     /// The members of the pool, by id.
@@ -189,15 +274,21 @@ impl Board {
             applied: AtomicU64::new(0),
             settled: AtomicI64::new(0),
             quarantined: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
             digests_same: AtomicU64::new(0),
             digests_different: AtomicU64::new(0),
             leases_expired: AtomicU64::new(0),
+            uses: Uses::default(),
             clock: Mutex::default(),
             configuration: Mutex::default(),
             shares: Mutex::default(),
         });
         self.groups.write().insert(group, board.clone());
         board
+    }
+
+    pub(crate) fn remove_group(&self, group: GroupId) {
+        self.groups.write().remove(&group);
     }
 
     pub(crate) fn set_pool(&self, pool: Arc<Pool>, own: NodeId) {
@@ -271,6 +362,11 @@ impl GroupBoard {
         self.quarantined.load(Ordering::Acquire)
     }
 
+    /// Whether nothing happens in the group, so that this replica keeps no time.
+    pub fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Acquire)
+    }
+
     /// The group's clock as this replica knows it.
     pub fn clock(&self) -> GroupClock {
         *self.clock.lock()
@@ -292,6 +388,11 @@ impl GroupBoard {
             same: self.digests_same.load(Ordering::Relaxed),
             different: self.digests_different.load(Ordering::Relaxed),
         }
+    }
+
+    /// What the replica has been used for.
+    pub fn uses(&self) -> &Uses {
+        &self.uses
     }
 
     /// Leases that expired while this replica led.
@@ -320,6 +421,10 @@ impl GroupBoard {
 
     pub(crate) fn set_settled(&self, revision: i64) {
         self.settled.store(revision, Ordering::Release);
+    }
+
+    pub(crate) fn set_asleep(&self, asleep: bool) {
+        self.asleep.store(asleep, Ordering::Release);
     }
 
     pub(crate) fn set_quarantined(&self) {

@@ -35,6 +35,8 @@ pub struct GroupConfig {
     pub group: GroupId,
     /// This node's replica.
     pub replica: ReplicaId,
+    /// The group exists from the start, on every member of the roster; otherwise the catalog says where it shall be.
+    pub follows_roster: bool,
     /// The voters that the group was made with, and the nodes they are on; empty if this node was not there.
     pub voters: Vec<(ReplicaId, NodeId)>,
 }
@@ -70,6 +72,10 @@ pub struct Limits {
     pub digest_interval_us: u64,
     /// Leases revoked by expiry in one entry.
     pub expiries_per_entry: usize,
+    /// Microseconds without requests after which a group sleeps; 0 for never.
+    pub sleep_after_us: u64,
+    /// After so many entries the log tells that the engine has them durably.
+    pub told_entries: u64,
 }
 
 impl Default for Limits {
@@ -89,6 +95,8 @@ impl Default for Limits {
             snapshot_log_bytes: 256 << 20,
             digest_interval_us: 5_000_000,
             expiries_per_entry: 500,
+            sleep_after_us: 2_000_000,
+            told_entries: 10_000,
         }
     }
 }

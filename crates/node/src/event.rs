@@ -1,13 +1,16 @@
 //! The two sides of a node: [`Event`]s go in, [`Effects`] come out. The driver (threads and sockets) and the simulator
 //! (neither) both live on this page.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use hadron_consensus::{GroupId, LogPosition, NodeId, ReplicaId};
-use hadron_keyspace::{Applied, Error, Flush, Response};
-use hadron_storage::engine::Batch;
+use hadron_keyspace::{Applied, Error, Flush, Keyspace, OpenError, Options, Owner, Response};
+use hadron_storage::engine::{Batch, Engine};
 use hadron_storage::wal::Record;
 
 use crate::peer::PeerMessage;
+use crate::report::Report;
 
 /// Something that happened to a node.
 #[derive(Debug)]
@@ -65,6 +68,17 @@ pub enum Event {
         /// The group.
         group: GroupId,
     },
+    /// Whoever plans wants `group`, which `from` leads, to be led by the replica on `to`. Nobody is answered.
+    HandOverTo {
+        /// The group.
+        group: GroupId,
+        /// The node that leads.
+        from: NodeId,
+        /// The node that shall lead.
+        to: NodeId,
+    },
+    /// What this node measured, for those who plan.
+    Report(Report),
     /// The process is about to stop: hand every group that is led here to a follower that can take it at once.
     /// [`crate::Board`] shows when that is done; there is nothing to wait for where no follower is reachable.
     HandOver,
@@ -122,6 +136,18 @@ pub enum Event {
         /// What the snapshot contains.
         applied: Applied,
     },
+    /// A job of [`Effects::opens`] ended.
+    Opened {
+        /// The group.
+        group: GroupId,
+        /// What came of it.
+        outcome: OpenOutcome,
+    },
+    /// A job of [`Effects::destroys`] is done: the tombstone is durable.
+    Destroyed {
+        /// The group.
+        group: GroupId,
+    },
     /// The switch that [`Effects::installs`] allowed is made and durable: the engine holds the snapshot's state.
     SnapshotInstalled {
         /// The group.
@@ -154,6 +180,11 @@ pub struct Effects {
     /// `Engine::persist`, then [`Event::SnapshotInstalled`]) or to drop it. Between a yes and the installation the
     /// node neither applies nor flushes that group.
     pub installs: Vec<(u64, bool)>,
+    /// Replicas to be opened, each to be answered by [`Event::Opened`].
+    pub opens: Vec<OpenJob>,
+    /// Replicas to be destroyed after all that the engine was given for their groups before: [`hadron_keyspace::Owner::destroy`], then
+    /// [`Event::Destroyed`]; what they had may be deleted ([`hadron_keyspace::sweep_destroyed`]) at leisure.
+    pub destroys: Vec<DestroyJob>,
     /// Others are to be connected than before: see [`crate::Board::peers`].
     pub are_peers_new: bool,
     /// The node must stop now, and must not be restarted without a look: what was found, and what to do.
@@ -171,6 +202,8 @@ impl Effects {
             && self.persist_engine.is_none()
             && self.snapshots.is_empty()
             && self.installs.is_empty()
+            && self.opens.is_empty()
+            && self.destroys.is_empty()
             && !self.are_peers_new
             && self.fatal.is_none()
     }
@@ -194,6 +227,75 @@ pub struct SnapshotJob {
     pub node: NodeId,
     /// The replica that needs it.
     pub to: ReplicaId,
+}
+
+/// A replica to be opened: [`OpenJob::carry_out`] on a thread that may wait for the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenJob {
+    /// The group.
+    pub group: GroupId,
+    /// The replica that shall be here; `None` for whichever is.
+    pub replica: Option<ReplicaId>,
+    /// The log has records of the group.
+    pub is_in_log: bool,
+}
+
+/// A replica to be destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DestroyJob {
+    /// The group.
+    pub group: GroupId,
+    /// The replica.
+    pub replica: ReplicaId,
+}
+
+/// What came of an [`OpenJob`].
+#[derive(Clone, Debug)]
+pub enum OpenOutcome {
+    /// The replica's state; empty if it is new.
+    Open(ReplicaId, Arc<Keyspace>),
+    /// The replica would be new, but the log has records of a former one: they must be forgotten first.
+    LogIsOfAnother,
+    /// There is none, or it was destroyed: it must not come back.
+    Gone,
+    /// The engine's records cannot be used: why, and what to do.
+    Unusable(String),
+}
+
+impl OpenJob {
+    /// Opens the replica's state, or makes it. A new replica owns its records durably before anybody hears of it.
+    pub fn carry_out(self, engine: &Arc<dyn Engine>, options: Options) -> OpenOutcome {
+        self.try_open(engine, options).unwrap_or_else(|error| OpenOutcome::Unusable(error.to_string()))
+    }
+
+    fn try_open(self, engine: &Arc<dyn Engine>, options: Options) -> Result<OpenOutcome, OpenError> {
+        let group = self.group.0;
+        let present = Owner::of(engine.as_ref(), group)?;
+        let replica = match (present, self.replica) {
+            (Owner::Living(here), None) => ReplicaId(here),
+            (Owner::Living(here), Some(wanted)) if here == wanted.0 => wanted,
+            (_, None) => return Ok(OpenOutcome::Gone),
+            // Placement lags behind: the replica that it names was here before this one.
+            (Owner::Living(here), Some(wanted)) if here > wanted.0 => return Ok(OpenOutcome::Gone),
+            (Owner::Destroyed(here), Some(wanted)) if here >= wanted.0 => return Ok(OpenOutcome::Gone),
+            (_, Some(_)) if self.is_in_log => return Ok(OpenOutcome::LogIsOfAnother),
+            (_, Some(wanted)) => {
+                Owner::claim(engine.as_ref(), group, wanted.0)?;
+                wanted
+            }
+        };
+        Ok(OpenOutcome::Open(replica, Keyspace::open(engine.clone(), group, options)?))
+    }
+}
+
+impl DestroyJob {
+    /// Leaves the tombstone.
+    ///
+    /// # Errors
+    /// The engine fails.
+    pub fn carry_out(self, engine: &dyn Engine) -> Result<(), OpenError> {
+        Owner::destroy(engine, self.group.0, self.replica.0)
+    }
 }
 
 /// The answer to a request.

@@ -29,12 +29,32 @@ pub(crate) struct FlushState {
     flushed: Index,
     /// The engine holds up to here durably.
     durable: Index,
+    /// Up to where the log has told so.
+    told: Index,
+    /// The last compaction of which nothing is left to be swept.
+    swept: i64,
 }
 
 impl FlushState {
-    /// The engine holds up to `durable`.
-    pub(crate) fn new(durable: Index, now: Time) -> FlushState {
-        FlushState { in_flight: false, sweeping: false, last_at: now, flushed: durable, durable }
+    /// The engine holds up to `durable`, and knows of the compaction at `swept`.
+    pub(crate) fn new(durable: Index, swept: i64, now: Time) -> FlushState {
+        let (in_flight, sweeping, told) = (false, false, durable);
+        FlushState { in_flight, sweeping, last_at: now, flushed: durable, durable, told, swept }
+    }
+
+    /// In etcd's words, since tools wait for them.
+    fn tell_durable(&mut self, group: GroupId, each: u64) {
+        if self.durable.0 >= self.told.0.saturating_add(each.max(1)) {
+            self.told = self.durable;
+            tracing::info!(group = group.0, snapshot_index = self.durable.0, "saved snapshot");
+        }
+    }
+
+    fn tell_swept(&mut self, group: GroupId, compacted: i64) {
+        if compacted > self.swept {
+            self.swept = compacted;
+            tracing::info!(group = group.0, compact_revision = compacted, "finished scheduled compaction");
+        }
     }
 
     /// Nothing of the group is on its way to the engine.
@@ -60,6 +80,11 @@ impl EnginePersist {
     /// and may be more than a replica can hold without being too full to take entries.
     pub(crate) fn new(now: Time) -> EnginePersist {
         EnginePersist { ticket: 0, in_flight: false, last_at: now, covers: BTreeMap::new(), dirty: true }
+    }
+
+    /// The group's replica is gone: what is flushed of another one is another matter.
+    pub(crate) fn forget(&mut self, group: GroupId) {
+        self.covers.remove(&group);
     }
 
     /// When the next fsync is due.
@@ -101,6 +126,9 @@ impl Node {
         if let Some(batch) = replica.keyspace.take_sweep(SWEEP_CHANGES_MAX) {
             replica.flush.sweeping = true;
             effects.sweeps.push((group, batch));
+        } else {
+            let compacted = replica.keyspace.flushed_compact_revision();
+            replica.flush.tell_swept(group, compacted);
         }
     }
 
@@ -135,7 +163,9 @@ impl Node {
         persist.in_flight = true;
         persist.dirty = false;
         persist.last_at = self.now;
-        persist.covers = self.replicas.iter().map(|(id, replica)| (*id, replica.flush.flushed)).collect();
+        // For all others nothing changes, and they may be thousands.
+        let concerned = self.replicas.iter().filter(|(_, replica)| replica.gains_by_persist());
+        persist.covers = concerned.map(|(id, replica)| (*id, replica.flush.flushed)).collect();
         effects.persist_engine = Some(persist.ticket);
     }
 
@@ -151,6 +181,7 @@ impl Node {
             let (tail, for_snapshot) = (limits.log_tail_bytes.min(free), limits.snapshot_log_bytes.min(free));
             let Some(replica) = self.replicas.get_mut(&group) else { continue };
             replica.flush.durable = replica.flush.durable.max(index);
+            replica.flush.tell_durable(group, limits.told_entries);
             let floor = replica.log_floor_wanted(tail, for_snapshot);
             self.cut_log(group, floor, effects);
             self.count_memory(group);
@@ -178,8 +209,9 @@ impl Node {
     pub(crate) fn restart_flush_at(&mut self, group: GroupId, position: LogPosition, effects: &mut Effects) {
         let now = self.now;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        replica.flush = FlushState::new(position.index, now);
-        self.engine_persist.covers.remove(&group);
+        let compacted = replica.keyspace.flushed_compact_revision();
+        replica.flush = FlushState::new(position.index, compacted, now);
+        self.engine_persist.forget(group);
         self.append_record(Record::Floor(group, position), effects);
     }
 
@@ -229,7 +261,7 @@ impl Node {
     }
 
     /// Appends a record that no group waits for.
-    fn append_record(&mut self, record: Record, effects: &mut Effects) {
+    pub(crate) fn append_record(&mut self, record: Record, effects: &mut Effects) {
         effects.log_sequence = self.log.add_unwatched(self.now, effects.log.is_empty());
         effects.log.push(record);
     }
@@ -243,14 +275,21 @@ impl Replica {
         waits.then(|| self.flush.last_at.plus_micros(interval_us))
     }
 
+    /// Whether an fsync of the engine makes something of it durable, or lets its log be cut.
+    fn gains_by_persist(&self) -> bool {
+        self.flush.flushed > self.flush.durable || self.core.entries().len() > 0
+    }
+
     /// Up to where the log may go: never beyond what the engine holds durably, and less while a follower that is
     /// only a little behind, or is receiving a snapshot, still needs the entries.
     fn log_floor_wanted(&self, tail_bytes: usize, snapshot_bytes: usize) -> Index {
         let keep_bytes = if self.snapshots_in_flight.is_empty() { tail_bytes } else { snapshot_bytes };
         let needed = self.core.progress().iter().map(|progress| progress.matched).min();
-        let everybody_has = match self.core.is_leader() {
-            true => needed.unwrap_or(self.flush.durable),
-            false => Index(0),
+        let everybody_has = match (self.core.is_leader(), self.core.leader()) {
+            (true, _) => needed.unwrap_or(self.flush.durable),
+            // A leader lets its followers sleep when all have everything.
+            (false, Some(_)) if self.core.is_asleep() => self.core.last(),
+            _ => Index(0),
         };
         let mut floor = self.flush.durable;
         let mut kept = 0;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hadron_consensus::{
-    Config as CoreConfig, Configuration, Entry, Group, GroupId, Index, LogPosition, NodeId, ReplicaId,
-    Restored, Term, Time,
+    Config as CoreConfig, Configuration, DEFAULT_GROUP, Entry, Group, GroupId, Index, LogPosition, NodeId,
+    ROOT_GROUP, ReplicaId, Restored, Term, Time,
 };
 use hadron_keyspace::Keyspace;
 use hadron_storage::wal::RecoveredGroup;
@@ -34,6 +34,8 @@ pub(crate) struct Replica {
     pub(crate) settled: i64,
     /// The roster under which this leader, which is not in it, tried to hand over.
     pub(crate) handed_over_at: i64,
+    /// It exists from the start, on every member; otherwise the catalog says where it shall be.
+    pub(crate) follows_roster: bool,
     /// Who was in the group at its beginning.
     pub(crate) first: Configuration,
     pub(crate) core: Group,
@@ -126,8 +128,16 @@ impl Replica {
         let floor_is_new = floor != recovered.floor;
         let restored =
             Restored { hard_state: recovered.hard_state, floor, entries, applied: in_engine.index };
-        let core = Group::new(core_config(config, id, me, configuration.clone()), restored);
+        // A new group needs a leader, also if nobody asks for anything.
+        let is_new = restored.entries.is_empty() && applied.index == 0;
+        let is_urgent = [ROOT_GROUP, DEFAULT_GROUP].contains(&id) || is_new;
+        let core_config = CoreConfig {
+            starts_asleep: config.limits.sleep_after_us > 0 && !is_urgent,
+            ..core_config(config, id, me, configuration.clone())
+        };
+        let core = Group::new(core_config, restored);
         board.set_applied(applied.index);
+        let compacted = keyspace.flushed_compact_revision();
         let mut replica = Replica {
             id,
             me,
@@ -135,6 +145,7 @@ impl Replica {
             routes: BTreeMap::new(),
             settled: 0,
             handed_over_at: 0,
+            follows_roster: group.follows_roster,
             first,
             core,
             keyspace,
@@ -148,7 +159,7 @@ impl Replica {
             reads: Reads::default(),
             clock: GroupClock::new(applied.stamp_ms, now),
             expiry_pending_until: None,
-            flush: FlushState::new(in_engine.index, now),
+            flush: FlushState::new(in_engine.index, compacted, now),
             integrity: Integrity::new(now),
             pressure: Pressure::default(),
             snapshots_in_flight: Vec::new(),
@@ -219,6 +230,9 @@ fn core_config(config: &Config, group: GroupId, id: ReplicaId, configuration: Co
         max_append_bytes: config.limits.entry_bytes,
         inflight_bytes: config.limits.inflight_bytes,
         uncommitted_bytes: config.limits.uncommitted_bytes,
+        sleep_after_us: config.limits.sleep_after_us,
+        // These two are for the pool itself and for those who know no other: they do not wait to be asked.
+        starts_asleep: false,
         seed: config.seed ^ (group.0 << 32) ^ id.0,
     }
 }

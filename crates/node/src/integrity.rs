@@ -2,7 +2,8 @@
 //!
 //! Every few seconds the leader of a group that changed logs a mark; each replica remembers its live digest at that
 //! index. The leader then asks for them. When a majority agrees, whoever differs from it is named: in the log, in the
-//! metrics and by a CORRUPT alarm for that member alone. The named replica stops serving; the group goes on.
+//! metrics and by a CORRUPT alarm for that member alone. The named replica stops serving; the group goes on. A group that sleeps is
+//! woken once for what was changed since the last comparison, and then left alone.
 //!
 //! Here too is C(x), each node's share of the entries that were acknowledged within the last window.
 
@@ -249,8 +250,14 @@ impl Node {
 }
 
 impl Replica {
+    /// Leader: whether there is something to look at. Not in a group that sleeps, or has one replica, once it was looked at as it is now.
+    pub(crate) fn is_check_due(&self) -> bool {
+        let is_quiet = self.core.is_asleep() || self.core.progress().is_empty();
+        !is_quiet || self.integrity.marked_revision != Some(self.keyspace.revision())
+    }
+
     /// Publishes C(x) and the lag of each replica; false if that has to wait for the others' first acknowledgements.
-    fn sample_shares(&mut self) -> bool {
+    pub(crate) fn sample_shares(&mut self) -> bool {
         let last = self.core.last().0;
         let mut matched: BTreeMap<ReplicaId, u64> =
             self.core.progress().iter().map(|progress| (progress.replica, progress.matched.0)).collect();

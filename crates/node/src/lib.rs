@@ -9,8 +9,10 @@
 //!                         keyspace  (what it means)
 //! ```
 //! The life of a Put is the list of modules: `propose` (admit, propose, reply), `persist`, `replicate`, `apply`;
-//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`. Who belongs to the pool: `membership` at its
-//! beginning, `roster` from then on, `reconfigure` for what follows from it, `force` for who is left alone.
+//! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`, `sleep`. Who belongs to the pool: `membership` at its
+//! beginning, `roster` from then on, `reconfigure` for what follows from it; `catalog` says which keyspaces there are and where their groups
+//! shall be, `placement` opens and destroys replicas here accordingly, `report` and
+//! `balancer` are for whoever plans where they shall be; `force` for who is left alone.
 //!
 //! Invariants:
 //! - No clock, thread, socket, file or unseeded randomness: the same events at the same times give the same effects.
@@ -22,7 +24,9 @@
 //! group agrees (`consensus`).
 
 mod apply;
+mod balancer;
 mod board;
+mod catalog;
 mod clock;
 mod config;
 mod envelope;
@@ -38,21 +42,33 @@ mod memory;
 mod node;
 mod peer;
 mod persist;
+mod placement;
 mod propose;
 mod read;
 mod reconfigure;
 mod replicate;
+mod report;
 mod roster;
+mod sleep;
 mod snapshot;
 
-pub use board::{Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare, NotAdmitted};
+pub use balancer::{Balancer, Decision, decide};
+pub use board::{
+    Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare, NotAdmitted, UseTotals, Uses,
+};
+pub use catalog::{
+    Catalog, CatalogError, DEFAULT_KEYSPACE, DRAINING_PREFIX, GROUPS_PREFIX, KEYSPACES_PREFIX,
+    KeyspaceRecord, KeyspaceState, LEAVING_PREFIX, MOVES_PREFIX, MoveRecord, NEXT_GROUP_KEY, PAUSED_KEY,
+    Place, Placement, Recorded, forget_moves, moves,
+};
 pub use clock::GroupClock;
 pub use config::{Config, GroupConfig, Limits};
 pub use envelope::{Envelope, Origin, decode as decode_envelope};
-pub use event::{Effects, Event, Failure, FlushJob, Reply, SnapshotJob};
+pub use event::{DestroyJob, Effects, Event, Failure, FlushJob, OpenJob, OpenOutcome, Reply, SnapshotJob};
 pub use force::{Forced, force};
 pub use membership::{Bootstrap, Member, node_id};
 pub use memory::MemoryUse;
 pub use node::Node;
 pub use peer::{Forward, PeerDecodeError, PeerMessage};
+pub use report::{ReplicaReport, Report, amounts_of, load_of};
 pub use roster::{NODES_PREFIX, Pool, REMOVED_PREFIX, ROSTER_KEY, Removed, Roster, RosterError};

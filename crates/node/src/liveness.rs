@@ -23,6 +23,17 @@ struct Peer {
     suspected: bool,
 }
 
+/// What a heartbeat says that was not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// Nothing.
+    None,
+    /// It comes from a new process, which leads nothing that the old one led.
+    Restarted,
+    /// The node was not alive to this one, and is.
+    Back,
+}
+
 /// The detectors of one node.
 #[derive(Debug)]
 pub(crate) struct Liveness {
@@ -61,7 +72,7 @@ impl Liveness {
         self.peers.keys().copied()
     }
 
-    /// A heartbeat arrived. Returns true when it comes from a new process, which leads nothing that the old one led.
+    /// A heartbeat arrived.
     pub(crate) fn on_heartbeat(
         &mut self,
         now: Time,
@@ -69,18 +80,29 @@ impl Liveness {
         incarnation: u64,
         hears: bool,
         vouches: bool,
-    ) -> bool {
-        let Some(peer) = self.peers.get_mut(&from) else { return false };
-        if incarnation < peer.incarnation {
-            return false;
-        }
-        let restarted = peer.incarnation != 0 && incarnation > peer.incarnation;
-        peer.incarnation = incarnation;
+    ) -> News {
+        let was_alive = self.is_alive(now, from);
+        let restarted = self.on_connected(from, incarnation);
+        let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.incarnation == incarnation) else {
+            return News::None;
+        };
         peer.received_at = Some(now);
         if hears && vouches {
             peer.heard_at = Some(now);
             peer.suspected = false;
         }
+        match restarted {
+            true => News::Restarted,
+            false if hears && vouches && !was_alive => News::Back,
+            false => News::None,
+        }
+    }
+
+    /// A process of `node` was met. Returns true when it is a new one.
+    pub(crate) fn on_connected(&mut self, node: NodeId, incarnation: u64) -> bool {
+        let Some(peer) = self.peers.get_mut(&node) else { return false };
+        let restarted = peer.incarnation != 0 && incarnation > peer.incarnation;
+        peer.incarnation = peer.incarnation.max(incarnation);
         restarted
     }
 
@@ -167,9 +189,10 @@ mod tests {
     #[test]
     fn a_new_process_is_noticed_and_an_old_one_is_ignored() {
         let mut liveness = liveness();
-        assert!(!liveness.on_heartbeat(Time(10), OTHER, 1, true, true));
-        assert!(liveness.on_heartbeat(Time(20), OTHER, 2, true, true));
-        assert!(!liveness.on_heartbeat(Time(30), OTHER, 1, true, true));
+        assert_eq!(liveness.on_heartbeat(Time(10), OTHER, 1, true, true), News::Back);
+        assert_eq!(liveness.on_heartbeat(Time(15), OTHER, 1, true, true), News::None);
+        assert_eq!(liveness.on_heartbeat(Time(20), OTHER, 2, true, true), News::Restarted);
+        assert_eq!(liveness.on_heartbeat(Time(30), OTHER, 1, true, true), News::None);
         assert_eq!(liveness.last_heard(Time(40), OTHER), Time(20));
     }
 }

@@ -123,7 +123,12 @@ impl Bootstrap {
         let own = own.map_or(self.joined_as, |member| member.replica);
         let voters =
             if self.joined_as == 0 { self.members.iter().map(replica_of).collect() } else { Vec::new() };
-        let config = |group| GroupConfig { group, replica: ReplicaId(own), voters: voters.clone() };
+        let config = |group| GroupConfig {
+            group,
+            replica: ReplicaId(own),
+            follows_roster: true,
+            voters: voters.clone(),
+        };
         [ROOT_GROUP, DEFAULT_GROUP].map(config).into()
     }
 

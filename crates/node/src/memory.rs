@@ -11,6 +11,7 @@
 use hadron_consensus::{Event as CoreEvent, GroupId, ReplicaId, Time};
 
 use crate::event::Effects;
+use crate::groups::Replica;
 use crate::node::Node;
 
 /// Bytes that groups hold in memory until a disk has them, or followers have them.
@@ -62,6 +63,12 @@ impl Node {
         let counted = std::mem::replace(&mut replica.pressure.counted, held);
         self.memory.unflushed = self.memory.unflushed - counted.unflushed + held.unflushed;
         self.memory.log = self.memory.log - counted.log + held.log;
+    }
+
+    /// A replica is gone, with what it held.
+    pub(crate) fn forget_memory(&mut self, replica: &Replica) {
+        self.memory.unflushed -= replica.pressure.counted.unflushed;
+        self.memory.log -= replica.pressure.counted.log;
     }
 
     /// Lets the group know whether its state keeps up, and hands over what has not kept up for too long.
@@ -154,6 +161,7 @@ mod tests {
             commit: Index(1),
             round: 0,
             answer: true,
+            sleep: false,
             entries: vec![entry],
         };
         let event = CoreEvent::Message { from: ReplicaId(2), message };
@@ -180,6 +188,7 @@ mod tests {
                 commit: Index(0),
                 round: 0,
                 answer: true,
+                sleep: false,
                 entries,
             };
             let to = node.replicas[&DEFAULT_GROUP].me;
@@ -199,7 +208,7 @@ mod tests {
         append(&mut node, DEFAULT_GROUP, 500);
         let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
         replica.keyspace.apply(Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 }, Vec::new());
-        replica.flush = FlushState::new(Index(1), Time(1));
+        replica.flush = FlushState::new(Index(1), 0, Time(1));
         node.step_group(DEFAULT_GROUP, CoreEvent::Applied { index: Index(1) }, &mut effects);
         node.heed_pressure(DEFAULT_GROUP, &mut effects);
         assert_eq!(node.memory_use().log, 500, "there is room: it may keep what others may need");

@@ -15,12 +15,14 @@ use crate::config::Config;
 use crate::event::{Effects, Event};
 use crate::flush::EnginePersist;
 use crate::groups::Replica;
-use crate::liveness::Liveness;
+use crate::liveness::{Liveness, News};
 use crate::memory::MemoryUse;
 use crate::peer::PeerMessage;
 use crate::persist::LogQueue;
+use crate::placement::Residents;
 use crate::propose::RETRY_US;
 use crate::roster::{self, KnownRoster, Pool};
+use crate::sleep::Dormant;
 
 /// Tokens of requests that the node makes itself; nobody waits for their replies.
 const OWN_TOKENS: u64 = 1 << 63;
@@ -39,8 +41,14 @@ pub struct Node {
     pub(crate) board: Arc<Board>,
     /// What the root group says about the pool, as far as it is applied here.
     pub(crate) pool: Arc<Pool>,
+    /// Groups of the catalog on this node.
+    pub(crate) residents: Residents,
     /// The newest roster that others told of.
     pub(crate) heard: KnownRoster,
+    pub(crate) dormant: Dormant,
+    pub(crate) started_at: Time,
+    /// Who is to be connected may have changed in this turn.
+    pub(crate) are_peers_stale: bool,
     /// Others are to be connected since the last turn.
     pub(crate) are_peers_new: bool,
     pub(crate) log: LogQueue,
@@ -84,6 +92,7 @@ impl Node {
             let board = board.add_group(id, keyspace.clone());
             replicas.insert(id, Replica::restore(&config, group, keyspace.clone(), board, log, now)?);
         }
+        let residents = Residents::new(recovered);
         let liveness = Liveness::new(config.node, config.election_timeout_us);
         let mut node = Node {
             now,
@@ -91,7 +100,11 @@ impl Node {
             liveness,
             board,
             pool: Arc::default(),
+            residents,
             heard: KnownRoster::default(),
+            dormant: Dormant::default(),
+            started_at: now,
+            are_peers_stale: false,
             are_peers_new: false,
             log: LogQueue::default(),
             pinning: BTreeSet::new(),
@@ -117,13 +130,16 @@ impl Node {
         self.board.clone()
     }
 
-    /// To be called once, before the first event. A group whose only voter is here elects at once.
+    /// To be called once, before the first event. A group whose only voter is here, and that does not sleep, elects at once.
     pub fn start(&mut self, now: Time, effects: &mut Effects) {
         self.now = now;
+        self.started_at = now;
         for group in self.replicas.keys().copied().collect::<Vec<_>>() {
             self.log_new_floor(group, effects);
             let is_alone = |replica: &Replica| {
-                replica.core.configuration().voters == [replica.me] && replica.places.nodes.len() == 1
+                replica.core.configuration().voters == [replica.me]
+                    && replica.places.nodes.len() == 1
+                    && !replica.core.is_asleep()
             };
             let alone = self.replicas.get(&group).is_some_and(is_alone);
             if alone {
@@ -132,6 +148,7 @@ impl Node {
             self.heed_alarms(group, effects);
             self.touch(group);
         }
+        self.reread_catalog(effects);
         self.settle(now, effects);
     }
 
@@ -154,6 +171,8 @@ impl Node {
             Event::Read { token, group } => self.on_read(token, group, effects),
             Event::TransferLeader { token, group, to } => self.on_transfer(token, group, to, effects),
             Event::HandOver => self.hand_over(effects),
+            Event::HandOverTo { group, from, to } => self.hand_over_to(group, from, to, effects),
+            Event::Report(report) => self.spread_report(report, effects),
             Event::Lags { token, group } => self.on_lags_asked(token, group, effects),
             Event::Cancel { token, group } => self.on_cancel(token, group),
             Event::LogDurable { sequence } => self.on_log_durable(sequence, effects),
@@ -167,6 +186,8 @@ impl Node {
             Event::SnapshotOffered { group, ticket, applied } => {
                 self.on_snapshot_offered(group, ticket, applied, effects);
             }
+            Event::Opened { group, outcome } => self.on_opened(group, outcome, effects),
+            Event::Destroyed { group } => self.on_destroyed(group, effects),
             Event::SnapshotInstalled { group, applied } => {
                 self.on_snapshot_installed(group, applied, effects)
             }
@@ -193,6 +214,9 @@ impl Node {
             self.set_timer(group);
         }
         self.maybe_persist_engine(effects);
+        if std::mem::take(&mut self.are_peers_stale) {
+            self.refresh_peers();
+        }
         effects.are_peers_new |= std::mem::take(&mut self.are_peers_new);
     }
 
@@ -211,6 +235,7 @@ impl Node {
             let leader = replica.leader_node();
             replica.board.set_status(leader, replica.core.term(), replica.core.commit().0);
         }
+        self.show_sleep(group);
         self.set_timer(group);
     }
 
@@ -232,13 +257,15 @@ impl Node {
     }
 
     /// The present moves on. A loop that was paused for longer than an election timeout may have been replaced as leader
-    /// meanwhile: its groups look at their timers before they stamp or answer anything.
+    /// meanwhile: what it led, awake or asleep, is given up before anything is stamped or answered.
     fn advance(&mut self, now: Time, effects: &mut Effects) {
         let paused = now.micros_since(self.now) > self.config.election_timeout_us;
         self.now = self.now.max(now);
         if paused {
-            for group in self.replicas.keys().copied().collect::<Vec<_>>() {
-                self.step_group(group, CoreEvent::Timer, effects);
+            let leads = |replica: &&Replica| replica.core.is_leader();
+            let led: Vec<_> = self.replicas.values().filter(leads).map(|replica| replica.id).collect();
+            for group in led {
+                self.step_group(group, CoreEvent::Paused, effects);
             }
         }
     }
@@ -272,23 +299,12 @@ impl Node {
             tracing::warn!(node = suspect.0, "no word from a node: its groups elect");
             self.suspect(suspect, effects);
         }
+        self.wake_some(effects);
         self.show_alive();
         if self.heartbeats % PUBLISH_EVERY == 1 {
-            self.publish_own_record();
+            self.publish();
             self.tell_roster(self.connected.keys().copied().collect(), effects);
-        }
-    }
-
-    /// Groups that `node` led look for a new leader.
-    fn suspect(&mut self, node: NodeId, effects: &mut Effects) {
-        let led_there = |replica: &&Replica| replica.leader_node() == Some(node);
-        let groups: Vec<GroupId> =
-            self.replicas.values().filter(led_there).map(|replica| replica.id).collect();
-        for group in groups {
-            let leader = self.replicas.get(&group).and_then(|replica| replica.core.leader());
-            if let Some(replica) = leader {
-                self.step_group(group, CoreEvent::Suspect { replica }, effects);
-            }
+            self.ask_to_leave(effects);
         }
     }
 
@@ -298,8 +314,11 @@ impl Node {
                 self.on_group_message(from, group, replica, to, message, effects);
             }
             PeerMessage::Heartbeat { incarnation, hears, vouches } => {
-                if self.liveness.on_heartbeat(self.now, from, incarnation, hears, vouches) {
-                    self.suspect(from, effects);
+                match self.liveness.on_heartbeat(self.now, from, incarnation, hears, vouches) {
+                    News::None => {}
+                    News::Restarted => self.on_restarted(from, effects),
+                    // Groups may have waited for it to be alive.
+                    News::Back => self.touch_all(),
                 }
             }
             PeerMessage::Forward(forward) => self.on_forward(from, forward, effects),
@@ -313,6 +332,13 @@ impl Node {
                 self.on_digest(from, group, index, live, answer, effects);
             }
             PeerMessage::Roster(known) => self.on_roster(known),
+            PeerMessage::Report(bytes) => self.on_report(from, bytes),
+            PeerMessage::HandOver { group, to } => {
+                self.hand_over_to(group, self.config.node, to, effects);
+            }
+            PeerMessage::Leaving { group, replica, revision, answer } => {
+                self.on_leaving(from, (group, replica), revision, answer, effects);
+            }
             PeerMessage::Lags { group, incarnation, token, answer, lags } => {
                 self.on_lags(from, group, (incarnation, token), answer.then_some(lags), effects);
             }
@@ -322,6 +348,9 @@ impl Node {
     fn on_peer_up(&mut self, node: NodeId, incarnation: u64, effects: &mut Effects) {
         self.connected.insert(node, incarnation);
         self.tell_roster([node].into(), effects);
+        if self.liveness.on_connected(node, incarnation) {
+            self.on_restarted(node, effects);
+        }
         self.touch_all();
     }
 
@@ -344,23 +373,35 @@ impl Node {
         }
     }
 
-    /// Writes this node's own record to the root group, until it is there.
-    fn publish_own_record(&mut self) {
-        let own = &self.config.own;
+    /// Writes to the root group what this node has to say there, until it is there: its own record, and which replicas are gone.
+    fn publish(&mut self) {
         let Some(root) = self.replicas.get_mut(&ROOT_GROUP) else { return };
-        let pool = Pool::read(&root.keyspace, &self.config.roster);
-        let is_published = pool.said.get(&own.id) == Some(own);
-        let is_removed = pool.removed.contains_key(&own.id);
         // A forward can be lost with its connection. A client's request then times out; nobody waits for this one.
         let lost = OWN_TOKENS | self.heartbeats.saturating_sub(PUBLISH_LOST_AFTER);
         root.proposed.retain(|token, _| token & OWN_TOKENS == 0 || *token > lost);
         let on_its_way =
             !root.waiting.is_empty() || root.proposed.keys().any(|token| token & OWN_TOKENS != 0);
-        if is_published || is_removed || on_its_way || root.core.leader().is_none() {
+        if on_its_way || root.core.leader().is_none() {
             return;
         }
-        root.waiting.push_back((OWN_TOKENS | self.heartbeats, roster::say(own)));
-        self.touch(ROOT_GROUP);
+        let own = &self.config.own;
+        let pool = Pool::read(&root.keyspace, &self.config.roster);
+        if pool.removed.contains_key(&own.id) {
+            return;
+        }
+        let is_published = pool.said.get(&own.id) == Some(own);
+        let news = if is_published { self.left() } else { Some(roster::say(own)) };
+        if let Some(news) = news
+            && let Some(root) = self.replicas.get_mut(&ROOT_GROUP)
+        {
+            root.waiting.push_back((OWN_TOKENS | self.heartbeats, news));
+            self.touch(ROOT_GROUP);
+        }
+    }
+
+    /// A group that was closed is due no more.
+    pub(crate) fn forget_timer(&mut self, deadline: Time, group: GroupId) {
+        self.timers.remove(&(deadline, group));
     }
 
     /// Puts a group under its next deadline.
@@ -369,7 +410,7 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let retry = (!replica.waiting.is_empty()).then(|| self.now.plus_micros(RETRY_US));
         let leads = replica.core.is_leader();
-        let integrity = leads.then_some(replica.integrity.next_at);
+        let integrity = (leads && replica.is_check_due()).then_some(replica.integrity.next_at);
         let hand_over = replica.pressure.hand_over_at(self.config.election_timeout_us).filter(|_| leads);
         let candidates = [
             replica.core.deadline(),
@@ -446,10 +487,10 @@ pub(crate) mod tests {
         root.proposed.insert(OWN_TOKENS | 1, Proposed { term, command: Bytes::new() });
         root.proposed.insert(1, Proposed { term, command: Bytes::new() });
         node.heartbeats = PUBLISH_LOST_AFTER;
-        node.publish_own_record();
+        node.publish();
         assert!(node.replicas[&ROOT_GROUP].waiting.is_empty(), "it may still arrive");
         node.heartbeats += 1;
-        node.publish_own_record();
+        node.publish();
         let root = &node.replicas[&ROOT_GROUP];
         assert_eq!(root.waiting.len(), 1);
         assert!(root.proposed.contains_key(&1), "a client's request has a time-out of its own");

@@ -45,6 +45,26 @@ pub enum PeerMessage {
         /// Of each node, in entries; empty in a question, and in the answer of one that does not lead.
         lags: Vec<(NodeId, u64)>,
     },
+    /// What the sender measured, for those who plan: an encoded [`crate::Report`].
+    Report(Bytes),
+    /// Whoever plans asks the leader of a group to hand over.
+    HandOver {
+        /// The group.
+        group: GroupId,
+        /// The node that shall lead.
+        to: NodeId,
+    },
+    /// My replica is not wanted any more since this revision of the root group: does the group do without it?
+    Leaving {
+        /// The group.
+        group: GroupId,
+        /// The replica that is to go.
+        replica: ReplicaId,
+        /// The placement's revision.
+        revision: i64,
+        /// True in the answer, which is only given if it does.
+        answer: bool,
+    },
     /// Who the members are, for one who may not hear it from the root group's leader.
     Roster(KnownRoster),
     /// Proposals of the sender's clients.
@@ -129,6 +149,9 @@ const ELECTED: u8 = 5;
 const DIGEST: u8 = 6;
 const LAGS: u8 = 7;
 const ROSTER: u8 = 8;
+const LEAVING: u8 = 9;
+const REPORT: u8 = 10;
+const HAND_OVER: u8 = 11;
 
 impl PeerMessage {
     /// Appends the message's bytes to `out`.
@@ -192,6 +215,23 @@ impl PeerMessage {
                     out.put_u64_le(*lag);
                 }
             }
+            PeerMessage::Report(report) => {
+                out.put_u8(REPORT);
+                out.put_u32_le(report.len() as u32);
+                out.put_slice(report);
+            }
+            PeerMessage::HandOver { group, to } => {
+                out.put_u8(HAND_OVER);
+                out.put_u64_le(group.0);
+                out.put_u64_le(to.0);
+            }
+            PeerMessage::Leaving { group, replica, revision, answer } => {
+                out.put_u8(LEAVING);
+                out.put_u64_le(group.0);
+                out.put_u64_le(replica.0);
+                out.put_i64_le(*revision);
+                out.put_u8(u8::from(*answer));
+            }
             PeerMessage::Roster(known) => {
                 out.put_u8(ROSTER);
                 out.put_u32_le(known.encoded_len() as u32);
@@ -250,6 +290,20 @@ impl PeerMessage {
                 token: read_u64(&mut bytes)?,
                 answer: read_u8(&mut bytes)? != 0,
                 lags: read_list(&mut bytes, 16, |bytes| Ok((NodeId(read_u64(bytes)?), read_u64(bytes)?)))?,
+            },
+            REPORT => {
+                let length = read_u32(&mut bytes)? as usize;
+                PeerMessage::Report(read_bytes(&mut bytes, length)?)
+            }
+            HAND_OVER => PeerMessage::HandOver {
+                group: GroupId(read_u64(&mut bytes)?),
+                to: NodeId(read_u64(&mut bytes)?),
+            },
+            LEAVING => PeerMessage::Leaving {
+                group: GroupId(read_u64(&mut bytes)?),
+                replica: ReplicaId(read_u64(&mut bytes)?),
+                revision: read_u64(&mut bytes)?.cast_signed(),
+                answer: read_u8(&mut bytes)? != 0,
             },
             ROSTER => {
                 let length = read_u32(&mut bytes)? as usize;
@@ -342,6 +396,12 @@ mod tests {
                 let member = Member { id: n[0], replica: n[1], peer_urls: vec![url], ..Member::default() };
                 let roster = Roster { members: vec![member.clone()], next_replica: n[2] };
                 PeerMessage::Roster(KnownRoster { revision, roster, leaving: vec![member] })
+            }),
+            any::<Vec<u8>>().prop_map(|report| PeerMessage::Report(report.into())),
+            any::<[u64; 2]>().prop_map(|n| PeerMessage::HandOver { group: GroupId(n[0]), to: NodeId(n[1]) }),
+            (any::<[u64; 2]>(), any::<i64>(), any::<bool>()).prop_map(|(n, revision, answer)| {
+                let (group, replica) = (GroupId(n[0]), ReplicaId(n[1]));
+                PeerMessage::Leaving { group, replica, revision, answer }
             }),
             (any::<[u64; 3]>(), any::<bool>()).prop_map(|(n, answer)| {
                 PeerMessage::Digest { group: GroupId(n[0]), index: n[1], live: n[2], answer }

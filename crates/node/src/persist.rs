@@ -86,6 +86,7 @@ impl Node {
         for (group, persisted) in self.log.complete(sequence) {
             self.step_group(group, CoreEvent::Persisted { sequence: persisted }, effects);
         }
+        self.on_log_forgotten(sequence, effects);
     }
 }
 

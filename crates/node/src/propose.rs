@@ -106,9 +106,14 @@ impl Node {
                 false => replica.waiting.push_back((token, proposed.command)),
             }
         }
+        // Unless the leader is too busy it may not know that it leads, or not lead any more.
+        let is_doubtful = !busy && replica.core.term() == term;
         // Two nodes with different ideas of who leads must not play ball with a command: it rests for a moment.
         replica.hold_until = Some(self.now.plus_micros(RETRY_US));
         self.touch(group);
+        if is_doubtful {
+            self.step_group(group, CoreEvent::Wake, effects);
+        }
     }
 
     /// Proposes or forwards everything that this turn gathered for `group`.
@@ -211,7 +216,7 @@ impl Node {
         }
         replica.hold_until = None;
         let Some(leader) = replica.leader_node().filter(|node| self.connected.contains_key(node)) else {
-            return;
+            return self.wake_for_request(group, effects);
         };
         let term = replica.core.term();
         let commands: Vec<(u64, Bytes)> = std::mem::take(&mut replica.waiting).into();

@@ -84,6 +84,29 @@ impl Places {
     }
 }
 
+/// A replica that shall belong to a group.
+#[derive(Clone, Copy, Debug)]
+struct Seat {
+    replica: ReplicaId,
+    node: NodeId,
+    is_learner: bool,
+}
+
+impl Seat {
+    /// The seat that a member has in every group that follows the roster.
+    fn of(member: &Member) -> Seat {
+        let (replica, node) = replica_of(member);
+        Seat { replica, node, is_learner: member.is_learner }
+    }
+}
+
+/// Who shall belong to a group, and since which revision of the root group.
+#[derive(Debug)]
+struct Wanted {
+    revision: i64,
+    seats: Vec<Seat>,
+}
+
 /// The configuration that a group is made with.
 pub(crate) fn first_configuration(voters: &[(ReplicaId, NodeId)]) -> Configuration {
     let places = Places { revision: 0, nodes: voters.iter().copied().collect() };
@@ -165,7 +188,8 @@ impl Node {
 
     /// Who is to be connected: the members, and those who were removed as long as a group here may need them.
     pub(crate) fn refresh_peers(&mut self) {
-        let settled = self.replicas.values().map(|replica| replica.settled).min().unwrap_or_default();
+        let following = self.replicas.values().filter(|replica| replica.follows_roster);
+        let settled = following.map(|replica| replica.settled).min().unwrap_or_default();
         let mut peers: BTreeMap<u64, Member> =
             self.pool.members().into_iter().map(|member| (member.id, member)).collect();
         let in_use: BTreeSet<NodeId> =
@@ -229,7 +253,7 @@ impl Node {
                 "the group's members changed"
             );
         }
-        self.refresh_peers();
+        self.are_peers_stale = true;
     }
 
     /// An entry with this configuration was applied, or a snapshot with it installed.
@@ -237,7 +261,7 @@ impl Node {
         if let Some(replica) = self.replicas.get_mut(&group) {
             replica.note_applied_configuration(configuration);
         }
-        self.refresh_peers();
+        self.are_peers_stale = true;
         // The others wait for the root group.
         if group == ROOT_GROUP {
             self.touch_all();
@@ -247,7 +271,7 @@ impl Node {
     /// Leader: takes the group a step towards the roster, if it is not there.
     pub(crate) fn maybe_reconfigure(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(wanted) = self.wanted_configuration(group) else { return };
-        let (revision, _) = self.newest_roster();
+        let Some(revision) = Places::of(&wanted).map(|places| places.revision) else { return };
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let stays = wanted.voters.contains(&replica.me);
         if !stays && replica.handed_over_at != revision {
@@ -265,27 +289,22 @@ impl Node {
 
     /// The next configuration of a group that this node leads; `None` if there is nothing to change, or not yet.
     fn wanted_configuration(&self, group: GroupId) -> Option<Configuration> {
-        let (revision, roster) = self.newest_roster();
         let replica = self.replicas.get(&group).filter(|replica| replica.core.is_leader())?;
         let current = replica.core.configuration();
         let is_settled = replica.core.is_configuration_committed() && !current.is_joint();
-        if revision == 0 || revision < replica.places.revision || !is_settled {
+        let wanted = self.wanted_seats(replica)?;
+        if wanted.revision < replica.places.revision || !is_settled {
             return None;
         }
-        let root_is_done = self.replicas.get(&ROOT_GROUP).is_none_or(|root| root.settled >= revision);
-        // Who is to go may never hear that the root group is done without it.
-        let stays = roster.member(self.config.node.0).is_some();
-        if group != ROOT_GROUP && !root_is_done && stays {
-            return None;
-        }
-        let (revision, voters, learners) = self.next_step(replica, revision, roster);
+        let (revision, voters, learners) = self.next_step(replica, &wanted);
         let is_there = same(&voters, &current.voters)
             && same(&learners, &current.learners)
             && replica.places.revision == revision;
         if is_there {
             return None;
         }
-        let mut nodes: BTreeMap<ReplicaId, NodeId> = roster.members.iter().map(replica_of).collect();
+        let mut nodes: BTreeMap<ReplicaId, NodeId> =
+            wanted.seats.iter().map(|seat| (seat.replica, seat.node)).collect();
         // Those who leave are in the joint configuration too.
         let leaving = replica.places.nodes.iter().filter(|(id, _)| current.voters.contains(id));
         for (id, node) in leaving {
@@ -295,42 +314,60 @@ impl Node {
         Some(Configuration { context, ..Configuration::new(voters, learners) })
     }
 
-    /// The revision, voters and learners that come next on the way to `roster`, of `revision`.
-    fn next_step(
-        &self,
-        replica: &Replica,
-        revision: i64,
-        roster: &Roster,
-    ) -> (i64, Vec<ReplicaId>, Vec<ReplicaId>) {
-        let current = &replica.core.configuration().voters;
-        let may_vote = |member: &Member| {
-            let (id, node) = replica_of(member);
-            let is_ready =
-                || replica.has_caught_up(id) && self.liveness.is_alive(self.now, node) && !member.is_learner;
-            current.contains(&id) || is_ready()
-        };
-        let ids = |members: Vec<&Member>| members.iter().map(|member| ReplicaId(member.replica)).collect();
-        let (voters, learners): (Vec<&Member>, Vec<&Member>) =
-            roster.members.iter().partition(|member| may_vote(member));
-        if self.can_decide(&voters) {
-            return (revision, ids(voters), ids(learners));
+    /// Who shall belong to a group; `None` if that is as it was at the beginning, or other groups come first.
+    fn wanted_seats(&self, replica: &Replica) -> Option<Wanted> {
+        if !replica.follows_roster {
+            return self.board.with_catalog(|catalog| {
+                let placement = catalog.placement(replica.id)?;
+                let seats = placement.record.places.iter().map(|place| Seat {
+                    replica: ReplicaId(place.replica),
+                    node: NodeId(place.node),
+                    is_learner: false,
+                });
+                Some(Wanted { revision: placement.revision, seats: seats.collect() })
+            });
         }
-        // Given to those, the group would be lost: who votes now goes on until enough of the others have caught up.
-        (replica.places.revision, current.clone(), ids(learners))
+        let (revision, roster) = self.newest_roster();
+        let root_is_done = self.replicas.get(&ROOT_GROUP).is_none_or(|root| root.settled >= revision);
+        // Who is to go may never hear that the root group is done without it.
+        let stays = roster.member(self.config.node.0).is_some();
+        let must_wait = replica.id != ROOT_GROUP && !root_is_done && stays;
+        (revision > 0 && !must_wait)
+            .then(|| Wanted { revision, seats: roster.members.iter().map(Seat::of).collect() })
+    }
+
+    /// The revision, voters and learners that come next on the way to what is wanted.
+    fn next_step(&self, replica: &Replica, wanted: &Wanted) -> (i64, Vec<ReplicaId>, Vec<ReplicaId>) {
+        let current = &replica.core.configuration().voters;
+        let may_vote = |seat: &Seat| {
+            let is_ready =
+                || replica.has_caught_up(seat.replica) && self.liveness.is_alive(self.now, seat.node);
+            current.contains(&seat.replica) || !seat.is_learner && is_ready()
+        };
+        let ids = |seats: &[Seat]| seats.iter().map(|seat| seat.replica).collect::<Vec<_>>();
+        let (voters, others): (Vec<Seat>, Vec<Seat>) = wanted.seats.iter().partition(|seat| may_vote(seat));
+        // A member that was removed goes at once. A replica that moves goes when the one in its place can vote.
+        let is_complete = replica.follows_roster || others.is_empty();
+        if is_complete && self.can_decide(&voters) {
+            return (wanted.revision, ids(&voters), ids(&others));
+        }
+        // Given to those, the group would be lost, or have fewer replicas for a while: who votes now goes on until enough of the
+        // others have caught up. Those who have must go on following.
+        let following = wanted.seats.iter().filter(|seat| !current.contains(&seat.replica));
+        let learners = following.map(|seat| seat.replica).collect();
+        (replica.places.revision, current.clone(), learners)
     }
 
     /// Whether a majority of `voters` is alive.
-    fn can_decide(&self, voters: &[&Member]) -> bool {
-        let is_alive = |member: &&&Member| {
-            let node = member.node();
-            node == self.config.node || self.liveness.is_alive(self.now, node)
-        };
+    fn can_decide(&self, voters: &[Seat]) -> bool {
+        let is_alive =
+            |seat: &&Seat| seat.node == self.config.node || self.liveness.is_alive(self.now, seat.node);
         2 * voters.iter().filter(is_alive).count() > voters.len()
     }
 
     /// The newest roster that this node knows, and its revision. A group's leader may have left the root group, and then
     /// knows from others what became of the roster after that.
-    fn newest_roster(&self) -> (i64, &Roster) {
+    pub(crate) fn newest_roster(&self) -> (i64, &Roster) {
         if self.heard.revision > self.pool.revision {
             return (self.heard.revision, &self.heard.roster);
         }
@@ -381,6 +418,13 @@ impl Node {
 }
 
 impl Replica {
+    /// Whether the group is known to need `replica` no more, as it was wanted at `revision` of the root group.
+    pub(crate) fn does_without(&self, replica: ReplicaId, revision: i64) -> bool {
+        let Ok(applied) = self.applied_configuration() else { return false };
+        let is_of_it = Places::of(&applied).is_some_and(|places| places.revision >= revision);
+        is_of_it && !applied.is_joint() && applied.members().all(|member| member != replica)
+    }
+
     /// Leader: what each node's replica lacks, in entries; its own too.
     fn lags(&self) -> Vec<(NodeId, u64)> {
         let last = self.core.last().0;
@@ -477,10 +521,11 @@ mod tests {
         let mut node = leading();
         let member = |id: u64| Member { id, replica: id, ..Member::default() };
         node.on_roster(told(9, &[1, 2], &[]));
-        assert!(node.can_decide(&[&member(1)]));
-        assert!(!node.can_decide(&[&member(1), &member(2)]), "never heard");
+        let seat = |id| Seat::of(&member(id));
+        assert!(node.can_decide(&[seat(1)]));
+        assert!(!node.can_decide(&[seat(1), seat(2)]), "never heard");
         node.liveness.on_heartbeat(node.now, NodeId(2), 1, true, true);
-        assert!(node.can_decide(&[&member(1), &member(2)]));
+        assert!(node.can_decide(&[seat(1), seat(2)]));
         assert!(!node.can_decide(&[]));
     }
 

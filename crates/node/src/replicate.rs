@@ -137,6 +137,20 @@ impl Node {
         self.step_group(group, CoreEvent::TransferLeader { to: target }, effects);
     }
 
+    /// Hands leadership over because whoever plans wants it, if that can be done; otherwise there will be another plan.
+    pub(crate) fn hand_over_to(&mut self, group: GroupId, from: NodeId, to: NodeId, effects: &mut Effects) {
+        if from != self.config.node {
+            return effects.sends.push((from, PeerMessage::HandOver { group, to }));
+        }
+        let Some(replica) = self.replicas.get(&group).filter(|replica| replica.core.is_leader()) else {
+            return;
+        };
+        let is_asked = replica.transfer.is_some();
+        if let Some(to) = replica.voter_on(to).filter(|_| !is_asked) {
+            self.step_group(group, CoreEvent::TransferLeader { to }, effects);
+        }
+    }
+
     /// Records an election that this node's replica counted, and tells the others.
     fn announce(&mut self, group: GroupId, election: Election, effects: &mut Effects) {
         let Some(replica) = self.replicas.get(&group) else { return };

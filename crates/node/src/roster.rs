@@ -254,13 +254,13 @@ fn key_of(prefix: &str, id: u64) -> Bytes {
     format!("{prefix}{id:016x}").into()
 }
 
-fn put(key: Bytes, value: Vec<u8>) -> pb::RequestOp {
+pub(crate) fn put(key: Bytes, value: Vec<u8>) -> pb::RequestOp {
     let put = pb::PutRequest { key, value: value.into(), ..Default::default() };
     pb::RequestOp { request: Some(Request::RequestPut(put)) }
 }
 
 /// The key was last changed at `revision`; 0 if it does not exist.
-fn condition(key: Bytes, revision: i64) -> pb::Compare {
+pub(crate) fn condition(key: Bytes, revision: i64) -> pb::Compare {
     pb::Compare {
         result: CompareResult::Equal as i32,
         target: CompareTarget::Mod as i32,
@@ -270,7 +270,7 @@ fn condition(key: Bytes, revision: i64) -> pb::Compare {
     }
 }
 
-fn range(root: &Keyspace, key: &str, is_prefix: bool) -> Vec<hadron_proto::mvccpb::KeyValue> {
+pub(crate) fn range(root: &Keyspace, key: &str, is_prefix: bool) -> Vec<hadron_proto::mvccpb::KeyValue> {
     let mut end = key.as_bytes().to_vec();
     if let Some(last) = end.last_mut().filter(|_| is_prefix) {
         *last += 1;

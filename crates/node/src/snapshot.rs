@@ -4,7 +4,7 @@
 //! driver writes it under a new generation and then asks whether to switch. The node says yes only if the snapshot
 //! is ahead of what it applied, and lets nothing of that group reach the engine until the switch is durable.
 
-use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, ReplicaId, Term};
+use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, ROOT_GROUP, ReplicaId, Term};
 use hadron_keyspace::Applied;
 
 use crate::clock::GroupClock;
@@ -101,6 +101,9 @@ impl Node {
         self.step_group(group, installed, effects);
         self.on_configuration_applied(group, &configuration);
         self.refresh_pool();
+        if group == ROOT_GROUP {
+            self.reread_catalog(effects);
+        }
         self.touch(group);
     }
 }
@@ -162,7 +165,7 @@ mod tests {
     fn flush_ends(node: &mut Node) -> Effects {
         let mut effects = Effects::default();
         let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
-        replica.flush = crate::flush::FlushState::new(Index(1), Time(1));
+        replica.flush = crate::flush::FlushState::new(Index(1), 0, Time(1));
         node.answer_install(DEFAULT_GROUP, &mut effects);
         effects
     }

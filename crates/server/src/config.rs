@@ -16,6 +16,7 @@ mod error;
 mod file;
 pub mod flags;
 mod initial;
+mod keyspaces;
 pub mod security;
 pub mod settings;
 mod traces;
@@ -27,7 +28,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::api::{Access, Retention};
+use crate::api::{Access, KeyspaceOptions, Retention};
 
 pub use auth::AuthConfig;
 pub use discovery::{Discovery, Registry};
@@ -59,6 +60,8 @@ pub struct Config {
     pub addresses: Addresses,
     /// What cluster a first start makes.
     pub initial: Initial,
+    /// After so many entries the log tells that they are durable in the engine.
+    pub snapshot_count: u64,
     /// Time between heartbeats; more than zero.
     pub heartbeat_interval: Duration,
     /// Time without a leader before an election; at least five heartbeats.
@@ -73,6 +76,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// How members may be changed.
     pub membership: Membership,
+    /// Where this node stands: what fails together. Empty if that is not known.
+    pub zone: String,
     /// How much history is kept; `None` for all of it.
     pub retention: Option<Retention>,
     /// What is logged, and where.
@@ -92,6 +97,8 @@ pub struct Addresses {
     pub clients_http: Vec<Listen>,
     /// Addresses to serve metrics and health on.
     pub metrics: Vec<Listen>,
+    /// Addresses to serve clients of one keyspace on, with its name.
+    pub keyspaces: Vec<(String, Listen)>,
     /// Addresses to accept peers on; never empty.
     pub peers: Vec<SocketAddr>,
     /// Whether peers are to speak TLS there.
@@ -134,6 +141,8 @@ pub struct Clients {
     pub gateway: bool,
     /// Which web pages may use the port.
     pub access: Access,
+    /// How clients choose keyspaces.
+    pub keyspaces: KeyspaceOptions,
 }
 
 /// How members may be changed.
@@ -211,7 +220,10 @@ impl Config {
         let data_dir = data_dir.unwrap_or_else(|| format!("{name}.{default_suffix}").into());
         let wal_dir = settings.given("wal-dir").map(PathBuf::from);
         let addresses = addresses(settings)?;
-        let client_hosts = hosts(settings, &["listen-client-urls", "listen-client-http-urls"])?;
+        let mut client_hosts = hosts(settings, &["listen-client-urls", "listen-client-http-urls"])?;
+        client_hosts.extend(keyspaces::urls(settings)?.iter().map(|(_, url)| url.host().to_owned()));
+        client_hosts.sort();
+        client_hosts.dedup();
         let clients_security = security::of_clients(settings, &data_dir, client_hosts)?;
         let peers_security =
             security::of_peers(settings, &data_dir, hosts(settings, &["listen-peer-urls"])?)?;
@@ -225,6 +237,7 @@ impl Config {
             data_dir,
             addresses,
             initial: initial(settings)?,
+            snapshot_count: number(settings, "snapshot-count")?,
             heartbeat_interval: Duration::from_millis(heartbeat_ms),
             election_timeout: Duration::from_millis(election_ms),
             clients: clients(settings)?,
@@ -236,6 +249,7 @@ impl Config {
                 learners_max: number(settings, "max-learners")?,
                 promotes: switch(settings, "auto-promote"),
             },
+            zone: settings.text("zone").to_owned(),
             retention: retention(settings)?,
             log: log(settings)?,
             traces: traces::read(settings)?,
@@ -302,6 +316,7 @@ fn addresses(settings: &Settings) -> Result<Addresses, ConfigError> {
         clients,
         clients_http: listen(settings, "listen-client-http-urls")?,
         metrics: listen(settings, "listen-metrics-urls")?,
+        keyspaces: keyspaces::listen(settings)?,
         peers: peers.into_iter().map(|listen| listen.address).collect(),
         peers_are_tls,
         advertise_client_urls: urls(settings, "advertise-client-urls")?,
@@ -345,6 +360,7 @@ fn clients(settings: &Settings) -> Result<Clients, ConfigError> {
             origins: unless_all(settings.text("cors")),
             hosts: unless_all(settings.text("host-whitelist")),
         },
+        keyspaces: keyspaces::options(settings)?,
     })
 }
 
@@ -488,8 +504,13 @@ fn parse_url(flag: &'static str, text: &str) -> Result<Url, ConfigError> {
 }
 
 fn listen(settings: &Settings, flag: &'static str) -> Result<Vec<Listen>, ConfigError> {
-    let listen = |url: &Url| Ok(Listen { address: url.listen_address(flag)?, is_tls: url.is_tls() });
-    urls(settings, flag)?.iter().map(listen).collect()
+    urls(settings, flag)?.iter().map(|url| Listen::at(url, flag)).collect()
+}
+
+impl Listen {
+    fn at(url: &Url, flag: &'static str) -> Result<Listen, ConfigError> {
+        Ok(Listen { address: url.listen_address(flag)?, is_tls: url.is_tls() })
+    }
 }
 
 /// The hosts of several flags' URLs.
@@ -513,6 +534,9 @@ fn check_certificates(addresses: &Addresses, clients: bool, peers: bool) -> Resu
         if !clients && listens.iter().any(|listen| listen.is_tls) {
             return no(flag, "cert-file", "key-file", "auto-tls");
         }
+    }
+    if !clients && addresses.keyspaces.iter().any(|(_, listen)| listen.is_tls) {
+        return no("keyspace-listen", "cert-file", "key-file", "auto-tls");
     }
     if !peers && addresses.peers_are_tls {
         return no("listen-peer-urls", "peer-cert-file", "peer-key-file", "peer-auto-tls");

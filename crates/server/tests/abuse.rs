@@ -222,6 +222,7 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -368,6 +369,24 @@ async fn one_client_can_do_nothing_to_the_others() {
             }
         }
         // So long that all of them were answered, if they are answered.
+        serves(node).await;
+        tokio::time::timeout(Duration::from_secs(2), raw.ends()).await.ok();
+    })
+    .await;
+
+    within_bounds(node, "listings of 400 MiB of which nobody takes more than the beginning", async || {
+        let mut raw = Raw::connect(node).await;
+        raw.send(&frame(SETTINGS, 0, 0, &[])).await;
+        raw.send(&frame(WINDOW_UPDATE, 0, 0, &(1u32 << 30).to_be_bytes())).await;
+        for number in 0..40u32 {
+            let range = prefix(&format!("/fill/{:07}", number % 10));
+            let stream = 2 * number + 1;
+            let mut frames = frame(HEADERS, END_HEADERS, stream, &call("/etcdserverpb.KV/Range"));
+            frames.extend(frame(DATA, END_STREAM, stream, &message(&range)));
+            if !raw.send(&frames).await {
+                break;
+            }
+        }
         serves(node).await;
         tokio::time::timeout(Duration::from_secs(2), raw.ends()).await.ok();
     })

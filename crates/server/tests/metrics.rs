@@ -146,6 +146,7 @@ async fn what_is_counted_moves_when_it_happens() {
     drop(watching);
     until_page(used, "the watchers are gone", |page| {
         page.value("etcd_debugging_mvcc_watcher_total") == 0.0
+            && open_streams(page) == 0.0
             && page.value("etcd_debugging_mvcc_watch_stream_total") == 0.0
     })
     .await;
@@ -169,6 +170,30 @@ fn check_calls(before: &Page, after: &Page, other: &Page) {
     let puts = "grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Put\",\
                 grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}";
     assert_eq!(after.value(puts), PUTS as f64);
+    for (name, calls) in [
+        ("grpc_server_msg_received_total", PUTS),
+        ("grpc_server_msg_sent_total", PUTS),
+        ("grpc_server_handling_seconds_count", PUTS),
+    ] {
+        let sample =
+            format!("{name}{{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}}");
+        assert_eq!(after.value(&sample), calls as f64, "{sample}");
+    }
+    assert!(after.value("etcd_network_client_grpc_received_bytes_total") > (PUTS * 100) as f64);
+    assert!(after.value("etcd_network_client_grpc_sent_bytes_total") > 0.0);
+    assert_eq!(after.value("etcd_debugging_lease_ttl_total_count"), 2.0);
+    assert_eq!(after.value("etcd_server_range_duration_seconds_count{success=\"true\"}"), 1.0);
+    let unary = "etcd_server_client_requests_total{client_api_version=\"unknown\",type=\"unary\"}";
+    assert!(after.value(unary) > PUTS as f64);
+}
+
+/// Streams of watches that are open, as dashboards reckon: those that began less those that ended. All used to count as
+/// ended when they were opened.
+fn open_streams(page: &Page) -> f64 {
+    let of = |name| {
+        page.all(name, "grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\"").iter().sum::<f64>()
+    };
+    of("grpc_server_started_total") - of("grpc_server_handled_total")
 }
 
 fn check_growth(before: &Page, after: &Page) {
@@ -203,9 +228,17 @@ fn check_present(page: &Page) {
         ("etcd_server_has_leader", 1.0),
         ("etcd_server_is_leader", 0.0),
         ("hadron_wal_segments", 1.0),
+        ("etcd_server_quota_backend_bytes", -1.0),
+        ("etcd_cluster_version{cluster_version=\"3.6\"}", 1.0),
     ] {
         assert_eq!(page.value(name), value, "{name}");
     }
+    assert_eq!(page.all("etcd_network_known_peers", ""), [1.0, 1.0]);
+    assert!(page.value("promhttp_metric_handler_requests_total{code=\"200\"}") >= 2.0);
+    let watch = "{grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"}";
+    assert_eq!(page.value(&format!("grpc_server_msg_received_total{watch}")), 2.0);
+    assert!(page.value(&format!("grpc_server_msg_sent_total{watch}")) >= 3.0);
+    assert_eq!(open_streams(page), 1.0);
 }
 
 /// Both other nodes are connected, and talk in both directions.

@@ -22,6 +22,7 @@ use pb::request_op::Request as Op;
 use pb::watch_client::WatchClient;
 use pb::watch_request::RequestUnion;
 use place::{Place, Served, text};
+use prost::Message as _;
 use support::{Cluster, eventually};
 use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
@@ -93,6 +94,57 @@ async fn watch_all(
     let mut stream = WatchClient::new(channel.clone()).watch(requests).await.unwrap().into_inner();
     assert!(stream.next().await.unwrap().unwrap().created);
     (stream, sender)
+}
+
+/// A client that asks for everything that begins with `big`, often, and takes no more than the beginning.
+async fn ask_and_take_nothing(address: &str, calls: usize) -> Vec<h2::client::ResponseFuture> {
+    let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (sender, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    let range = pb::RangeRequest {
+        key: "big".into(),
+        range_end: "bih".into(),
+        serializable: true,
+        ..Default::default()
+    };
+    let message = range.encode_to_vec();
+    let framed = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+    let mut answers = Vec::new();
+    for _ in 0..calls {
+        let request = http::Request::post("http://proxy/etcdserverpb.KV/Range")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let mut sender = sender.clone().ready().await.unwrap();
+        let (answer, mut body) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+        body.send_data(framed.clone().into(), true).unwrap();
+        answers.push(answer);
+    }
+    answers
+}
+
+/// All clients used to share the proxy's connection to a node, which makes no more answers for one that has 32 MiB of them waiting.
+#[tokio::test]
+async fn a_client_that_takes_nothing_holds_up_no_other() {
+    const LARGE: usize = 1 << 20;
+    let cluster = Cluster::start(1, &[]).await;
+    for number in 0..8 {
+        put(&cluster.nodes[0].channel(), &format!("big{number}"), &"x".repeat(LARGE)).await.unwrap();
+    }
+    let proxy = start(&cluster.endpoints(), &[]);
+    let other = proxy.channel();
+    put(&other, "k", "v").await.unwrap();
+    let answers = ask_and_take_nothing(&proxy.address, 20).await;
+    let watched = cluster.nodes[0].channel();
+    eventually("the node has made as many answers as it makes", async || {
+        let page = cluster.nodes[0].metrics().await;
+        let ranges = page.lines().find_map(|line| line.strip_prefix("etcd_mvcc_range_total "));
+        ranges.is_some_and(|ranges| ranges.parse::<u64>().unwrap() >= 5)
+    })
+    .await;
+    put(&watched, "k", "v").await.unwrap();
+    let waiting = tokio::time::timeout(std::time::Duration::from_secs(10), put(&other, "k", "w"));
+    waiting.await.expect("the other client is served").unwrap();
+    drop(answers);
 }
 
 #[tokio::test]

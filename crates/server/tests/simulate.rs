@@ -51,7 +51,9 @@ fn a_failure_says_how_to_see_it_again() {
 fn nonsense_is_refused() {
     for (arguments, named) in [
         (["--scenario", "dull"], "many-groups"),
-        (["--nodes", "0"], "1..=9"),
+        (["--nodes", "0"], "1..=10000"),
+        (["--nodes", "10"], "at most 9"),
+        (["--keyspaces", "10"], "--scenario balance"),
         (["--lie", "white"], "stale-read"),
     ] {
         let refused = simulate(&arguments);
@@ -59,4 +61,17 @@ fn nonsense_is_refused() {
         let message = text(&refused.stderr);
         assert!(message.contains(named), "{message}");
     }
+}
+
+#[test]
+fn a_pool_is_balanced_and_says_what_held() {
+    let arguments = ["--scenario", "balance", "--nodes", "12", "--keyspaces", "300", "--seed", "3"];
+    let (once, again) = (simulate(&arguments), simulate(&arguments));
+    let report = text(&once.stdout);
+    assert_eq!(report, text(&again.stdout), "what is printed follows from the arguments alone");
+    assert_eq!(once.status.success(), !report.contains("BROKEN"), "{report}");
+    for part in ["zone-2 with 4 nodes cannot be reached", "moves by reason:", "held:"] {
+        assert!(report.contains(part), "{part:?} is not in\n{report}");
+    }
+    assert!(text(&once.stderr).contains("The slowest plan took"));
 }

@@ -73,3 +73,21 @@ async fn history_is_compacted_by_itself() {
     .await;
     assert_eq!(at(last).await.unwrap(), 1);
 }
+
+/// Tools and tests of others wait for these texts.
+#[tokio::test]
+async fn what_operators_wait_for_is_in_the_log() {
+    let cluster = Cluster::start(1, &["--snapshot-count=20"]).await;
+    let node = &cluster.nodes[0];
+    let mut revision = 0;
+    for _ in 0..25 {
+        revision = put(node, "k".into()).await.unwrap();
+    }
+    KvClient::new(node.channel()).compact(pb::CompactionRequest { revision, physical: false }).await.unwrap();
+    let told = format!("\"compact-revision\":{revision},");
+    eventually("the compaction is told", async || {
+        node.log().lines().any(|line| line.contains("finished scheduled compaction") && line.contains(&told))
+    })
+    .await;
+    eventually("a durable state is told", async || node.log().contains("\"msg\":\"saved snapshot\"")).await;
+}

@@ -43,7 +43,8 @@ const SAFETY: &[&str] = &[
 ];
 
 /// What was stored is not what is read.
-const DAMAGE: &[&str] = &["recovery", "digest_agreement", "watch_order", "no_fatal", "assertion"];
+const DAMAGE: &[&str] =
+    &["recovery", "digest_agreement", "state_machine_safety", "watch_order", "no_fatal", "assertion"];
 
 /// Clients hear what is not so.
 const ANSWERS: &[&str] = &[
@@ -57,7 +58,7 @@ const ANSWERS: &[&str] = &[
     "liveness",
 ];
 
-const CASES: [Case; 27] = [
+const CASES: [Case; 29] = [
     case(Lie::DurableBeforeFsync, blackouts, 20, SAFETY),
     case(Lie::LostFsync, blackouts, 20, SAFETY),
     case(Lie::MinorityCommit, partitions, 10, SAFETY),
@@ -85,6 +86,8 @@ const CASES: [Case; 27] = [
     case(Lie::KeepAliveUnasked, leases, 10, &["lease_promise", "exclusion"]),
     case(Lie::PressureIgnored, stalled_flush, 10, &["bounded_memory"]),
     case(Lie::PinnedForever, pinned_log, 20, &["bounded_memory"]),
+    case(Lie::DeafSleeper, sleep, 5, &["liveness"]),
+    case(Lie::GhostNode, sleep, 5, &["liveness"]),
 ];
 
 /// Lies that the nodes themselves notice, so that nothing comes of them.
@@ -108,6 +111,10 @@ fn disks(seed: u64) -> Settings {
 
 fn leases(seed: u64) -> Settings {
     Settings::of(Scenario::Leases, seed)
+}
+
+fn sleep(seed: u64) -> Settings {
+    Settings::of(Scenario::Sleep, seed)
 }
 
 fn snapshots(seed: u64) -> Settings {
@@ -200,6 +207,7 @@ fn the_same_worlds_hold_without_the_lie() {
         disks,
         leases,
         snapshots,
+        sleep,
         tenants,
         quarrels,
         blackouts,

@@ -28,6 +28,7 @@ fn settings(seed: u64) -> Settings {
     settings.recovery_us_max = 30_000_000;
     settings.client_timeout_us = 1_500_000;
     settings.think_us = 500_000;
+    settings.rest_us = 2_000_000;
     settings.large_value_one_in = 4;
     settings.sync_us_max = 2_000;
     settings.segment_bytes = 256 << 10;
@@ -39,6 +40,7 @@ fn settings(seed: u64) -> Settings {
         log_tail_bytes: 16 << 10,
         snapshot_log_bytes: 1 << 20,
         persist_interval_us: 1_000_000,
+        sleep_after_us: 500_000,
         ..Limits::default()
     };
     settings

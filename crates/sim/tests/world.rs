@@ -62,13 +62,15 @@ fn many_worlds_keep_every_promise_and_heal() {
     let reports = run_all(&seeds);
     let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
     println!(
-        "{} worlds: {} operations ({} unknown), {} crashes, {} snapshots, {} leaders, longest recovery {} ms",
+        "{} worlds: {} operations ({} unknown), {} crashes, {} snapshots, {} leaders, {} sleeps, {} wakes, longest recovery {} ms",
         reports.len(),
         sum(|report| report.operations as u64),
         sum(|report| report.unknown as u64),
         sum(|report| report.crashes),
         sum(|report| report.snapshots),
         sum(|report| report.terms_led as u64),
+        sum(|report| report.sleeps),
+        sum(|report| report.wakes),
         reports.iter().map(|report| report.recovery_us).max().unwrap_or(0) / 1_000,
     );
     if scenario() == Scenario::Usual && seeds.len() as u64 >= SEEDS {
@@ -76,6 +78,7 @@ fn many_worlds_keep_every_promise_and_heal() {
         assert!(sum(|report| report.crashes) > 0);
         assert!(sum(|report| report.snapshots) > 0);
         assert!(sum(|report| report.unknown as u64) > 0);
+        assert!(sum(|report| report.wakes) > seeds.len() as u64);
     }
 }
 

@@ -49,6 +49,8 @@ impl Ours {
             max_append_bytes: 1 << 20,
             inflight_bytes: 1 << 20,
             uncommitted_bytes: 1 << 20,
+            sleep_after_us: 0,
+            starts_asleep: false,
             seed: replica as u64,
         };
         Ours {

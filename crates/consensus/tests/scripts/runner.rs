@@ -27,6 +27,7 @@ pub(crate) struct Runner {
     /// Links that lose everything, in this direction.
     cut: BTreeSet<(ReplicaId, ReplicaId)>,
     limits: Limits,
+    sleep_after_us: u64,
     starts: u64,
 }
 
@@ -118,6 +119,11 @@ impl Runner {
             ["snapshot", from, to, outcome] => {
                 self.snapshot(replica(from), replica(to), outcome == "ok", output)
             }
+            // sleep MILLIS: groups that start from now on sleep after so long without requests.
+            ["sleep", millis] => self.sleep_after_us = millis.parse::<u64>().unwrap() * 1_000,
+            ["wake", id] => self.step(replica(id), Event::Wake, output),
+            // paused r1: its driver stood still.
+            ["paused", id] => self.step(replica(id), Event::Paused, output),
             ["timer", id] => self.step(replica(id), Event::Timer, output),
             // deliver [r1 [r2]]: the messages that wait (from r1) (to r2), not those they cause.
             ["deliver"] => self.deliver(|_, _| true, output),
@@ -150,7 +156,9 @@ impl Runner {
             // pause MILLIS: time passes, and nobody looks.
             ["pause", millis] => self.now = self.now.plus_micros(millis.parse::<u64>().unwrap() * 1_000),
             ["crash", id] => self.crash(replica(id)),
-            ["restart", id] => self.restart(replica(id)),
+            ["restart", id] => self.restart(replica(id), false),
+            // restart r1 asleep: it waits until somebody needs the group.
+            ["restart", id, "asleep"] => self.restart(replica(id), true),
             ["damage", id, at] => self.damage(replica(id), index(at)),
             ["status"] => self.status(output),
             ["progress", id] => self.progress(replica(id), output),
@@ -182,13 +190,13 @@ impl Runner {
         for id in all {
             let configurations = vec![(Index(0), self.first.clone())];
             self.replicas.insert(id, Replica { configurations, ..Replica::default() });
-            self.restart(id);
+            self.restart(id, false);
         }
     }
 
     fn join(&mut self, id: ReplicaId) {
         self.replicas.insert(id, Replica::default());
-        self.restart(id);
+        self.restart(id, false);
     }
 
     fn change(&mut self, id: ReplicaId, voters: &str, learners: &[&str], output: &mut Vec<String>) {
@@ -223,7 +231,7 @@ impl Runner {
         let state = self.replicas.get_mut(&id).unwrap();
         state.hard_state = HardState { term, voted_for: None, commit: Index(0) };
         state.log = log;
-        self.restart(id);
+        self.restart(id, false);
     }
 
     fn propose(&mut self, id: ReplicaId, data: &[&str], output: &mut Vec<String>) {
@@ -330,7 +338,7 @@ impl Runner {
         state.writes.clear();
     }
 
-    fn restart(&mut self, id: ReplicaId) {
+    fn restart(&mut self, id: ReplicaId, asleep: bool) {
         self.starts += 1;
         let Limits { max_append_bytes, inflight_bytes, uncommitted_bytes } = self.limits;
         let config = Config {
@@ -342,6 +350,8 @@ impl Runner {
             max_append_bytes,
             inflight_bytes,
             uncommitted_bytes,
+            sleep_after_us: self.sleep_after_us,
+            starts_asleep: asleep,
             seed: self.starts,
         };
         let state = self.replicas.get_mut(&id).unwrap();
@@ -396,7 +406,8 @@ impl Runner {
             let leader = group.leader().map_or("nobody".to_string(), |leader| leader.to_string());
             let (role, term, last) = (group.role(), group.term(), group.last());
             output.push(format!(
-                "{id} {role:?} {term} leader {leader} log {}..{last} durable {} commit {}",
+                "{id} {role:?}{} {term} leader {leader} log {}..{last} durable {} commit {}",
+                if group.is_asleep() { ", asleep," } else { "" },
                 group.floor().index,
                 group.durable(),
                 group.commit()

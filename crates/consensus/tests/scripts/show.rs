@@ -46,18 +46,20 @@ pub(crate) fn message(message: &Message) -> String {
             let granted = if *granted { "yes" } else { "no" };
             format!("{}VoteAnswer {election} {granted}{vote} (own term {term})", flag(*pre, "Pre"))
         }
-        Message::Append { term, previous, commit, round, answer, entries: new } => format!(
-            "Append {term} after {} {} commit {commit}{}{}",
+        Message::Append { term, previous, commit, round, answer, sleep, entries: new } => format!(
+            "Append {term} after {} {} commit {commit}{}{}{}",
             position(*previous),
             entries(new),
             if *round > 0 { format!(" round {round}") } else { String::new() },
-            flag(*answer, ", answer!")
+            flag(*answer, ", answer!"),
+            flag(*sleep, ", sleep!")
         ),
-        Message::AppendAck { term, round, matched, full } => {
+        Message::AppendAck { term, round, matched, full, asleep } => {
             format!(
-                "AppendAck {term} up to {matched}{}{}",
+                "AppendAck {term} up to {matched}{}{}{}",
                 if *round > 0 { format!(" round {round}") } else { String::new() },
-                flag(*full, ", full")
+                flag(*full, ", full"),
+                flag(*asleep, ", asleep")
             )
         }
         Message::AppendReject { term, rejected, hint_index, hint_term, .. } => {
@@ -71,6 +73,7 @@ pub(crate) fn message(message: &Message) -> String {
         Message::ReadAnswer { term, index, .. } => format!("ReadAnswer {term} at {index}"),
         Message::TimeoutNow { term } => format!("TimeoutNow {term}"),
         Message::Abdicate { term } => format!("Abdicate {term}"),
+        Message::Wake { term } => format!("Wake {term}"),
     }
 }
 

@@ -3,13 +3,13 @@
 use hadron_consensus::{Event, ReplicaId};
 use rand::Rng;
 
-use crate::world::{Happening, World};
+use crate::world::{ELECTION_TIMEOUT_US, Happening, World};
 
 impl World {
     /// One random fault.
     pub(crate) fn fault(&mut self) {
         let replica = self.rng.random_range(0..self.replicas.len());
-        match self.rng.random_range(0..19) {
+        match self.rng.random_range(0..20) {
             0..=2 => self.crash_for_a_while(replica),
             3 => (0..self.replicas.len()).for_each(|replica| self.crash_for_a_while(replica)),
             4..=5 => self.partition(),
@@ -24,11 +24,19 @@ impl World {
                 let full = self.rng.random_bool(0.5);
                 self.step(replica, Event::Pressure { full });
             }
+            19 => self.step(replica, Event::Wake),
             18 if self.rng.random_bool(0.2) => self.retire(replica),
-            _ => {
-                let until = self.now.plus_micros(self.rng.random_range(1_000..400_000));
-                self.replicas[replica].paused_until = until;
-            }
+            _ => self.pause(replica),
+        }
+    }
+
+    /// A process stands still. If that was long, its replica is told before it hears anything else.
+    fn pause(&mut self, replica: usize) {
+        let pause_us = self.rng.random_range(1_000..400_000);
+        let until = self.now.plus_micros(pause_us);
+        self.replicas[replica].paused_until = until;
+        if pause_us > ELECTION_TIMEOUT_US {
+            self.schedule(pause_us, Happening::Resumed(replica));
         }
     }
 

@@ -162,6 +162,23 @@ impl Invariants {
         assert!(committed == Some(entry.position()), "state_machine_safety: {id} applies {entry:?}");
     }
 
+    /// Who falls asleep has a committed log, and a leader also members that have it on their disks.
+    pub(crate) fn check_sleeper<'a>(
+        &self,
+        id: ReplicaId,
+        group: &Group,
+        disks: impl Iterator<Item = &'a Disk> + Clone,
+    ) {
+        let last = group.last();
+        assert!(group.commit() == last && group.durable() == last, "{id} sleeps on what is not committed");
+        let holds = |member: ReplicaId| {
+            let disk = disks.clone().nth(member.0 as usize - 1).unwrap();
+            disk.engine.index >= last || group.position_at(last).is_some_and(|position| disk.has(position))
+        };
+        let lacks = group.configuration().members().find(|member| !holds(*member));
+        assert!(!group.is_leader() || lacks.is_none(), "{id} sleeps, and {lacks:?} lacks {last}");
+    }
+
     /// What leaves a replica must be true of its disk.
     pub(crate) fn check_message(
         &mut self,

@@ -16,7 +16,7 @@ use crate::disk::Disk;
 use crate::invariants::Invariants;
 use crate::network::Network;
 
-const ELECTION_TIMEOUT_US: u64 = 100_000;
+pub(crate) const ELECTION_TIMEOUT_US: u64 = 100_000;
 const HEARTBEAT_US: u64 = 20_000;
 /// Nodes tell each other that they are there.
 const PING_US: u64 = 25_000;
@@ -34,6 +34,7 @@ pub(crate) enum Happening {
     SnapshotArrives { from: usize, to: usize, incarnation: u64, position: (u64, u64, u64) },
     Timer(usize),
     Restart(usize),
+    Resumed(usize),
     Fault,
     Client,
     Compact(usize),
@@ -51,6 +52,7 @@ pub(crate) struct Summary {
     pub(crate) reads: u64,
     pub(crate) transfers: u64,
     pub(crate) changes: u64,
+    pub(crate) sleeps: u64,
     checksum: u64,
 }
 
@@ -65,6 +67,7 @@ impl Summary {
         self.reads += other.reads;
         self.transfers += other.transfers;
         self.changes += other.changes;
+        self.sleeps += other.sleeps;
         self.checksum ^= other.checksum;
     }
 }
@@ -113,6 +116,10 @@ pub(crate) struct World {
     pub(crate) replicas: Vec<Replica>,
     /// In half of the worlds the membership changes; the others have retiring replicas.
     pub(crate) has_changes: bool,
+    /// How long nothing must happen before a group sleeps; 0 for never.
+    sleep_after_us: u64,
+    /// Whoever starts sleeps until somebody needs it.
+    starts_asleep: bool,
     pub(crate) invariants: Invariants,
     /// Down for good? No: but no more faults.
     is_healing: bool,
@@ -136,6 +143,8 @@ impl World {
         let count = [3, 3, 4, 5, 5, 6, 7][rng.random_range(0..7)];
         let learners = usize::from(count > 3 && rng.random_bool(0.3));
         let has_changes = rng.random_bool(0.5);
+        let sleep_after_us = [0, 20_000, 50_000, 200_000][rng.random_range(0..4)];
+        let starts_asleep = rng.random_bool(0.3);
         let members: Vec<ReplicaId> = (1..=count as u64).map(ReplicaId).collect();
         let (voters, rest) = members.split_at(count - learners);
         let first = Configuration::new(voters.iter().copied(), rest.iter().copied());
@@ -163,6 +172,8 @@ impl World {
             network,
             replicas: (0..count).map(|_| replica()).collect(),
             has_changes,
+            sleep_after_us,
+            starts_asleep,
             invariants: Invariants::new(first),
             is_healing: false,
             next_token: 0,
@@ -281,6 +292,7 @@ impl World {
                 self.step(replica, Event::Timer);
             }
             Happening::Restart(replica) => self.restart(replica),
+            Happening::Resumed(replica) => self.step(replica, Event::Paused),
             Happening::Fault if self.is_healing => {}
             Happening::Fault => {
                 self.fault();
@@ -304,6 +316,7 @@ impl World {
         let known_commit = self.invariants.commit();
         let last_before = group.last();
         let configuration_before = group.configuration().clone();
+        let (was_asleep, is_wake) = (group.is_asleep(), matches!(event, Event::Wake));
         let is_transfer = matches!(event, Event::Message { message: Message::TimeoutNow { .. }, .. });
         self.summary.transfers += u64::from(is_transfer);
         group.step(self.now, &Directory(&self.replicas[replica].contacts), event, &mut effects);
@@ -314,6 +327,11 @@ impl World {
                 group.term(),
                 group.commit()
             );
+        }
+        assert!(!(is_wake && group.is_asleep()), "{me} was woken, and sleeps");
+        if group.is_asleep() && !was_asleep {
+            self.summary.sleeps += 1;
+            self.invariants.check_sleeper(me, &group, self.replicas.iter().map(|replica| &replica.disk));
         }
         let new_entries = effects.persist.iter().flat_map(|persist| &persist.entries);
         let replaced = effects.persist.iter().filter_map(|persist| persist.entries.first());
@@ -453,6 +471,8 @@ impl World {
             max_append_bytes: 100,
             inflight_bytes: 400,
             uncommitted_bytes: 1_000,
+            sleep_after_us: self.sleep_after_us,
+            starts_asleep: self.starts_asleep,
             seed,
         }
     }
@@ -507,6 +527,16 @@ impl World {
         }
         if has_restarted {
             self.step(to, Event::Suspect { replica: id(from) });
+            self.wake_leader(to);
+        }
+    }
+}
+
+impl World {
+    /// A member's node has started anew: its leader looks what has become of the member.
+    fn wake_leader(&mut self, replica: usize) {
+        if self.replicas[replica].group.as_ref().is_some_and(Group::is_leader) {
+            self.step(replica, Event::Wake);
         }
     }
 }
@@ -534,7 +564,8 @@ impl World {
                 self.step(replica, Event::Read { token });
             }
         }
-        let after_us = self.rng.random_range(500..40_000);
+        let rests = self.sleep_after_us > 0 && !self.is_healing && self.rng.random_bool(0.03);
+        let after_us = self.rng.random_range(if rests { 200_000..800_000 } else { 500..40_000 });
         self.schedule(after_us, Happening::Client);
     }
 
@@ -618,6 +649,6 @@ fn concerned(happening: &Happening) -> Option<usize> {
         | Happening::DiskDone { replica: to, .. }
         | Happening::Timer(to)
         | Happening::Compact(to) => Some(*to),
-        Happening::Restart(_) | Happening::Fault | Happening::Client => None,
+        Happening::Restart(_) | Happening::Resumed(_) | Happening::Fault | Happening::Client => None,
     }
 }

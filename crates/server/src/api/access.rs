@@ -53,7 +53,7 @@ pub(super) fn allow_origin(headers: &mut HeaderMap, origin: Option<HeaderValue>)
 }
 
 /// The host that the client asked for, without its port.
-fn host_name<R>(request: &Request<R>) -> &str {
+pub(super) fn host_name<R>(request: &Request<R>) -> &str {
     let header = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     let authority =
         request.uri().authority().map(http::uri::Authority::as_str).or(header).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! What the services need of the node behind them: the one seam between gRPC and the threads that drive the node.
 //!
-//! The driver's `Handle` implements [`Backend`]; tests implement it over a single keyspace. A service holds a clone per
+//! The driver's `Handle` implements [`Backend`]; tests implement it over keyspaces in memory. A service holds a clone per
 //! connection and calls it from any thread.
 //!
 //! Invariants that an implementation keeps:
@@ -11,13 +11,14 @@
 //! - [`Backend::status`], [`Backend::keyspace`] and [`Backend::identity`] are called for every request: they read a few
 //!   atomics and take no lock that the shard loop holds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
+use hadron_balance::{Assessment, View};
 use hadron_consensus::{GroupId, Index, NodeId, Term};
 use hadron_keyspace::{Command, Keyspace, Response};
-use hadron_node::Pool;
+use hadron_node::{Catalog, Pool, Report};
 use hadron_proto::{etcdserverpb, hadron};
 
 /// The node that answers requests.
@@ -67,14 +68,37 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// What the root group says about the pool, from the local copy.
     fn pool(&self) -> Arc<Pool>;
 
+    /// Looks at the catalog of keyspaces, as far as it is applied here. `look` must be short: the node's loop may wait for it.
+    fn with_catalog<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T;
+
     /// The newest revision of the roster that every group here has been changed to, as far as it is applied here.
     fn settled(&self) -> i64;
 
     /// The other nodes that are alive to this one.
     fn alive(&self) -> BTreeSet<NodeId>;
 
+    /// How the pool stands, from the reports of all nodes: complete where this node votes in the root group.
+    fn standing(&self) -> Standing;
+
+    /// A read of `group` was answered here with so many bytes.
+    fn count_read(&self, group: GroupId, bytes: usize);
+
+    /// Watch events of `group` were sent from here.
+    fn count_events(&self, group: GroupId, events: usize);
+
     /// Who this node is. The same for the whole life of the process.
     fn identity(&self) -> &Identity;
+}
+
+/// How the pool stands.
+#[derive(Debug, Default)]
+pub struct Standing {
+    /// What there is.
+    pub view: View,
+    /// What that amounts to.
+    pub assessment: Assessment,
+    /// What the nodes measured.
+    pub reports: BTreeMap<NodeId, Report>,
 }
 
 /// The outcome of a write that was applied.

@@ -71,7 +71,7 @@ impl<B: Backend> Context<B> {
     pub(super) fn caller(&self, keyspace: &Keyspace, claim: &Claim) -> Result<Option<Caller>, EtcdError> {
         if let Some(token) = &claim.token {
             let clock_ms = self.backend.group_clock_ms(self.group);
-            let caller = self.tokens.caller(token, keyspace, clock_ms);
+            let caller = self.tokens.caller(token, self.home(), keyspace, clock_ms);
             return caller.map(Some).ok_or(EtcdError::InvalidAuthToken);
         }
         let named = |CommonName(name): &CommonName| Caller {

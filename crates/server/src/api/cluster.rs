@@ -1,4 +1,5 @@
-//! The service `Cluster`: who the members are, and how that changes (`membership`).
+//! The service `Cluster`: who the members are, and how that changes (`membership`). Members are the pool's, and are changed in
+//! `default`; clients of other keyspaces are told where to find theirs.
 
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
 use super::caller::Claim;
+use super::choice::Door;
 use super::context::{Context, Learners};
 
 /// The service.
@@ -27,6 +29,16 @@ impl<B: Backend> Cluster<B> {
     fn header(&self) -> Option<pb::ResponseHeader> {
         Some(self.context.header(0, self.context.status().term))
     }
+
+    /// Refuses a change to whoever may not make it.
+    async fn permit_change<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.context.admit(request.metadata(), Learners::Refuse)?;
+        if !self.context.is_default() {
+            let text = "hadron: members are the pool's, and are changed in its keyspace default";
+            return Err(Status::permission_denied(text));
+        }
+        self.context.permit(&Claim::of(request), Need::Root).await.map(drop)
+    }
 }
 
 #[tonic::async_trait]
@@ -40,7 +52,7 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
             self.context.backend.read_barrier(hadron_consensus::ROOT_GROUP).await?;
         }
         self.context.permit(&Claim::of(&request), Need::User).await?;
-        let members = self.context.backend.members();
+        let members = self.context.members(request.extensions().get::<Door>());
         Ok(Response::new(MemberListResponse { header: self.header(), members }))
     }
 
@@ -48,8 +60,7 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         &self,
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
-        self.context.permit(&Claim::of(&request), Need::Root).await?;
+        self.permit_change(&request).await?;
         let request = request.into_inner();
         let added = self.context.add_member(&request.peer_ur_ls, request.is_learner).await?;
         let members = self.context.backend.members();
@@ -61,8 +72,7 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         &self,
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
-        self.context.permit(&Claim::of(&request), Need::Root).await?;
+        self.permit_change(&request).await?;
         self.context.remove_member(request.get_ref().id).await?;
         let members = self.context.backend.members();
         Ok(Response::new(pb::MemberRemoveResponse { header: self.header(), members }))
@@ -72,8 +82,7 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         &self,
         request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
-        self.context.permit(&Claim::of(&request), Need::Root).await?;
+        self.permit_change(&request).await?;
         let request = request.into_inner();
         self.context.update_member(request.id, &request.peer_ur_ls).await?;
         let members = self.context.backend.members();
@@ -84,9 +93,13 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         &self,
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
-        self.context.permit(&Claim::of(&request), Need::Root).await?;
-        self.context.promote_member(request.get_ref().id).await?;
+        self.permit_change(&request).await?;
+        let metrics = &self.context.metrics;
+        if let Err(error) = self.context.promote_member(request.get_ref().id).await {
+            metrics.learner_promotion_failures.with(&[error.message()]).inc();
+            return Err(error);
+        }
+        metrics.learner_promotions.inc();
         let members = self.context.backend.members();
         Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members }))
     }

@@ -1,12 +1,14 @@
 //! Compaction by itself (`--auto-compaction-mode` and `-retention`): keeps history for a time, or a number of revisions.
 //! Works as etcd's compactors do, so that what worked with etcd's history works with this one's.
 //!
-//! Every node runs one, and notes the revisions that go by; only that of the group's leader compacts.
+//! Every node runs one for each keyspace that it has a replica of, and notes the revisions that go by; only that of the group's leader
+//! compacts. What is frozen keeps its history.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use hadron_consensus::GroupId;
+use futures::{StreamExt as _, stream};
+use hadron_consensus::{DEFAULT_GROUP, GroupId};
 use hadron_keyspace::{Command, Error};
 use hadron_proto::etcdserverpb::CompactionRequest;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -19,6 +21,8 @@ const REVISIONS_INTERVAL: Duration = Duration::from_secs(5 * 60);
 const PERIOD_MAX: Duration = Duration::from_secs(60 * 60);
 /// Looks at the revision within that time.
 const LOOKS: u32 = 10;
+/// Keyspaces that are compacted at the same time.
+const AT_ONCE: usize = 4;
 
 /// How much history is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,16 @@ pub enum Retention {
     Time(Duration),
     /// So many revisions before the newest; more than zero.
     Revisions(i64),
+}
+
+impl Retention {
+    /// Time between two looks.
+    fn interval(self) -> Duration {
+        match self {
+            Retention::Time(time) => (time.min(PERIOD_MAX) / LOOKS).max(Duration::from_millis(1)),
+            Retention::Revisions(_) => REVISIONS_INTERVAL,
+        }
+    }
 }
 
 /// Decides when to compact, and up to where. Knows neither the clock nor the keyspace.
@@ -44,21 +58,13 @@ impl Compactor {
         Compactor { retention, seen: VecDeque::new(), compacted_at: now, compacted: 0 }
     }
 
-    /// Time between two looks.
-    fn interval(&self) -> Duration {
-        match self.retention {
-            Retention::Time(time) => (time.min(PERIOD_MAX) / LOOKS).max(Duration::from_millis(1)),
-            Retention::Revisions(_) => REVISIONS_INTERVAL,
-        }
-    }
-
     /// A look: the revision up to which to compact now, if any.
     fn look(&mut self, now: Instant, revision: i64) -> Option<i64> {
         let up_to = match self.retention {
             Retention::Revisions(kept) => revision - kept,
             Retention::Time(time) => {
                 self.seen.push_back(revision);
-                let looks = time.as_nanos() / self.interval().as_nanos();
+                let looks = time.as_nanos() / self.retention.interval().as_nanos();
                 if (self.seen.len() as u128) <= looks {
                     return None;
                 }
@@ -77,22 +83,47 @@ impl Compactor {
     }
 }
 
-/// Compacts `group` for as long as it is polled.
-pub(crate) async fn run<B: Backend>(backend: B, group: GroupId, retention: Retention) {
-    let mut compactor = Compactor::new(retention, Instant::now());
-    let mut ticks = tokio::time::interval(compactor.interval());
+/// Compacts the keyspaces that this node leads for as long as it is polled.
+pub(crate) async fn run<B: Backend>(backend: B, retention: Retention) {
+    let mut compactors: BTreeMap<GroupId, Compactor> = BTreeMap::new();
+    let mut ticks = tokio::time::interval(retention.interval());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(keyspace) = backend.keyspace(group) else { continue };
-        let Some(revision) = compactor.look(Instant::now(), keyspace.revision()) else { continue };
-        let leader = backend.status(group).and_then(|status| status.leader);
-        if leader != Some(backend.identity().member_id) {
-            continue;
+        let present = present(&backend);
+        compactors.retain(|group, _| present.contains_key(group));
+        let now = Instant::now();
+        for group in present.keys() {
+            compactors.entry(*group).or_insert_with(|| Compactor::new(retention, now));
         }
-        if compact(&backend, group, revision).await {
-            compactor.done(Instant::now(), revision);
-        }
+        stream::iter(&mut compactors)
+            .for_each_concurrent(AT_ONCE, |(group, compactor)| {
+                turn(&backend, *group, present.get(group).copied().unwrap_or_default(), compactor)
+            })
+            .await;
+    }
+}
+
+/// The groups whose keyspaces this node has replicas of, and whether they are frozen.
+fn present<B: Backend>(backend: &B) -> BTreeMap<GroupId, bool> {
+    let mut groups: BTreeMap<GroupId, bool> = backend.with_catalog(|catalog| {
+        catalog.keyspaces().map(|record| (record.group_id(), record.is_frozen())).collect()
+    });
+    groups.insert(DEFAULT_GROUP, false);
+    groups.retain(|group, _| backend.keyspace(*group).is_some());
+    groups
+}
+
+/// One look at a keyspace.
+async fn turn<B: Backend>(backend: &B, group: GroupId, is_frozen: bool, compactor: &mut Compactor) {
+    let Some(keyspace) = backend.keyspace(group) else { return };
+    let Some(revision) = compactor.look(Instant::now(), keyspace.revision()) else { return };
+    let leader = backend.status(group).and_then(|status| status.leader);
+    if leader != Some(backend.identity().member_id) || is_frozen {
+        return;
+    }
+    if compact(backend, group, revision).await {
+        compactor.done(Instant::now(), revision);
     }
 }
 
@@ -101,16 +132,16 @@ async fn compact<B: Backend>(backend: &B, group: GroupId, revision: i64) -> bool
     let request = CompactionRequest { revision, physical: false };
     match backend.write(group, Command::Compact(request)).await.map(|written| written.response) {
         Ok(Ok(_)) => {
-            tracing::info!(revision, "completed auto compaction");
+            tracing::info!(group = group.0, revision, "completed auto compaction");
             true
         }
         Ok(Err(Error::Compacted)) => true,
         Ok(Err(error)) => {
-            tracing::warn!(revision, %error, "failed auto compaction");
+            tracing::warn!(group = group.0, revision, %error, "failed auto compaction");
             false
         }
         Err(error) => {
-            tracing::warn!(revision, %error, "failed auto compaction");
+            tracing::warn!(group = group.0, revision, %error, "failed auto compaction");
             false
         }
     }
@@ -126,7 +157,7 @@ mod tests {
     fn compactions(retention: Retention, minutes: u32) -> Vec<(u32, i64)> {
         let start = Instant::now();
         let mut compactor = Compactor::new(retention, start);
-        let interval = compactor.interval();
+        let interval = compactor.retention.interval();
         let mut all = Vec::new();
         for look in 0.. {
             let after = interval * look;

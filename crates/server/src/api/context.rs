@@ -1,25 +1,34 @@
-//! What every service holds: the node behind it, the group whose keyspace it serves, limits and metrics.
+//! What every service holds: the node behind it, the keyspace that it serves, limits and metrics.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hadron_consensus::{GroupId, Term};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, Term};
 use hadron_keyspace::{Command, Keyspace, Response};
+use hadron_node::{DEFAULT_KEYSPACE, KeyspaceRecord};
 use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
-use hadron_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, ResponseHeader};
+use hadron_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, Member, ResponseHeader};
 use prost::Message;
+use ring::digest;
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::backend::{Backend, GroupStatus, Written};
+use super::choice::Door;
 use super::error::{EtcdError, refusal};
+use super::keyspaces::no_keyspace;
 use super::leader;
 use super::membership::MembershipOptions;
 use super::passwords::Passwords;
-use super::tokens::Tokens;
+use super::rate::Rate;
+use super::snapshot;
+use super::tokens::{Home, Tokens};
 use crate::metrics::Metrics;
+
+/// How soon whoever waits for something in a keyspace hears that it was deleted.
+const DELETED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What one request may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +40,8 @@ pub struct Limits {
     /// The shortest time to live a lease gets, in seconds: shorter ones are raised to it, as in etcd, because a lease
     /// must outlive an election.
     pub lease_ttl_min: i64,
-    /// Bytes of a keyspace with its history at which the space alarm is raised; `None` for no bound.
+    /// Bytes of a keyspace with its history at which the space alarm is raised, unless it has a bound of its own; `None` for no
+    /// bound.
     pub quota_bytes: Option<u64>,
 }
 
@@ -51,15 +61,43 @@ pub(super) enum Learners {
     Refuse,
 }
 
-/// Shared by the services of one port.
+/// What the catalog says of how a keyspace may be used.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Terms {
+    /// It may only be read.
+    is_frozen: bool,
+    /// Bytes that it may hold; 0 for no bound of its own.
+    bytes_max: u64,
+    /// Requests a second that each node takes for it; 0 for no bound.
+    requests_per_second_max: u64,
+}
+
+impl Terms {
+    fn of(record: &KeyspaceRecord) -> Terms {
+        Terms {
+            is_frozen: record.is_frozen(),
+            bytes_max: record.bytes_max,
+            requests_per_second_max: record.requests_per_second_max,
+        }
+    }
+}
+
+/// Shared by the services of one keyspace. Small, since there may be thousands.
 pub(super) struct Context<B> {
     pub(super) backend: B,
+    /// The keyspace's name.
+    pub(super) name: Arc<str>,
+    /// The group that carries it.
     pub(super) group: GroupId,
+    /// What its answers carry: see [`cluster_id`].
+    pub(super) cluster_id: u64,
+    /// Requests that were taken lately.
+    pub(super) rate: Rate,
     pub(super) limits: Limits,
     pub(super) membership: MembershipOptions,
     pub(super) watch_progress_interval: Duration,
     /// Where backups are built.
-    pub(super) snapshot_dir: PathBuf,
+    pub(super) snapshot_dir: Arc<Path>,
     /// Turns to build one.
     pub(super) snapshots: Arc<Semaphore>,
     pub(super) tokens: Arc<Tokens>,
@@ -67,7 +105,128 @@ pub(super) struct Context<B> {
     pub(super) metrics: Arc<Metrics>,
 }
 
+/// The id that a keyspace's answers carry, so that its clients can tell it from others: for `default` that of the pool, as with etcd; for
+/// others one made of it and of the group, which is never used again.
+pub(super) fn cluster_id(pool_id: u64, group: GroupId) -> u64 {
+    if group == DEFAULT_GROUP {
+        return pool_id;
+    }
+    let mut hash = digest::Context::new(&digest::SHA256);
+    hash.update(b"hadron keyspace");
+    hash.update(&pool_id.to_be_bytes());
+    hash.update(&group.0.to_be_bytes());
+    let first = hash.finish().as_ref().first_chunk().copied().unwrap_or_default();
+    u64::from_be_bytes(first).max(1)
+}
+
 impl<B: Backend> Context<B> {
+    /// The same for another keyspace.
+    pub(super) fn for_keyspace(&self, name: &str, group: GroupId) -> Context<B> {
+        Context {
+            backend: self.backend.clone(),
+            name: name.into(),
+            group,
+            cluster_id: cluster_id(self.backend.identity().cluster_id, group),
+            rate: Rate::default(),
+            limits: self.limits,
+            membership: self.membership,
+            watch_progress_interval: self.watch_progress_interval,
+            snapshot_dir: Arc::clone(&self.snapshot_dir),
+            snapshots: Arc::new(Semaphore::new(snapshot::AT_ONCE)),
+            tokens: Arc::clone(&self.tokens),
+            passwords: self.passwords.for_another(),
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
+    /// Whether this is the keyspace that is the pool's own.
+    pub(super) fn is_default(&self) -> bool {
+        &*self.name == DEFAULT_KEYSPACE
+    }
+
+    /// How the keyspace may be used now; refused once it is deleted.
+    pub(super) fn terms(&self) -> Result<Terms, Status> {
+        if self.is_default() {
+            return Ok(Terms::default());
+        }
+        let terms = self.backend.with_catalog(|catalog| {
+            let record = catalog.record(&self.name).filter(|record| record.group_id() == self.group);
+            record.map(Terms::of)
+        });
+        terms.ok_or_else(|| no_keyspace(&self.name))
+    }
+
+    /// Refuses a request beyond those that the keyspace may have a second.
+    pub(super) fn admit_rate(&self) -> Result<(), Status> {
+        let per_second_max = self.terms()?.requests_per_second_max;
+        if self.rate.admits(per_second_max) {
+            return Ok(());
+        }
+        Err(Status::resource_exhausted(format!(
+            "hadron: the keyspace {} has used up its {per_second_max} requests a second on this node: try again later",
+            self.name
+        )))
+    }
+
+    /// Refuses what a frozen keyspace does not take: everything but what keeps leases alive, since nobody could bring back what ends
+    /// with them, and alarms.
+    fn check_frozen(&self, command: &Command) -> Result<(), Status> {
+        let command = if let Command::As(_, command) = command { command } else { command };
+        let is_harmless = matches!(command, Command::LeaseKeepAlive(_) | Command::Alarm(_));
+        if is_harmless || !self.terms()?.is_frozen {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "hadron: the keyspace {} is frozen: it can only be read",
+            self.name
+        )))
+    }
+
+    /// Ends when the keyspace is deleted, with what to tell whoever waits for something in it.
+    pub(super) async fn deleted(&self) -> Status {
+        if self.is_default() {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            tokio::time::sleep(DELETED_INTERVAL).await;
+            if let Err(gone) = self.terms() {
+                return gone;
+            }
+        }
+    }
+
+    /// Whose users have tokens here.
+    pub(super) fn home(&self) -> Home<'_> {
+        Home { name: &self.name, cluster_id: self.cluster_id }
+    }
+
+    /// Bytes that the keyspace may hold with its history.
+    pub(super) fn quota_bytes(&self) -> Result<Option<u64>, Status> {
+        let own = Some(self.terms()?.bytes_max).filter(|bytes| *bytes > 0);
+        Ok(own.or(self.limits.quota_bytes))
+    }
+
+    /// The members as the keyspace's clients see them. Those of `default` see all there is to see; those of others the nodes that
+    /// serve their keyspace, under `door` if no other URL would lead there.
+    pub(super) fn members(&self, door: Option<&Door>) -> Vec<Member> {
+        let mut members = self.backend.members();
+        if self.is_default() {
+            return members;
+        }
+        let nodes: Vec<NodeId> = self.backend.with_catalog(|catalog| {
+            let places = catalog.placement(self.group);
+            places.map_or_else(Vec::new, |places| places.record.nodes().collect())
+        });
+        members.retain(|member| nodes.contains(&NodeId(member.id)));
+        for member in &mut members {
+            member.peer_ur_ls.clear();
+            if let Some(Door(url)) = door {
+                member.client_ur_ls = vec![url.clone()];
+            }
+        }
+        members
+    }
+
     /// Where the group stands; all zero for a group that is not here.
     pub(super) fn status(&self) -> GroupStatus {
         self.backend.status(self.group).unwrap_or_default()
@@ -110,6 +269,7 @@ impl<B: Backend> Context<B> {
         &self,
         read: impl FnOnce() -> Result<T, hadron_keyspace::Error> + Send + 'static,
     ) -> Result<T, Status> {
+        let _open = self.metrics.open_reads.hold();
         match tokio::task::spawn_blocking(read).await {
             Ok(result) => result.map_err(refusal),
             // The runtime is being shut down, or the read panicked.
@@ -127,6 +287,7 @@ impl<B: Backend> Context<B> {
         &self,
         command: Command,
     ) -> Result<Result<(Response, Term), hadron_keyspace::Error>, Status> {
+        self.check_frozen(&command)?;
         let _pending = self.metrics.proposals_pending.hold();
         match self.backend.write(self.group, command).await {
             Ok(Written { response, term }) => Ok(response.map(|response| (response, term))),
@@ -148,7 +309,7 @@ impl<B: Backend> Context<B> {
     /// Refuses what would make the keyspace larger than its quota, and raises the space alarm, which holds for all nodes and
     /// until somebody disarms it. Several nodes may take a little more together than the last bytes that were free.
     pub(super) async fn check_space(&self, bytes: usize) -> Result<(), Status> {
-        let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
+        let Some(quota) = self.quota_bytes()? else { return Ok(()) };
         let keyspace = self.keyspace()?;
         if keyspace.db_bytes().saturating_add(bytes as u64) < quota {
             return Ok(());
@@ -157,6 +318,7 @@ impl<B: Backend> Context<B> {
             AlarmMember { member_id: self.backend.identity().member_id.0, alarm: AlarmType::Nospace as i32 };
         if !keyspace.alarms().contains(&alarm) {
             tracing::warn!(
+                keyspace = &*self.name,
                 quota_bytes = quota,
                 db_bytes = keyspace.db_bytes(),
                 "the quota is used up: alarm raised"
@@ -176,10 +338,9 @@ impl<B: Backend> Context<B> {
 
     /// A header at `revision`.
     pub(super) fn header(&self, revision: i64, term: Term) -> ResponseHeader {
-        let identity = self.backend.identity();
         ResponseHeader {
-            cluster_id: identity.cluster_id,
-            member_id: identity.member_id.0,
+            cluster_id: self.cluster_id,
+            member_id: self.backend.identity().member_id.0,
             revision,
             raft_term: term.0,
         }

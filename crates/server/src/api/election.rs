@@ -112,7 +112,7 @@ async fn follow_leader<B: Backend>(
     let said = |(header, kv)| Ok(electionpb::LeaderResponse { header, kv: Some(kv) });
     let _ = sender.send(said((header, kv))).await;
     loop {
-        let response = session.next(&mut watches).await;
+        let response = session.next(&mut watches).await?;
         session.check_reads(&key).await?;
         for event in response.events {
             if event.r#type() == EventType::Delete {

@@ -1,7 +1,7 @@
 //! The door: decides for each request which service or page answers it, and counts it.
 //!
-//! Requests go straight from hyper to the generated service, by one look-up of the path. A general router would box
-//! and clone once more per call, which is a tenth of what a Put may cost.
+//! Requests go straight from hyper to the generated service of their keyspace (`choice`, `keyspaces`), by one look-up of the path.
+//! A general router would box and clone once more per call, which is a tenth of what a Put may cost.
 //!
 //! A request is a gRPC call if its content type says so, as etcd decides too; everything else is a call of the JSON gateway,
 //! which comes back here as a gRPC call, or a page.
@@ -12,173 +12,38 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use ::http::header::CONTENT_TYPE;
+use ::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use opentelemetry_sdk::trace::SdkTracer;
 use tonic::body::Body;
-use tonic::codegen::Service as _;
 use tonic::{Code, Status};
 
-use hadron_proto::etcdserverpb::auth_server::AuthServer;
-use hadron_proto::etcdserverpb::cluster_server::ClusterServer;
-use hadron_proto::etcdserverpb::kv_server::KvServer;
-use hadron_proto::etcdserverpb::lease_server::LeaseServer;
-use hadron_proto::etcdserverpb::maintenance_server::MaintenanceServer;
-use hadron_proto::etcdserverpb::watch_server::WatchServer;
-use hadron_proto::hadron::pool_server::PoolServer;
-use hadron_proto::health::health_server::HealthServer;
-use hadron_proto::v3electionpb::election_server::ElectionServer;
-use hadron_proto::v3lockpb::lock_server::LockServer;
-
 use super::access::{self, Access};
-use super::auth::Auth;
 use super::backend::Backend;
-use super::cluster::Cluster;
+use super::calls::{self, Begun, Route, code_in};
+use super::choice::{Entrance, KeyspaceOptions};
 use super::context::Context;
-use super::election::Election;
 use super::gateway::Gateway;
-use super::health::Health;
-use super::http::Pages;
-use super::kv::Kv;
-use super::lease::Lease;
-use super::lock::Lock;
-use super::maintenance::Maintenance;
-use super::pool::Pool;
+use super::http;
+use super::keyspaces::{Chosen, Keyspaces, Known};
+use super::reflection::Reflections;
 use super::server::Traffic;
+use super::services::{Call, RequestBody, Service, message_bytes_max};
 use super::slow::Slow;
 use super::socket::{End, EndHidden};
-use super::span::CallSpan;
 use super::unsent::Unsent;
-use super::watch::Watch;
-use crate::metrics::{Counter, Metrics};
-
-/// A message may exceed the largest request by this much, as in etcd: then the client hears etcd's own error.
-const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
-
-/// A future that the generated services return.
-type Call = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-/// The body of a gRPC call: from the network, or made by the gateway.
-trait RequestBody:
-    hyper::body::Body<Data = Bytes, Error: Into<tonic::codegen::StdError> + Send> + Send + 'static
-{
-}
-
-impl RequestBody for Incoming {}
-impl RequestBody for Body {}
-
-#[derive(Clone, Copy, Debug)]
-enum Service {
-    Kv,
-    Watch,
-    Lease,
-    Cluster,
-    Maintenance,
-    Auth,
-    Lock,
-    Election,
-    Health,
-    Pool,
-}
-
-/// A call with one answer, as grpc's metrics spell it.
-const UNARY: &str = "unary";
-
-/// Every call: its service, the service's name, its name, and its kind as grpc's metrics spell it.
-const CALLS: &[(Service, &str, &[&str], &str)] = &[
-    (Service::Kv, "etcdserverpb.KV", &["Range", "Put", "DeleteRange", "Txn", "Compact"], UNARY),
-    (Service::Kv, "etcdserverpb.KV", &["RangeStream"], "server_stream"),
-    (Service::Watch, "etcdserverpb.Watch", &["Watch"], "bidi_stream"),
-    (
-        Service::Lease,
-        "etcdserverpb.Lease",
-        &["LeaseGrant", "LeaseRevoke", "LeaseTimeToLive", "LeaseLeases"],
-        UNARY,
-    ),
-    (Service::Lease, "etcdserverpb.Lease", &["LeaseKeepAlive"], "bidi_stream"),
-    (
-        Service::Cluster,
-        "etcdserverpb.Cluster",
-        &["MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"],
-        UNARY,
-    ),
-    (
-        Service::Maintenance,
-        "etcdserverpb.Maintenance",
-        &["Alarm", "Status", "Defragment", "Hash", "HashKV", "MoveLeader", "Downgrade"],
-        UNARY,
-    ),
-    (Service::Maintenance, "etcdserverpb.Maintenance", &["Snapshot"], "server_stream"),
-    (
-        Service::Auth,
-        "etcdserverpb.Auth",
-        &[
-            "AuthEnable",
-            "AuthDisable",
-            "AuthStatus",
-            "Authenticate",
-            "UserAdd",
-            "UserGet",
-            "UserList",
-            "UserDelete",
-            "UserChangePassword",
-            "UserGrantRole",
-            "UserRevokeRole",
-            "RoleAdd",
-            "RoleGet",
-            "RoleList",
-            "RoleDelete",
-            "RoleGrantPermission",
-            "RoleRevokePermission",
-        ],
-        UNARY,
-    ),
-    (Service::Lock, "v3lockpb.Lock", &["Lock", "Unlock"], UNARY),
-    (Service::Election, "v3electionpb.Election", &["Campaign", "Proclaim", "Leader", "Resign"], UNARY),
-    (Service::Election, "v3electionpb.Election", &["Observe"], "server_stream"),
-    (Service::Health, "grpc.health.v1.Health", &["Check"], UNARY),
-    (Service::Health, "grpc.health.v1.Health", &["Watch"], "server_stream"),
-    (Service::Pool, "hadron.v1.Pool", &["ElectionHistory"], UNARY),
-];
-
-/// Where a path leads, and its counters.
-struct Route {
-    service: Service,
-    service_name: &'static str,
-    method: &'static str,
-    kind: &'static str,
-    started: Arc<Counter>,
-    answered: Arc<Counter>,
-    metrics: Arc<Metrics>,
-}
-
-impl Route {
-    fn count_error(&self, code: Code) {
-        let labels = [code_name(code), self.method, self.service_name, self.kind];
-        self.metrics.grpc_handled.with(&labels).inc();
-    }
-}
 
 /// All services and pages of one node. Shared by all connections as an `Arc`.
 pub(super) struct Front<B: Backend> {
     routes: HashMap<String, Arc<Route>>,
-    kv: KvServer<Kv<B>>,
-    watch: WatchServer<Watch<B>>,
-    lease: LeaseServer<Lease<B>>,
-    cluster: ClusterServer<Cluster<B>>,
-    maintenance: MaintenanceServer<Maintenance<B>>,
-    auth: AuthServer<Auth<B>>,
-    lock: LockServer<Lock<B>>,
-    election: ElectionServer<Election<B>>,
-    health: HealthServer<Health<B>>,
-    pool: PoolServer<Pool<B>>,
+    keyspaces: Keyspaces<B>,
+    /// `None` only if the build is damaged.
+    reflections: Option<Reflections>,
     /// `None` when it is switched off.
     gateway: Option<Gateway>,
-    pages: Pages<B>,
     access: Access,
     slow: Arc<Slow>,
     /// `None` on a node that does not trace.
@@ -188,27 +53,17 @@ pub(super) struct Front<B: Backend> {
 impl<B: Backend> Front<B> {
     pub(super) fn new(
         context: Arc<Context<B>>,
+        keyspaces: KeyspaceOptions,
         with_gateway: bool,
         access: Access,
         slow: Option<Duration>,
         tracer: Option<SdkTracer>,
     ) -> Front<B> {
-        let limit = context.limits.request_bytes + MESSAGE_OVERHEAD_BYTES;
-        let shared = || Arc::clone(&context);
         Front {
-            routes: routes(&context.metrics),
-            kv: KvServer::new(Kv::new(shared())).max_decoding_message_size(limit),
-            watch: WatchServer::new(Watch::new(shared())).max_decoding_message_size(limit),
-            lease: LeaseServer::new(Lease::new(shared())).max_decoding_message_size(limit),
-            cluster: ClusterServer::new(Cluster::new(shared())).max_decoding_message_size(limit),
-            maintenance: MaintenanceServer::new(Maintenance::new(shared())).max_decoding_message_size(limit),
-            auth: AuthServer::new(Auth::new(shared())).max_decoding_message_size(limit),
-            lock: LockServer::new(Lock::new(shared())).max_decoding_message_size(limit),
-            election: ElectionServer::new(Election::new(shared())).max_decoding_message_size(limit),
-            health: HealthServer::new(Health::new(shared())).max_decoding_message_size(limit),
-            pool: PoolServer::new(Pool::new(shared())).max_decoding_message_size(limit),
-            gateway: with_gateway.then(|| Gateway::new(limit)),
-            pages: Pages::new(shared()),
+            routes: calls::routes(&context.metrics),
+            gateway: with_gateway.then(|| Gateway::new(message_bytes_max(context.limits.request_bytes))),
+            keyspaces: Keyspaces::new(context, keyspaces),
+            reflections: Reflections::new().ok(),
             access,
             slow: Arc::new(Slow::new(slow)),
             tracer,
@@ -220,36 +75,55 @@ impl<B: Backend> Front<B> {
         self.tracer.is_some()
     }
 
+    /// How clients choose keyspaces.
+    pub(super) fn keyspace_options(&self) -> &KeyspaceOptions {
+        self.keyspaces.options()
+    }
+
     /// Begins to answer a request that came in on a listener for `traffic`.
     pub(super) fn answer(
         self: &Arc<Self>,
         request: Request<Incoming>,
         traffic: Traffic,
+        entrance: &Entrance,
         end: &End,
         unsent: &Unsent,
     ) -> Answer {
         match (traffic, is_grpc(request.headers())) {
-            (Traffic::Everything | Traffic::Grpc, true) => self.answer_grpc(request).counted_in(unsent),
+            (Traffic::Everything | Traffic::Grpc, true) => {
+                let chosen = self.keyspaces.choose(&request, entrance);
+                self.answer_grpc(request, chosen).counted_in(unsent)
+            }
             (Traffic::Grpc, false) => Answer::ready(not_grpc()),
-            (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, end),
+            (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, entrance, end),
             (Traffic::Metrics, _) => {
-                Answer { hidden: hidden(&request, end), ..Answer::of(self.pages.answer_metrics(request)) }
+                let context = Arc::clone(&self.keyspaces.default_services().context);
+                Answer {
+                    hidden: hidden(&request, end),
+                    ..Answer::of(Box::pin(http::answer(Ok(context), request, http::metrics_port)))
+                }
             }
         }
     }
 
-    fn answer_http(self: &Arc<Self>, request: Request<Incoming>, end: &End) -> Answer {
+    fn answer_http(self: &Arc<Self>, request: Request<Incoming>, entrance: &Entrance, end: &End) -> Answer {
         let origin = self.access.allowed_origin(request.headers());
         let gateway = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path()));
         let is_stream = gateway.is_some_and(|gateway| gateway.is_stream(request.uri().path()));
         let hidden = if is_stream { None } else { hidden(&request, end) };
+        let chosen = self.keyspaces.choose(&request, entrance);
         let call: Call = if let Some(answer) = self.access.answer(&request) {
             Box::pin(std::future::ready(Ok(answer)))
         } else if let Some(gateway) = gateway {
             let front = Arc::clone(self);
-            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request)))
+            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request, chosen)))
         } else {
-            self.pages.answer(request)
+            let front = Arc::clone(self);
+            Box::pin(async move {
+                let context =
+                    front.keyspaces.settle(chosen).await.map(|known| Arc::clone(&known.services.context));
+                http::answer(context, request, http::client_port).await
+            })
         };
         let call = async move {
             let Ok(mut response) = call.await;
@@ -259,100 +133,98 @@ impl<B: Backend> Front<B> {
         Answer { hidden, ..Answer::of(Box::pin(call)) }
     }
 
-    fn answer_grpc<R: RequestBody>(&self, request: Request<R>) -> Answer {
+    fn answer_grpc<R: RequestBody>(
+        self: &Arc<Self>,
+        request: Request<R>,
+        chosen: Result<Chosen<B>, Status>,
+    ) -> Answer {
         let Some(route) = self.routes.get(request.uri().path()) else {
-            let status = unknown_call(request.uri().path());
+            let status = calls::unknown(request.uri().path());
             return Answer::ready(status.into_http());
         };
-        route.started.inc();
         let waits = matches!(route.service, Service::Lock | Service::Election);
-        let slow = (route.kind == UNARY && !waits).then(|| (Arc::clone(&self.slow), Instant::now()));
-        let begin = |tracer| CallSpan::begin(tracer, route.service_name, route.method, &request);
-        let span = self.tracer.as_ref().and_then(begin).map(Box::new);
-        let route = Arc::clone(route);
-        Answer { slow, span, ..Answer::of(self.call(route.service, request)) }.on(route)
+        let slow = (route.is_unary() && !waits).then(|| Arc::clone(&self.slow));
+        let begun = Some(Route::begin(route, &request, self.tracer.as_ref()));
+        let call: Call = match chosen {
+            // What calls there are is no secret of a keyspace.
+            _ if matches!(route.service, Service::Reflection | Service::OldReflection) => {
+                self.reflect(route.service, request.map(|body| route.count_received(body)))
+            }
+            Ok(Chosen::Known(known)) => begin(route, request, Ok(known)),
+            unsettled => {
+                let (front, route) = (Arc::clone(self), Arc::clone(route));
+                Box::pin(async move { begin(&route, request, front.keyspaces.settle(unsettled).await).await })
+            }
+        };
+        Answer { begun, slow, ..Answer::of(call) }
     }
 
-    fn call<R: RequestBody>(&self, service: Service, request: Request<R>) -> Call {
-        // `call` wants a `&mut` of its own; a clone of a generated service is one more reference to the real one.
-        match service {
-            Service::Kv => self.kv.clone().call(request),
-            Service::Watch => self.watch.clone().call(request),
-            Service::Lease => self.lease.clone().call(request),
-            Service::Cluster => self.cluster.clone().call(request),
-            Service::Maintenance => self.maintenance.clone().call(request),
-            Service::Auth => self.auth.clone().call(request),
-            Service::Lock => self.lock.clone().call(request),
-            Service::Election => self.election.clone().call(request),
-            Service::Health => self.health.clone().call(request),
-            Service::Pool => self.pool.clone().call(request),
+    fn reflect(&self, service: Service, request: Request<Body>) -> Call {
+        match (&self.reflections, service) {
+            (Some(reflections), Service::Reflection) => (reflections.present)(request),
+            (Some(reflections), _) => (reflections.before)(request),
+            (None, _) => ready_call(calls::unknown(request.uri().path()).into_http()),
         }
     }
 }
 
-fn routes(metrics: &Arc<Metrics>) -> HashMap<String, Arc<Route>> {
-    let mut routes = HashMap::new();
-    for &(service, service_name, methods, kind) in CALLS {
-        for &method in methods {
-            let route = Route {
-                service,
-                service_name,
-                method,
-                kind,
-                started: metrics.grpc_started.with(&[method, service_name, kind]),
-                answered: metrics.grpc_handled.with(&["OK", method, service_name, kind]),
-                metrics: Arc::clone(metrics),
-            };
-            routes.insert(format!("/{service_name}/{method}"), Arc::new(route));
-        }
+/// Begins a call in a keyspace.
+fn begin<B: Backend, R: RequestBody>(
+    route: &Route,
+    mut request: Request<R>,
+    known: Result<Known<B>, Status>,
+) -> Call {
+    let admitted = known.and_then(|known| match route.is_limited() {
+        true => known.services.context.admit_rate().map(|()| known),
+        false => Ok(known),
+    });
+    let Known { services, door } = match admitted {
+        Ok(known) => known,
+        Err(status) => return ready_call(status.into_http()),
+    };
+    if let Some(door) = door {
+        request.extensions_mut().insert(door);
     }
-    routes
+    match route.is_asked_many_times() {
+        true => services.call(route.service, request.map(|body| route.count_received(body))),
+        false => services.call(route.service, request),
+    }
+}
+
+/// A call whose answer is there.
+fn ready_call(response: Response<Body>) -> Call {
+    Box::pin(std::future::ready(Ok(response)))
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// The answer that Go's gRPC gives for a path it does not know.
-fn unknown_call(path: &str) -> Status {
-    let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or((path, ""));
-    match CALLS.iter().any(|(_, known, _, _)| *known == service) {
-        true => Status::unimplemented(format!("unknown method {method} for service {service}")),
-        false => Status::unimplemented(format!("unknown service {service}")),
-    }
-}
-
 /// An answer that is being made; counts its outcome.
 pub(super) struct Answer {
     call: Call,
     /// `None` for pages and unknown calls.
-    route: Option<Arc<Route>>,
-    /// When the call began, if it is one that should not take long.
-    slow: Option<(Arc<Slow>, Instant)>,
+    begun: Option<Begun>,
+    /// Told of the call if it is one that should not take long.
+    slow: Option<Arc<Slow>>,
     /// Where the answer counts; `None` for streams, and for what is no call.
     unsent: Option<Unsent>,
-    /// Present while the call goes on, if it is traced.
-    span: Option<Box<CallSpan>>,
     /// Present while the client may have closed its half already and is answered all the same.
     hidden: Option<EndHidden>,
 }
 
 impl Answer {
     fn of(call: Call) -> Answer {
-        Answer { call, route: None, slow: None, unsent: None, span: None, hidden: None }
-    }
-
-    fn on(self, route: Arc<Route>) -> Answer {
-        Answer { route: Some(route), ..self }
+        Answer { call, begun: None, slow: None, unsent: None, hidden: None }
     }
 
     fn counted_in(self, unsent: &Unsent) -> Answer {
-        let is_unary = self.route.as_ref().is_some_and(|route| route.kind == UNARY);
+        let is_unary = self.begun.as_ref().is_some_and(Begun::is_unary);
         Answer { unsent: is_unary.then(|| unsent.clone()), ..self }
     }
 
     fn ready(response: Response<Body>) -> Answer {
-        Answer::of(Box::pin(std::future::ready(Ok(response))))
+        Answer::of(ready_call(response))
     }
 }
 
@@ -377,24 +249,13 @@ impl Future for Answer {
         }
         let Ok(mut response) = ready!(self.call.as_mut().poll(task));
         drop(self.hidden.take());
-        if let Some(route) = &self.route {
-            if let Some((slow, began)) = &self.slow {
-                slow.note(route.service_name, route.method, *began);
+        if let Some(begun) = self.begun.take() {
+            if let Some(slow) = &self.slow {
+                begun.note(slow);
             }
-            // Only an error that was found before any message was sent stands in the headers.
-            match response.headers().contains_key(Status::GRPC_STATUS) {
-                false => route.answered.inc(),
-                true => {
-                    name_oversized_message(response.headers_mut());
-                    route.count_error(header_code(response.headers()));
-                }
-            }
+            name_oversized_message(response.headers_mut());
+            response = begun.answered(response);
         }
-        let is_stream = self.route.as_ref().is_some_and(|route| route.kind != UNARY);
-        let response = match self.span.take() {
-            Some(span) => span.end_with(response, is_stream),
-            None => response,
-        };
         let response = match &self.unsent {
             Some(unsent) => unsent.count(response),
             None => response,
@@ -403,14 +264,10 @@ impl Future for Answer {
     }
 }
 
-fn header_code(headers: &HeaderMap) -> Code {
-    headers.get(Status::GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
-}
-
 /// Gives a message that is too large to be decoded the code and text that Go's gRPC gives it, since clients know those.
 fn name_oversized_message(headers: &mut HeaderMap) {
     let text = headers.get(Status::GRPC_MESSAGE).and_then(|text| text.to_str().ok()).unwrap_or_default();
-    if header_code(headers) != Code::OutOfRange || !text.contains("length%20too%20large") {
+    if code_in(headers) != Some(Code::OutOfRange) || !text.contains("length%20too%20large") {
         return;
     }
     let text = text.replace("%20", " ");
@@ -420,28 +277,5 @@ fn name_oversized_message(headers: &mut HeaderMap) {
     if let Ok(text) = HeaderValue::from_str(&text) {
         headers.insert(Status::GRPC_STATUS, HeaderValue::from(Code::ResourceExhausted as i32));
         headers.insert(Status::GRPC_MESSAGE, text);
-    }
-}
-
-/// A code's name as Go's gRPC metrics spell it.
-pub(super) fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
     }
 }

@@ -24,6 +24,8 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
+pub(super) use error::http_status;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;

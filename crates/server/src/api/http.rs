@@ -1,13 +1,13 @@
 //! The plain pages of the client port, as etcd serves them: `/version`, `/metrics`, `/debug/vars` and those of [`health`].
 //!
+//! Health is that of the keyspace that the request is about; metrics and variables are the node's, and are shown to clients of `default`.
+//!
 //! Left out: `/debug/pprof`.
 
 mod health;
 mod vars;
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,45 +16,42 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::json;
+use tonic::Status;
 use tonic::body::Body;
 
 use super::backend::Backend;
 use super::context::Context;
+use super::gateway::http_status;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const VARS: &str = "application/json; charset=utf-8";
 const METRICS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The pages.
-pub(super) struct Pages<B> {
-    context: Arc<Context<B>>,
+/// Answers a request for a page about a keyspace, of the pages that a port has; with a refusal if the keyspace is not here.
+pub(super) async fn answer<B: Backend>(
+    context: Result<Arc<Context<B>>, Status>,
+    request: Request<Incoming>,
+    is_served: fn(&Kind) -> bool,
+) -> Result<Response<Body>, Infallible> {
+    Ok(match context {
+        Ok(context) => page(&context, &request, is_served).await,
+        Err(status) => refusal(&status),
+    })
 }
 
-/// A page that is being made.
-type Page = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+/// Whether the port for clients has a page.
+pub(super) fn client_port(_: &Kind) -> bool {
+    true
+}
 
-impl<B: Backend> Pages<B> {
-    pub(super) fn new(context: Arc<Context<B>>) -> Pages<B> {
-        Pages { context }
-    }
-
-    /// Begins to answer a request for a page.
-    pub(super) fn answer(&self, request: Request<Incoming>) -> Page {
-        let context = Arc::clone(&self.context);
-        Box::pin(async move { Ok(page(&context, &request, |_| true).await) })
-    }
-
-    /// Like [`Pages::answer`], of the pages that `--listen-metrics-urls` serves.
-    pub(super) fn answer_metrics(&self, request: Request<Incoming>) -> Page {
-        let context = Arc::clone(&self.context);
-        let is_served = |kind: &Kind| matches!(kind, Kind::Health(_) | Kind::Metrics);
-        Box::pin(async move { Ok(page(&context, &request, is_served).await) })
-    }
+/// Whether the ports of `--listen-metrics-urls` have a page.
+pub(super) fn metrics_port(kind: &Kind) -> bool {
+    matches!(kind, Kind::Health(_) | Kind::Metrics)
 }
 
 /// Which page is asked for.
-enum Kind {
+pub(super) enum Kind {
     Health(health::Page),
     Version,
     Metrics,
@@ -75,15 +72,21 @@ impl Kind {
 async fn page<B: Backend>(
     context: &Context<B>,
     request: &Request<Incoming>,
-    is_served: impl Fn(&Kind) -> bool,
+    is_served: fn(&Kind) -> bool,
 ) -> Response<Body> {
     let Some(kind) = Kind::at(request.uri().path()).filter(is_served) else {
         return text(StatusCode::NOT_FOUND, TEXT, "404 page not found\n".to_owned());
     };
-    if request.method() != Method::GET {
+    // Go's handler of metrics answers whatever the method is.
+    let is_probe = request.method() == Method::HEAD && matches!(kind, Kind::Metrics);
+    if request.method() != Method::GET && !is_probe {
         let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed\n".to_owned());
         refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return refusal;
+    }
+    if matches!(kind, Kind::Metrics | Kind::Vars) && !context.is_default() {
+        let text = "hadron: this page is about the node, which clients of the keyspace default may look at";
+        return refusal(&Status::permission_denied(text));
     }
     match kind {
         Kind::Health(page) => {
@@ -94,6 +97,10 @@ async fn page<B: Backend>(
         Kind::Metrics => text(StatusCode::OK, METRICS_TEXT, metrics(context)),
         Kind::Vars => text(StatusCode::OK, VARS, vars::page(context)),
     }
+}
+
+fn refusal(status: &Status) -> Response<Body> {
+    text(http_status(status.code()), TEXT, format!("{}\n", status.message()))
 }
 
 fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
@@ -115,19 +122,28 @@ fn version<B: Backend>(context: &Context<B>) -> String {
     )
 }
 
+/// The first two numbers of a version: all that a cluster has.
+fn minor(version: &str) -> &str {
+    version.match_indices('.').nth(1).map_or(version, |(end, _)| &version[..end])
+}
+
 /// The metrics page. What only the state knows is read when it is asked for.
 fn metrics<B: Backend>(context: &Context<B>) -> String {
     let (metrics, identity, status) = (&context.metrics, context.backend.identity(), context.status());
+    let _page = metrics.pages_in_flight.hold();
+    metrics.pages.with(&["200"]).inc();
     metrics.server_id.with(&[&format!("{:x}", identity.member_id.0)]).set(1.0);
     metrics.server_version.with(&[&identity.etcd_version]).set(1.0);
-    metrics.cluster_version.with(&[&identity.cluster_version]).set(1.0);
+    metrics.cluster_version.with(&[minor(&identity.cluster_version)]).set(1.0);
     metrics.hadron_version.with(&[&identity.hadron_version]).set(1.0);
     metrics.has_leader.set_bool(status.leader.is_some());
     metrics.is_leader.set_bool(status.leader == Some(identity.member_id));
     metrics.is_learner.set_bool(status.is_learner);
     metrics.proposals_committed.set_integer(status.commit.0);
     metrics.proposals_applied.set_integer(status.applied.0);
+    metrics.quota_bytes.set(context.limits.quota_bytes.map_or(-1.0, |quota| quota as f64));
     if let Some(keyspace) = context.backend.keyspace(context.group) {
+        metrics.auth_revision.set(keyspace.auth_revision() as f64);
         metrics.current_revision.set(keyspace.revision() as f64);
         metrics.compact_revision.set(keyspace.compact_revision() as f64);
         metrics.keys_total.set(keyspace.len() as f64);

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::Stream;
 use hadron_keyspace::auth::Need;
@@ -17,6 +18,7 @@ use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
 use super::range_stream::{self, RangeStream};
 use super::unsent;
+use crate::metrics::Histogram;
 
 /// A range of up to this many keys is read at once; handing it to another thread would cost more.
 const SHORT_RANGE_KEYS: i64 = 100;
@@ -27,11 +29,44 @@ const PUT_OVERHEAD_BYTES: usize = 256;
 /// The service.
 pub(super) struct Kv<B> {
     context: Arc<Context<B>>,
+    /// How long ranges took that were answered.
+    ranged: Arc<Histogram>,
+    /// How long those took that were refused.
+    range_failed: Arc<Histogram>,
 }
 
 impl<B: Backend> Kv<B> {
     pub(super) fn new(context: Arc<Context<B>>) -> Kv<B> {
-        Kv { context }
+        let durations = |success| context.metrics.range_duration.with(&[success]);
+        Kv { ranged: durations("true"), range_failed: durations("false"), context }
+    }
+
+    async fn answer_range(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<pb::RangeResponse>, Status> {
+        let serializable = request.get_ref().serializable;
+        let learners = if serializable { Learners::Answer } else { Learners::Refuse };
+        self.context.admit(request.metadata(), learners)?;
+        let claim = Claim::of(&request);
+        let range = request.into_inner();
+        check::range(&range).map_err(refusal)?;
+        self.context.metrics.range_total.inc();
+        let keyspace = match serializable {
+            true => self.context.keyspace()?,
+            false => self.context.keyspace_after_barrier().await?,
+        };
+        let permit = self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
+        let beside = Arc::clone(&keyspace);
+        let mut response = match may_be_long(&range) {
+            true => self.context.read_beside(move || beside.range(&range)).await?,
+            false => keyspace.range(&range).map_err(refusal)?,
+        };
+        permit.check_still(&keyspace)?;
+        let bytes = response.kvs.iter().map(|pair| pair.key.len() + pair.value.len()).sum();
+        self.context.backend.count_read(self.context.group, bytes);
+        self.context.complete(&mut response.header, self.context.status().term);
+        Ok(unsent::answer(response))
     }
 
     /// A transaction that writes nothing is read from the local replica instead of being proposed.
@@ -123,26 +158,11 @@ fn cost_of_puts(txn: &pb::TxnRequest) -> Option<usize> {
 #[tonic::async_trait]
 impl<B: Backend> pb::kv_server::Kv for Kv<B> {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
-        let serializable = request.get_ref().serializable;
-        let learners = if serializable { Learners::Answer } else { Learners::Refuse };
-        self.context.admit(request.metadata(), learners)?;
-        let claim = Claim::of(&request);
-        let range = request.into_inner();
-        check::range(&range).map_err(refusal)?;
-        self.context.metrics.range_total.inc();
-        let keyspace = match serializable {
-            true => self.context.keyspace()?,
-            false => self.context.keyspace_after_barrier().await?,
-        };
-        let permit = self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
-        let beside = Arc::clone(&keyspace);
-        let mut response = match may_be_long(&range) {
-            true => self.context.read_beside(move || beside.range(&range)).await?,
-            false => keyspace.range(&range).map_err(refusal)?,
-        };
-        permit.check_still(&keyspace)?;
-        self.context.complete(&mut response.header, self.context.status().term);
-        Ok(unsent::answer(response))
+        let began = Instant::now();
+        let ended = self.answer_range(request).await;
+        let durations = if ended.is_ok() { &self.ranged } else { &self.range_failed };
+        durations.observe(began.elapsed());
+        ended
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
@@ -153,6 +173,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         self.context.check_size(&put)?;
         self.context.check_space(cost(&put)).await?;
         self.context.metrics.put_total.inc();
+        self.context.metrics.put_bytes.add((put.key.len() + put.value.len()) as u64);
         let (response, term) = self.context.write_for(&claim, Command::Put(put)).await?;
         let hadron_keyspace::Response::Put(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);

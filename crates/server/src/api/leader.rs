@@ -1,5 +1,6 @@
 //! etcd's demand for a leader: with the metadata `hasleader: true` a client asks to be refused, and its streams to be
-//! ended, while there is no leader, instead of waiting for a node that the others may have left behind.
+//! ended, while there is no leader, instead of waiting for a node that the others may have left behind. Streams also end when their
+//! keyspace is deleted, which nobody has to demand.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,34 +28,36 @@ pub(super) fn is_demanded(metadata: &MetadataMap) -> bool {
     metadata.get(REQUIRE_LEADER).is_some_and(|value| value == "true")
 }
 
-/// A stream that ends with an error when its client demanded a leader and there has been none for a while.
+/// A stream that ends with an error when its client demanded a leader and there has been none for a while, and when its
+/// keyspace is gone.
 pub(super) struct WhileLed<B, S> {
     context: Arc<Context<B>>,
     stream: S,
-    /// Present when the client demanded a leader.
+    /// Absent if there is nothing to look for.
     checks: Option<Interval>,
+    demands_leader: bool,
     checks_failed: u32,
     ended: bool,
 }
 
-impl<B, S> WhileLed<B, S> {
+impl<B: Backend, S> WhileLed<B, S> {
     /// Wraps the stream that answers a call with this metadata.
     pub(super) fn new(context: Arc<Context<B>>, metadata: &MetadataMap, stream: S) -> WhileLed<B, S> {
         let interval = || tokio::time::interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
-        let checks = is_demanded(metadata).then(interval);
-        WhileLed { context, stream, checks, checks_failed: 0, ended: false }
+        let demands_leader = is_demanded(metadata);
+        let checks = (demands_leader || !context.is_default()).then(interval);
+        WhileLed { context, stream, checks, demands_leader, checks_failed: 0, ended: false }
     }
-}
 
-impl<B: Backend, S> WhileLed<B, S> {
-    /// True when the leader is lost; otherwise the task is woken for the next look.
-    fn poll_lost(&mut self, task: &mut TaskContext<'_>) -> bool {
-        let Some(checks) = &mut self.checks else { return false };
+    /// What was lost; otherwise the task is woken for the next look.
+    fn poll_lost(&mut self, task: &mut TaskContext<'_>) -> Result<(), Status> {
+        let Some(checks) = &mut self.checks else { return Ok(()) };
         while checks.poll_tick(task).is_ready() {
-            let has_leader = self.context.status().leader.is_some();
+            self.context.terms()?;
+            let has_leader = !self.demands_leader || self.context.status().leader.is_some();
             self.checks_failed = if has_leader { 0 } else { self.checks_failed + 1 };
         }
-        self.checks_failed >= CHECKS_FAILED_MAX
+        if self.checks_failed < CHECKS_FAILED_MAX { Ok(()) } else { Err(EtcdError::NoLeader.into()) }
     }
 }
 
@@ -69,9 +72,9 @@ where
         if self.ended {
             return Poll::Ready(None);
         }
-        if self.poll_lost(task) {
+        if let Err(lost) = self.poll_lost(task) {
             self.ended = true;
-            return Poll::Ready(Some(Err(EtcdError::NoLeader.into())));
+            return Poll::Ready(Some(Err(lost)));
         }
         self.stream.poll_next_unpin(task)
     }

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use hadron_keyspace::auth::Need;
@@ -15,6 +16,7 @@ use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
 use super::leader::WhileLed;
+use super::unsent;
 
 /// Keep-alives of one stream that may be under way at once. Answers keep the order of the requests. Without this a
 /// client with many leases on one stream would renew them one entry at a time.
@@ -75,6 +77,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         let hadron_keyspace::Response::LeaseGrant(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
         self.context.metrics.leases_granted.inc();
+        self.context.metrics.lease_ttl.observe(Duration::from_secs(response.ttl.unsigned_abs()));
         Ok(Response::new(response))
     }
 
@@ -126,7 +129,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         let mut response = keyspace.lease_time_to_live(id, keys, clock_ms);
         permit.check_still(&keyspace)?;
         self.context.complete(&mut response.header, self.context.status().term);
-        Ok(Response::new(response))
+        Ok(unsent::answer(response))
     }
 
     async fn lease_leases(
@@ -138,6 +141,6 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         let permit = self.context.permit(&Claim::of(&request), Need::ReadLeases).await?;
         let leases = keyspace.leases().into_iter().map(|id| pb::LeaseStatus { id }).collect();
         permit.check_still(&keyspace)?;
-        Ok(Response::new(pb::LeaseLeasesResponse { header: Some(self.context.header_now()), leases }))
+        Ok(unsent::answer(pb::LeaseLeasesResponse { header: Some(self.context.header_now()), leases }))
     }
 }

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::Stream;
 use hadron_consensus::NodeId;
@@ -46,6 +47,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         self.context.permit(&Claim::of(&request), Need::User).await?;
         let (identity, status) = (self.context.backend.identity(), self.context.status());
         let keyspace = self.context.backend.keyspace(self.context.group);
+        let quota = self.context.quota_bytes()?;
         let mut errors = Vec::new();
         if status.leader.is_none() {
             errors.push(EtcdError::NoLeader.text().to_owned());
@@ -68,11 +70,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
             db_size_in_use: db_size,
             is_learner: status.is_learner,
             storage_version: identity.cluster_version.clone(),
-            db_size_quota: self
-                .context
-                .limits
-                .quota_bytes
-                .map_or(0, |quota| quota.try_into().unwrap_or(i64::MAX)),
+            db_size_quota: quota.map_or(0, |quota| quota.try_into().unwrap_or(i64::MAX)),
             downgrade_info: Some(pb::DowngradeInfo { enabled: false, target_version: String::new() }),
         }))
     }
@@ -85,7 +83,9 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         self.context.permit(&Claim::of(&request), Need::Root).await?;
         let keyspace = self.context.keyspace()?;
         let revision = request.get_ref().revision;
+        let began = Instant::now();
         let mut response = self.context.read_beside(move || keyspace.hash_kv(revision)).await?;
+        self.context.metrics.hash_revision_duration.observe(began.elapsed());
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(Response::new(response))
     }
@@ -140,7 +140,9 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         self.context.permit(&Claim::of(&request), Need::Root).await?;
         let keyspace = self.context.keyspace()?;
+        let began = Instant::now();
         let hash = self.context.read_beside(move || keyspace.hash_kv(0)).await?.hash;
+        self.context.metrics.hash_duration.observe(began.elapsed());
         Ok(Response::new(pb::HashResponse { header: Some(self.context.header_now()), hash }))
     }
 

@@ -118,6 +118,7 @@ impl<B: Backend> Context<B> {
             for learner in pool.roster.members.iter().filter(|member| member.is_learner) {
                 // Refused until it has caught up, and whoever added it may have changed his mind.
                 if self.promote_member(learner.id).await.is_ok() {
+                    self.metrics.learner_promotions.inc();
                     tracing::info!(member_id = %format_args!("{:x}", learner.id), "promoted a learner that has caught up");
                 }
             }

@@ -1,12 +1,14 @@
 //! The client port: etcd's gRPC services, one file each, and the plain pages.
 //!
 //! - [`backend`]: the seam to the node; what the driver implements.
-//! - [`server`]: sockets and threads; `socket`: a client's. `front`: from a request to the service or page that answers it.
+//! - [`server`]: sockets and threads; `socket`: a client's. `front`: from a request to the service or page that answers it;
+//!   `calls`: which there are, and how they are counted.
+//! - `choice`: which keyspace a request is about; `keyspaces`: who serves it here; `services`: its services; `rate`: how often.
 //! - `access`: which web pages of others may use the port. `caller`: who calls, and what they may do; `tokens`, `passwords`.
 //! - `gateway`: the same calls as JSON over HTTP.
 //! - `compactor`: compaction by itself.
-//! - `membership`: how the pool's members are changed.
-//! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`, `health`, `pool`: the services; `http`: the
+//! - `membership`: how the pool's members are changed; `catalog`: how its keyspaces are.
+//! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`, `health`, `pool`, `reflection`: the services; `http`: the
 //!   pages. `range_stream`: ranges in parts. `snapshot`: backups. `session`: the queues of contenders behind locks and elections.
 //!   `unsent`: what a client that takes nothing may cost.
 //! - [`error`]: etcd's codes and texts, in one table. `context`: what all services share. `leader`: calls that
@@ -19,7 +21,11 @@
 mod access;
 mod auth;
 pub mod backend;
+mod balance;
 mod caller;
+mod calls;
+mod catalog;
+mod choice;
 mod cluster;
 pub(crate) mod compactor;
 mod context;
@@ -29,6 +35,7 @@ mod front;
 mod gateway;
 mod health;
 mod http;
+mod keyspaces;
 mod kv;
 mod leader;
 mod lease;
@@ -38,7 +45,10 @@ mod membership;
 mod passwords;
 mod pool;
 mod range_stream;
+mod rate;
+mod reflection;
 pub mod server;
+mod services;
 mod session;
 mod slow;
 mod snapshot;
@@ -52,6 +62,7 @@ mod watch;
 
 pub use access::Access;
 pub use backend::{Backend, GroupStatus, Identity, Unavailable, Written};
+pub use choice::{CertificateRule, KeyspaceOptions};
 pub use compactor::Retention;
 pub use context::Limits;
 pub use membership::MembershipOptions;

@@ -1,7 +1,10 @@
 //! Passwords: bcrypt, as in etcd, whose hashes are understood and the other way round.
 //!
 //! Hashing is slow on purpose. It happens on threads beside the connections, a few at a time, so that neither calls nor other
-//! long reads wait for it; the log gets the hash only.
+//! long reads wait for it; the log gets the hash only. A keyspace waits for its own turn before it waits for one of the node, so that
+//! keyspaces take turns however many logins each of them gets.
+
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -20,13 +23,22 @@ const AT_ONCE: usize = 1;
 /// Hashes and compares.
 pub(super) struct Passwords {
     cost: u32,
-    turns: Semaphore,
+    /// The keyspace's.
+    own_turns: Semaphore,
+    /// The node's.
+    turns: Arc<Semaphore>,
 }
 
 impl Passwords {
     /// `cost` is the binary logarithm of the number of rounds.
     pub(super) fn new(cost: u32) -> Passwords {
-        Passwords { cost, turns: Semaphore::new(AT_ONCE) }
+        Passwords { cost, own_turns: Semaphore::new(AT_ONCE), turns: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// Those of another keyspace.
+    pub(super) fn for_another(&self) -> Passwords {
+        let turns = Arc::clone(&self.turns);
+        Passwords { cost: self.cost, own_turns: Semaphore::new(AT_ONCE), turns }
     }
 
     /// The hash of a new password, as requests carry it.
@@ -56,7 +68,8 @@ impl Passwords {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Status> {
-        // It is never closed; the runtime may be.
+        // They are never closed; the runtime may be.
+        let _own_turn = self.own_turns.acquire().await.map_err(|_| EtcdError::Stopped)?;
         let _turn = self.turns.acquire().await.map_err(|_| EtcdError::Stopped)?;
         tokio::task::spawn_blocking(work).await.map_err(|_| EtcdError::Stopped.into())
     }

@@ -1,45 +1,241 @@
-//! The service `hadron.v1.Pool`: what a pool tells beyond etcd's services.
+//! The service `hadron.v1.Pool`: the keyspaces that the pool carries, its nodes, and what it tells beyond etcd's services.
+//!
+//! It is the operator's: it answers in the keyspace `default` alone, and while authentication is on there, root alone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hadron_consensus::{DEFAULT_GROUP, ROOT_GROUP};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, ROOT_GROUP};
 use hadron_keyspace::auth::Need;
-use hadron_proto::hadron;
-use hadron_proto::hadron::{ElectionHistoryRequest, ElectionHistoryResponse};
+use hadron_node::KeyspaceRecord;
+use hadron_proto::hadron as pb;
 use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
 use super::caller::Claim;
-use super::context::Context;
+use super::context::{Context, cluster_id};
 
 /// The service.
 pub(super) struct Pool<B> {
     context: Arc<Context<B>>,
 }
 
-impl<B> Pool<B> {
+impl<B: Backend> Pool<B> {
     pub(super) fn new(context: Arc<Context<B>>) -> Pool<B> {
         Pool { context }
+    }
+
+    async fn permit<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        if !self.context.is_default() {
+            let text =
+                "hadron: the pool is asked in its keyspace default, and has no answers for other keyspaces";
+            return Err(Status::permission_denied(text));
+        }
+        self.context.permit(&Claim::of(request), Need::Root).await.map(drop)
+    }
+
+    /// The same, for a question that wants to know of all changes so far.
+    async fn permit_question<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.permit(request).await?;
+        Ok(self.context.backend.read_barrier(ROOT_GROUP).await?)
+    }
+
+    fn message(&self, record: &KeyspaceRecord) -> pb::Keyspace {
+        let replicas = match record.group_id() {
+            DEFAULT_GROUP => self.context.backend.members().len() as u32,
+            _ => record.replicas,
+        };
+        pb::Keyspace {
+            name: record.name.clone(),
+            group: record.group,
+            frozen: record.is_frozen(),
+            replicas,
+            bytes_max: record.bytes_max,
+            requests_per_second_max: record.requests_per_second_max,
+            created_at_ms: record.created_at_ms,
+            cluster_id: cluster_id(self.context.backend.identity().cluster_id, record.group_id()),
+        }
+    }
+
+    /// The replicas of a group, with what they lack if its leader could be asked.
+    async fn replicas(&self, group: GroupId) -> Vec<pb::KeyspaceReplica> {
+        let lags = self.context.backend.lags(group).await.unwrap_or_default();
+        let lags: BTreeMap<NodeId, u64> = lags.into_iter().collect();
+        let members = self.context.backend.members();
+        let name =
+            |node: NodeId| members.iter().find(|member| member.id == node.0).map(|member| &member.name);
+        let replica = |(node, replica): (NodeId, u64)| pb::KeyspaceReplica {
+            node: node.0,
+            name: name(node).cloned().unwrap_or_default(),
+            replica,
+            lag: lags.get(&node).copied(),
+        };
+        let mut replicas: Vec<_> = self.context.places(group).into_iter().map(replica).collect();
+        replicas.sort_by_key(|replica| replica.node);
+        replicas
+    }
+
+    /// How many keyspaces each node leads, as far as this one knows.
+    fn leader_counts(&self) -> BTreeMap<u64, u64> {
+        let backend = &self.context.backend;
+        let mut groups: Vec<GroupId> =
+            backend.with_catalog(|catalog| catalog.placements().map(|(group, _)| group).collect());
+        groups.push(DEFAULT_GROUP);
+        let mut counts = BTreeMap::new();
+        for leader in groups.into_iter().filter_map(|group| backend.status(group)?.leader) {
+            *counts.entry(leader.0).or_default() += 1;
+        }
+        counts
+    }
+
+    fn nodes(&self) -> Vec<pb::Node> {
+        let backend = &self.context.backend;
+        let (own, alive, leaders) = (backend.identity().member_id, backend.alive(), self.leader_counts());
+        let replicas = backend.with_catalog(|catalog| catalog.replica_counts());
+        let node = |member: hadron_proto::etcdserverpb::Member| {
+            let id = NodeId(member.id);
+            pb::Node {
+                id: member.id,
+                name: member.name,
+                peer_urls: member.peer_ur_ls,
+                client_urls: member.client_ur_ls,
+                alive: id == own || alive.contains(&id),
+                learner: member.is_learner,
+                // `default` is everywhere.
+                replicas: 1 + replicas.get(&id).copied().unwrap_or_default() as u64,
+                leaders: leaders.get(&member.id).copied().unwrap_or_default(),
+            }
+        };
+        backend.members().into_iter().map(node).collect()
     }
 }
 
 #[tonic::async_trait]
-impl<B: Backend> hadron::pool_server::Pool for Pool<B> {
+impl<B: Backend> pb::pool_server::Pool for Pool<B> {
     async fn election_history(
         &self,
-        request: Request<ElectionHistoryRequest>,
-    ) -> Result<Response<ElectionHistoryResponse>, Status> {
-        self.context.permit(&Claim::of(&request), Need::User).await?;
+        request: Request<pb::ElectionHistoryRequest>,
+    ) -> Result<Response<pb::ElectionHistoryResponse>, Status> {
+        self.permit(&request).await?;
         let group = match request.into_inner().keyspace.as_str() {
             "" => None,
-            "default" => Some(DEFAULT_GROUP),
             "root" => Some(ROOT_GROUP),
-            unknown => return Err(Status::not_found(format!("hadron: no keyspace is named {unknown:?}"))),
+            name => Some(self.context.keyspace_record(name)?.group_id()),
         };
         let mut elections = self.context.backend.elections();
         elections.retain(|election| group.is_none_or(|group| election.group == group.0));
         let mut log_shares = self.context.backend.log_shares();
         log_shares.retain(|shares| group.is_none_or(|group| shares.group == group.0));
-        Ok(Response::new(ElectionHistoryResponse { elections, log_shares }))
+        Ok(Response::new(pb::ElectionHistoryResponse { elections, log_shares }))
+    }
+
+    async fn keyspace_create(
+        &self,
+        request: Request<pb::KeyspaceCreateRequest>,
+    ) -> Result<Response<pb::KeyspaceCreateResponse>, Status> {
+        self.permit(&request).await?;
+        let (record, leader) = self.context.create_keyspace(request.into_inner()).await?;
+        tracing::info!(keyspace = record.name, group = record.group, "made a keyspace");
+        let leader = leader.map_or(0, |leader| leader.0);
+        Ok(Response::new(pb::KeyspaceCreateResponse { keyspace: Some(self.message(&record)), leader }))
+    }
+
+    async fn keyspace_list(
+        &self,
+        request: Request<pb::KeyspaceListRequest>,
+    ) -> Result<Response<pb::KeyspaceListResponse>, Status> {
+        self.permit_question(&request).await?;
+        let mut records = vec![self.context.keyspace_record(hadron_node::DEFAULT_KEYSPACE)?];
+        self.context.backend.with_catalog(|catalog| records.extend(catalog.keyspaces().cloned()));
+        records.sort_by(|one, other| one.name.cmp(&other.name));
+        let keyspaces = records.iter().map(|record| self.message(record)).collect();
+        Ok(Response::new(pb::KeyspaceListResponse { keyspaces }))
+    }
+
+    async fn keyspace_get(
+        &self,
+        request: Request<pb::KeyspaceGetRequest>,
+    ) -> Result<Response<pb::KeyspaceGetResponse>, Status> {
+        self.permit_question(&request).await?;
+        let record = self.context.keyspace_record(&request.get_ref().name)?;
+        let (backend, group) = (&self.context.backend, record.group_id());
+        let leader = backend.status(group).and_then(|status| status.leader);
+        let replicas = self.replicas(group).await;
+        let keyspace = backend.keyspace(group);
+        Ok(Response::new(pb::KeyspaceGetResponse {
+            keyspace: Some(self.message(&record)),
+            leader: leader.map_or(0, |leader| leader.0),
+            replicas,
+            revision: keyspace.as_ref().map(|keyspace| keyspace.revision()),
+            db_size: keyspace.map(|keyspace| keyspace.db_bytes().try_into().unwrap_or(i64::MAX)),
+        }))
+    }
+
+    async fn keyspace_update(
+        &self,
+        request: Request<pb::KeyspaceUpdateRequest>,
+    ) -> Result<Response<pb::KeyspaceUpdateResponse>, Status> {
+        self.permit(&request).await?;
+        let record = self.context.update_keyspace(request.get_ref()).await?;
+        tracing::info!(keyspace = record.name, change = ?request.get_ref(), "changed a keyspace");
+        Ok(Response::new(pb::KeyspaceUpdateResponse { keyspace: Some(self.message(&record)) }))
+    }
+
+    async fn keyspace_delete(
+        &self,
+        request: Request<pb::KeyspaceDeleteRequest>,
+    ) -> Result<Response<pb::KeyspaceDeleteResponse>, Status> {
+        self.permit(&request).await?;
+        let record = self.context.delete_keyspace(&request.get_ref().name).await?;
+        tracing::info!(keyspace = record.name, group = record.group, "deleted a keyspace");
+        Ok(Response::new(pb::KeyspaceDeleteResponse { keyspace: Some(self.message(&record)) }))
+    }
+
+    async fn node_list(
+        &self,
+        request: Request<pb::NodeListRequest>,
+    ) -> Result<Response<pb::NodeListResponse>, Status> {
+        self.permit_question(&request).await?;
+        Ok(Response::new(pb::NodeListResponse { nodes: self.nodes() }))
+    }
+
+    async fn balance_status(
+        &self,
+        request: Request<pb::BalanceStatusRequest>,
+    ) -> Result<Response<pb::BalanceStatusResponse>, Status> {
+        self.permit(&request).await?;
+        Ok(Response::new(self.context.balance_status()))
+    }
+
+    async fn balance_history(
+        &self,
+        request: Request<pb::BalanceHistoryRequest>,
+    ) -> Result<Response<pb::BalanceHistoryResponse>, Status> {
+        self.permit_question(&request).await?;
+        Ok(Response::new(pb::BalanceHistoryResponse { moves: self.context.balance_history()? }))
+    }
+
+    async fn balance_pause(
+        &self,
+        request: Request<pb::BalancePauseRequest>,
+    ) -> Result<Response<pb::BalancePauseResponse>, Status> {
+        self.permit(&request).await?;
+        self.context.pause_balancing(request.get_ref().paused).await?;
+        Ok(Response::new(pb::BalancePauseResponse {}))
+    }
+
+    async fn node_drain(
+        &self,
+        request: Request<pb::NodeDrainRequest>,
+    ) -> Result<Response<pb::NodeDrainResponse>, Status> {
+        self.permit_question(&request).await?;
+        let pb::NodeDrainRequest { node, drain } = request.into_inner();
+        self.context.drain_node(node, drain).await?;
+        Ok(Response::new(pb::NodeDrainResponse {}))
+    }
+
+    async fn top(&self, request: Request<pb::TopRequest>) -> Result<Response<pb::TopResponse>, Status> {
+        self.permit(&request).await?;
+        Ok(Response::new(pb::TopResponse { keyspaces: self.context.top() }))
     }
 }

@@ -30,10 +30,12 @@ use tokio::task::JoinSet;
 use super::access::Access;
 use super::backend::Backend;
 use super::caller::CommonName;
-use super::context::{Context, Limits};
+use super::choice::{Entrance, KeyspaceOptions};
+use super::context::{Context, Limits, cluster_id};
 use super::front::Front;
 use super::membership::MembershipOptions;
 use super::passwords::Passwords;
+use super::rate::Rate;
 use super::snapshot;
 use super::socket::Socket;
 use super::span::Caller;
@@ -41,7 +43,8 @@ use super::tokens::Tokens;
 use super::unsent::Unsent;
 use crate::metrics::Metrics;
 use crate::tls::{ServerTls, Stream};
-use hadron_consensus::{DEFAULT_GROUP, GroupId};
+use hadron_consensus::DEFAULT_GROUP;
+use hadron_node::DEFAULT_KEYSPACE;
 
 /// Window of one stream: a request of the largest size fits, so that no call waits for a window update.
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
@@ -65,8 +68,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct ServerOptions {
     /// Threads that serve connections; at least 1.
     pub threads: usize,
-    /// The group whose keyspace clients see.
-    pub group: GroupId,
+    /// How clients choose keyspaces.
+    pub keyspaces: KeyspaceOptions,
     /// What one request may ask for.
     pub limits: Limits,
     /// How the pool's members may be changed.
@@ -138,12 +141,14 @@ pub struct Listener {
     pub traffic: Traffic,
     /// With it, connections are encrypted.
     pub tls: Option<Arc<ServerTls>>,
+    /// The keyspace that is served there; `None` if clients choose.
+    pub keyspace: Option<Arc<str>>,
 }
 
 impl std::fmt::Debug for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Listener { socket, traffic, tls } = self;
-        write!(f, "{socket:?} for {traffic:?}, TLS: {}", tls.is_some())
+        let Listener { socket, traffic, tls, keyspace } = self;
+        write!(f, "{socket:?} for {traffic:?}, TLS: {}, keyspace: {keyspace:?}", tls.is_some())
     }
 }
 
@@ -159,7 +164,7 @@ impl Default for ServerOptions {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         ServerOptions {
             threads: (cores / 2).max(1),
-            group: DEFAULT_GROUP,
+            keyspaces: KeyspaceOptions::default(),
             limits: Limits::default(),
             membership: MembershipOptions::default(),
             watch_progress_interval: WATCH_PROGRESS_INTERVAL,
@@ -189,12 +194,15 @@ impl<B: Backend> Server<B> {
     pub fn new(backend: B, metrics: Arc<Metrics>, options: ServerOptions) -> Server<B> {
         let threads = options.threads.max(1);
         let context = Arc::new(Context {
+            name: DEFAULT_KEYSPACE.into(),
+            group: DEFAULT_GROUP,
+            cluster_id: cluster_id(backend.identity().cluster_id, DEFAULT_GROUP),
+            rate: Rate::default(),
             backend,
-            group: options.group,
             limits: options.limits,
             membership: options.membership,
             watch_progress_interval: options.watch_progress_interval,
-            snapshot_dir: options.snapshot_dir,
+            snapshot_dir: options.snapshot_dir.into(),
             snapshots: Arc::new(Semaphore::new(snapshot::AT_ONCE)),
             tokens: options.tokens,
             passwords: Passwords::new(options.bcrypt_cost),
@@ -203,6 +211,7 @@ impl<B: Backend> Server<B> {
         Server {
             front: Arc::new(Front::new(
                 Arc::clone(&context),
+                options.keyspaces,
                 options.gateway,
                 options.access,
                 options.slow_call,
@@ -273,11 +282,17 @@ impl<B: Backend> Server<B> {
 }
 
 /// What a worker is told of each connection beside its socket.
-type Manner = (Traffic, Option<Arc<ServerTls>>);
+#[derive(Clone)]
+struct Manner {
+    traffic: Traffic,
+    tls: Option<Arc<ServerTls>>,
+    keyspace: Option<Arc<str>>,
+}
 
-fn into_tokio(Listener { socket, traffic, tls }: Listener) -> io::Result<(TcpListener, Manner)> {
+fn into_tokio(listener: Listener) -> io::Result<(TcpListener, Manner)> {
+    let Listener { socket, traffic, tls, keyspace } = listener;
     socket.set_nonblocking(true)?;
-    Ok((TcpListener::from_std(socket)?, (traffic, tls)))
+    Ok((TcpListener::from_std(socket)?, Manner { traffic, tls, keyspace }))
 }
 
 /// Hands connections to the workers in turn, until it is aborted.
@@ -321,7 +336,8 @@ impl<B: Backend> Worker<B> {
                     let Some(accepted) = socket else { break };
                     let front = Arc::clone(&self.front);
                     let builder = (builder.clone(), self.connections.first_word_timeout);
-                    connections.spawn(serve_connection(builder, accepted, front, stopping.clone()));
+                    let metrics = Arc::clone(&self.metrics);
+                    connections.spawn(serve_connection(builder, accepted, front, metrics, stopping.clone()));
                     self.metrics.client_connections.add(1.0);
                 }
                 Some(_) = connections.join_next() => self.metrics.client_connections.add(-1.0),
@@ -385,18 +401,20 @@ pub(crate) async fn open(
 
 async fn serve_connection<B: Backend>(
     (builder, first_word_timeout): (auto::Builder<TokioExecutor>, Duration),
-    (socket, (traffic, tls)): Accepted,
+    (socket, manner): Accepted,
     front: Arc<Front<B>>,
+    metrics: Arc<Metrics>,
     mut stopping: watch::Receiver<()>,
 ) {
     let caller = front.is_traced().then(|| socket.peer_addr().ok()).flatten().map(Caller);
     let opened = tokio::select! {
-        opened = open(socket, tls.as_deref(), first_word_timeout) => opened,
+        opened = open(socket, manner.tls.as_deref(), first_word_timeout) => opened,
         _ = stopping.changed() => return,
     };
     let Some(socket) = opened else { return };
-    let common_name = tls.and_then(|tls| tls.user_of(&socket)).map(|name| CommonName(name.into()));
-    let (socket, end) = Socket::new(socket);
+    let common_name = manner.tls.and_then(|tls| tls.user_of(&socket)).map(|name| CommonName(name.into()));
+    let entrance = Entrance::new(&socket, manner.keyspace.as_ref(), front.keyspace_options());
+    let (socket, end) = Socket::new(socket, metrics);
     let unsent = Unsent::default();
     let service = service_fn(|mut request: http::Request<Incoming>| {
         if let Some(name) = &common_name {
@@ -405,7 +423,7 @@ async fn serve_connection<B: Backend>(
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
-        front.answer(request, traffic, &end, &unsent)
+        front.answer(request, manner.traffic, &entrance, &end, &unsent)
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
     let result = tokio::select! {

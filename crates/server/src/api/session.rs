@@ -191,7 +191,7 @@ impl<B: Backend> Session<B> {
     async fn wait_for_event(&self, watches: Vec<pb::WatchCreateRequest>) -> Result<(), Status> {
         let mut watches = self.watch(watches)?;
         loop {
-            let response = self.next(&mut watches).await;
+            let response = self.next(&mut watches).await?;
             if response.canceled || !response.events.is_empty() {
                 return Ok(());
             }
@@ -211,11 +211,14 @@ impl<B: Backend> Session<B> {
         self.context.permit(&claim, Need::Read(key, &Bytes::new())).await.map(drop)
     }
 
-    /// The next response of `watches`, with its header.
-    pub(super) async fn next(&self, watches: &mut WatchStream) -> pb::WatchResponse {
-        let mut response = poll_fn(|task| watches.poll_next(task)).await;
+    /// The next response of `watches`, with its header. Fails when the keyspace is deleted.
+    pub(super) async fn next(&self, watches: &mut WatchStream) -> Result<pb::WatchResponse, Status> {
+        let mut response = tokio::select! {
+            response = poll_fn(|task| watches.poll_next(task)) => response,
+            gone = self.context.deleted() => return Err(gone),
+        };
         self.context.complete(&mut response.header, self.context.status().term);
-        response
+        Ok(response)
     }
 
     /// Leaves the queue.

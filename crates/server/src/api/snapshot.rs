@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::Stream;
@@ -20,10 +21,11 @@ use super::backend::Backend;
 use super::context::Context;
 use super::error::{EtcdError, refusal};
 use crate::backup::{Failure, Members, build};
+use crate::metrics::Metrics;
 
 /// Bytes of the file in one answer.
 const PART_BYTES: usize = 64 << 10;
-/// Calls at a time: each has a copy of all data on the disk.
+/// Calls at a time for each keyspace: each has a copy of all its data on the disk.
 pub(super) const AT_ONCE: usize = 2;
 /// What a backup leaves free on the disk: a node whose disk is full must stop.
 const LEFT_FREE_BYTES: u64 = 256 << 20;
@@ -46,11 +48,12 @@ impl<B: Backend> Context<B> {
     ) -> Result<impl Stream<Item = Result<pb::SnapshotResponse, Status>> + Send + use<B>, Status> {
         let turn = Arc::clone(&self.snapshots).try_acquire_owned();
         let turn = turn.map_err(|_| EtcdError::TooManyRequests)?;
+        let began = Instant::now();
         let keyspace = self.keyspace()?;
         let clock_ms = self.backend.group_clock_ms(self.group);
         let cluster_version = self.backend.identity().cluster_version.clone();
-        let members = Members { all: self.backend.members(), cluster_version };
-        let directory = self.snapshot_dir.clone();
+        let members = Members { all: self.members(None), cluster_version };
+        let directory = Arc::clone(&self.snapshot_dir);
         let build = move || {
             check_room(&directory, keyspace.db_bytes())?;
             build(&keyspace, clock_ms, &members, &directory)
@@ -58,7 +61,8 @@ impl<B: Backend> Context<B> {
         let built = tokio::task::spawn_blocking(build).await;
         let (file, bytes) = built.map_err(|_| Status::unavailable("hadron: the node stops"))??;
         let hash = digest::Context::new(&digest::SHA256);
-        Ok(unfold(Some(Sending { file, left: bytes, hash, _turn: turn }), next))
+        let metrics = Arc::clone(&self.metrics);
+        Ok(unfold(Some(Sending { file, left: bytes, hash, began, metrics, _turn: turn }), next))
     }
 }
 
@@ -79,6 +83,8 @@ struct Sending {
     file: File,
     left: u64,
     hash: digest::Context,
+    began: Instant,
+    metrics: Arc<Metrics>,
     _turn: OwnedSemaphorePermit,
 }
 
@@ -93,6 +99,7 @@ async fn next(sending: Option<Sending>) -> Option<(Result<pb::SnapshotResponse, 
     };
     if sending.left == 0 {
         let hash = sending.hash.finish();
+        sending.metrics.backup_duration.observe(sending.began.elapsed());
         return Some((Ok(answer(0, Bytes::copy_from_slice(hash.as_ref()))), None));
     }
     let read = tokio::task::spawn_blocking(move || {

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::metrics::Metrics;
 use crate::tls::Stream;
 
 /// The socket of one client. Hides its end while somebody holds an [`EndHidden`].
@@ -20,6 +21,7 @@ use crate::tls::Stream;
 pub(super) struct Socket {
     inner: Stream,
     hidden: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
 }
 
 /// Says whether the end of a socket may be seen.
@@ -31,9 +33,17 @@ pub(super) struct End(Arc<AtomicBool>);
 pub(super) struct EndHidden(Arc<AtomicBool>);
 
 impl Socket {
-    pub(super) fn new(inner: Stream) -> (Socket, End) {
+    /// A socket whose bytes are counted in `metrics`.
+    pub(super) fn new(inner: Stream, metrics: Arc<Metrics>) -> (Socket, End) {
         let hidden = Arc::new(AtomicBool::new(false));
-        (Socket { inner, hidden: Arc::clone(&hidden) }, End(hidden))
+        (Socket { inner, hidden: Arc::clone(&hidden), metrics }, End(hidden))
+    }
+
+    fn count_sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.metrics.client_sent_bytes.add(bytes as u64);
+        }
+        written
     }
 }
 
@@ -59,6 +69,7 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let before = buffer.remaining();
         ready!(Pin::new(&mut self.inner).poll_read(task, buffer))?;
+        self.metrics.client_received_bytes.add((before - buffer.remaining()) as u64);
         let ended = buffer.remaining() == before && before > 0;
         match ended && self.hidden.load(Ordering::Relaxed) {
             // Nobody need be woken: hyper reads again when it has written the answer.
@@ -70,7 +81,8 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, task: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(task, bytes)
+        let written = Pin::new(&mut self.inner).poll_write(task, bytes);
+        self.count_sent(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -90,6 +102,7 @@ impl AsyncWrite for Socket {
         task: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(task, slices)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(task, slices);
+        self.count_sent(written)
     }
 }

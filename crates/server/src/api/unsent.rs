@@ -3,11 +3,14 @@
 //! Whether a client takes its answers is its own business (HTTP/2 lets it close the window of each stream), and an answer may be a
 //! thousand times as large as its question. So a connection with [`UNSENT_BYTES_MAX`] of large answers that wait for it gets no further
 //! ones made until it took some. Streams need no such thing: they make their next message when there is room for it.
+//!
+//! Large answers leave in pieces: the connection takes a whole frame as soon as its stream may send one byte, and what it took would
+//! not count any more.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::{Extensions, Response};
@@ -21,6 +24,8 @@ use tonic::body::Body;
 const UNSENT_BYTES_MAX: usize = 32 << 20;
 /// Smaller answers do not count: what a stream occupies that nobody reads is of their size.
 const LARGE_BYTES: usize = 16 << 10;
+/// How much of an answer is handed to the connection at once.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// What a large answer occupies; beside it on its way from the service to the connection.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +77,7 @@ impl Unsent {
         let Some(bytes) = take_size(response.extensions_mut()) else { return response };
         self.0.bytes.fetch_add(bytes, Ordering::AcqRel);
         let unsent = self.clone();
-        response.map(|body| Body::new(Counted { body, bytes, unsent }))
+        response.map(|body| Body::new(Counted { body, rest: Bytes::new(), bytes, unsent }))
     }
 }
 
@@ -83,6 +88,8 @@ fn take_size(extensions: &mut Extensions) -> Option<usize> {
 /// The body of an answer that counts as long as it is there.
 struct Counted {
     body: Body,
+    /// What is still to be handed over of the body's last frame.
+    rest: Bytes,
     bytes: usize,
     unsent: Unsent,
 }
@@ -95,11 +102,19 @@ impl hyper::body::Body for Counted {
         mut self: Pin<&mut Self>,
         task: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(task)
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(task)).transpose()?.map(Frame::into_data) {
+                Some(Ok(bytes)) => self.rest = bytes,
+                Some(Err(trailers)) => return Poll::Ready(Some(Ok(trailers))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let piece = self.rest.len().min(PIECE_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 }
 

@@ -24,9 +24,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::backend::Backend;
 use super::caller::Claim;
+use super::calls::code_name;
 use super::context::{Context, Learners};
 use super::error::refusal;
-use super::front::code_name;
 use super::leader::WhileLed;
 
 /// The service.
@@ -210,6 +210,7 @@ impl<B: Backend> WatchCall<B> {
 
     fn complete(&self, mut response: pb::WatchResponse) -> pb::WatchResponse {
         self.context.metrics.watch_events.add(response.events.len() as u64);
+        self.context.backend.count_events(self.context.group, response.events.len());
         self.context.complete(&mut response.header, self.context.status().term);
         if response.compact_revision != 0 {
             // etcd gives no reason here; the revision is the reason.

@@ -85,14 +85,18 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some("etcdctl") => {
             let command = ctl::Options::augment_args(clap::Command::new("etcdctl")).version(ETCD_VERSION);
             let about = "A client for etcd and for Hadron, with etcdctl's commands";
-            match parse::<ctl::Options>(command.about(about), &arguments) {
+            match parse::<ctl::Options>(command.about(about), &arguments, true) {
                 Ok(options) => ctl::run(options, &arguments),
                 Err(error) => refuse(&error, true),
             }
         }
         Some("etcdutl") => {
             let command = utl::Options::augment_args(clap::Command::new("etcdutl")).version(ETCD_VERSION);
-            match parse::<utl::Options>(command.about("Work on files of data, as etcdutl does"), &arguments) {
+            match parse::<utl::Options>(
+                command.about("Work on files of data, as etcdutl does"),
+                &arguments,
+                true,
+            ) {
                 Ok(options) => utl::run(options, &arguments),
                 Err(error) => refuse(&error, true),
             }
@@ -114,9 +118,10 @@ fn run_hadron(arguments: Vec<OsString>) -> ExitCode {
     if let Some(own) = own_of_serve(&arguments) {
         return serve::run(serve::Name::Hadron, arguments.into_iter().skip(own));
     }
-    let line = match parse::<CommandLine>(CommandLine::command(), &arguments) {
+    let is = |name: &str| arguments.get(1).is_some_and(|first| first == name);
+    let line = match parse::<CommandLine>(CommandLine::command(), &arguments, is("ctl") || is("utl")) {
         Ok(line) => line,
-        Err(error) => return refuse(&error, arguments.get(1).is_some_and(|first| first == "ctl")),
+        Err(error) => return refuse(&error, is("ctl")),
     };
     match line.command {
         Command::Serve { flags } => serve::run(serve::Name::Hadron, flags),
@@ -141,9 +146,26 @@ fn own_of_serve(arguments: &[OsString]) -> Option<usize> {
     }
 }
 
-fn parse<T: FromArgMatches>(command: clap::Command, arguments: &[OsString]) -> Result<T, clap::Error> {
-    let matches = switches_with_values(command).try_get_matches_from(arguments)?;
+/// What a command line says. An incomplete one of `ctl` or `utl` asks for help, as with etcd's programs.
+fn parse<T: FromArgMatches>(
+    command: clap::Command,
+    arguments: &[OsString],
+    is_tool: bool,
+) -> Result<T, clap::Error> {
+    let command = switches_with_values(command);
+    let matches = match command.clone().try_get_matches_from(arguments) {
+        Err(error) if is_tool && is_incomplete(&error) => {
+            let help = arguments.iter().cloned().chain(["--help".into()]);
+            command.try_get_matches_from(help)?
+        }
+        matches => matches?,
+    };
     T::from_arg_matches(&matches)
+}
+
+fn is_incomplete(error: &clap::Error) -> bool {
+    use clap::error::ErrorKind::{DisplayHelpOnMissingArgumentOrSubcommand, MissingSubcommand};
+    matches!(error.kind(), DisplayHelpOnMissingArgumentOrSubcommand | MissingSubcommand)
 }
 
 /// Says why a command line was not run, or shows the help that it asked for.
@@ -155,11 +177,8 @@ fn refuse(error: &clap::Error, is_ctl: bool) -> ExitCode {
 
 /// The exit code for a command line that was not run.
 fn usage_exit(error: &clap::Error, is_ctl: bool) -> u8 {
-    // `etcdctl` shows help for an incomplete command and calls that success.
-    let incomplete = error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     match (error.use_stderr(), is_ctl) {
         (false, _) => 0,
-        (true, true) if incomplete => 0,
         (true, true) => CTL_USAGE_EXIT,
         (true, false) => 2,
     }
@@ -228,5 +247,19 @@ mod tests {
             let matches = switches_with_values(command).try_get_matches_from(["x", line]).unwrap();
             assert_eq!(matches.get_one::<bool>("on"), Some(&is_on), "{line}");
         }
+    }
+
+    /// Incomplete ones used to be errors, or their help to go where errors go.
+    #[test]
+    fn an_incomplete_command_of_a_tool_asks_for_help() {
+        let ctl = || ctl::Options::augment_args(clap::Command::new("etcdctl"));
+        for line in [&["etcdctl"][..], &["etcdctl", "user"], &["etcdctl", "downgrade", "-w", "json"]] {
+            let line: Vec<OsString> = line.iter().map(OsString::from).collect();
+            let error = parse::<ctl::Options>(ctl(), &line, true).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp, "{line:?}");
+            assert_eq!(usage_exit(&error, true), 0);
+        }
+        let error = parse::<ctl::Options>(ctl(), &["etcdctl".into(), "nonsense".into()], true).unwrap_err();
+        assert_eq!(usage_exit(&error, true), CTL_USAGE_EXIT);
     }
 }

@@ -11,7 +11,10 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 /// What calls are made through.
-pub(crate) type Connection = InterceptedService<Channel, Token>;
+pub(crate) type Connection = InterceptedService<Channel, Shown>;
+
+/// The metadata that chooses a keyspace.
+pub(crate) const KEYSPACE: &str = "hadron-keyspace";
 
 /// As whom a client speaks.
 #[derive(Clone, Default)]
@@ -36,14 +39,24 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Puts a token into each request, if there is one.
+/// A token, if there is one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Token(Option<AsciiMetadataValue>);
 
-impl Interceptor for Token {
+/// What is put into each request.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shown {
+    pub(super) token: Token,
+    pub(super) keyspace: Option<AsciiMetadataValue>,
+}
+
+impl Interceptor for Shown {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
+        if let Some(token) = self.token.value() {
             request.metadata_mut().insert("token", token.clone());
+        }
+        if let Some(keyspace) = &self.keyspace {
+            request.metadata_mut().insert(KEYSPACE, keyspace.clone());
         }
         Ok(request)
     }
@@ -62,14 +75,20 @@ impl Token {
 }
 
 impl Identity {
-    /// The token to show on a connection; a user gets it now. A server without authentication needs none.
-    pub(super) async fn token(&self, channel: &Channel) -> Result<Token, Status> {
+    /// The token to show on a connection; a user gets it now, in the keyspace that it is for. A server without authentication needs
+    /// none.
+    pub(super) async fn token(
+        &self,
+        channel: &Channel,
+        keyspace: Option<&AsciiMetadataValue>,
+    ) -> Result<Token, Status> {
         match self {
             Identity::Nobody => Ok(Token::default()),
             Identity::Token(token) => Token::new(token),
             Identity::User { name, password } => {
                 let request = pb::AuthenticateRequest { name: name.clone(), password: password.clone() };
-                match AuthClient::new(channel.clone()).authenticate(request).await {
+                let shown = Shown { keyspace: keyspace.cloned(), ..Shown::default() };
+                match AuthClient::with_interceptor(channel.clone(), shown).authenticate(request).await {
                     Ok(answer) => Token::new(&answer.into_inner().token),
                     Err(status) if status.message() == "etcdserver: authentication is not enabled" => {
                         Ok(Token::default())

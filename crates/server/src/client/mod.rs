@@ -13,12 +13,13 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use tower::service_fn;
 
 use crate::tls::{ClientTls, Stream};
-pub(crate) use identity::{Connection, Identity, Token};
+pub(crate) use identity::{Connection, Identity, KEYSPACE, Shown, Token};
 pub(crate) use security::Security;
 
 /// As in Go's gRPC: etcd hangs up on clients that ping more often than every 5 s.
@@ -33,6 +34,8 @@ pub(crate) struct Client {
     pub(crate) security: Security,
     /// As whom.
     pub(crate) identity: Identity,
+    /// In which keyspace, if it is another than `default`.
+    pub(crate) keyspace: Option<AsciiMetadataValue>,
     /// Bound on each attempt to connect.
     pub(crate) dial_timeout: Duration,
     /// Bound on each call, connecting excluded.
@@ -92,7 +95,10 @@ impl Client {
         for (position, endpoint) in self.endpoints.iter().enumerate().skip(first) {
             let reason = match self.connect_to(endpoint).await {
                 Ok(channel) => match self.log_in(&channel).await {
-                    Ok(token) => return Ok((position, Connection::new(channel, token))),
+                    Ok(token) => {
+                        let shown = Shown { token, keyspace: self.keyspace.clone() };
+                        return Ok((position, Connection::new(channel, shown)));
+                    }
                     Err(status) if status.code() != Code::Unavailable => {
                         return Err(CallError::Login(status));
                     }
@@ -116,7 +122,8 @@ impl Client {
     }
 
     async fn log_in(&self, channel: &Channel) -> Result<Token, Status> {
-        let token = tokio::time::timeout(self.command_timeout, self.identity.token(channel)).await;
+        let token = self.identity.token(channel, self.keyspace.as_ref());
+        let token = tokio::time::timeout(self.command_timeout, token).await;
         token.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer to the login")))
     }
 
@@ -196,7 +203,10 @@ impl Client {
         let (is_https, authority) = endpoint_parts(endpoint).map_err(io::Error::other)?;
         let tls = self.security.for_pages().of(is_https).map_err(io::Error::other)?;
         let mut stream = dial(authority.clone(), tls).await?.into_inner();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+        let keyspace = self.keyspace.as_ref().and_then(|keyspace| keyspace.to_str().ok());
+        let keyspace = keyspace.map(|keyspace| format!("{KEYSPACE}: {keyspace}\r\n")).unwrap_or_default();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\n{keyspace}Connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut page = Vec::new();
         stream.read_to_end(&mut page).await?;
@@ -272,6 +282,7 @@ mod tests {
             endpoints: vec![address.to_string(), "ftp://x".to_owned()],
             security: Security::default(),
             identity: Identity::default(),
+            keyspace: None,
             keepalive: (Duration::from_secs(2), Duration::from_secs(6)),
             dial_timeout: Duration::from_secs(1),
             command_timeout: Duration::from_secs(1),

@@ -90,6 +90,15 @@ pub enum ConfigError {
         /// From `--initial-advertise-peer-urls`.
         advertised: Url,
     },
+    /// An entry of `--keyspace-listen` without `=`.
+    #[error("--keyspace-listen: expected name=url, got {0:?}")]
+    KeyspaceListen(String),
+    /// A suffix that no host name has.
+    #[error("--keyspace-host-suffix: expected the end of host names, such as hadron.example, got {0:?}")]
+    KeyspaceHostSuffix(String),
+    /// Not a rule for certificates.
+    #[error("--keyspace-from-certificate: expected cn: or o: and a text with {{name}} in it, got {0:?}")]
+    KeyspaceFromCertificate(String),
     /// Joining a cluster.
     #[error(
         "--initial-cluster-state=existing needs an --initial-cluster that names this node and at least one running member"

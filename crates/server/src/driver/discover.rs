@@ -80,6 +80,7 @@ fn client(there: &config::Registry) -> Client {
         endpoints: there.endpoints.clone(),
         security: Security::new(files, there.insecure_transport),
         identity: user.map_or(Identity::Nobody, |(name, password)| Identity::User { name, password }),
+        keyspace: None,
         dial_timeout: there.dial_timeout,
         command_timeout: there.request_timeout,
         keepalive: there.keepalive,

@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, unbounded};
 use hadron_consensus::GroupId;
-use hadron_node::{Event, FlushJob};
-use hadron_storage::engine::{Batch, Engine, EngineError};
+use hadron_keyspace::OpenError;
+use hadron_node::{DestroyJob, Event, FlushJob};
+use hadron_storage::engine::{Batch, Engine};
 
 use super::error::RunError;
 use super::fatal::Fatal;
@@ -20,6 +21,7 @@ use crate::metrics::Metrics;
 enum Job {
     Flush(FlushJob),
     Sweep(GroupId, Batch),
+    Destroy(DestroyJob),
     Persist(u64),
 }
 
@@ -36,6 +38,11 @@ impl FlushQueue {
     /// Queues physical deletions; [`Event::Swept`] follows.
     pub(super) fn sweep(&self, group: GroupId, batch: Batch) {
         self.push(Job::Sweep(group, batch));
+    }
+
+    /// Leaves a replica's tombstone after everything queued before; [`Event::Destroyed`] follows.
+    pub(super) fn destroy(&self, job: DestroyJob) {
+        self.push(Job::Destroy(job));
     }
 
     /// Makes everything queued before durable; [`Event::EnginePersisted`] follows.
@@ -58,13 +65,13 @@ pub(super) fn start(
 ) -> Result<(FlushQueue, JoinHandle<()>), RunError> {
     let (sender, jobs) = unbounded();
     let run = move || {
-        let outcome: Result<(), EngineError> = (|| {
+        let outcome: Result<(), OpenError> = (|| {
             metrics.db_total_bytes.set_integer(engine.disk_bytes());
             for job in jobs {
                 let done = carry_out(&*engine, job, &metrics)?;
                 let _ = shard.send(Input::Event(done));
             }
-            engine.persist()
+            Ok(engine.persist()?)
         })();
         if let Err(error) = outcome {
             fatal.report(format!("{error}; this node stops, because it cannot store what it applied"));
@@ -74,7 +81,7 @@ pub(super) fn start(
     Ok((FlushQueue(sender), thread))
 }
 
-fn carry_out(engine: &dyn Engine, job: Job, metrics: &Metrics) -> Result<Event, EngineError> {
+fn carry_out(engine: &dyn Engine, job: Job, metrics: &Metrics) -> Result<Event, OpenError> {
     match job {
         Job::Flush(FlushJob { group, mut flush }) => {
             let began = Instant::now();
@@ -82,7 +89,14 @@ fn carry_out(engine: &dyn Engine, job: Job, metrics: &Metrics) -> Result<Event, 
             metrics.engine_flush_duration.observe(began.elapsed());
             Ok(Event::Flushed { group, flush })
         }
-        Job::Sweep(group, batch) => engine.write(batch).map(|()| Event::Swept { group }),
+        Job::Sweep(group, batch) => {
+            engine.write(batch)?;
+            Ok(Event::Swept { group })
+        }
+        Job::Destroy(job) => {
+            job.carry_out(engine)?;
+            Ok(Event::Destroyed { group: job.group })
+        }
         Job::Persist(ticket) => {
             let began = Instant::now();
             engine.persist()?;

@@ -6,15 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use hadron_consensus::{GroupId, Index, NodeId};
+use hadron_balance::{Policy, View, assess};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, Time};
 use hadron_keyspace::{Command, Keyspace};
-use hadron_node::{Board, ElectionRecord, Event, GroupBoard, Pool};
+use hadron_node::{Balancer, Board, Catalog, ElectionRecord, Event, GroupBoard, Pool};
 use hadron_proto::{etcdserverpb, hadron};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::clock::Clock;
 use super::shard::Input;
 use super::waiters::{Admission, Admitted, Slot, Waiter};
+use crate::api::backend::Standing;
 use crate::api::{Backend, GroupStatus, Identity, Unavailable, Written};
 use crate::transport::BODY_BYTES_MAX;
 
@@ -36,13 +39,25 @@ struct Inner {
     clock: Clock,
     admission: Arc<Admission>,
     next_token: AtomicU64,
+    balancer: Mutex<Balancer>,
 }
 
 impl Handle {
     pub(super) fn new(inputs: Sender<Input>, board: Arc<Board>, identity: Identity, clock: Clock) -> Handle {
         let admission = Arc::new(Admission::new(WAITING_REQUESTS_MAX, WAITING_BYTES_MAX));
         let next_token = AtomicU64::new(1);
-        Handle(Arc::new(Inner { inputs, board, identity, clock, admission, next_token }))
+        let balancer = Mutex::default();
+        Handle(Arc::new(Inner { inputs, board, identity, clock, admission, next_token, balancer }))
+    }
+
+    /// The present, on the node's clock.
+    pub(super) fn now(&self) -> Time {
+        self.0.clock.now()
+    }
+
+    /// The pool as this node knows it, for whoever plans.
+    pub(super) fn view(&self) -> View {
+        self.0.balancer.lock().view(self.now(), &self.0.board, self.0.identity.member_id)
     }
 
     /// The node's public state.
@@ -165,13 +180,35 @@ impl Backend for Handle {
         self.0.board.pool()
     }
 
+    fn with_catalog<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T {
+        self.0.board.with_catalog(look)
+    }
+
     fn settled(&self) -> i64 {
-        let groups = self.0.board.groups();
-        groups.iter().map(|(_, group)| group.settled()).min().unwrap_or_default()
+        let following = [ROOT_GROUP, DEFAULT_GROUP].into_iter().filter_map(|group| self.0.board.group(group));
+        following.map(|group| group.settled()).min().unwrap_or_default()
     }
 
     fn alive(&self) -> BTreeSet<NodeId> {
         self.0.board.alive()
+    }
+
+    fn standing(&self) -> Standing {
+        let view = self.view();
+        let assessment = assess(&view, &Policy::default());
+        Standing { view, assessment, reports: self.0.board.reports() }
+    }
+
+    fn count_read(&self, group: GroupId, bytes: usize) {
+        if let Some(board) = self.0.board.group(group) {
+            board.uses().count_read(bytes);
+        }
+    }
+
+    fn count_events(&self, group: GroupId, events: usize) {
+        if let Some(board) = self.0.board.group(group).filter(|_| events > 0) {
+            board.uses().count_events(events);
+        }
     }
 
     fn identity(&self) -> &Identity {

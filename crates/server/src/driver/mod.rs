@@ -14,6 +14,7 @@
 //! Nothing is decided here about groups: what the simulator does not see must not matter to safety. A local fault of log or
 //! engine stops the process; nothing is retried.
 
+mod balance;
 mod clock;
 mod data_dir;
 mod discover;
@@ -25,6 +26,7 @@ mod handle;
 mod join;
 mod log;
 mod observe;
+mod opener;
 mod peers;
 mod pool_file;
 mod restore;

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hadron_consensus::DEFAULT_GROUP;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -63,7 +62,7 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let server = Server::new(node.handle(), metrics, server_options(&config, tokens, &spans));
     if let Some(retention) = config.retention {
         // Ends with the runtime.
-        tokio::spawn(compactor::run(node.handle(), DEFAULT_GROUP, retention));
+        tokio::spawn(compactor::run(node.handle(), retention));
     }
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server.serve(client_listeners, async {
@@ -99,7 +98,18 @@ fn client_listeners(config: &Config) -> Result<Vec<Listener>, RunError> {
         let sockets = bind(&bound, flag, addresses.reuse_port)?;
         listeners.extend(sockets.into_iter().zip(listens).map(|(socket, listen)| {
             let tls = tls.clone().filter(|_| listen.is_tls);
-            Listener { socket, traffic, tls }
+            Listener { socket, traffic, tls, keyspace: None }
+        }));
+    }
+    for (name, listen) in &addresses.keyspaces {
+        let sockets = bind(&[listen.address], "keyspace-listen", addresses.reuse_port)?;
+        let (tls, keyspace) = (tls.clone().filter(|_| listen.is_tls), Some(Arc::from(name.as_str())));
+        let traffic = Traffic::Everything;
+        listeners.extend(sockets.into_iter().map(|socket| Listener {
+            socket,
+            traffic,
+            tls: tls.clone(),
+            keyspace: keyspace.clone(),
         }));
     }
     Ok(listeners)
@@ -120,6 +130,8 @@ struct Served {
     traffic: &'static str,
     address: SocketAddr,
     is_secure: bool,
+    /// The keyspace, if it is one alone.
+    keyspace: Option<Arc<str>>,
 }
 
 fn served_at(listener: &Listener) -> Result<Served, RunError> {
@@ -130,16 +142,17 @@ fn served_at(listener: &Listener) -> Result<Served, RunError> {
         Traffic::Metrics => "metrics",
     };
     let address = listener.socket.local_addr().map_err(RunError::Threads)?;
-    Ok(Served { traffic, address, is_secure: listener.tls.is_some() })
+    Ok(Served { traffic, address, is_secure: listener.tls.is_some(), keyspace: listener.keyspace.clone() })
 }
 
 impl Served {
     fn tell(&self) {
-        let Served { traffic, address, is_secure } = self;
+        let Served { traffic, address, is_secure, keyspace } = self;
+        let keyspace = keyspace.as_deref();
         match is_secure {
-            true => info!(traffic, %address, "serving client traffic securely"),
+            true => info!(traffic, %address, keyspace, "serving client traffic securely"),
             false => {
-                info!(traffic, %address, "serving client traffic insecurely; this is strongly discouraged!");
+                info!(traffic, %address, keyspace, "serving client traffic insecurely; this is strongly discouraged!");
             }
         }
     }
@@ -199,6 +212,7 @@ fn server_options(config: &Config, tokens: Tokens, spans: &Option<Spans>) -> Ser
         slow_call: clients.slow_call,
         gateway: clients.gateway,
         access: clients.access.clone(),
+        keyspaces: clients.keyspaces.clone(),
         connections,
         snapshot_dir: config.data_dir.clone(),
         tokens: Arc::new(tokens),

@@ -21,6 +21,7 @@ use super::clock::Clock;
 use super::fatal::Fatal;
 use super::flush::FlushQueue;
 use super::log::LogQueue;
+use super::opener::Opener;
 use super::snapshots::Snapshots;
 use super::start::peers_of;
 use super::waiters::{Waiter, Waiters};
@@ -75,6 +76,8 @@ pub(super) struct Outlets {
     pub(super) log: LogQueue,
     /// To the engine.
     pub(super) flush: FlushQueue,
+    /// To replicas that come here.
+    pub(super) opener: Opener,
     /// Snapshots in both directions.
     pub(super) snapshots: Snapshots,
     /// What ends the process.
@@ -196,8 +199,10 @@ impl Shard {
         let now = self.clock.now();
         match input {
             Input::Event(event) => {
-                if let Event::PeerDown { node } = event {
-                    self.lost_at.insert(node, Instant::now());
+                match &event {
+                    Event::PeerDown { node } => drop(self.lost_at.insert(*node, Instant::now())),
+                    Event::Destroyed { group } => self.outlets.opener.sweep(*group),
+                    _ => {}
                 }
                 self.node.step(now, event, &mut self.effects);
             }
@@ -272,6 +277,8 @@ impl Shard {
         }
         effects.flushes.drain(..).for_each(|job| outlets.flush.flush(job));
         effects.sweeps.drain(..).for_each(|(group, batch)| outlets.flush.sweep(group, batch));
+        effects.destroys.drain(..).for_each(|job| outlets.flush.destroy(job));
+        effects.opens.drain(..).for_each(|job| outlets.opener.open(job));
         if let Some(ticket) = effects.persist_engine.take() {
             outlets.flush.persist(ticket);
         }

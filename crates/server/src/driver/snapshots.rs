@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crossbeam_channel::Sender;
@@ -101,9 +102,12 @@ impl Snapshots {
         let inner = self.0.clone();
         self.0.runtime.spawn(async move {
             let peer = format!("{:x}", from.0);
+            let (began, installing) = (Instant::now(), inner.metrics.snapshots_installing.hold());
             let outcome = inner.take(&mut snapshot).await;
-            if let Err(reason) = &outcome {
-                warn!(%peer, %reason, "did not install a snapshot");
+            drop(installing);
+            match &outcome {
+                Ok(_) => inner.metrics.snapshot_save_duration.observe(began.elapsed()),
+                Err(reason) => warn!(%peer, %reason, "did not install a snapshot"),
             }
             let answer = outcome.map(encode_position);
             if let Err(error) = snapshot.answer(answer).await {

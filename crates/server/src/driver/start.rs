@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
+use hadron_balance::Policy;
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{
@@ -22,6 +23,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use super::balance::Balance;
 use super::clock::Clock;
 use super::data_dir::Home;
 use super::error::RunError;
@@ -32,7 +34,7 @@ use super::pool_file::PoolFile;
 use super::shard::{Input, Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
 use super::whole::Places;
-use super::{flush, force, log, observe};
+use super::{flush, force, log, observe, opener};
 use crate::api;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
@@ -97,6 +99,7 @@ impl Running {
             log::start(wal, places, inputs.clone(), metrics.clone(), fatal.clone())?;
         let (flush_queue, flush_thread) =
             flush::start(engine.clone(), inputs.clone(), metrics.clone(), fatal.clone())?;
+        let (opener, opener_thread) = opener::start(engine.clone(), inputs.clone(), fatal.clone())?;
         let peers = peers_runtime()?;
         let snapshots =
             Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
@@ -106,11 +109,14 @@ impl Running {
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
         let handle = Handle::new(inputs.clone(), board, identity, clock);
         peers.spawn(observe::run(handle.clone(), metrics.clone()));
+        let balance = Balance::new(handle.clone(), inputs.clone(), Policy::default(), config.zone.clone());
+        peers.spawn(balance.run(metrics.clone(), config.data_dir.clone()));
 
         let outlets = Outlets {
             transport: transport.clone(),
             log: log_queue,
             flush: flush_queue,
+            opener,
             snapshots,
             fatal: fatal.clone(),
         };
@@ -131,6 +137,7 @@ impl Running {
             spawn("shard", move || shard.run())?,
             log_thread,
             flush_thread,
+            opener_thread,
             spawn("peers", move || run_peers(peers, peers_ended))?,
         ];
         Ok(Running {
@@ -276,7 +283,7 @@ fn node_config(config: &Config, home: &Home) -> NodeConfig {
         heartbeat_us: config.heartbeat_interval.as_micros() as u64,
         election_timeout_us: config.election_timeout.as_micros() as u64,
         seed: home.data_dir_id() ^ home.incarnation(),
-        limits: NodeLimits::default(),
+        limits: NodeLimits { told_entries: config.snapshot_count, ..NodeLimits::default() },
     }
 }
 

@@ -1,4 +1,4 @@
-//! The common name of a certificate's subject.
+//! The names in a certificate's subject.
 //!
 //! Reads just as much of DER as lies before it. Only asked about certificates whose signature was checked, so they are
 //! well-formed; one that is not has no name.
@@ -14,9 +14,21 @@ const PRINTABLE: u8 = 0x13;
 const IA5: u8 = 0x16;
 /// 2.5.4.3.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+/// 2.5.4.10.
+const ORGANIZATION: &[u8] = &[0x55, 0x04, 0x0a];
 
 /// The common name of the certificate's subject; the last one if it has several, as in Go.
 pub fn common_name(certificate: &[u8]) -> Option<String> {
+    attributes(certificate, COMMON_NAME)?.pop()
+}
+
+/// The organizations of the certificate's subject, in their order.
+pub fn organizations(certificate: &[u8]) -> Vec<String> {
+    attributes(certificate, ORGANIZATION).unwrap_or_default()
+}
+
+/// The values of one kind that the subject has. `None` if something cannot be read.
+fn attributes(certificate: &[u8], kind: &[u8]) -> Option<Vec<String>> {
     let mut certificate = Der(Der(certificate).expect(SEQUENCE)?);
     let mut signed = Der(certificate.expect(SEQUENCE)?);
     if signed.0.first() == Some(&VERSION) {
@@ -27,19 +39,19 @@ pub fn common_name(certificate: &[u8]) -> Option<String> {
         signed.next()?;
     }
     let mut subject = Der(signed.expect(SEQUENCE)?);
-    let mut name = None;
+    let mut values = Vec::new();
     while !subject.0.is_empty() {
         let mut attributes = Der(subject.expect(SET)?);
         while !attributes.0.is_empty() {
             let mut attribute = Der(attributes.expect(SEQUENCE)?);
-            let is_name = attribute.expect(OBJECT)? == COMMON_NAME;
+            let is_wanted = attribute.expect(OBJECT)? == kind;
             let (tag, value) = attribute.next()?;
-            if is_name && matches!(tag, UTF8 | PRINTABLE | IA5) {
-                name = Some(std::str::from_utf8(value).ok()?.to_owned());
+            if is_wanted && matches!(tag, UTF8 | PRINTABLE | IA5) {
+                values.push(std::str::from_utf8(value).ok()?.to_owned());
             }
         }
     }
-    name
+    Some(values)
 }
 
 /// What is left to read.
@@ -94,7 +106,9 @@ mod tests {
             let certificate = certificate(&[organization.clone(), (DnType::CommonName, name)]);
             assert_eq!(common_name(&certificate).as_deref(), Some(name));
         }
-        assert_eq!(common_name(&certificate(&[organization])), None);
+        let certificate = certificate(&[organization]);
+        assert_eq!(common_name(&certificate), None);
+        assert_eq!(organizations(&certificate), ["some organization"]);
     }
 
     #[test]

@@ -64,8 +64,7 @@ impl ServerTls {
 
     /// The user that the certificate of whoever connected names, if it does.
     pub fn user_of(&self, stream: &Stream) -> Option<String> {
-        let Stream::Tls(stream) = stream else { return None };
-        let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+        let certificate = stream.peer_certificate()?;
         if self.names_users { common_name(certificate).filter(|name| !name.is_empty()) } else { None }
     }
 

@@ -37,6 +37,20 @@ pub enum Writer {
 }
 
 impl Stream {
+    /// The host name that whoever connected asked for.
+    pub fn server_name(&self) -> Option<&str> {
+        let Stream::Tls(stream) = self else { return None };
+        let TlsStream::Server(stream) = stream.as_ref() else { return None };
+        stream.get_ref().1.server_name()
+    }
+
+    /// The certificate that the other end showed. Whoever called was asked for one only if it could be checked.
+    pub fn peer_certificate(&self) -> Option<&[u8]> {
+        let Stream::Tls(stream) = self else { return None };
+        let certificates = stream.get_ref().1.peer_certificates()?;
+        certificates.first().map(AsRef::as_ref)
+    }
+
     /// Two halves that may be used at the same time.
     pub fn into_split(self) -> (Reader, Writer) {
         match self {

@@ -44,6 +44,7 @@ pub(super) struct Outgoing {
     dropped: AtomicU64,
     sent_bytes: Arc<Counter>,
     active: Arc<Gauge>,
+    known: Arc<Gauge>,
 }
 
 /// What waits for the connection.
@@ -82,6 +83,7 @@ impl Outgoing {
         let own = format!("{:x}", shared.identity.node.0);
         let sent_bytes = shared.metrics.peer_sent_bytes.with(&[&label]);
         let active = shared.metrics.active_peers.with(&[&own, &label]);
+        let known = shared.metrics.known_peers.with(&[&own, &label]);
         Outgoing {
             shared,
             peer,
@@ -92,6 +94,7 @@ impl Outgoing {
             dropped: AtomicU64::new(0),
             sent_bytes,
             active,
+            known,
         }
     }
 
@@ -148,6 +151,7 @@ impl Outgoing {
 
     /// Keeps a connection until it is stopped.
     pub(super) async fn run(self: Arc<Self>) {
+        let _known = self.known.hold();
         tokio::select! {
             () = self.keep_connected() => {}
             () = self.stop.notified() => self.close(),

@@ -129,6 +129,10 @@ impl World {
         if self.quiet {
             return;
         }
+        if let Some(end) = self.settings.rest_ends(self.schedule.now()) {
+            let late = self.rng.random_range(0..=2 * self.clients[number].think_us);
+            return self.schedule.at(end + late, Happening::ClientNext(number));
+        }
         let Some(life) = self.choose_node(number) else {
             return self.schedule.after(100_000, Happening::ClientNext(number));
         };
@@ -286,6 +290,7 @@ impl World {
             }
             Asked::Lease(client) => self.on_lease_connection_lost(client),
             Asked::Administrator => self.administrator.waits_until = None,
+            Asked::Placer => self.placer.waits_until = None,
         }
     }
 

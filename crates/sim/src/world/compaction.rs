@@ -20,6 +20,9 @@ impl World {
         }
         let pause = self.rng.random_range(0..=2 * self.settings.compaction_us);
         self.schedule.after(pause, Happening::Compact);
+        if self.settings.rest_ends(self.schedule.now()).is_some() {
+            return;
+        }
         let group = GroupId(self.rng.random_range(DEFAULT_GROUP.0..=self.settings.keyspaces));
         let recorded = match self.record_past(group) {
             Ok(recorded) => recorded,

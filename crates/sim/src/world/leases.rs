@@ -139,6 +139,9 @@ impl World {
         if self.quiet || self.leases[number].asked.is_some() {
             return;
         }
+        if let Some(end) = self.settings.rest_ends(self.schedule.now()) {
+            return self.schedule.at(end, Happening::LeaseNext(number));
+        }
         let node = self.any_node();
         let Some(life) = self.life(node) else { return self.lease_later(number, 100_000) };
         match self.leases[number].stage {

@@ -90,11 +90,15 @@ pub enum Lie {
     PressureIgnored,
     /// Nobody is told that it pins old segments of the log.
     PinnedForever,
+    /// A replica that sleeps hears nothing of what the others of its group say.
+    DeafSleeper,
+    /// A node that is down is still heard, so that nobody who relies on that wakes.
+    GhostNode,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 28] = [
+    pub const ALL: [Lie; 30] = [
         Lie::DurableBeforeFsync,
         Lie::LostFsync,
         Lie::MinorityCommit,
@@ -123,6 +127,8 @@ impl Lie {
         Lie::KeepAliveUnasked,
         Lie::PressureIgnored,
         Lie::PinnedForever,
+        Lie::DeafSleeper,
+        Lie::GhostNode,
     ];
 }
 
@@ -156,6 +162,8 @@ impl fmt::Display for Lie {
             Lie::EndlessLease => "leases are kept alive that nobody keeps alive",
             Lie::KeepAliveUnasked => "keep-alives are answered without asking the group",
             Lie::PressureIgnored => "a node does not know the bounds on its memory",
+            Lie::DeafSleeper => "a replica that sleeps hears nothing of its group",
+            Lie::GhostNode => "a node that is down is still heard",
             Lie::PinnedForever => "nobody is told that it pins segments of the log",
         })
     }
@@ -212,15 +220,26 @@ impl World {
         machine.process.as_mut().map_or(Ok(()), |process| process.log.wal.sync())
     }
 
-    /// [`Lie::MinorityCommit`] and [`Lie::ChangedEntry`].
+    /// [`Lie::GhostNode`]: the heartbeat of a node that is down, in answer to one.
+    fn answer_for_the_dead(&mut self, life: Life, to: u64) {
+        let Some(dead) = self.machines.get(&to).filter(|machine| machine.process.is_none()) else { return };
+        let heartbeat = PeerMessage::Heartbeat { incarnation: dead.incarnation, hears: true, vouches: true };
+        self.deliver(life, NodeEvent::Peer { from: NodeId(to), message: heartbeat });
+    }
+
+    /// [`Lie::MinorityCommit`], [`Lie::ChangedEntry`] and [`Lie::GhostNode`].
     pub(super) fn falsify_message(&mut self, life: Life, to: u64, message: &mut PeerMessage) {
+        if self.lies(Lie::GhostNode) && matches!(message, PeerMessage::Heartbeat { .. }) {
+            self.answer_for_the_dead(life, to);
+        }
         let direction = (life.node, to);
         let PeerMessage::Group { group, from, to: receiver, message } = message else { return };
         let Message::Append { term, entries, .. } = message else { return };
         let Some(last) = entries.last_mut() else { return };
         let is_lost = self.network.is_blocked(direction) || self.life(to).is_none();
         if is_lost && self.lies(Lie::MinorityCommit) {
-            let message = Message::AppendAck { term: *term, round: 0, matched: last.index, full: false };
+            let message =
+                Message::AppendAck { term: *term, round: 0, matched: last.index, full: false, asleep: false };
             let message = PeerMessage::Group { group: *group, from: *receiver, to: *from, message };
             return self.deliver(life, NodeEvent::Peer { from: NodeId(to), message });
         }
@@ -337,6 +356,16 @@ impl World {
         self.lies(Lie::DeafNode) && node == self.settings.nodes
     }
 
+    /// [`Lie::DeafSleeper`].
+    pub(super) fn sleeps_through(&mut self, life: Life, message: &PeerMessage) -> bool {
+        let PeerMessage::Group { group, .. } = message else { return false };
+        if !self.lies(Lie::DeafSleeper) {
+            return false;
+        }
+        let board = self.process(life).and_then(|process| process.node.board().group(*group));
+        board.is_some_and(|board| board.is_asleep())
+    }
+
     /// [`Lie::ProposedAgain`]: a front end that cannot let go.
     pub(super) fn propose_again(&mut self, operation: usize) {
         if !self.lies(Lie::ProposedAgain) {
@@ -367,7 +396,7 @@ impl World {
         let Some(process) = self.process(life) else { return token };
         let operation = |asked: &Asked| match asked {
             Asked::Operation(operation) => Some(*operation),
-            Asked::Lease(_) | Asked::Administrator => None,
+            Asked::Lease(_) | Asked::Administrator | Asked::Placer => None,
         };
         let Some(mine) = process.asked.get(&token).and_then(operation) else { return token };
         let waiting: Vec<(u64, usize)> = process

@@ -21,10 +21,10 @@ use super::damage::Damage;
 use super::lies::{Lie, Memories, forget_votes};
 use super::members::{Handshake, Joined};
 use super::network::{Direction, Fate};
-use super::observe::Observed;
+use super::observe::Watched;
 use super::snapshots::Incoming;
 use super::story::{Stop, StoryEvent};
-use super::threads::{EngineThread, LogThread};
+use super::threads::{EngineJob, EngineThread, LogThread};
 use super::{Happening, Life, Settings, Trouble, World};
 use crate::history::Violation;
 
@@ -63,10 +63,9 @@ pub(super) struct Machine {
 /// A running node and its threads.
 pub(super) struct Process {
     pub(super) node: Node,
-    pub(super) keyspaces: BTreeMap<GroupId, Arc<Keyspace>>,
     pub(super) log: LogThread,
     pub(super) engine: EngineThread,
-    pub(super) observed: Vec<Observed>,
+    pub(super) observed: Watched,
     started_at: u64,
     /// The process stands still until then.
     pub(super) paused_until: u64,
@@ -96,6 +95,8 @@ pub(super) enum Asked {
     Lease(usize),
     /// Who changes the members.
     Administrator,
+    /// Who makes and moves keyspaces.
+    Placer,
 }
 
 impl Machine {
@@ -153,17 +154,10 @@ struct Stored {
 }
 
 impl Process {
-    fn new(
-        node: Node,
-        keyspaces: BTreeMap<GroupId, Arc<Keyspace>>,
-        wal: Wal,
-        now: u64,
-        clock_rate: u64,
-    ) -> Process {
+    fn new(node: Node, wal: Wal, now: u64, clock_rate: u64) -> Process {
         Process {
-            observed: Observed::all(&node.board()),
+            observed: Watched::default(),
             node,
-            keyspaces,
             log: LogThread::new(wal),
             engine: EngineThread::default(),
             started_at: now,
@@ -182,7 +176,7 @@ impl Process {
     }
 
     pub(super) fn keyspace(&self, group: GroupId) -> Option<Arc<Keyspace>> {
-        self.keyspaces.get(&group).cloned()
+        self.node.board().group(group).map(|group| group.keyspace.clone())
     }
 
     /// A token that no request has had.
@@ -279,7 +273,7 @@ impl World {
         self.logs.recovered(node, &recovered.groups);
         let shell = Node::new(config, recovered.groups, &keyspaces, Time(1))?;
         if let Some(machine) = self.machines.get_mut(&node) {
-            machine.process = Some(Process::new(shell, keyspaces, wal, now, clock_rate));
+            machine.process = Some(Process::new(shell, wal, now, clock_rate));
         }
         self.tell(StoryEvent::Starts { node, start: life.incarnation });
         self.trace.note(now, format_args!("n{node} applied {positions:?}, torn tail {torn}"));
@@ -295,7 +289,8 @@ impl World {
 
     fn node_config(&mut self, life: Life) -> Config {
         let (node, pool) = (NodeId(life.node), Bootstrap::of(self.first_members()));
-        let mut groups = groups(&pool, node, self.settings.keyspaces);
+        let everywhere = if self.settings.placement_changes_us > 0 { 1 } else { self.settings.keyspaces };
+        let mut groups = groups(&pool, node, everywhere);
         let mut roster = pool.roster();
         if let Some(joined) = self.machines.get(&life.node).and_then(|machine| machine.joined.clone()) {
             roster = joined.roster;
@@ -400,6 +395,8 @@ impl World {
             persist_engine,
             snapshots,
             installs,
+            opens,
+            destroys,
             are_peers_new,
             fatal,
         } = effects;
@@ -419,6 +416,10 @@ impl World {
             self.on_reply(life, token, reply);
         }
         self.queue_engine_jobs(life, flushes, sweeps, persist_engine);
+        let opens = opens.into_iter().map(EngineJob::Open);
+        for job in destroys.into_iter().map(EngineJob::Destroy).chain(opens) {
+            self.queue_engine_job(life, job);
+        }
         for job in snapshots {
             self.send_snapshot(life, job);
         }
@@ -462,6 +463,7 @@ impl World {
         }
         self.trace.count(&bytes);
         match PeerMessage::decode(bytes) {
+            Ok(message) if self.sleeps_through(to, &message) => {}
             Ok(message) => {
                 if self.trace.is_verbose() && !matches!(message, PeerMessage::Heartbeat { .. }) {
                     let now = self.schedule.now();
@@ -542,6 +544,7 @@ impl World {
             Asked::Operation(operation) => self.on_operation_reply(life, operation, reply),
             Asked::Lease(client) => self.on_lease_reply(life, client, reply),
             Asked::Administrator => self.on_administrator_reply(life, reply),
+            Asked::Placer => self.on_placer_reply(life, reply),
         }
     }
 

@@ -19,7 +19,7 @@
 //!
 //! [`lies`] tells nodes and clients things that are not true, so that it is known that the checkers would notice.
 //!
-//! In some worlds members come and go (`members`); in the others a machine that lost its data stays down.
+//! In some worlds members come and go (`members`), in some keyspaces are made and moved (`placements`); in the others a machine that lost its data stays down.
 
 mod clients;
 mod compaction;
@@ -33,9 +33,11 @@ mod members;
 mod memory;
 mod network;
 mod observe;
+mod placements;
 mod scenario;
 mod schedule;
 mod settings;
+mod silence;
 mod snapshots;
 mod story;
 mod threads;
@@ -55,7 +57,7 @@ use rand::rngs::SmallRng;
 pub use faults::Weights;
 pub use network::Delays;
 pub use scenario::Scenario;
-pub use settings::{Settings, TROUBLE_US, Trouble};
+pub use settings::{REST_EVERY_US, Settings, TROUBLE_US, Trouble};
 pub use story::{Share, Stop, Story, StoryEvent};
 
 use crate::checkers::bounded_memory::Usage;
@@ -67,6 +69,7 @@ use machine::Machine;
 use members::Administrator;
 use network::{Direction, Network};
 use observe::Observer;
+use placements::Placer;
 use schedule::Schedule;
 use snapshots::Chunk;
 use trace::Trace;
@@ -120,6 +123,8 @@ enum Happening {
     Compact,
     /// The administrator looks at the members.
     Administer,
+    /// Somebody makes or moves a keyspace.
+    Place,
     /// The next fault begins.
     Fault,
     /// Somebody looks at the leaders' measurements.
@@ -161,6 +166,12 @@ pub struct Report {
     pub gone: u64,
     /// Changes of the members.
     pub member_changes: u64,
+    /// Keyspaces that were made, and wanted elsewhere.
+    pub placement_changes: u64,
+    /// Times that a replica fell asleep.
+    pub sleeps: u64,
+    /// Times that one woke.
+    pub wakes: u64,
     /// Times that a client held the lock.
     pub locks_held: u64,
     /// The last revision.
@@ -206,6 +217,7 @@ pub struct World {
     open: Vec<bool>,
     observer: Observer,
     administrator: Administrator,
+    placer: Placer,
     logs: Logs,
     /// What was compacted away and what came before, by group: its history up to a revision.
     past: BTreeMap<GroupId, (i64, Vec<Event>)>,
@@ -281,6 +293,7 @@ impl World {
             open: Vec::new(),
             observer: Observer::default(),
             administrator: Administrator::default(),
+            placer: Placer::default(),
             logs: Logs::default(),
             past: BTreeMap::new(),
             violation: None,
@@ -320,6 +333,9 @@ impl World {
         if self.settings.member_changes_us > 0 {
             self.schedule.at(2_000_000, Happening::Administer);
         }
+        if self.settings.placement_changes_us > 0 {
+            self.schedule.at(500_000, Happening::Place);
+        }
         for at in self.settings.blackouts_us.clone() {
             for node in 1..=self.settings.nodes {
                 self.schedule.at(at, Happening::PowerLoss(node));
@@ -334,6 +350,7 @@ impl World {
         let recovery_us = self.recover(tell)?;
         self.quiet = true;
         self.converge(tell)?;
+        self.lose_a_node_in_silence(tell)?;
         self.tell(StoryEvent::Equal);
         self.check_history()?;
         Ok(recovery_us)
@@ -384,6 +401,7 @@ impl World {
             Happening::Watch(watcher) => self.watch(watcher),
             Happening::Compact => self.compact(),
             Happening::Administer => self.administer(),
+            Happening::Place => self.place(),
             Happening::Fault => self.fault(),
             Happening::LookAtShares => self.tell_shares(),
             Happening::Measure => self.measure(),
@@ -421,7 +439,7 @@ impl World {
                 "{} µs after the healing not every client is served: {}; {}",
                 self.settings.recovery_us_max,
                 self.positions(),
-                self.check_reconfigured().err().unwrap_or_default()
+                self.check_reconfigured().and_then(|()| self.check_placed()).err().unwrap_or_default()
             ),
         ))
     }
@@ -435,12 +453,12 @@ impl World {
             self.run_until(until, tell)?;
             self.turn_off_the_forgotten();
             let is_done = !self.open.contains(&true) && self.replicas_are_equal() && self.watchers_are_done();
-            if is_done && self.check_reconfigured().is_ok() {
+            if is_done && self.check_reconfigured().is_ok() && self.check_placed().is_ok() {
                 return Ok(());
             }
         }
         let mut found = format!("the replicas do not converge: {}", self.positions());
-        if let Err(missing) = self.check_reconfigured() {
+        if let Err(missing) = self.check_reconfigured().and_then(|()| self.check_placed()) {
             found = format!("{found}; {missing}");
         }
         Err(Violation::new("liveness", found))
@@ -463,6 +481,9 @@ impl World {
             disk_failures: self.disk_failures,
             gone: self.machines.values().filter(|machine| machine.is_gone).count() as u64,
             member_changes: self.administrator.changes,
+            placement_changes: self.placer.changes,
+            sleeps: self.observer.sleeps,
+            wakes: self.observer.wakes,
             locks_held: self.leases.iter().map(|client| client.claims().len() as u64).sum(),
             revision: self.observer.last_revision(DEFAULT_GROUP),
             usage: self.usage,

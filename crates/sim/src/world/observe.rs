@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
-use hadron_keyspace::Keyspace;
 use hadron_node::{Board, GroupBoard, LogShare};
 
 use super::machine::Machine;
@@ -38,6 +37,9 @@ pub(super) struct Observer {
     shares_told: Vec<Share>,
     /// Replicas that were looked at.
     looks: u64,
+    /// Times that a replica was found asleep that had not been, and the reverse.
+    pub(super) sleeps: u64,
+    pub(super) wakes: u64,
 }
 
 impl Observer {
@@ -54,6 +56,7 @@ impl Observer {
 /// What one replica shows.
 struct Shown {
     group: GroupId,
+    life: u64,
     term: u64,
     leader: Option<u64>,
     applied: (u64, u64, u64),
@@ -61,18 +64,51 @@ struct Shown {
     revision: i64,
 }
 
+/// The replicas of a node that are observed.
+#[derive(Default)]
+pub(super) struct Watched {
+    replicas: Vec<Observed>,
+    /// Replicas that came or went. Each life of a replica is told from the others of its process.
+    changes: u64,
+}
+
+impl Watched {
+    /// The replicas that are there now.
+    fn look(&mut self, board: &Board) {
+        let present = board.groups();
+        let same = |(observed, (_, board)): (&Observed, &(GroupId, Arc<GroupBoard>))| {
+            Arc::ptr_eq(&observed.board, board)
+        };
+        if self.replicas.len() == present.len() && self.replicas.iter().zip(&present).all(same) {
+            return;
+        }
+        let mut before = std::mem::take(&mut self.replicas);
+        for (group, board) in present {
+            let known = before.iter().position(|observed| Arc::ptr_eq(&observed.board, &board));
+            let observed = known.map(|place| before.swap_remove(place)).unwrap_or_else(|| {
+                self.changes += 1;
+                Observed { group, board, life: self.changes, is_asleep: false, seen: Default::default() }
+            });
+            self.replicas.push(observed);
+        }
+    }
+}
+
 /// A replica that is observed, and what of it was seen when it was last looked at closely: term, leader, applied index.
 pub(super) struct Observed {
     group: GroupId,
     board: Arc<GroupBoard>,
+    /// Tells it from replicas of the group that were here before it.
+    life: u64,
+    is_asleep: bool,
     seen: (u64, Option<u64>, u64),
 }
 
 impl Observed {
-    /// All replicas of a node.
-    pub(super) fn all(board: &Board) -> Vec<Observed> {
-        let groups = board.groups().into_iter();
-        groups.map(|(group, board)| Observed { group, board, seen: Default::default() }).collect()
+    /// Whether it sleeps, if that is new.
+    fn sleep_news(&mut self) -> Option<bool> {
+        let is_asleep = self.board.is_asleep();
+        (std::mem::replace(&mut self.is_asleep, is_asleep) != is_asleep).then_some(is_asleep)
     }
 
     /// What the replica shows, unless it is what it showed the last time.
@@ -85,6 +121,7 @@ impl Observed {
         let applied = board.keyspace.applied();
         Some(Shown {
             group: self.group,
+            life: self.life,
             term: now.0,
             leader: now.1,
             applied: (applied.term, applied.index, applied.checksum),
@@ -98,12 +135,18 @@ impl World {
     /// Looks at all replicas of a node after its turn.
     pub(super) fn observe(&mut self, life: Life) {
         let Some(process) = self.process(life) else { return };
+        let board = process.node.board();
+        process.observed.look(&board);
+        let observed = &mut process.observed.replicas;
         let terms = |observed: &Observed| (observed.seen.0, observed.seen.1);
-        let before: u64 = process.observed.iter().map(|observed| observed.seen.0).sum();
-        let leaders: Vec<_> = process.observed.iter().map(terms).collect();
-        let shown: Vec<Shown> = process.observed.iter_mut().filter_map(Observed::news).collect();
-        let after: u64 = process.observed.iter().map(|observed| observed.seen.0).sum();
-        let changed = before != after || !process.observed.iter().map(terms).eq(leaders);
+        let before: u64 = observed.iter().map(|observed| observed.seen.0).sum();
+        let leaders: Vec<_> = observed.iter().map(terms).collect();
+        let shown: Vec<Shown> = observed.iter_mut().filter_map(Observed::news).collect();
+        let after: u64 = observed.iter().map(|observed| observed.seen.0).sum();
+        let sleep_news: Vec<bool> = observed.iter_mut().filter_map(Observed::sleep_news).collect();
+        let changed = before != after || !observed.iter().map(terms).eq(leaders);
+        self.observer.sleeps += sleep_news.iter().filter(|is_asleep| **is_asleep).count() as u64;
+        self.observer.wakes += sleep_news.iter().filter(|is_asleep| !**is_asleep).count() as u64;
         for replica in shown {
             if let Err(violation) = self.observe_replica(life, &replica) {
                 self.violate(violation);
@@ -126,7 +169,8 @@ impl World {
         }
         let (term, index, checksum) = shown.applied;
         self.logs.applied(group, shown.term, (index, term, checksum));
-        observer.state_machines.observe((life.node, life.incarnation), group, shown.applied)?;
+        let one_life = (life.node, life.incarnation << 32 | shown.life);
+        observer.state_machines.observe(one_life, group, shown.applied)?;
         observer.digests.observe(format_args!("n{}", life.node), group, shown.applied.1, shown.digest)?;
         let last = observer.last_revisions.entry(shown.group).or_default();
         *last = shown.revision.max(*last);
@@ -170,22 +214,22 @@ impl World {
     /// Whether all nodes are up that can be, and all replicas of each group have applied the same, and all that any replica
     /// ever had applied.
     pub(super) fn replicas_are_equal(&self) -> bool {
-        let mut positions: Vec<Vec<(u64, u64)>> = Vec::new();
+        let mut positions: BTreeMap<GroupId, (u64, u64)> = BTreeMap::new();
         let members = self.members_now();
         let are_here = |(node, machine): &(&u64, &Machine)| !machine.is_gone && members.contains(node);
         for (_, machine) in self.machines.iter().filter(are_here) {
             let Some(process) = &machine.process else { return false };
-            let newest = &self.observer.last_revisions;
-            let lacks = |(group, keyspace): (&GroupId, &Arc<Keyspace>)| {
-                newest.get(group).is_some_and(|newest| keyspace.revision() < *newest)
-            };
-            if process.keyspaces.iter().any(lacks) {
-                return false;
+            for (group, board) in process.node.board().groups() {
+                let keyspace = &board.keyspace;
+                let newest = self.observer.last_revisions.get(&group);
+                let here = (keyspace.applied().index, keyspace.digest());
+                let lacks = newest.is_some_and(|newest| keyspace.revision() < *newest);
+                if lacks || *positions.entry(group).or_insert(here) != here {
+                    return false;
+                }
             }
-            let applied = |keyspace: &Arc<Keyspace>| (keyspace.applied().index, keyspace.digest());
-            positions.push(process.keyspaces.values().map(applied).collect());
         }
-        positions.windows(2).all(|pair| pair[0] == pair[1])
+        true
     }
 
     /// Where everybody stands, for a report.
@@ -202,7 +246,7 @@ impl World {
                     status.term(),
                     status.leader(),
                     status.commit(),
-                    process.keyspaces[&group].applied().index,
+                    status.keyspace.applied().index,
                 ));
             }
         }

@@ -37,11 +37,15 @@ pub enum Scenario {
     ManyGroups,
     /// Members come and go all the time.
     Members,
+    /// Keyspaces are made, on a few nodes each, and moved all the time.
+    Placements,
+    /// Hardly anybody asks for anything, and groups sleep whatever goes wrong.
+    Sleep,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 12] = [
+    pub const ALL: [Scenario; 14] = [
         Scenario::Usual,
         Scenario::Calm,
         Scenario::Storm,
@@ -54,6 +58,8 @@ impl Scenario {
         Scenario::Compactions,
         Scenario::ManyGroups,
         Scenario::Members,
+        Scenario::Placements,
+        Scenario::Sleep,
     ];
 
     /// Its name, in lower case.
@@ -71,6 +77,8 @@ impl Scenario {
             Scenario::Compactions => "compactions",
             Scenario::ManyGroups => "many-groups",
             Scenario::Members => "members",
+            Scenario::Placements => "placements",
+            Scenario::Sleep => "sleep",
         }
     }
 
@@ -133,6 +141,8 @@ impl Scenario {
             }
             Scenario::ManyGroups => many_groups(settings),
             Scenario::Members => members(settings),
+            Scenario::Placements => placements(settings),
+            Scenario::Sleep => sleep(settings),
         }
     }
 }
@@ -145,6 +155,33 @@ fn members(settings: &mut Settings) {
     settings.weights.damage = if is_daring { 0 } else { 8 };
     settings.faults_us = 20_000_000;
     settings.recovery_us_max = 30_000_000;
+}
+
+/// Several keyspaces beside `default`, on one to five of the nodes each. None is ever damaged: what is on one node alone would be lost.
+fn placements(settings: &mut Settings) {
+    settings.nodes = 5;
+    settings.keyspaces = 4;
+    settings.clients = 8;
+    settings.placement_changes_us = 400_000;
+    settings.weights.damage = 0;
+    settings.faults_us = 20_000_000;
+    settings.recovery_us_max = 30_000_000;
+}
+
+/// Long rests, in which nodes are lost and come back, and some leases end.
+fn sleep(settings: &mut Settings) {
+    settings.weights = Weights { slow_disks: 5, bad_disk: 0, damage: 0, transfer: 2, ..Weights::usual() };
+    settings.fault_pause_us = 600_000;
+    settings.keyspaces = 6;
+    settings.clients = 6;
+    settings.lease_clients = settings.seed % 2;
+    settings.lock_clients = 0;
+    settings.compaction_us = 0;
+    settings.think_us = 150_000;
+    settings.rest_us = 4_000_000;
+    settings.ends_in_silence = true;
+    settings.faults_us = 25_000_000;
+    settings.limits.sleep_after_us = 300_000;
 }
 
 /// Two groups in trouble, on nodes that have little room for them.

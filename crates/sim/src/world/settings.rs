@@ -15,7 +15,7 @@ use super::scenario::Scenario;
 pub struct Settings {
     /// Everything else follows from it.
     pub seed: u64,
-    /// Nodes, each with a replica of every group.
+    /// Nodes, each with a replica of every group, unless these are placed.
     pub nodes: u64,
     /// Keyspaces, the first of which is `default`; each has a group of its own.
     pub keyspaces: u64,
@@ -39,6 +39,10 @@ pub struct Settings {
     pub client_timeout_us: u64,
     /// Mean pause of a client between two operations, in microseconds.
     pub think_us: u64,
+    /// At the end of every [`REST_EVERY_US`] nobody begins anything for so many microseconds, so that groups fall asleep.
+    pub rest_us: u64,
+    /// In the end, when all sleep, a node is lost.
+    pub ends_in_silence: bool,
     /// Mean pause between two faults, in microseconds.
     pub fault_pause_us: u64,
     /// How often each kind of fault happens, compared with the others.
@@ -54,6 +58,8 @@ pub struct Settings {
     pub compaction_us: u64,
     /// Mean pause between two changes of the members, in microseconds; 0 for none.
     pub member_changes_us: u64,
+    /// Mean pause between two changes of where keyspaces are, in microseconds; 0 if each is on every node from the start.
+    pub placement_changes_us: u64,
     /// As few members may be left to vote.
     pub members_min: usize,
     /// Troubles of single groups, from [`TROUBLE_US`] on until everything is healed.
@@ -77,6 +83,9 @@ pub struct Settings {
     /// Delays of the network.
     pub delays: Delays,
 }
+
+/// See [`Settings::rest_us`].
+pub const REST_EVERY_US: u64 = 5_000_000;
 
 /// When the troubles of single groups begin, in microseconds.
 pub const TROUBLE_US: u64 = 3_000_000;
@@ -105,6 +114,12 @@ impl Settings {
         settings
     }
 
+    /// When the rest that there is at `now` ends; `None` if there is none.
+    pub(super) fn rest_ends(&self, now: u64) -> Option<u64> {
+        let since = now % REST_EVERY_US;
+        (since + self.rest_us >= REST_EVERY_US).then(|| now - since + REST_EVERY_US)
+    }
+
     fn draw(seed: u64, rng: &mut SmallRng) -> Settings {
         let segment_bytes = *pick(rng, &[64 << 10, 256 << 10]);
         Settings {
@@ -115,6 +130,7 @@ impl Settings {
             lease_clients: 1,
             lock_clients: *pick(rng, &[0, 2, 3]),
             watchers: 2,
+            ends_in_silence: false,
             faults_us: 15_000_000,
             recovery_us_max: 15_000_000,
             calm_us: 1_000_000,
@@ -127,6 +143,7 @@ impl Settings {
             drift_ppm: *pick(rng, &[0, 1_000, 20_000]),
             compaction_us: *pick(rng, &[0, 500_000, 3_000_000]),
             member_changes_us: 0,
+            placement_changes_us: 0,
             members_min: 3,
             busy_keyspaces: Vec::new(),
             troubles: Vec::new(),
@@ -144,6 +161,7 @@ impl Settings {
                 spike_one_in: *pick(rng, &[0, 100, 1_000]),
                 spike_us: *pick(rng, &[20_000, 300_000]),
             },
+            rest_us: *pick(rng, &[0, 1_500_000, 3_000_000]),
         }
     }
 }
@@ -163,6 +181,7 @@ fn limits(rng: &mut SmallRng) -> Limits {
         log_tail_bytes: *pick(rng, &[1 << 10, 16 << 10, 16 << 20]),
         snapshot_log_bytes: *pick(rng, &[4 << 10, 256 << 20]),
         digest_interval_us: 1_000_000,
+        sleep_after_us: *pick(rng, &[0, 300_000, 1_000_000]),
         ..Limits::default()
     }
 }

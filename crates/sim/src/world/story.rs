@@ -147,6 +147,13 @@ pub enum StoryEvent {
         /// The nodes.
         members: Vec<u64>,
     },
+    /// Somebody wants the replicas of a group there.
+    PlacementWanted {
+        /// The group.
+        group: u64,
+        /// The nodes.
+        nodes: Vec<u64>,
+    },
     /// Faults are over: everything is put right.
     Healed,
     /// Every client has been served since the healing.
@@ -247,6 +254,10 @@ impl fmt::Display for StoryEvent {
             StoryEvent::MembersWanted { members } => {
                 write!(f, "the members are to be")?;
                 members.iter().try_for_each(|node| write!(f, " n{node}"))
+            }
+            StoryEvent::PlacementWanted { group, nodes } => {
+                write!(f, "group {group} is to be on")?;
+                nodes.iter().try_for_each(|node| write!(f, " n{node}"))
             }
             StoryEvent::Healed => write!(f, "everything is healed"),
             StoryEvent::Recovered { after_us } => {

@@ -2,9 +2,11 @@
 //! thing at a time and takes its time for it; what waits meanwhile is done together next.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use hadron_consensus::GroupId;
-use hadron_node::{Event as NodeEvent, FlushJob};
+use hadron_keyspace::{Options, sweep_destroyed};
+use hadron_node::{DestroyJob, Event as NodeEvent, FlushJob, OpenJob, OpenOutcome};
 use hadron_storage::engine::{Batch, Engine};
 use hadron_storage::wal::{Record, Wal};
 use rand::Rng;
@@ -42,6 +44,8 @@ pub(super) enum EngineJob {
     Flush(FlushJob),
     Sweep(GroupId, Batch),
     Persist(u64),
+    Open(OpenJob),
+    Destroy(DestroyJob),
     /// Switch to a received snapshot; `Some` until that is done, then it is made durable.
     Install(Box<Incoming>),
     InstallPersist(Box<Incoming>),
@@ -206,6 +210,13 @@ impl World {
                 self.delicate_moment(life.node);
                 self.deliver(life, NodeEvent::EnginePersisted { ticket });
             }
+            EngineJob::Open(job) => self.open_replica(life, job)?,
+            EngineJob::Destroy(job) => {
+                job.carry_out(engine.as_ref()).map_err(|error| error.to_string())?;
+                while sweep_destroyed(engine.as_ref(), job.group.0).map_err(|error| error.to_string())? {}
+                self.delicate_moment(life.node);
+                self.deliver(life, NodeEvent::Destroyed { group: job.group });
+            }
             EngineJob::Install(mut incoming) => {
                 incoming.switch()?;
                 self.delicate_moment(life.node);
@@ -219,6 +230,18 @@ impl World {
                 self.installed(life, &incoming);
             }
         }
+        Ok(())
+    }
+
+    fn open_replica(&mut self, life: Life, job: OpenJob) -> Result<(), String> {
+        let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
+        let engine: Arc<dyn Engine> = machine.engine.clone();
+        let outcome = job.carry_out(&engine, Options::default());
+        if let OpenOutcome::Unusable(why) = outcome {
+            return Err(why);
+        }
+        self.delicate_moment(life.node);
+        self.deliver(life, NodeEvent::Opened { group: job.group, outcome });
         Ok(())
     }
 

@@ -46,7 +46,7 @@ fn with_body(status: &Status, body: &Value) -> Response<Body> {
 }
 
 /// grpc-gateway's table.
-fn http_status(code: Code) -> StatusCode {
+pub(in crate::api) fn http_status(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
         // No standard status; this one is what proxies write down for a client that went away.

@@ -21,7 +21,7 @@ const NOSNIFF: (HeaderName, HeaderValue) = (X_CONTENT_TYPE_OPTIONS, HeaderValue:
 
 /// One thing that can be wrong with a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Check {
+pub(in crate::api) enum Check {
     /// No alarm says that a replica is corrupt.
     DataCorruption,
     /// This node's state can be read.
@@ -76,7 +76,7 @@ const CHECKLISTS: &[Checklist] = &[
 ];
 
 /// A page of this module.
-pub(super) enum Page {
+pub(in crate::api) enum Page {
     Health,
     Checks { list: &'static str, checks: Vec<Check>, is_whole: bool },
 }

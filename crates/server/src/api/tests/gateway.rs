@@ -259,6 +259,30 @@ fn failures_have_their_http_status() {
     assert_eq!(put().status, 200);
 }
 
+/// By what is said of a body that is no JSON: only a path that leads nowhere is not found.
+#[test]
+fn every_path_of_etcd_leads_somewhere() {
+    let harness = Harness::start();
+    for (service, calls) in [
+        ("kv", "range put deleterange txn compaction lease/revoke lease/timetolive lease/leases"),
+        ("lease", "grant revoke keepalive timetolive leases"),
+        ("cluster", "member/add member/remove member/update member/list member/promote"),
+        ("maintenance", "alarm status defragment hash hashkv snapshot transfer-leadership downgrade"),
+        ("auth", "enable disable status authenticate"),
+        ("auth/user", "add get list delete changepw grant revoke"),
+        ("auth/role", "add get list delete grant revoke"),
+        ("election", "campaign proclaim leader observe resign"),
+        ("lock", "lock unlock"),
+    ] {
+        for call in calls.split(' ') {
+            let path = format!("/v3/{service}/{call}");
+            assert_eq!(post(harness.address, &path, "{").status, 400, "{path}");
+        }
+    }
+    assert_eq!(post(harness.address, "/v3/watch", "{").status, 400);
+    assert_eq!(post(harness.address, "/v3/kv/lease/grant", "{").status, 404);
+}
+
 #[test]
 fn bodies_are_bounded_as_messages_are() {
     let harness = Harness::start();

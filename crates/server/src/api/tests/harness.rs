@@ -1,20 +1,21 @@
-//! A server over a single keyspace in memory, and a client for it.
+//! A server over keyspaces in memory, and clients for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, Term};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, Term};
 use hadron_keyspace::{Applied, Command, Keyspace, Options};
-use hadron_node::Pool;
+use hadron_node::{Catalog, KeyspaceRecord, Pool};
 use hadron_proto::{etcdserverpb, hadron};
 use hadron_storage::engine::ModelEngine;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
 
+use crate::api::backend::Standing;
 use crate::api::{
     Backend, GroupStatus, Identity, Listener, Server, ServerOptions, Traffic, Unavailable, Written,
 };
@@ -25,30 +26,47 @@ use crate::metrics::Metrics;
 pub(super) struct TestBackend(Arc<Inner>);
 
 struct Inner {
-    keyspace: Arc<Keyspace>,
-    applied: Mutex<u64>,
+    groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    catalog: RwLock<Catalog>,
     clock_ms: AtomicU64,
     leads: AtomicBool,
     learner: AtomicBool,
+    has_other: AtomicBool,
     /// When set, writes and barriers fail so.
     failure: Mutex<Option<Unavailable>>,
     identity: Identity,
 }
 
+struct Group {
+    keyspace: Arc<Keyspace>,
+    applied: Mutex<u64>,
+}
+
+impl Group {
+    fn new(group: GroupId) -> Arc<Group> {
+        let keyspace = Keyspace::open(Arc::new(ModelEngine::new()), group.0, Options::default()).unwrap();
+        Arc::new(Group { keyspace, applied: Mutex::new(0) })
+    }
+}
+
 const TERM: Term = Term(2);
+/// The node that all is on.
+pub(super) const OWN: NodeId = NodeId(1);
+/// Another member, if there is one, which is down.
+pub(super) const OTHER: NodeId = NodeId(2);
 
 impl TestBackend {
     fn new() -> TestBackend {
-        let engine = Arc::new(ModelEngine::new());
-        let keyspace = Keyspace::open(engine, DEFAULT_GROUP.0, Options::default()).unwrap();
+        let groups = [ROOT_GROUP, DEFAULT_GROUP].map(|group| (group, Group::new(group)));
         TestBackend(Arc::new(Inner {
-            keyspace,
-            applied: Mutex::new(0),
+            groups: RwLock::new(groups.into()),
+            catalog: RwLock::default(),
             clock_ms: AtomicU64::new(1000),
             leads: AtomicBool::new(true),
             learner: AtomicBool::new(false),
+            has_other: AtomicBool::new(false),
             failure: Mutex::new(None),
-            identity: Identity::new(7, NodeId(1), "test"),
+            identity: Identity::new(7, OWN, "test"),
         }))
     }
 
@@ -67,6 +85,64 @@ impl TestBackend {
         self.0.learner.store(learner, Ordering::Relaxed);
     }
 
+    /// There is another member.
+    pub(super) fn add_member(&self) {
+        self.0.has_other.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes a keyspace on a node.
+    pub(super) fn create(&self, name: &str, node: NodeId) {
+        let wanted = KeyspaceRecord { name: name.to_owned(), ..KeyspaceRecord::default() };
+        self.change(|catalog| catalog.create(&wanted, &[node]).unwrap());
+    }
+
+    /// Changes what the catalog says of a keyspace.
+    pub(super) fn alter(&self, name: &str, change: impl FnOnce(&mut KeyspaceRecord)) {
+        self.change(|catalog| {
+            let mut record = catalog.keyspace(name).unwrap();
+            change(&mut record);
+            catalog.alter(&record).unwrap()
+        });
+    }
+
+    /// Deletes a keyspace.
+    pub(super) fn delete(&self, name: &str) {
+        self.change(|catalog| catalog.delete(name).unwrap());
+    }
+
+    fn change(&self, command: impl FnOnce(&Catalog) -> Command) {
+        let command = command(&self.0.catalog.read());
+        self.apply(ROOT_GROUP, command).unwrap();
+    }
+
+    fn group(&self, group: GroupId) -> Option<Arc<Group>> {
+        self.0.groups.read().get(&group).cloned()
+    }
+
+    fn apply(&self, group: GroupId, command: Command) -> Result<Written, Unavailable> {
+        let there = self.group(group).ok_or(Unavailable::NoSuchGroup)?;
+        let mut applied = there.applied.lock();
+        *applied += 1;
+        let stamp_ms = self.0.clock_ms.load(Ordering::Relaxed);
+        let position = Applied { term: TERM.0, index: *applied, checksum: 0, stamp_ms };
+        let response = there.keyspace.apply(position, vec![command]).pop().unwrap();
+        if group == ROOT_GROUP {
+            self.follow_catalog(Catalog::read(&there.keyspace));
+        }
+        Ok(Written { response, term: TERM })
+    }
+
+    fn follow_catalog(&self, catalog: Catalog) {
+        let mut groups = self.0.groups.write();
+        groups.retain(|group, _| *group <= DEFAULT_GROUP || catalog.placement(*group).is_some());
+        for (group, placement) in catalog.placements() {
+            if placement.record.replica_on(OWN).is_some() {
+                groups.entry(group).or_insert_with(|| Group::new(group));
+            }
+        }
+        *self.0.catalog.write() = catalog;
+    }
+
     /// Lets time pass in the group.
     pub(super) fn advance_ms(&self, millis: u64) {
         self.0.clock_ms.fetch_add(millis, Ordering::Relaxed);
@@ -74,16 +150,11 @@ impl TestBackend {
 }
 
 impl Backend for TestBackend {
-    async fn write(&self, _: GroupId, command: Command) -> Result<Written, Unavailable> {
+    async fn write(&self, group: GroupId, command: Command) -> Result<Written, Unavailable> {
         if let Some(failure) = *self.0.failure.lock() {
             return Err(failure);
         }
-        let mut applied = self.0.applied.lock();
-        *applied += 1;
-        let stamp_ms = self.0.clock_ms.load(Ordering::Relaxed);
-        let position = Applied { term: TERM.0, index: *applied, checksum: 0, stamp_ms };
-        let response = self.0.keyspace.apply(position, vec![command]).pop().unwrap();
-        Ok(Written { response, term: TERM })
+        self.apply(group, command)
     }
 
     async fn read_barrier(&self, _: GroupId) -> Result<(), Unavailable> {
@@ -91,13 +162,13 @@ impl Backend for TestBackend {
     }
 
     fn keyspace(&self, group: GroupId) -> Option<Arc<Keyspace>> {
-        (group == DEFAULT_GROUP).then(|| Arc::clone(&self.0.keyspace))
+        self.group(group).map(|group| Arc::clone(&group.keyspace))
     }
 
-    fn status(&self, _: GroupId) -> Option<GroupStatus> {
-        let applied = Index(*self.0.applied.lock());
+    fn status(&self, group: GroupId) -> Option<GroupStatus> {
+        let applied = Index(*self.group(group)?.applied.lock());
         Some(GroupStatus {
-            leader: self.0.leads.load(Ordering::Relaxed).then_some(NodeId(1)),
+            leader: self.0.leads.load(Ordering::Relaxed).then_some(OWN),
             term: TERM,
             commit: applied,
             applied,
@@ -110,13 +181,18 @@ impl Backend for TestBackend {
     }
 
     fn members(&self) -> Vec<etcdserverpb::Member> {
-        vec![etcdserverpb::Member {
-            id: 1,
-            name: "test".to_owned(),
-            peer_ur_ls: vec!["http://127.0.0.1:2380".to_owned()],
-            client_ur_ls: vec!["http://127.0.0.1:2379".to_owned()],
+        let member = |id: NodeId, name: &str, client_url: &str, peer_url: &str| etcdserverpb::Member {
+            id: id.0,
+            name: name.to_owned(),
+            peer_ur_ls: vec![peer_url.to_owned()],
+            client_ur_ls: vec![client_url.to_owned()],
             is_learner: false,
-        }]
+        };
+        let mut members = vec![member(OWN, "test", "http://127.0.0.1:2379", "http://127.0.0.1:2380")];
+        if self.0.has_other.load(Ordering::Relaxed) {
+            members.push(member(OTHER, "other", "http://127.0.0.2:2379", "http://127.0.0.2:2380"));
+        }
+        members
     }
 
     async fn lags(&self, _: GroupId) -> Result<Vec<(NodeId, u64)>, Unavailable> {
@@ -127,6 +203,10 @@ impl Backend for TestBackend {
         Arc::default()
     }
 
+    fn with_catalog<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T {
+        look(&self.0.catalog.read())
+    }
+
     fn settled(&self) -> i64 {
         i64::MAX
     }
@@ -134,6 +214,14 @@ impl Backend for TestBackend {
     fn alive(&self) -> BTreeSet<NodeId> {
         BTreeSet::new()
     }
+
+    fn standing(&self) -> Standing {
+        Standing::default()
+    }
+
+    fn count_read(&self, _: GroupId, _: usize) {}
+
+    fn count_events(&self, _: GroupId, _: usize) {}
 
     fn elections(&self) -> Vec<hadron::Election> {
         let election = |group, term| hadron::Election { group, term, winner: 1, ..Default::default() };
@@ -176,16 +264,23 @@ impl Harness {
 
     /// Starts a server for this traffic on a free port.
     pub(super) fn start_with(options: ServerOptions, traffic: Traffic) -> Harness {
+        Harness::start_at(options, |socket| vec![Listener { socket, traffic, tls: None, keyspace: None }])
+    }
+
+    /// Starts a server whose first port is free, for these listeners.
+    pub(super) fn start_at(
+        options: ServerOptions,
+        listeners: impl FnOnce(TcpListener) -> Vec<Listener>,
+    ) -> Harness {
         let backend = TestBackend::new();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
+        let listeners = listeners(listener);
         let server = Server::new(backend.clone(), Arc::new(Metrics::default()), options);
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let shutdown = async { stopped.await.unwrap_or_default() };
-            runtime()
-                .block_on(server.serve(vec![Listener { socket: listener, traffic, tls: None }], shutdown))
-                .unwrap();
+            runtime().block_on(server.serve(listeners, shutdown)).unwrap();
         });
         Harness { backend, address, stop: Some(stop), thread: Some(thread) }
     }

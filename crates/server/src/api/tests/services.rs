@@ -231,3 +231,39 @@ fn a_server_stops_although_a_stream_is_open() {
     drop(harness);
     drop(stream);
 }
+
+/// Tools ask in two versions of the question.
+#[test]
+fn services_are_told_to_tools_that_ask() {
+    use tonic_reflection::pb::{v1, v1alpha};
+    let harness = Harness::start();
+    let named = harness.run(async |channel| {
+        let ask = v1::ServerReflectionRequest {
+            message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+            ..Default::default()
+        };
+        let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel);
+        let mut answers = client.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
+        answers.message().await.unwrap().unwrap().message_response.unwrap()
+    });
+    let v1::server_reflection_response::MessageResponse::ListServicesResponse(list) = named else {
+        panic!("{named:?}")
+    };
+    for service in ["etcdserverpb.KV", "v3lockpb.Lock", "hadron.v1.Pool"] {
+        assert!(list.service.iter().any(|known| known.name == service), "{service}");
+    }
+    let found = harness.run(async |channel| {
+        let symbol = "etcdserverpb.RangeRequest".to_owned();
+        let ask = v1alpha::ServerReflectionRequest {
+            message_request: Some(v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
+                symbol,
+            )),
+            ..Default::default()
+        };
+        let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+        let mut answers = client.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
+        answers.message().await.unwrap().unwrap().message_response.unwrap()
+    });
+    use v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse;
+    assert!(matches!(found, FileDescriptorResponse(files) if !files.file_descriptor_proto.is_empty()));
+}

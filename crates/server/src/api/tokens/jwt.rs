@@ -2,17 +2,21 @@
 //!
 //! A token names the auth revision at which it was made. After any change of users or roles it is refused with `revision of
 //! auth store is old`, and clients authenticate again, as with etcd.
+//!
+//! One for users of another keyspace than `default` has the claim `keyspace`, its name, and those made here also `cluster_id`, which
+//! tells the keyspace from a later one of its name. One without the claim is for `default`, as etcd's are.
 
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use hadron_keyspace::auth::Caller;
+use hadron_node::DEFAULT_KEYSPACE;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde::{Deserialize, Serialize};
 use tonic::Status;
 
-use super::{JwtOptions, TokenError};
+use super::{Home, JwtOptions, TokenError};
 
 /// Makes and checks them.
 pub(super) struct Jwt {
@@ -38,6 +42,19 @@ struct Claims {
     revision: serde_json::Number,
     #[serde(default)]
     exp: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keyspace: Option<String>,
+    /// In hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster_id: Option<String>,
+}
+
+impl Claims {
+    fn is_for(&self, home: Home<'_>) -> bool {
+        let is_same = |id: &String| *id == format!("{:x}", home.cluster_id);
+        self.keyspace.as_deref().unwrap_or(DEFAULT_KEYSPACE) == home.name
+            && self.cluster_id.as_ref().is_none_or(is_same)
+    }
 }
 
 /// What kind of key a method takes.
@@ -80,20 +97,30 @@ impl Jwt {
         Ok(Jwt { method, signing, checking, validation, ttl: options.ttl })
     }
 
-    pub(super) fn assign(&self, name: &str, revision: u64) -> Result<String, Status> {
+    pub(super) fn assign(&self, name: &str, home: Home<'_>, revision: u64) -> Result<String, Status> {
         let Some(key) = &self.signing else {
             return Err(Status::unknown("auth: token signing attempted with verify-only key"));
         };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let exp = (now + self.ttl).as_secs();
-        let claims = Claims { username: name.to_owned(), revision: revision.into(), exp };
+        let is_tenant = home.name != DEFAULT_KEYSPACE;
+        let claims = Claims {
+            username: name.to_owned(),
+            revision: revision.into(),
+            exp,
+            keyspace: is_tenant.then(|| home.name.to_owned()),
+            cluster_id: is_tenant.then(|| format!("{:x}", home.cluster_id)),
+        };
         encode(&Header::new(self.method), &claims, key)
             .map_err(|error| Status::unknown(format!("hadron: cannot sign a token: {error}")))
     }
 
-    pub(super) fn caller(&self, token: &str) -> Option<Caller> {
+    pub(super) fn caller(&self, token: &str, home: Home<'_>) -> Option<Caller> {
         // Without the claim, `exp` is not looked at.
         let claims = decode::<Claims>(token, &self.checking, &self.validation).ok()?.claims;
+        if !claims.is_for(home) {
+            return None;
+        }
         let whole = claims.revision.as_u64();
         let auth_revision = whole.or_else(|| claims.revision.as_f64().map(|revision| revision as u64))?;
         Some(Caller { name: claims.username, auth_revision })
@@ -137,6 +164,8 @@ mod tests {
     use super::*;
     use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
 
+    const DEFAULT: Home<'static> = Home { name: "default", cluster_id: 1 };
+
     fn options(method: &str, directory: &Path) -> JwtOptions {
         JwtOptions {
             sign_method: method.into(),
@@ -156,12 +185,12 @@ mod tests {
             fs::write(directory.path().join("private"), pair.serialize_pem()).unwrap();
             fs::write(directory.path().join("public"), pair.public_key_pem()).unwrap();
             let options = options(name, directory.path());
-            let token = Jwt::new(&options).unwrap().assign("alice", 7).unwrap();
+            let token = Jwt::new(&options).unwrap().assign("alice", DEFAULT, 7).unwrap();
             let only_checks = Jwt::new(&JwtOptions { private_key: None, ..options }).unwrap();
             let caller = Caller { name: "alice".into(), auth_revision: 7 };
-            assert_eq!(only_checks.caller(&token), Some(caller), "{name}");
-            assert_eq!(only_checks.caller(&token[..token.len() - 2]), None);
-            let error = only_checks.assign("alice", 7).unwrap_err();
+            assert_eq!(only_checks.caller(&token, DEFAULT), Some(caller), "{name}");
+            assert_eq!(only_checks.caller(&token[..token.len() - 2], DEFAULT), None);
+            let error = only_checks.assign("alice", DEFAULT, 7).unwrap_err();
             assert_eq!(error.message(), "auth: token signing attempted with verify-only key");
         }
     }
@@ -176,11 +205,31 @@ mod tests {
             encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(b"secret")).unwrap()
         };
         let past = claims(serde_json::json!({"username": "a", "revision": 3, "exp": 1_000_000_000}));
-        assert_eq!(jwt.caller(&past), None);
+        assert_eq!(jwt.caller(&past, DEFAULT), None);
         let endless = claims(serde_json::json!({"username": "a", "revision": 3.0}));
-        assert_eq!(jwt.caller(&endless), Some(Caller { name: "a".into(), auth_revision: 3 }));
-        assert_eq!(jwt.caller(&claims(serde_json::json!({"username": "a"}))), None);
-        assert_eq!(jwt.caller("no.token.atall"), None);
+        assert_eq!(jwt.caller(&endless, DEFAULT), Some(Caller { name: "a".into(), auth_revision: 3 }));
+        assert_eq!(jwt.caller(&claims(serde_json::json!({"username": "a"})), DEFAULT), None);
+        assert_eq!(jwt.caller("no.token.atall", DEFAULT), None);
+    }
+
+    #[test]
+    fn a_token_of_one_keyspace_is_worth_nothing_in_another() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("private"), "secret").unwrap();
+        let jwt = Jwt::new(&options("HS256", directory.path())).unwrap();
+        let home = |name, cluster_id| Home { name, cluster_id };
+        let homes = [DEFAULT, home("a", 2), home("b", 3), home("a", 4)];
+        for (made, maker) in homes.iter().enumerate() {
+            let token = jwt.assign("root", *maker, 7).unwrap();
+            for (shown, place) in homes.iter().enumerate() {
+                assert_eq!(jwt.caller(&token, *place).is_some(), made == shown, "{maker:?} {place:?}");
+            }
+        }
+        let elsewhere = serde_json::json!({"username": "root", "revision": 7, "keyspace": "a"});
+        let token =
+            encode(&Header::new(Algorithm::HS256), &elsewhere, &EncodingKey::from_secret(b"secret")).unwrap();
+        let good: Vec<bool> = homes.iter().map(|home| jwt.caller(&token, *home).is_some()).collect();
+        assert_eq!(good, [false, true, false, true], "whoever makes tokens elsewhere knows names only");
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! Two kinds, as in etcd: those that the nodes of a cluster make for themselves (`simple`), and JSON web tokens, whose
 //! keys the operator provides (`jwt`). Neither is logged or stored: any node can tell from the token itself whose it is.
+//!
+//! A token is worth something in one keyspace only. A simple one is signed with a secret that each keyspace has of its own; a JSON web
+//! token, whose key is the same for all, names the keyspace.
 
 mod jwt;
 mod simple;
@@ -75,6 +78,15 @@ pub enum TokenError {
     },
 }
 
+/// The keyspace whose users a token is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Home<'a> {
+    /// Its name.
+    pub(super) name: &'a str,
+    /// What its answers carry, which no other keyspace ever has.
+    pub(super) cluster_id: u64,
+}
+
 /// Makes and checks tokens of one kind.
 #[derive(Debug)]
 pub struct Tokens(Kind);
@@ -108,20 +120,27 @@ impl Tokens {
     pub(super) fn assign(
         &self,
         name: &str,
+        home: Home<'_>,
         credentials: &Credentials,
         clock_ms: u64,
     ) -> Result<String, Status> {
         match &self.0 {
             Kind::Simple(simple) => Ok(simple.assign(name, credentials, clock_ms)),
-            Kind::Jwt(jwt) => jwt.assign(name, credentials.auth_revision),
+            Kind::Jwt(jwt) => jwt.assign(name, home, credentials.auth_revision),
         }
     }
 
     /// Whose token it is; `None` if it is nobody's, or not any more.
-    pub(super) fn caller(&self, token: &str, keyspace: &Keyspace, clock_ms: u64) -> Option<Caller> {
+    pub(super) fn caller(
+        &self,
+        token: &str,
+        home: Home<'_>,
+        keyspace: &Keyspace,
+        clock_ms: u64,
+    ) -> Option<Caller> {
         match &self.0 {
             Kind::Simple(simple) => simple.caller(token, keyspace, clock_ms),
-            Kind::Jwt(jwt) => jwt.caller(token),
+            Kind::Jwt(jwt) => jwt.caller(token, home),
         }
     }
 }

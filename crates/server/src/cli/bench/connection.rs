@@ -29,8 +29,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Connection {
     authority: String,
     tls: Option<Arc<ClientTls>>,
-    /// Shown with each call, if there is one.
-    token: Option<HeaderValue>,
+    /// Headers of each call.
+    shown: Vec<(&'static str, HeaderValue)>,
     /// Absent while the connection is down.
     sender: RefCell<Option<SendRequest<Bytes>>>,
     /// Only one client at a time reconnects.
@@ -42,7 +42,7 @@ impl Connection {
     pub(crate) async fn open(
         endpoint: &str,
         security: &Security,
-        token: Option<HeaderValue>,
+        shown: Vec<(&'static str, HeaderValue)>,
     ) -> Result<Connection, String> {
         let (is_https, authority) = endpoint_parts(endpoint)?;
         let tls = security.of(is_https)?;
@@ -50,7 +50,7 @@ impl Connection {
         Ok(Connection {
             authority,
             tls,
-            token,
+            shown,
             sender: RefCell::new(Some(sender)),
             reconnecting: tokio::sync::Mutex::new(()),
         })
@@ -66,8 +66,8 @@ impl Connection {
         *request.version_mut() = Version::HTTP_2;
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
-        if let Some(token) = &self.token {
-            request.headers_mut().insert("token", token.clone());
+        for (name, value) in &self.shown {
+            request.headers_mut().insert(*name, value.clone());
         }
         Ok(request)
     }

@@ -13,7 +13,7 @@ use tokio::task::{JoinSet, LocalSet};
 use super::connection::Connection;
 use super::requests::{Operation, Requests};
 use super::{Common, PROGRESS_INTERVAL};
-use crate::client::Client;
+use crate::client::{Client, KEYSPACE};
 
 /// The longest latency that the histogram tells apart; longer ones count as this.
 const LATENCY_US_MAX: u64 = 120_000_000;
@@ -96,13 +96,16 @@ impl Load {
     }
 
     async fn run_local(self, bar: &ProgressBar) -> Result<Outcome, String> {
-        let Client { endpoints, security, .. } = &self.client;
+        let Client { endpoints, security, keyspace, .. } = &self.client;
         let token = self.client.token().await?;
-        let token = token.value().and_then(|token| HeaderValue::from_bytes(token.as_bytes()).ok());
+        let shown = [("token", token.value()), (KEYSPACE, keyspace.as_ref())].into_iter();
+        let shown =
+            shown.filter_map(|(name, value)| Some((name, HeaderValue::from_bytes(value?.as_bytes()).ok()?)));
+        let shown: Vec<_> = shown.collect();
         let mut connections = Vec::new();
         for index in 0..self.connections.min(self.clients) {
             let endpoint = &endpoints[index as usize % endpoints.len()];
-            connections.push(Rc::new(Connection::open(endpoint, security, token.clone()).await?));
+            connections.push(Rc::new(Connection::open(endpoint, security, shown.clone()).await?));
         }
         let started = Instant::now();
         let mut clients = JoinSet::new();

@@ -23,7 +23,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::ctl::failure::Failure;
-use super::ctl::login::Login;
+use super::ctl::login::{KeyspaceFlag, Login};
 use super::ctl::secure::Secure;
 use crate::client::Client;
 use load::Load;
@@ -110,6 +110,8 @@ struct Common {
     secure: Secure,
     #[command(flatten)]
     login: Login,
+    #[command(flatten)]
+    keyspace: KeyspaceFlag,
 }
 
 impl Common {
@@ -120,6 +122,7 @@ impl Common {
             endpoints: self.endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect(),
             security: self.secure.clone().security(None).map_err(told)?,
             identity: self.login.clone().identity().map_err(told)?,
+            keyspace: self.keyspace.value().map_err(told)?,
             dial_timeout: LOGIN_TIMEOUT,
             command_timeout: LOGIN_TIMEOUT,
             keepalive: (LOGIN_TIMEOUT, LOGIN_TIMEOUT),

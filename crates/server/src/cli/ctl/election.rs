@@ -19,18 +19,17 @@ use crate::cli::clock::utc;
 pub(crate) enum Election {
     /// Show past elections with the share P(x) = V(x) / sum of V(i) of each candidate, and the present share
     /// C(x) = L(x) / sum of L(i) of each node in the entries acknowledged lately
-    History {
-        /// Only elections of this keyspace
-        #[arg(long, default_value = "", hide_default_value = true)]
-        keyspace: String,
-    },
+    ///
+    /// With --keyspace, those of that keyspace alone; `root` is that of the pool itself
+    History,
 }
 
 impl Election {
     /// Runs the command: asks every endpoint, since a node only knows the elections that it took part in.
     pub(super) async fn run(self, global: Global) -> Result<(), Failure> {
-        let Election::History { keyspace } = self;
-        let session = Session::new(global)?;
+        let Election::History = self;
+        let keyspace = global.keyspace.name().to_owned();
+        let session = Session::of_pool(global)?;
         let request = ElectionHistoryRequest { keyspace };
         let (mut records, mut shares, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         for endpoint in &session.client.endpoints {

@@ -1,4 +1,4 @@
-//! The flags of `ctl` about users, and what is asked at the terminal.
+//! The flags of `ctl` about users and keyspaces, and what is asked at the terminal.
 
 use std::fmt;
 use std::fs::File;
@@ -7,7 +7,46 @@ use std::io::{self, BufRead, BufReader, Write};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use super::failure::{Exit, Failure};
+use tonic::metadata::AsciiMetadataValue;
+
 use crate::client::Identity;
+
+/// The flag that chooses a keyspace.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(in crate::cli) struct KeyspaceFlag {
+    /// The keyspace to work in, instead of `default` (Hadron's own)
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_KEYSPACE",
+        default_value = "",
+        value_name = "NAME",
+        hide_default_value = true,
+        hide_env = true
+    )]
+    keyspace: String,
+}
+
+impl KeyspaceFlag {
+    /// As a flag with this value.
+    pub(super) fn of(keyspace: String) -> KeyspaceFlag {
+        KeyspaceFlag { keyspace }
+    }
+
+    /// As given; empty if nothing is.
+    pub(super) fn name(&self) -> &str {
+        &self.keyspace
+    }
+
+    /// What is shown, if a keyspace is chosen.
+    pub(in crate::cli) fn value(&self) -> Result<Option<AsciiMetadataValue>, Failure> {
+        if self.keyspace.is_empty() {
+            return Ok(None);
+        }
+        let value = self.keyspace.parse();
+        value.map(Some).map_err(|_| Failure::arguments("the name of the keyspace is not plain text"))
+    }
+}
 
 /// The flags.
 #[derive(Clone, clap::Args)]

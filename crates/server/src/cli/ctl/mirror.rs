@@ -19,7 +19,7 @@ use hadron_proto::mvccpb::{Event, KeyValue};
 
 use super::failure::Failure;
 use super::kv::{client, into_bytes, range};
-use super::login::Login;
+use super::login::{KeyspaceFlag, Login};
 use super::print::write_out;
 use super::secure::Secure;
 use super::watch::{COMPACTED, Follow};
@@ -64,6 +64,9 @@ pub(super) struct MakeMirror {
     /// Whether a destination without a scheme is spoken to in plain text, if no certificate is given
     #[arg(long, default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     dest_insecure_transport: bool,
+    /// Keyspace of the destination, instead of `default` (Hadron's own)
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+    dest_keyspace: String,
     /// NAME[:PASSWORD] of a user of the destination
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME[:PASSWORD]")]
     dest_user: String,
@@ -106,6 +109,7 @@ impl MakeMirror {
             endpoints: vec![endpoint],
             security: secure.security(None)?,
             identity: Login::of(self.dest_user, self.dest_password).identity()?,
+            keyspace: KeyspaceFlag::of(self.dest_keyspace).value()?,
             ..source.clone()
         };
         let prefix = into_bytes(self.prefix);

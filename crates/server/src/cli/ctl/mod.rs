@@ -4,6 +4,7 @@
 //! `client::Client` and prints the reply through `print::Printer`.
 
 mod auth;
+mod balance;
 mod check;
 mod discovery;
 mod elect;
@@ -11,6 +12,7 @@ pub(super) mod election;
 mod endpoint;
 pub(super) mod failure;
 mod hold;
+mod keyspace;
 mod kv;
 mod lease;
 mod lock;
@@ -30,13 +32,15 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
+use hadron_node::DEFAULT_KEYSPACE;
+
 use crate::client::Client;
 use crate::go_text;
 use failure::Failure;
 use print::{Format, Printer, Style};
 
 /// The `etcdctl` whose commands and output these are.
-const ETCDCTL_VERSION: &str = "3.6.0";
+const ETCDCTL_VERSION: &str = crate::api::backend::ETCD_VERSION;
 /// The version of etcd's API that it speaks.
 const API_VERSION: &str = "3.6";
 
@@ -104,6 +108,8 @@ struct Global {
     secure: secure::Secure,
     #[command(flatten)]
     login: login::Login,
+    #[command(flatten)]
+    keyspace: login::KeyspaceFlag,
 }
 
 #[derive(Debug, Subcommand)]
@@ -163,6 +169,17 @@ enum Command {
     /// Commands for elections (Hadron's own)
     #[command(subcommand)]
     Election(election::Election),
+    /// Commands for keyspaces (Hadron's own)
+    #[command(subcommand)]
+    Keyspace(keyspace::Keyspace),
+    /// Commands for nodes (Hadron's own)
+    #[command(subcommand)]
+    Node(keyspace::Node),
+    /// How load is spread over the nodes (Hadron's own)
+    #[command(subcommand)]
+    Balance(balance::Balance),
+    /// Which keyspaces cause the load (Hadron's own)
+    Top,
     /// Print what a shell needs to complete commands
     Completion(super::completion::Completion),
     /// Print the version
@@ -187,6 +204,12 @@ impl Global {
 }
 
 impl Session {
+    /// For commands about the pool, which its keyspace `default` answers.
+    fn of_pool(global: Global) -> Result<Session, Failure> {
+        let keyspace = login::KeyspaceFlag::of(DEFAULT_KEYSPACE.to_owned());
+        Session::new(Global { keyspace, ..global })
+    }
+
     fn new(global: Global) -> Result<Session, Failure> {
         // An empty list, perhaps from an empty variable, means the default as well.
         let endpoints = match global.endpoints.iter().all(String::is_empty) {
@@ -197,6 +220,7 @@ impl Session {
             endpoints,
             security: global.secure.security(global.discovery.server_name())?,
             identity: global.login.identity()?,
+            keyspace: global.keyspace.value()?,
             dial_timeout: global.dial_timeout,
             command_timeout: global.command_timeout,
             keepalive: (global.keepalive_time, global.keepalive_timeout),
@@ -254,6 +278,10 @@ async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failur
         Command::Defrag(command) => command.run(global).await,
         Command::Downgrade(command) => command.run(global).await,
         Command::Election(command) => command.run(global).await,
+        Command::Keyspace(command) => command.run(global).await,
+        Command::Node(command) => command.run(global).await,
+        Command::Balance(command) => command.run(global).await,
+        Command::Top => balance::top(global).await,
         Command::Completion(command) => command.run(arguments),
         Command::Version => version(),
     }

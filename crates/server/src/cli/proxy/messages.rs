@@ -56,11 +56,12 @@ impl Messages {
         (messages.boxed_unsync(), refusal)
     }
 
-    /// Passes the messages of an answer on. One that is refused ends it with an error in the trailers.
-    pub(super) fn of_answer(inner: AnyBody, change: Option<Change>, max: usize) -> AnyBody {
+    /// Passes the messages of an answer on. One that is refused ends it with an error in the trailers, and so does one of the
+    /// request, about which `asked` knows.
+    pub(super) fn of_answer(inner: AnyBody, change: Option<Change>, max: usize, asked: Refusal) -> AnyBody {
         let refusal = Refusal::default();
         let messages = Messages::new(inner, change, (max, "receive"), refusal.clone());
-        Ending { inner: Some(messages), refusal }.boxed_unsync()
+        Ending { inner: Some(messages), refusals: [asked, refusal] }.boxed_unsync()
     }
 
     fn new(
@@ -194,7 +195,8 @@ impl Body for Messages {
 struct Ending {
     /// `None` after trailers were made up.
     inner: Option<Messages>,
-    refusal: Refusal,
+    /// Of the request, and of the answer.
+    refusals: [Refusal; 2],
 }
 
 impl Body for Ending {
@@ -211,7 +213,7 @@ impl Body for Ending {
             other => return Poll::Ready(other),
         };
         let broken = || Status::unavailable(format!("the node ended the call in its middle: {error}"));
-        let status = self.refusal.take().unwrap_or_else(broken);
+        let status = self.refusals.iter().find_map(Refusal::take).unwrap_or_else(broken);
         self.inner = None;
         let mut trailers = http::HeaderMap::new();
         Poll::Ready(Some(match status.add_header(&mut trailers) {
@@ -276,7 +278,7 @@ mod tests {
                 let status = refusal.take().unwrap();
                 assert_eq!(status.code(), tonic::Code::ResourceExhausted);
                 assert_eq!(status.message(), "trying to send message larger than max (5 vs. 4)");
-                let answer = Messages::of_answer(pieces(&came, size), change.clone(), 4);
+                let answer = Messages::of_answer(pieces(&came, size), change.clone(), 4, Refusal::default());
                 let (_, trailers) = all(answer).await;
                 let status = Status::from_header_map(&trailers.unwrap()).unwrap();
                 assert_eq!(status.message(), "trying to receive message larger than max (5 vs. 4)");
@@ -288,8 +290,19 @@ mod tests {
     async fn an_answer_that_breaks_off_says_so() {
         let frames = [Ok(Frame::data(Bytes::from_static(&[0, 0]))), Err(BoxError::from("reset"))];
         let broken = http_body_util::StreamBody::new(tokio_stream::iter(frames)).boxed_unsync();
-        let (_, trailers) = all(Messages::of_answer(broken, None, 4)).await;
+        let (_, trailers) = all(Messages::of_answer(broken, None, 4, Refusal::default())).await;
         let status = Status::from_header_map(&trailers.unwrap()).unwrap();
         assert_eq!(status.code(), tonic::Code::Unavailable);
+    }
+
+    /// A stream that ended because of what its client sent used to be the node's fault.
+    #[tokio::test]
+    async fn a_stream_says_what_was_wrong_with_its_request() {
+        let (request, refusal) = Messages::of_request(body(vec![framed(&[b"three"])]), None, 4);
+        assert!(request.collect().await.is_err());
+        let broken = http_body_util::StreamBody::new(tokio_stream::iter([Err(BoxError::from("reset"))]));
+        let (_, trailers) = all(Messages::of_answer(broken.boxed_unsync(), None, 4, refusal)).await;
+        let status = Status::from_header_map(&trailers.unwrap()).unwrap();
+        assert_eq!(status.message(), "trying to send message larger than max (5 vs. 4)");
     }
 }

@@ -1,6 +1,6 @@
 //! `hadron grpc-proxy start`, and `etcd grpc-proxy start`: passes calls on to the nodes of a cluster, in turn.
 //!
-//! - `upstream`: the nodes, and the connections to them that all clients share.
+//! - `upstream`: the nodes, and the connections to them.
 //! - `messages`: the messages of a call as they pass; `namespace`: the prefix that keys may get on the way.
 //! - `members`: the proxies that clients are told of in place of the nodes.
 //! - `pages`: health and metrics.
@@ -53,7 +53,7 @@ use members::Members;
 use messages::{AnyBody, Messages};
 use namespace::Namespace;
 use pages::Pages;
-use upstream::{Keepalive, Upstream};
+use upstream::{Keepalive, Links, Upstream};
 
 /// Pause after the process ran out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -206,6 +206,8 @@ struct Pings {
 /// Passes calls on.
 struct Forwarder {
     upstream: Upstream,
+    /// For calls of its own.
+    links: Links,
     namespace: Option<Namespace>,
     /// `None` to pass the question for the members on.
     members: Option<Arc<Members>>,
@@ -338,9 +340,10 @@ async fn serve(
 ) {
     let Ok(socket) = socket.into_std() else { return };
     let Some(stream) = open(socket, tls.as_deref(), connections.first_word_timeout).await else { return };
+    let links = Arc::new(Links::default());
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let forwarder = Arc::clone(&forwarder);
-        async move { Ok::<_, Infallible>(forwarder.answer(request.map(boxed)).await) }
+        let (forwarder, links) = (Arc::clone(&forwarder), Arc::clone(&links));
+        async move { Ok::<_, Infallible>(forwarder.answer(request.map(boxed), &links).await) }
     });
     if let Err(error) = connection_builder(connections).serve_connection(TokioIo::new(stream), service).await
     {
@@ -379,6 +382,7 @@ impl Forwarder {
         });
         Ok(Forwarder {
             upstream: Upstream::new(&options.endpoints, options.calling.security()?, keepalive)?,
+            links: Links::default(),
             namespace,
             members,
             pages: Pages::new(client),
@@ -389,10 +393,10 @@ impl Forwarder {
     }
 
     /// Answers a call or a page.
-    async fn answer(&self, request: Request<AnyBody>) -> Response<AnyBody> {
+    async fn answer(&self, request: Request<AnyBody>, links: &Links) -> Response<AnyBody> {
         let kind = request.headers().get(CONTENT_TYPE);
         match kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
-            true => self.call(request).await,
+            true => self.call(request, links).await,
             false => {
                 let (parts, _) = request.into_parts();
                 self.pages.answer(&parts.method, parts.uri.path(), self).await
@@ -400,11 +404,11 @@ impl Forwarder {
         }
     }
 
-    async fn call(&self, request: Request<AnyBody>) -> Response<AnyBody> {
+    async fn call(&self, request: Request<AnyBody>, links: &Links) -> Response<AnyBody> {
         let path = request.uri().path().to_owned();
         let answered = match (&self.members, path.as_str()) {
             (Some(members), "/etcdserverpb.Cluster/MemberList") => Ok(members.answer()),
-            _ => self.forward(request, &path).await,
+            _ => self.forward(request, &path, links).await,
         };
         let answer = answered.unwrap_or_else(|status| status.into_http().map(|body: AnyBody| body));
         if self.logs_calls {
@@ -414,7 +418,12 @@ impl Forwarder {
         answer
     }
 
-    async fn forward(&self, request: Request<AnyBody>, path: &str) -> Result<Response<AnyBody>, Status> {
+    async fn forward(
+        &self,
+        request: Request<AnyBody>,
+        path: &str,
+        links: &Links,
+    ) -> Result<Response<AnyBody>, Status> {
         let (mut enter, leave) = self.namespace.as_ref().map_or((None, None), |space| space.changes(path));
         if self.is_ordering
             && let Some(order) = namespace::linearizable(path)
@@ -431,11 +440,11 @@ impl Forwarder {
             parts.headers.remove(ENCODINGS);
         }
         let (body, refusal) = Messages::of_request(body, enter, send_max);
-        let sent = self.upstream.send(Request::from_parts(parts, body)).await;
+        let sent = self.upstream.send(Request::from_parts(parts, body), links).await;
         let answer = sent.map_err(|status| refusal.take().unwrap_or(status))?;
         let (mut parts, body) = answer.into_parts();
         parts.version = http::Version::default();
-        Ok(Response::from_parts(parts, Messages::of_answer(boxed(body), leave, receive_max)))
+        Ok(Response::from_parts(parts, Messages::of_answer(boxed(body), leave, receive_max, refusal)))
     }
 }
 
@@ -465,6 +474,7 @@ impl Start {
             endpoints: self.endpoints.clone(),
             security: self.calling.security()?,
             identity: Identity::Nobody,
+            keyspace: None,
             dial_timeout: Duration::from_secs(5),
             command_timeout: Duration::from_secs(5),
             keepalive: (Duration::from_secs(10), Duration::from_secs(20)),

@@ -217,7 +217,9 @@ impl Namespace {
         }
     }
 
+    /// Keys of others that hang on the same lease are nobody's business here.
     fn leave_time_to_live(&self, response: &mut pb::LeaseTimeToLiveResponse) {
+        response.keys.retain(|key| key.starts_with(&self.0));
         response.keys.iter_mut().for_each(|key| self.leave(key));
     }
 }
@@ -306,6 +308,16 @@ mod tests {
         let (enter, _) = Namespace::new("n/").changes("/etcdserverpb.KV/Txn");
         let changed = enter.unwrap()(txn("k").encode_to_vec().into()).unwrap();
         assert_eq!(pb::TxnRequest::decode(changed).unwrap(), expected);
+    }
+
+    /// They used to be shown as they are.
+    #[test]
+    fn keys_of_others_on_a_lease_are_not_shown() {
+        let (_, leave) = Namespace::new("n/").changes("/etcdserverpb.Lease/LeaseTimeToLive");
+        let keys = ["n/mine", "theirs", "n", "n/"].map(Bytes::from).to_vec();
+        let came = pb::LeaseTimeToLiveResponse { keys, ..Default::default() };
+        let left = leave.unwrap()(came.encode_to_vec().into()).unwrap();
+        assert_eq!(pb::LeaseTimeToLiveResponse::decode(left).unwrap().keys, ["mine", ""]);
     }
 
     #[test]

@@ -83,7 +83,8 @@ impl Pages {
 async fn read(forwarder: &Forwarder) -> Result<(), String> {
     let request = pb::RangeRequest { key: PROBED_KEY.into(), ..Default::default() };
     let call = async {
-        let answer = forwarder.call(request_of("/etcdserverpb.KV/Range", &request.encode_to_vec())).await;
+        let request = request_of("/etcdserverpb.KV/Range", &request.encode_to_vec());
+        let answer = forwarder.call(request, &forwarder.links).await;
         let status = match Status::from_header_map(answer.headers()) {
             Some(status) => status,
             None => trailing(answer.into_body()).await,
@@ -113,7 +114,8 @@ async fn watch(forwarder: &Forwarder) -> Result<(), String> {
     let create = pb::WatchCreateRequest { key: PROBED_KEY.into(), ..Default::default() };
     let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
     let call = async {
-        let answer = forwarder.call(request_of("/etcdserverpb.Watch/Watch", &request.encode_to_vec())).await;
+        let request = request_of("/etcdserverpb.Watch/Watch", &request.encode_to_vec());
+        let answer = forwarder.call(request, &forwarder.links).await;
         if let Some(status) = Status::from_header_map(answer.headers()) {
             return Err(format!("WATCH ERROR:{}", status.message()));
         }

@@ -1,4 +1,7 @@
-//! The nodes behind the proxy: one connection each, made when it is needed, and calls sent over them in turn.
+//! The nodes behind the proxy, and calls sent to them in turn.
+//!
+//! Each client has connections of its own to the nodes, made when they are needed and passed on to others when it leaves: a node
+//! makes no more answers for a connection that does not take those it has, so one slow client would hold up all that share one.
 
 use std::io;
 use std::sync::Arc;
@@ -28,10 +31,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// What a client that reads slowly may have waiting for it.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// Clients share the connection: none may stop the others.
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
-/// Clients that give many calls up at once are no reason to give the connection up.
+/// The same of all that it asked of one node.
+const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// A client that gives many calls up at once is no reason to give the connection up.
 const RESET_STREAMS_MAX: usize = 10_000;
+/// Connections to a node that are kept for clients to come.
+const IDLE_MAX: usize = 16;
 
 /// How connections are kept.
 #[derive(Clone, Copy, Debug)]
@@ -57,15 +62,24 @@ struct Node {
     endpoint: String,
     authority: Authority,
     tls: Option<Arc<ClientTls>>,
-    link: tokio::sync::Mutex<Link>,
+    /// Connections that no client has.
+    idle: Mutex<Vec<Sender>>,
+    /// When it could not be connected last, and why; `None` since it could.
+    failed: Mutex<Option<(Instant, String)>>,
 }
 
-/// The connection to a node.
+/// Sends calls over one connection.
+type Sender = http2::SendRequest<AnyBody>;
+
+/// The connections that one client has.
 #[derive(Default)]
+pub(super) struct Links(Mutex<Vec<Arc<Link>>>);
+
+/// The connection to a node. It goes back there when it is dropped.
 struct Link {
-    sender: Option<http2::SendRequest<AnyBody>>,
-    /// When it could not be made last, and why.
-    failed: Option<(Instant, String)>,
+    node: Arc<Node>,
+    /// Whoever holds the lock connects.
+    sender: tokio::sync::Mutex<Option<Sender>>,
 }
 
 impl Upstream {
@@ -111,10 +125,14 @@ impl Upstream {
     ///
     /// # Errors
     /// No node could be connected, or the one that it was sent to did not answer.
-    pub(super) async fn send(&self, mut request: Request<AnyBody>) -> Result<Response<Incoming>, Status> {
+    pub(super) async fn send(
+        &self,
+        mut request: Request<AnyBody>,
+        links: &Links,
+    ) -> Result<Response<Incoming>, Status> {
         let mut attempts = Vec::new();
-        for node in self.in_turn().await {
-            let mut sender = match node.sender(self.keepalive).await {
+        for node in self.in_turn() {
+            let mut sender = match links.to(&node, self.keepalive).await {
                 Ok(sender) => sender,
                 Err(error) => {
                     attempts.push(format!("{}: {error}", node.endpoint));
@@ -139,25 +157,46 @@ impl Upstream {
     }
 
     /// All nodes, those last that could not be connected a moment ago: they only say why.
-    async fn in_turn(&self) -> Vec<Arc<Node>> {
+    fn in_turn(&self) -> Vec<Arc<Node>> {
         let mut nodes = self.all.lock().clone();
         let first = self.next.fetch_add(1, Ordering::Relaxed) % nodes.len().max(1);
         nodes.rotate_left(first);
-        let mut down = Vec::new();
-        let mut in_turn = Vec::with_capacity(nodes.len());
-        for node in nodes {
-            // Whoever holds the lock connects.
-            let is_down = node.link.try_lock().is_ok_and(|link| link.is_down());
-            if is_down { &mut down } else { &mut in_turn }.push(node);
-        }
+        let (mut in_turn, mut down): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|node| !node.is_down());
         in_turn.append(&mut down);
         in_turn
     }
 }
 
-impl Link {
-    fn is_down(&self) -> bool {
-        self.failed.as_ref().is_some_and(|(since, _)| since.elapsed() < RETRY_DELAY)
+impl Links {
+    /// Something that sends calls to the node.
+    async fn to(&self, node: &Arc<Node>, keepalive: Keepalive) -> Result<Sender, String> {
+        let link = self.link(node);
+        let mut sender = link.sender.lock().await;
+        if let Some(sender) = sender.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        Ok(sender.insert(node.sender(keepalive).await?).clone())
+    }
+
+    fn link(&self, node: &Arc<Node>) -> Arc<Link> {
+        let mut links = self.0.lock();
+        if let Some(link) = links.iter().find(|link| Arc::ptr_eq(&link.node, node)) {
+            return Arc::clone(link);
+        }
+        let link = Arc::new(Link { node: Arc::clone(node), sender: tokio::sync::Mutex::default() });
+        links.push(Arc::clone(&link));
+        link
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let Some(sender) = self.sender.get_mut().take().filter(|sender| !sender.is_closed()) else { return };
+        let mut idle = self.node.idle.lock();
+        idle.retain(|sender| !sender.is_closed());
+        if idle.len() < IDLE_MAX {
+            idle.push(sender);
+        }
     }
 }
 
@@ -169,40 +208,46 @@ impl Node {
         let authority = authority.parse::<Authority>().ok().filter(|_| has_port);
         let authority = authority.ok_or_else(|| format!("endpoint {endpoint:?}: expected HOST:PORT"))?;
         let tls = security.of(is_https)?;
-        Ok(Node { endpoint: endpoint.to_owned(), authority, tls, link: tokio::sync::Mutex::default() })
+        let (idle, failed) = (Mutex::default(), Mutex::default());
+        Ok(Node { endpoint: endpoint.to_owned(), authority, tls, idle, failed })
     }
 
-    /// Something that sends calls to the node.
-    async fn sender(&self, keepalive: Keepalive) -> Result<http2::SendRequest<AnyBody>, String> {
-        let mut link = self.link.lock().await;
-        if let Some(sender) = link.sender.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+    fn is_down(&self) -> bool {
+        self.failed.lock().as_ref().is_some_and(|(since, _)| since.elapsed() < RETRY_DELAY)
+    }
+
+    /// A connection that no client has, or a new one.
+    async fn sender(&self, keepalive: Keepalive) -> Result<Sender, String> {
+        let idle = std::iter::from_fn(|| self.idle.lock().pop()).find(|sender| !sender.is_closed());
+        if let Some(sender) = idle {
+            return Ok(sender);
         }
-        if let Some((_, reason)) = link.failed.as_ref().filter(|_| link.is_down()) {
+        if let Some((_, reason)) =
+            self.failed.lock().as_ref().filter(|(since, _)| since.elapsed() < RETRY_DELAY)
+        {
             return Err(reason.clone());
         }
         let connected = timeout(CONNECT_TIMEOUT, self.connect(keepalive)).await;
         let connected = connected.unwrap_or_else(|elapsed| Err(elapsed.into()));
-        let had_failed = link.failed.is_some();
+        let mut failed = self.failed.lock();
         match connected {
             Ok(sender) => {
-                if had_failed {
+                if failed.take().is_some() {
                     info!(endpoint = self.endpoint, "activated");
                 }
-                *link = Link { sender: Some(sender.clone()), failed: None };
                 Ok(sender)
             }
             Err(error) => {
-                if !had_failed {
+                if failed.is_none() {
                     warn!(endpoint = self.endpoint, %error, "deactivated endpoint");
                 }
-                *link = Link { sender: None, failed: Some((Instant::now(), error.to_string())) };
+                *failed = Some((Instant::now(), error.to_string()));
                 Err(error.to_string())
             }
         }
     }
 
-    async fn connect(&self, keepalive: Keepalive) -> io::Result<http2::SendRequest<AnyBody>> {
+    async fn connect(&self, keepalive: Keepalive) -> io::Result<Sender> {
         let stream = dial(self.authority.to_string(), self.tls.clone()).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())

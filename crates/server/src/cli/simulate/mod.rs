@@ -5,8 +5,10 @@
 //! [`hadron_sim`]). One seed is told as a story, many are counted (`survey`). Standard output follows from the arguments
 //! alone; the progress of many worlds is shown on standard error.
 //!
-//! Left out: membership changes and load balancing.
+//! The scenario `balance` is another kind of world (`balance`): a pool of up to thousands of nodes of which only places and loads are
+//! simulated, for the planner that decides which replica goes where.
 
+mod balance;
 mod survey;
 mod tally;
 
@@ -18,6 +20,10 @@ use hadron_sim::world::{Failure, Report, Scenario, Settings, Story, World};
 
 /// Exit code when a guarantee did not hold.
 const VIOLATED: u8 = 1;
+/// Exit code when the arguments do not go together, as clap's.
+const USAGE: u8 = 2;
+/// Nodes in a world in which they are the shipped ones, at most.
+const WORLD_NODES_MAX: u64 = 9;
 /// The commit of the source, where it is known: see `build.rs`.
 const COMMIT: &str = env!("HADRON_COMMIT");
 
@@ -30,14 +36,20 @@ pub struct Options {
     /// How many worlds to run, each from the next seed; more than one are counted, not told
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// Nodes in the cluster [default: as the seed says, 3 or 5]
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=9))]
+    /// Nodes in the cluster, at most 9 [default: as the seed says, 3 or 5; 100 with --scenario balance, there at most 10000]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     nodes: Option<u64>,
+    /// Keyspaces, with --scenario balance [default: 100 for each node]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    keyspaces: Option<u64>,
+    /// Simulated hours, with --scenario balance [default: 24]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(12..=240))]
+    hours: Option<u64>,
     /// Simulated seconds with faults, before everything is healed and checked
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=86_400))]
     seconds: u64,
     /// What prevails in the world: usual, calm, storm, partitions, crashes, disks, clocks, leases, snapshots, compactions,
-    /// many-groups; or all, each seed another
+    /// many-groups, members; all, each seed another; or balance, a pool of many nodes whose load is balanced
     #[arg(long, default_value = "usual", value_parser = Choice::parse)]
     scenario: Choice,
     /// Tell the nodes or the clients something that is not true, to see that the checks notice
@@ -53,17 +65,25 @@ pub struct Options {
 enum Choice {
     One(Scenario),
     All,
+    Balance,
 }
 
 impl Choice {
     fn parse(text: &str) -> Result<Choice, String> {
-        if text == "all" { Ok(Choice::All) } else { text.parse().map(Choice::One) }
+        match text {
+            "all" => Ok(Choice::All),
+            "balance" => Ok(Choice::Balance),
+            _ => {
+                text.parse().map(Choice::One).map_err(|error: String| format!("{error}; or all, or balance"))
+            }
+        }
     }
 
     fn of(self, seed: u64) -> Scenario {
         match self {
             Choice::One(scenario) => scenario,
-            Choice::All => Scenario::ALL[(seed % Scenario::ALL.len() as u64) as usize],
+            // A pool is run before a world is asked for.
+            Choice::All | Choice::Balance => Scenario::ALL[(seed % Scenario::ALL.len() as u64) as usize],
         }
     }
 }
@@ -88,6 +108,22 @@ fn lie(text: &str) -> Result<Lie, String> {
 }
 
 impl Options {
+    /// What clap cannot tell: which arguments go with which scenario.
+    fn check(&self) -> Result<(), String> {
+        if self.scenario == Choice::Balance {
+            return if self.lie.is_some() { Err("--scenario balance knows no lies".into()) } else { Ok(()) };
+        }
+        if self.keyspaces.is_some() || self.hours.is_some() {
+            return Err("--keyspaces and --hours belong to --scenario balance".into());
+        }
+        match self.nodes {
+            Some(nodes) if nodes > WORLD_NODES_MAX => Err(format!(
+                "--nodes {nodes}: a world has at most {WORLD_NODES_MAX} nodes; --scenario balance takes more"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn settings(&self, seed: u64) -> Settings {
         let mut settings = Settings::of(self.scenario.of(seed), seed);
         settings.nodes = self.nodes.unwrap_or(settings.nodes);
@@ -108,7 +144,15 @@ impl Options {
 
 /// Runs the worlds. Fails when a guarantee did not hold in one of them.
 pub fn run(options: &Options) -> ExitCode {
-    let held = if options.seeds == 1 { tell_one(options) } else { survey::run(options) };
+    if let Err(reason) = options.check() {
+        eprintln!("hadron simulate: {reason}");
+        return ExitCode::from(USAGE);
+    }
+    let held = match options.scenario {
+        Choice::Balance => balance::run(options),
+        _ if options.seeds == 1 => tell_one(options),
+        _ => survey::run(options),
+    };
     if held { ExitCode::SUCCESS } else { ExitCode::from(VIOLATED) }
 }
 

@@ -74,6 +74,7 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
         StoryEvent::Snapshot { .. } => "snapshots installed",
         StoryEvent::Compacted { .. } => "compactions",
         StoryEvent::MembersWanted { .. } => "changes of the members",
+        StoryEvent::PlacementWanted { .. } => "keyspaces wanted elsewhere",
         _ => return None,
     })
 }

@@ -39,7 +39,7 @@ const MEMBER: &[Flag] = &[
     flag("name", Text, "default", Works, "Human-readable name of this node"),
     flag("data-dir", Text, "", Works, "Directory for everything this node stores; by default `{name}.hadron`, or `{name}.etcd` when run as etcd"),
     flag("wal-dir", Text, "", Works, "Directory for the write-ahead log, to put it on a disk of its own; by default `wal` in the data directory"),
-    flag("snapshot-count", Number, "10000", Nothing("state is flushed all the time, and the log is cut behind it"), "Entries between two snapshots"),
+    flag("snapshot-count", Number, "10000", Works, "Entries after which the log tells `saved snapshot`: that the engine has them durably, which it does all the time"),
     flag("heartbeat-interval", Number, "100", Works, "Time between heartbeats, in milliseconds"),
     flag("election-timeout", Number, "1000", Works, "Time without a leader before an election, in milliseconds"),
     flag("initial-election-tick-advance", Switch, "true", Nothing("a node that starts waits no longer than it must"), "Hold the first election sooner"),
@@ -191,6 +191,10 @@ const FORMER: &[Flag] = &[
 
 #[rustfmt::skip]
 const OWN: &[Flag] = &[
+    flag("zone", Text, "", Works, "Where this node stands: what fails together. Replicas of a keyspace do not share a zone while another has room"),
+    flag("keyspace-listen", List, "", Works, "URLs to listen on for clients of one keyspace alone: name=url,name=url"),
+    flag("keyspace-host-suffix", Text, "", Works, "Host names that end so choose the keyspace that is named before: with hadron.example, a.hadron.example is for the keyspace a"),
+    flag("keyspace-from-certificate", Text, "", Works, "Clients with certificates are for the keyspace that these name: cn:{name} by the common name, o:{name} by an organization, with text before and after if wanted; needs --client-cert-auth"),
     flag("auto-promote", Switch, "false", Works, "Let learners vote as soon as they have caught up; to be given to all members"),
     flag("stop-on-stdin-close", Switch, "false", Works, "Stop when standard input is closed: how `hadron playground` ties its nodes to its own life"),
 ];

@@ -4,10 +4,12 @@
 //! `etcdctl` 3.6, which adds columns to `endpoint status` and `endpoint hashkv` of 3.5 and otherwise equals it.
 
 pub(crate) mod auth;
+pub(crate) mod balance;
 pub(crate) mod cluster;
 pub(crate) mod json;
 pub(crate) mod kv;
 pub(crate) mod lease;
+pub(crate) mod pool;
 pub(crate) mod table;
 
 use std::io::Write as _;

@@ -1,0 +1,78 @@
+//! How a pool stands: what an operator and the metrics are shown, and what a plan is measured by.
+
+use hadron_consensus::{NodeId, Time};
+
+use crate::load::{Resource, shares};
+use crate::plan::Board;
+use crate::policy::Policy;
+use crate::view::View;
+
+/// How a pool stands, as if all moves in progress were done.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Assessment {
+    /// The moment that was looked at.
+    pub at: Time,
+    /// The nodes that can be reached, by id.
+    pub nodes: Vec<NodeAssessment>,
+    /// The mean of W over the nodes that stay.
+    pub mean: f64,
+    /// What each node would carry if load could be poured around the replicas that are heavier than that; at most the mean.
+    pub level: f64,
+    /// The largest W.
+    pub largest: f64,
+    /// The largest part of W that one replica makes up where it is: no node that holds it can be below that.
+    pub heaviest_replica: f64,
+    /// The standard deviation of W.
+    pub spread: f64,
+    /// Groups with fewer voters that can be reached than they shall have.
+    pub short_of_replicas: usize,
+    /// Groups of which no majority can be reached.
+    pub without_quorum: usize,
+    /// Groups with two replicas in a zone although there is another zone.
+    pub sharing_a_zone: usize,
+}
+
+/// How a node stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NodeAssessment {
+    /// The node.
+    pub node: NodeId,
+    /// Its W, where 1 is full.
+    pub load: f64,
+    /// The resource that W is about.
+    pub scarcest: Resource,
+    /// B: its part in the sum of all W.
+    pub share: f64,
+    /// What its heaviest replica makes up alone, with what belongs to no group.
+    pub heaviest_replica: f64,
+    /// Replicas that it has.
+    pub replicas: usize,
+    /// Groups that it leads.
+    pub leaders: usize,
+}
+
+/// Looks at a pool.
+pub fn assess(view: &View, policy: &Policy) -> Assessment {
+    let board = Board::new(view, policy);
+    let mut nodes: Vec<NodeAssessment> = board.assess_nodes();
+    let loads: Vec<f64> = nodes.iter().map(|node| node.load).collect();
+    nodes.iter_mut().zip(shares(&loads)).for_each(|(node, share)| node.share = share);
+    Assessment {
+        at: view.now,
+        mean: board.mean(),
+        level: board.level(),
+        largest: loads.iter().copied().fold(0.0, f64::max),
+        heaviest_replica: nodes.iter().map(|node| node.heaviest_replica).fold(0.0, f64::max),
+        spread: deviation(&loads),
+        short_of_replicas: board.count(|board, group| board.reachable(group) < group.view.factor),
+        without_quorum: board.count(|_, group| !group.has_quorum),
+        sharing_a_zone: board.count(|board, group| board.is_crowded(group)),
+        nodes,
+    }
+}
+
+fn deviation(loads: &[f64]) -> f64 {
+    let count = loads.len().max(1) as f64;
+    let mean = loads.iter().sum::<f64>() / count;
+    (loads.iter().map(|load| (load - mean).powi(2)).sum::<f64>() / count).sqrt()
+}

@@ -1,0 +1,224 @@
+//! What is broken is mended: too many replicas, lost ones, too few, nodes to be emptied, zones that are shared, disks that are full.
+//!
+//! A group is left alone while it has no leader or no majority: nothing can be changed then, and nothing would be known.
+
+use std::cmp::Reverse;
+
+use super::board::{Board, Draft};
+use crate::load::Load;
+use crate::moves::{MoveKind, Reason};
+use crate::view::ReplicaRole;
+
+/// Removes replicas that are more than there shall be, and learners that a move has left behind.
+pub(super) fn surplus(board: &mut Board<'_>) {
+    for group in board.idle_groups(|_, draft| draft.view.replicas.len() > draft.view.factor) {
+        let (have, want) = (board.groups[group].replicas.len(), board.groups[group].view.factor);
+        if let Some(from) = board.dispensable(group) {
+            let from = board.seats[from].id;
+            board.decide(group, MoveKind::RemoveReplica { from }, Reason::TooMany { have, want });
+        }
+    }
+}
+
+/// Rebuilds elsewhere what was on nodes that are lost, first for groups that can bear the fewest further losses.
+pub(super) fn lost(board: &mut Board<'_>) {
+    let is_on_lost =
+        |board: &Board<'_>, draft: &Draft<'_>| draft.replicas.iter().any(|it| board.seats[*it].is_lost);
+    let mut groups = board.idle_groups(is_on_lost);
+    groups.sort_by_key(|group| board.spare(&board.groups[*group]));
+    for group in groups {
+        if !board.may_build() || !board.has_open_node() {
+            return;
+        }
+        let draft = &board.groups[group];
+        let (left, want, load) = (board.reachable(draft), draft.view.factor, draft.view.load.replica);
+        let Some(from) = draft.replicas.iter().copied().find(|it| board.seats[*it].is_lost) else { continue };
+        let node = board.seats[from].id;
+        board.rebuild(group, from, &load, Reason::Lost { node, left, want });
+    }
+}
+
+/// Adds replicas where there are fewer than there shall be.
+pub(super) fn shortage(board: &mut Board<'_>) {
+    for group in board.idle_groups(|_, draft| draft.view.voters().count() < draft.view.factor) {
+        if !board.may_build() || !board.has_open_node() {
+            return;
+        }
+        let draft = &board.groups[group];
+        let (have, want) = (draft.view.voters().count(), draft.view.factor);
+        let load = draft.view.load.replica;
+        let half_built = board.learner(group);
+        let place = half_built.or_else(|| board.best_place(group, None, &load).map(|place| place.node));
+        if let Some(to) = place {
+            let to = board.seats[to].id;
+            board.decide(group, MoveKind::AddReplica { to }, Reason::TooFew { have, want });
+        }
+    }
+}
+
+/// Empties the nodes that are to be emptied: leaderships at once, replicas as there is room for them.
+pub(super) fn drain(board: &mut Board<'_>) {
+    let draining =
+        |board: &Board<'_>, node: &usize| board.seats[*node].is_draining && board.seats[*node].is_alive;
+    let nodes: Vec<usize> = (0..board.seats.len()).filter(|node| draining(board, node)).collect();
+    for &node in &nodes {
+        hand_over(board, node);
+    }
+    for &node in &nodes {
+        let reason = Reason::Drained { node: board.seats[node].id };
+        board.clear(node, &reason, |_, _| true);
+    }
+}
+
+/// Hands over the leaderships that `node` has.
+fn hand_over(board: &mut Board<'_>, node: usize) {
+    let reason = Reason::Drained { node: board.seats[node].id };
+    for group in board.seats[node].held.clone() {
+        if board.groups[group].leader == Some(node)
+            && board.may_transfer()
+            && board.is_idle(&board.groups[group])
+            && let Some(heir) = board.lightest_heir(group)
+        {
+            let (from, to) = (board.seats[node].id, board.seats[heir].id);
+            board.decide(group, MoveKind::TransferLeader { from, to }, reason.clone());
+        }
+    }
+}
+
+/// Takes replicas apart that share a zone although another has room.
+pub(super) fn zones(board: &mut Board<'_>) {
+    let mut open = board.open_zones();
+    for group in board.idle_groups(|board, draft| board.shares_a_zone(draft)) {
+        if !board.may_build() {
+            return;
+        }
+        let draft = &board.groups[group];
+        if !open.iter().any(|zone| board.company(draft, *zone, None) == 0) {
+            continue;
+        }
+        if let Some((from, zone)) = board.crowded(group) {
+            let load = board.groups[group].view.load.at(board.groups[group].leader == Some(from));
+            if board.best_place(group, Some(from), &load).is_some_and(|place| place.company == 0) {
+                board.rebuild(group, from, &load, Reason::ZoneShared { zone });
+                open = board.open_zones();
+            }
+        }
+    }
+}
+
+/// Takes the largest replicas off disks that are too full.
+pub(super) fn disks(board: &mut Board<'_>) {
+    let limit = board.policy.disk_max;
+    for node in 0..board.seats.len() {
+        let used = board.disk_left(&board.seats[node]);
+        if used > limit && board.seats[node].is_alive {
+            let reason = Reason::DiskFull { node: board.seats[node].id, used };
+            board.clear(node, &reason, |board, node| board.disk_left(&board.seats[node]) > limit);
+        }
+    }
+}
+
+impl Board<'_> {
+    /// Numbers of the groups that are so, and of which something can be changed now.
+    fn idle_groups(&self, is_so: impl Fn(&Board<'_>, &Draft<'_>) -> bool) -> Vec<usize> {
+        let is_one = |group: &usize| {
+            let draft = &self.groups[*group];
+            is_so(self, draft) && self.is_idle(draft)
+        };
+        (0..self.groups.len()).filter(is_one).collect()
+    }
+
+    /// Whether nothing is going on in the group, and something could be.
+    pub(super) fn is_idle(&self, draft: &Draft<'_>) -> bool {
+        !draft.is_busy && draft.leader.is_some_and(|leader| self.seats[leader].is_alive) && draft.has_quorum
+    }
+
+    fn has_open_node(&self) -> bool {
+        self.seats.iter().any(|seat| self.may_receive(seat, 0))
+    }
+
+    /// Zones in which a node may receive.
+    fn open_zones(&self) -> Vec<usize> {
+        let open = self.seats.iter().filter(|seat| self.may_receive(seat, 0));
+        let mut zones: Vec<usize> = open.map(|seat| seat.zone).collect();
+        zones.sort_unstable();
+        zones.dedup();
+        zones
+    }
+
+    /// Moves the replica of `group` on `from` to the best place, if there is one.
+    fn rebuild(&mut self, group: usize, from: usize, load: &Load, reason: Reason) -> bool {
+        let Some(place) = self.best_place(group, Some(from), load) else { return false };
+        let (from, to) = (self.seats[from].id, self.seats[place.node].id);
+        self.decide(group, MoveKind::MoveReplica { from, to }, reason);
+        true
+    }
+
+    /// Moves replicas away from `node`, the largest first, as long as that is wanted and possible.
+    fn clear(&mut self, node: usize, reason: &Reason, is_wanted: impl Fn(&Board<'_>, usize) -> bool) {
+        let mut groups = self.seats[node].held.clone();
+        groups.sort_by_key(|group| Reverse(self.groups[*group].view.bytes));
+        for group in groups {
+            if !self.may_build() || !self.has_open_node() || !is_wanted(self, node) {
+                return;
+            }
+            let draft = &self.groups[group];
+            if self.is_idle(draft) {
+                let load = draft.view.load.at(draft.leader == Some(node));
+                self.rebuild(group, node, &load, reason.clone());
+            }
+        }
+    }
+
+    /// The learner of a group without a move.
+    fn learner(&self, group: usize) -> Option<usize> {
+        let draft = &self.groups[group];
+        let is_learner = |node: &usize| {
+            let replica = draft.view.replica(self.seats[*node].id);
+            replica.is_some_and(|it| it.role == ReplicaRole::Learner) && self.seats[*node].receives()
+        };
+        draft.replicas.iter().copied().find(is_learner)
+    }
+
+    /// The replica that is missed least: a learner, a lost one, one that cannot be reached, one on a node that is to be emptied, one
+    /// with company in its zone, not the leader, and then the one on the most loaded node.
+    fn dispensable(&self, group: usize) -> Option<usize> {
+        let draft = &self.groups[group];
+        let value = |node: &usize| {
+            let seat = &self.seats[*node];
+            let is_voter = draft.view.replica(seat.id).is_none_or(|it| it.role == ReplicaRole::Voter);
+            let company = self.company(draft, seat.zone, Some(*node));
+            let leads = draft.leader == Some(*node);
+            (is_voter, !seat.is_lost, seat.is_alive, !seat.is_draining, Reverse(company), leads)
+        };
+        let candidates = draft.replicas.iter().copied();
+        candidates.min_by(|a, b| {
+            let lighter = self.seats[*b].weight.total_cmp(&self.seats[*a].weight);
+            value(a).cmp(&value(b)).then(lighter)
+        })
+    }
+
+    /// Who of the other voters is least loaded with the leadership.
+    fn lightest_heir(&self, group: usize) -> Option<usize> {
+        let draft = &self.groups[group];
+        let others = draft.replicas.iter().copied().filter(|node| Some(*node) != draft.leader);
+        let able = others.filter(|node| self.may_lead(*node, draft));
+        able.min_by(|a, b| {
+            let weight = |node: &usize| self.seats[*node].weight_with(&draft.view.load.leader);
+            weight(a).total_cmp(&weight(b))
+        })
+    }
+
+    /// Of the replicas with company in their zone a follower before the leader, then the one on the most loaded node; and the
+    /// zone's name.
+    fn crowded(&self, group: usize) -> Option<(usize, String)> {
+        let draft = &self.groups[group];
+        let crowded = draft.replicas.iter().copied();
+        let crowded = crowded.filter(|node| self.company(draft, self.seats[*node].zone, Some(*node)) > 0);
+        let follows = |node: &usize| draft.leader != Some(*node);
+        let node = crowded.max_by(|a, b| {
+            follows(a).cmp(&follows(b)).then(self.seats[*a].weight.total_cmp(&self.seats[*b].weight))
+        })?;
+        Some((node, self.seats[node].zone_name.to_string()))
+    }
+}

@@ -1,0 +1,152 @@
+//! What a planner sees: a [`View`] of the pool at one moment.
+//!
+//! Loads belong to groups and not to nodes. A node's load is the sum over the replicas that it has, plus what none of them accounts for,
+//! so that it is right at once when a replica moves. A measured load of a node would be right a minute later, and a planner
+//! that trusts it goes on moving in the meantime.
+
+use std::collections::BTreeMap;
+
+use hadron_consensus::{GroupId, NodeId, Time};
+
+use crate::load::{Capacity, GroupLoad, Load};
+use crate::moves::MoveKind;
+
+/// The pool at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// The moment.
+    pub now: Time,
+    /// The nodes of the pool.
+    pub nodes: BTreeMap<NodeId, NodeView>,
+    /// The groups that are to be placed.
+    pub groups: BTreeMap<GroupId, GroupView>,
+    /// Moves that have been decided and are not done, at most one for a group. They are planned with as if they were done.
+    pub moves: BTreeMap<GroupId, MoveKind>,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeView {
+    /// Where it stands: what fails together. Nodes without a zone are all in one, named by the empty string.
+    pub zone: String,
+    /// How much it has of each resource.
+    pub capacity: Capacity,
+    /// Whether it can be reached.
+    pub state: NodeState,
+    /// It is to be emptied.
+    pub draining: bool,
+    /// Its disk.
+    pub disk: Disk,
+    /// The load that none of its groups accounts for.
+    pub own_load: Load,
+    /// The smoothed latency of fsync in microseconds; 0 when it is not known.
+    pub fsync_us: f64,
+}
+
+/// Whether a node can be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeState {
+    /// It can.
+    #[default]
+    Alive,
+    /// It cannot since then. It may come back: its replicas are left alone for the grace time.
+    Suspected {
+        /// When it fell silent.
+        since: Time,
+    },
+    /// It will not come back, or not with what it had: it was removed, or its disk is gone.
+    Dead,
+}
+
+/// A node's disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// Bytes in use.
+    pub used: u64,
+    /// Bytes there are; 0 when that is not known.
+    pub total: u64,
+}
+
+/// A group.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GroupView {
+    /// How many voters it shall have.
+    pub factor: usize,
+    /// Its replicas. No two are on one node.
+    pub replicas: Vec<ReplicaView>,
+    /// The node of its leader, if there is one.
+    pub leader: Option<NodeId>,
+    /// What it costs the nodes that carry it: steady loads (see [`detect`](crate::detect)).
+    pub load: GroupLoad,
+    /// The bytes that a new replica has to be sent.
+    pub bytes: u64,
+    /// When its replicas or its leader were last changed on purpose: its load needs a while to be known again.
+    pub changed_at: Option<Time>,
+}
+
+/// A replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaView {
+    /// Its node.
+    pub node: NodeId,
+    /// Whether it votes.
+    pub role: ReplicaRole,
+    /// The entries that it lacks.
+    pub lag: u64,
+}
+
+/// Whether a replica votes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaRole {
+    /// It does.
+    Voter,
+    /// It does not: it has yet to catch up, or its promotion is on its way.
+    Learner,
+}
+
+impl ReplicaView {
+    /// A voter that lacks nothing.
+    pub fn voter(node: NodeId) -> ReplicaView {
+        ReplicaView { node, role: ReplicaRole::Voter, lag: 0 }
+    }
+
+    /// A learner that lacks `lag` entries.
+    pub fn learner(node: NodeId, lag: u64) -> ReplicaView {
+        ReplicaView { node, role: ReplicaRole::Learner, lag }
+    }
+}
+
+impl GroupView {
+    /// The replica on `node`, if there is one.
+    pub fn replica(&self, node: NodeId) -> Option<&ReplicaView> {
+        self.replicas.iter().find(|replica| replica.node == node)
+    }
+
+    /// The nodes of its voters.
+    pub fn voters(&self) -> impl Iterator<Item = NodeId> {
+        self.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter).map(|replica| replica.node)
+    }
+
+    /// Changes the replicas and the leader as if `kind` were done.
+    pub fn carry_out(&mut self, kind: &MoveKind) {
+        if let Some(from) = kind.source() {
+            self.replicas.retain(|replica| replica.node != from);
+        }
+        if let Some(to) = kind.destination() {
+            self.replicas.retain(|replica| replica.node != to);
+            self.replicas.push(ReplicaView::voter(to));
+        }
+        self.leader = kind.leader_after(self.leader);
+    }
+}
+
+impl NodeView {
+    /// Whether its replicas have to be rebuilt elsewhere.
+    pub fn is_lost(&self, now: Time, grace_us: u64) -> bool {
+        match self.state {
+            NodeState::Alive => false,
+            NodeState::Suspected { since } => now.micros_since(since) >= grace_us,
+            NodeState::Dead => true,
+        }
+    }
+}

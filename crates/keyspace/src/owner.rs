@@ -1,0 +1,202 @@
+//! Whose the engine's records of a group are.
+//!
+//! A node may lose its replica of a group and get another one later, under a new id. What the former one left must never be
+//! taken for the new one's: the new one has promised nothing yet, and must not vote with the other's memory, nor without its own. So
+//! a record beside the state names the replica, and stays as a tombstone when that is destroyed.
+//!
+//! Groups that exist from the start have no such record: they come and go with their node.
+
+use std::ops::ControlFlow;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hadron_storage::engine::{Batch, Change, Engine, Space};
+
+use crate::error::OpenError;
+use crate::keyspace::highest_generation;
+use crate::record::{self, StateRecord};
+use crate::sweep::Dropped;
+
+const FORMAT: u8 = 1;
+const OWNER_LEN: usize = 1 + 1 + 8;
+/// Keys deleted at once.
+const SWEEP_KEYS: usize = 1_000;
+
+/// The replica that the engine's records of a group belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// There never was one.
+    Nobody,
+    /// This one, which may have voted.
+    Living(u64),
+    /// This one, which was destroyed and must never come back.
+    Destroyed(u64),
+}
+
+impl Owner {
+    /// Who owns what `engine` has of `group`.
+    ///
+    /// # Errors
+    /// The engine fails, or the record is damaged.
+    pub fn of(engine: &dyn Engine, group: u64) -> Result<Owner, OpenError> {
+        let Some(bytes) = engine.get(Space::State, &record::owner_key(group))? else {
+            return Ok(Owner::Nobody);
+        };
+        decode(&bytes).ok_or_else(|| OpenError::Damaged {
+            group,
+            what: "the record of its replica has no known shape".into(),
+        })
+    }
+
+    /// Gives what `engine` has of `group` to a new replica, which begins empty. Durable on return.
+    ///
+    /// # Errors
+    /// As [`Owner::of`].
+    pub fn claim(engine: &dyn Engine, group: u64, replica: u64) -> Result<(), OpenError> {
+        hand_over(engine, group, Owner::Living(replica))
+    }
+
+    /// Leaves a tombstone, durable on return; what the replica had is unreachable then. [`sweep_destroyed`] deletes it.
+    ///
+    /// # Errors
+    /// As [`Owner::of`].
+    pub fn destroy(engine: &dyn Engine, group: u64, replica: u64) -> Result<(), OpenError> {
+        hand_over(engine, group, Owner::Destroyed(replica))
+    }
+}
+
+/// Deletes up to some thousand records that a destroyed replica left. False once there is nothing left.
+///
+/// # Errors
+/// The engine fails, or a record is damaged.
+pub fn sweep_destroyed(engine: &dyn Engine, group: u64) -> Result<bool, OpenError> {
+    let Owner::Destroyed(_) = Owner::of(engine, group)? else { return Ok(false) };
+    let end = highest_generation(engine, group)?.map_or(0, |highest| highest + 1);
+    let Some(mut stretch) = Dropped::stretches(engine, group, (0, end))?.pop() else { return Ok(false) };
+    engine.write(stretch.step(engine, SWEEP_KEYS)?)?;
+    Ok(true)
+}
+
+/// The groups whose replica here was destroyed, in order.
+///
+/// # Errors
+/// The engine fails.
+pub fn destroyed_groups(engine: &dyn Engine) -> Result<Vec<u64>, OpenError> {
+    let mut groups = Vec::new();
+    engine.scan(Space::State, &[], &record::owner_key(u64::MAX), &mut |key, value| {
+        if let Some(group) = record::group_of_owner_key(key)
+            && let Some(Owner::Destroyed(_)) = decode(value)
+        {
+            groups.push(group);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(groups)
+}
+
+/// All records in one batch: a crash leaves the former owner with its state, or the new one without.
+fn hand_over(engine: &dyn Engine, group: u64, owner: Owner) -> Result<(), OpenError> {
+    let mut batch: Batch = vec![Change::Put(Space::State, record::owner_key(group), encode(owner))];
+    let stored = engine.get(Space::State, &record::state_key(group))?;
+    let current = stored.map(|bytes| StateRecord::decode(group, &bytes)).transpose()?;
+    if let Some(state) = current {
+        // The next generation is one after the highest.
+        let highest = highest_generation(engine, group)?.unwrap_or(0).max(state.generation);
+        let number = Bytes::copy_from_slice(&highest.to_be_bytes());
+        batch.push(Change::Put(Space::State, record::generations_key(group), number));
+        batch.push(Change::Delete(Space::State, record::state_key(group)));
+    }
+    engine.write(batch)?;
+    Ok(engine.persist()?)
+}
+
+fn encode(owner: Owner) -> Bytes {
+    let (is_destroyed, replica) = match owner {
+        Owner::Nobody | Owner::Living(0) => (0, 0),
+        Owner::Living(replica) => (0, replica),
+        Owner::Destroyed(replica) => (1, replica),
+    };
+    let mut out = BytesMut::with_capacity(OWNER_LEN);
+    out.put_u8(FORMAT);
+    out.put_u8(is_destroyed);
+    out.put_u64(replica);
+    out.freeze()
+}
+
+fn decode(mut bytes: &[u8]) -> Option<Owner> {
+    if bytes.len() != OWNER_LEN || bytes.get_u8() != FORMAT {
+        return None;
+    }
+    match (bytes.get_u8(), bytes.get_u64()) {
+        (0, replica) => Some(Owner::Living(replica)),
+        (1, replica) => Some(Owner::Destroyed(replica)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use hadron_proto::etcdserverpb as pb;
+    use hadron_storage::engine::{ModelEngine, Read as _};
+
+    use super::*;
+    use crate::{Applied, Command, Keyspace, Options};
+
+    const GROUP: u64 = 7;
+
+    fn open(engine: &Arc<ModelEngine>) -> Arc<Keyspace> {
+        Keyspace::open(engine.clone(), GROUP, Options::default()).unwrap()
+    }
+
+    fn put_and_flush(engine: &Arc<ModelEngine>, keyspace: &Keyspace, key: &'static str) {
+        let put = pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() };
+        let index = keyspace.applied().index + 1;
+        keyspace.apply(Applied { term: 1, index, checksum: 0, stamp_ms: 0 }, vec![Command::Put(put)]);
+        let mut flush = keyspace.take_flush(index, 1 << 20).unwrap();
+        engine.write(std::mem::take(&mut flush.batch)).unwrap();
+        keyspace.flush_done(flush);
+    }
+
+    #[test]
+    fn a_new_replica_finds_nothing_of_the_former_one() {
+        let engine = Arc::new(ModelEngine::new());
+        let owner = || Owner::of(engine.as_ref(), GROUP).unwrap();
+        assert_eq!(owner(), Owner::Nobody);
+        Owner::claim(engine.as_ref(), GROUP, 1).unwrap();
+        assert_eq!(owner(), Owner::Living(1));
+        put_and_flush(&engine, &open(&engine), "a");
+        assert_eq!(open(&engine).len(), 1, "it is there after a restart");
+
+        Owner::destroy(engine.as_ref(), GROUP, 1).unwrap();
+        assert_eq!(owner(), Owner::Destroyed(1));
+        Owner::claim(engine.as_ref(), GROUP, 4).unwrap();
+        let keyspace = open(&engine);
+        assert_eq!((keyspace.len(), keyspace.applied().index), (0, 0));
+        put_and_flush(&engine, &keyspace, "b");
+        while let Some(batch) = keyspace.take_sweep(10) {
+            engine.write(batch).unwrap();
+        }
+        assert_eq!(open(&engine).len(), 1);
+        assert_eq!(open(&engine).applied().index, 1);
+    }
+
+    #[test]
+    fn what_a_destroyed_replica_left_is_deleted() {
+        let engine = Arc::new(ModelEngine::new());
+        Owner::claim(engine.as_ref(), GROUP, 1).unwrap();
+        put_and_flush(&engine, &open(&engine), "a");
+        assert!(!sweep_destroyed(engine.as_ref(), GROUP).unwrap(), "it lives");
+        assert_eq!(destroyed_groups(engine.as_ref()).unwrap(), []);
+        Owner::destroy(engine.as_ref(), GROUP, 1).unwrap();
+        assert_eq!(destroyed_groups(engine.as_ref()).unwrap(), [GROUP]);
+        while sweep_destroyed(engine.as_ref(), GROUP).unwrap() {}
+        let (from, to) = record::generation_bounds(GROUP, 0, u32::MAX);
+        for space in [Space::Versions, Space::Values, Space::Tables] {
+            engine.scan(space, &from, &to, &mut |key, _| panic!("{space:?} still has {key:?}")).unwrap();
+        }
+        assert_eq!(Owner::of(engine.as_ref(), GROUP).unwrap(), Owner::Destroyed(1), "the tombstone stays");
+    }
+}

@@ -1,0 +1,343 @@
+//! The balancer: from what the root group says and the nodes report to a planner's [`View`], and from a planned [`Move`] to what
+//! carries it out.
+//!
+//! ```text
+//!   catalog, roster ─┐                                     ┌─▶ a txn on the catalog ─▶ `reconfigure`, `placement`
+//!   reports ─────────┼─▶ View ─▶ hadron_balance::plan ─▶ Move
+//!   who is alive ────┘                                     └─▶ a question to the leader: hand over
+//! ```
+//! A move is decided by changing the placement. What is under way is read off the catalog: a replica that is leaving, and the
+//! one that came last in its place. So there is no list of moves that somebody would have to carry on when the root group's leader
+//! changes in the middle: the groups' leaders go on by themselves.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hadron_balance::{
+    Disk, GroupLoad, GroupView, Move, MoveKind, NodeState, NodeView, ReplicaView, Resource, View,
+};
+use hadron_consensus::{GroupId, NodeId, Time};
+use hadron_keyspace::Command;
+
+use crate::board::Board;
+use crate::catalog::{Catalog, MoveRecord, Placement, Recorded};
+use crate::report::{Report, load_of};
+use crate::roster::Pool;
+
+/// What a planner remembers from one view to the next.
+#[derive(Debug, Default)]
+pub struct Balancer {
+    /// When each node was alive last.
+    alive_at: BTreeMap<NodeId, Time>,
+    /// Each group's placement and leader, and since when they are that.
+    known: BTreeMap<GroupId, Known>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    revision: i64,
+    leader: Option<NodeId>,
+    /// `None` for what was found so at the first look.
+    since: Option<Time>,
+}
+
+/// How a move is begun.
+#[derive(Debug, PartialEq)]
+pub enum Decision {
+    /// By this command of the root group.
+    Place(Command),
+    /// By a word to the node that leads: see [`crate::Event::HandOverTo`].
+    HandOver {
+        /// The group.
+        group: GroupId,
+        /// Who leads it.
+        from: NodeId,
+        /// Who shall.
+        to: NodeId,
+    },
+}
+
+impl Balancer {
+    /// The pool as `me` knows it at `now`.
+    pub fn view(&mut self, now: Time, board: &Board, me: NodeId) -> View {
+        let reports = board.reports();
+        let pool = board.pool();
+        let mut alive = board.alive();
+        alive.insert(me);
+        for node in &alive {
+            self.alive_at.insert(*node, now);
+        }
+        board.with_catalog(|catalog| {
+            let mut view = View { now, ..View::default() };
+            for member in &pool.roster.members {
+                let node = member.node();
+                let state = self.state_of(node, alive.contains(&node), now);
+                view.nodes.insert(node, node_view(state, catalog.is_draining(node), reports.get(&node)));
+            }
+            for (group, placement) in catalog.placements() {
+                let under_way = move_under_way(catalog, group, &placement.record);
+                view.moves.extend(under_way.map(|kind| (group, kind)));
+                let seen = self.group_view(now, (group, placement), under_way, (&reports, &alive));
+                view.groups.insert(group, seen);
+            }
+            for keyspace in catalog.keyspaces() {
+                if let Some(group) = view.groups.get_mut(&keyspace.group_id()) {
+                    group.factor = keyspace.replicas as usize;
+                }
+            }
+            self.known.retain(|group, _| view.groups.contains_key(group));
+            bury(&mut view, &pool);
+            view
+        })
+    }
+
+    fn state_of(&mut self, node: NodeId, is_alive: bool, now: Time) -> NodeState {
+        if is_alive {
+            return NodeState::Alive;
+        }
+        // Its grace begins with the first look: who leads the root group has perhaps just begun to.
+        NodeState::Suspected { since: *self.alive_at.entry(node).or_insert(now) }
+    }
+
+    fn group_view(
+        &mut self,
+        now: Time,
+        (group, placement): (GroupId, &Recorded<Placement>),
+        under_way: Option<MoveKind>,
+        (reports, alive): (&BTreeMap<NodeId, Report>, &BTreeSet<NodeId>),
+    ) -> GroupView {
+        let mut nodes: Vec<NodeId> = placement.record.nodes().collect();
+        if let Some(kind) = under_way {
+            nodes.retain(|node| Some(*node) != kind.destination());
+            nodes.extend(kind.source());
+        }
+        let leads = |(_, report): &(&NodeId, &Report)| report.leads(group);
+        let leader = reports.iter().find(leads).map(|(node, _)| *node);
+        let measured = |node: &NodeId| {
+            let replica = reports.get(node).and_then(|report| report.replica(group));
+            replica.map(|replica| load_of(&replica.steady)).unwrap_or_default()
+        };
+        let followers: Vec<_> = nodes.iter().filter(|node| Some(**node) != leader).map(measured).collect();
+        let load = match &leader {
+            Some(leader) => GroupLoad::split(&measured(leader), &followers),
+            None => GroupLoad::split(&Default::default(), &followers),
+        };
+        GroupView {
+            factor: nodes.len(),
+            bytes: nodes
+                .iter()
+                .map(|node| measured(node)[Resource::Storage] as u64)
+                .max()
+                .unwrap_or_default(),
+            // A group that sleeps since all its nodes were started has no leader, and gets one as soon as it is wanted elsewhere.
+            leader: leader.or_else(|| nodes.iter().find(|node| alive.contains(node)).copied()),
+            replicas: nodes.into_iter().map(ReplicaView::voter).collect(),
+            load,
+            changed_at: self.changed_at(now, group, placement.revision, leader),
+        }
+    }
+
+    fn changed_at(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        revision: i64,
+        leader: Option<NodeId>,
+    ) -> Option<Time> {
+        let found = Known { revision, leader, since: None };
+        let known = self.known.entry(group).or_insert(found);
+        let is_same = known.revision == revision && (known.leader == leader || leader.is_none());
+        if !is_same {
+            *known = Known { since: Some(now), ..found };
+        }
+        known.since
+    }
+}
+
+/// What a planner has decided, as it is begun; `None` if the catalog has moved on and the move makes no sense any more. `at_ms` is
+/// for people.
+pub fn decide(catalog: &Catalog, planned: &Move, at_ms: i64) -> Option<Decision> {
+    let group = planned.group;
+    let present = &catalog.placement(group)?.record;
+    if let MoveKind::TransferLeader { from, to } = planned.kind {
+        return Some(Decision::HandOver { group, from, to });
+    }
+    let mut nodes: Vec<NodeId> = present.nodes().collect();
+    nodes.retain(|node| Some(*node) != planned.kind.source());
+    nodes.extend(planned.kind.destination());
+    let record = MoveRecord {
+        at_ms,
+        group: group.0,
+        kind: planned.kind.to_string(),
+        cause: planned.reason.name().to_owned(),
+        reason: planned.reason.to_string(),
+        effect: planned.effect.to_string(),
+        bytes: planned.effect.bytes,
+    };
+    catalog.place_recorded(group, &nodes, &record).map(Decision::Place)
+}
+
+fn node_view(state: NodeState, draining: bool, report: Option<&Report>) -> NodeView {
+    let Some(report) = report else { return NodeView { state, draining, ..NodeView::default() } };
+    NodeView {
+        zone: report.zone.clone(),
+        capacity: report.capacity(),
+        state,
+        draining,
+        disk: Disk { used: report.disk_used, total: report.disk_total },
+        own_load: load_of(&report.own),
+        fsync_us: report.fsync_us,
+    }
+}
+
+/// The move of a group that is under way.
+fn move_under_way(catalog: &Catalog, group: GroupId, placement: &Placement) -> Option<MoveKind> {
+    let from = catalog.leaving_of(group).next()?;
+    // Who came last came in its place, unless all were there from the start.
+    let newest = placement.places.iter().max_by_key(|place| place.replica)?;
+    let is_new = placement.first.iter().all(|place| place.replica != newest.replica);
+    Some(match is_new {
+        true => MoveKind::MoveReplica { from, to: NodeId(newest.node) },
+        false => MoveKind::RemoveReplica { from },
+    })
+}
+
+/// Nodes that are no members any more and still shall have replicas.
+fn bury(view: &mut View, pool: &Pool) {
+    let is_member = |node: &NodeId| pool.roster.member(node.0).is_some();
+    let placed: Vec<NodeId> =
+        view.groups.values().flat_map(|group| group.replicas.iter().map(|replica| replica.node)).collect();
+    for node in placed.into_iter().filter(|node| !is_member(node)) {
+        view.nodes.entry(node).or_insert(NodeView { state: NodeState::Dead, ..NodeView::default() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use hadron_balance::{Policy, Reason, plan};
+    use hadron_keyspace::{Applied, Keyspace};
+    use hadron_storage::engine::ModelEngine;
+
+    use super::*;
+    use crate::catalog::{KeyspaceRecord, keys_of};
+    use crate::membership::Member;
+    use crate::roster::Roster;
+
+    const GROUP: GroupId = GroupId(2);
+    const ME: NodeId = NodeId(1);
+
+    struct World {
+        board: Board,
+        root: Arc<Keyspace>,
+    }
+
+    impl World {
+        /// Nodes 1 to 4, with one keyspace on the first three.
+        fn new() -> World {
+            let root = Keyspace::open(Arc::new(ModelEngine::new()), 0, Default::default()).unwrap();
+            let board = Board::default();
+            let member = |id| Member { id, replica: id, ..Member::default() };
+            let roster = Roster::of(&[1, 2, 3, 4].map(member));
+            board.set_pool(Arc::new(Pool { roster, ..Pool::default() }), ME);
+            board.set_alive([2, 3, 4].map(NodeId).into());
+            let world = World { board, root };
+            let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+            let nodes = [1, 2, 3].map(NodeId);
+            let made = world.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
+            world.apply(made);
+            world
+        }
+
+        fn apply(&self, command: Command) {
+            let keys = keys_of(&command);
+            let applied = Applied { index: self.root.applied().index + 1, ..self.root.applied() };
+            self.root.apply(applied, vec![command]);
+            self.board.refresh_catalog(&self.root, &keys);
+        }
+
+        fn decide(&self, planned: &Move) -> Option<Decision> {
+            self.board.with_catalog(|catalog| decide(catalog, planned, 7))
+        }
+    }
+
+    fn moving(kind: MoveKind) -> Move {
+        let reason = Reason::Drained { node: NodeId(2) };
+        Move { group: GROUP, kind, reason, effect: Default::default() }
+    }
+
+    #[test]
+    fn a_move_is_a_change_of_the_placement_and_is_seen_until_it_is_done() {
+        let world = World::new();
+        let mut balancer = Balancer::default();
+        let view = balancer.view(Time(1), &world.board, ME);
+        assert_eq!(view.groups[&GROUP].replicas.len(), 3);
+        assert!(view.moves.is_empty() && view.groups[&GROUP].changed_at.is_none());
+
+        let kind = MoveKind::MoveReplica { from: NodeId(2), to: NodeId(4) };
+        let Some(Decision::Place(command)) = world.decide(&moving(kind)) else { panic!("nothing decided") };
+        world.apply(command);
+        let view = balancer.view(Time(5), &world.board, ME);
+        assert_eq!(view.moves[&GROUP], kind);
+        let mut nodes: Vec<u64> = view.groups[&GROUP].voters().map(|node| node.0).collect();
+        nodes.sort_unstable();
+        assert_eq!(nodes, [1, 2, 3], "as long as the one that goes is there");
+        assert_eq!(view.groups[&GROUP].changed_at, Some(Time(5)));
+
+        world.apply(Catalog::left(&[GROUP], NodeId(2)));
+        let view = balancer.view(Time(9), &world.board, ME);
+        assert!(view.moves.is_empty());
+        assert!(view.groups[&GROUP].replica(NodeId(4)).is_some());
+        let recorded = crate::catalog::moves(&world.root);
+        assert_eq!((recorded[0].at_ms, recorded[0].cause.as_str()), (7, "drained"));
+    }
+
+    #[test]
+    fn who_is_no_member_any_more_is_dead_and_rebuilt_elsewhere() {
+        let world = World::new();
+        let mut pool = (*world.board.pool()).clone();
+        pool.roster.remove(3).unwrap();
+        world.board.set_pool(Arc::new(pool), ME);
+        let view = Balancer::default().view(Time(1), &world.board, ME);
+        assert_eq!(view.nodes[&NodeId(3)].state, NodeState::Dead);
+        let planned = plan(&view, &Policy::default());
+        assert_eq!(planned[0].kind, MoveKind::MoveReplica { from: NodeId(3), to: NodeId(4) }, "{planned:?}");
+        assert!(matches!(world.decide(&planned[0]), Some(Decision::Place(_))));
+    }
+
+    #[test]
+    fn a_node_that_is_drained_gives_its_replicas_away() {
+        let world = World::new();
+        world.apply(Catalog::drain(NodeId(2), true));
+        let view = Balancer::default().view(Time(1), &world.board, ME);
+        assert!(view.nodes[&NodeId(2)].draining);
+        let planned = plan(&view, &Policy::default());
+        assert_eq!(planned[0].kind, MoveKind::MoveReplica { from: NodeId(2), to: NodeId(4) });
+        world.apply(Catalog::drain(NodeId(2), false));
+        assert!(!Balancer::default().view(Time(1), &world.board, ME).nodes[&NodeId(2)].draining);
+    }
+
+    #[test]
+    fn loads_come_from_the_reports() {
+        let world = World::new();
+        let report = |cpu: f64, leads: bool| {
+            let steady = vec![cpu];
+            let replica = crate::report::ReplicaReport { group: GROUP.0, steady, short: Vec::new() };
+            let leads = if leads { vec![GROUP.0] } else { Vec::new() };
+            Report { capacity: vec![2.0], replicas: vec![replica], leads, ..Report::default() }
+        };
+        for (node, cpu) in [(1, 0.2), (2, 0.9), (3, 0.2)] {
+            world.board.set_report(NodeId(node), report(cpu, node == 2));
+        }
+        let view = Balancer::default().view(Time(1), &world.board, ME);
+        let group = &view.groups[&GROUP];
+        assert_eq!(group.leader, Some(NodeId(2)));
+        assert!((group.load.leader[Resource::Cpu] - 0.7).abs() < 1e-9, "{:?}", group.load);
+        assert!((group.load.replica[Resource::Cpu] - 0.2).abs() < 1e-9);
+        let hand_over = MoveKind::TransferLeader { from: NodeId(2), to: NodeId(3) };
+        let decided = Decision::HandOver { group: GROUP, from: NodeId(2), to: NodeId(3) };
+        assert_eq!(world.decide(&moving(hand_over)), Some(decided));
+    }
+}

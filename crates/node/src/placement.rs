@@ -1,0 +1,321 @@
+//! Placement: the replicas that the catalog wants on this node are opened, and those that it does not want any more are destroyed
+//! once nobody needs them.
+//!
+//! ```text
+//!              wanted                     Opened                 not wanted, and the group
+//!   nothing ───────────▶ opening ───────────────────▶ open ──── does without it, or is deleted ──▶ destroying
+//!      ▲                    │ the log is another's                                                   │ tombstone
+//!      │                    ▼                                                                        ▼
+//!      └───────────────  forgetting  ◀──────────────────────────────────────────────────────────  Destroyed
+//!          durable in the log
+//! ```
+//! **Only the catalog makes replicas**, never a message: one that is late names a replica that is not here, and is dropped.
+//!
+//! **No replica lives twice.** A new one owns its records in the engine durably before it speaks; a destroyed one leaves a tombstone
+//! before its log is forgotten. So a crash anywhere in between leaves a replica whole, or gone for good, whatever an old
+//! catalog says: one that came back without its votes could elect a second leader.
+//!
+//! **Who is not wanted stays until it is not needed.** To leave a joint configuration takes a majority of the old voters, and a group
+//! that never elected needs its first ones. The catalog names it as leaving, with the revision of that; it asks the others, and goes when
+//! one of them has applied a configuration of that revision, or a later one, without it. That it is not wanted counts only if
+//! the catalog says so: one that lags behind does not know of it yet. Until it is gone its node gets no other
+//! replica of the group: two would need each other's place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hadron_consensus::{Event as CoreEvent, GroupId, NodeId, ROOT_GROUP, ReplicaId};
+use hadron_keyspace::{Command, Keyspace};
+use hadron_storage::wal::{Record, RecoveredGroup};
+
+use crate::catalog::{Catalog, keys_of};
+use crate::config::GroupConfig;
+use crate::event::{DestroyJob, Effects, Failure, OpenJob, OpenOutcome, Reply};
+use crate::groups::{Install, Replica};
+use crate::node::Node;
+use crate::peer::PeerMessage;
+
+/// Replicas that one command says are gone.
+const LEFT_AT_ONCE: usize = 100;
+
+/// What is under way for a group that has no open replica here.
+#[derive(Debug)]
+enum Step {
+    /// The driver opens it.
+    Opening,
+    /// The driver leaves the tombstone.
+    Destroying,
+    /// The log's records of a former replica are being forgotten, in the batch of this number.
+    Forgetting(u64),
+}
+
+/// The groups of the catalog on this node.
+#[derive(Debug, Default)]
+pub(crate) struct Residents {
+    steps: BTreeMap<GroupId, Step>,
+    /// What the log holds of groups that were not opened yet.
+    recovered: BTreeMap<GroupId, RecoveredGroup>,
+    /// Open replicas that are not wanted any more.
+    leaving: BTreeSet<GroupId>,
+    /// Keys of the catalog that entries of this turn may have changed.
+    changed: BTreeSet<Bytes>,
+}
+
+/// What the catalog says of a group, seen from this node. It may lag behind, even behind what this node did in an earlier life.
+struct Known {
+    is_deleted: bool,
+    is_placed: bool,
+    /// The replica that shall be here.
+    wanted: Option<ReplicaId>,
+    /// The replica that shall not be here any more.
+    leaving: Option<ReplicaId>,
+}
+
+impl Residents {
+    /// `recovered` is what the log holds of groups that are not open.
+    pub(crate) fn new(recovered: BTreeMap<GroupId, RecoveredGroup>) -> Residents {
+        Residents { recovered, ..Residents::default() }
+    }
+
+    /// A command of the root group was applied.
+    pub(crate) fn note(&mut self, command: &Command) {
+        self.changed.append(&mut keys_of(command));
+    }
+}
+
+impl Node {
+    /// The root group's state is another one altogether: after the start, or a snapshot.
+    pub(crate) fn reread_catalog(&mut self, effects: &mut Effects) {
+        let Some(root) = self.replicas.get(&ROOT_GROUP) else { return };
+        self.board.set_catalog(Catalog::read(&root.keyspace));
+        let placed =
+            self.board.with_catalog(|catalog| catalog.placements().map(|(group, _)| group).collect());
+        let placed: BTreeSet<GroupId> = placed;
+        let here = self.replicas.keys().chain(self.residents.recovered.keys());
+        let concerned: BTreeSet<GroupId> = here.copied().chain(placed).collect();
+        for group in concerned {
+            self.reside(group, effects);
+        }
+    }
+
+    /// Takes over what the root group's entries of this turn changed.
+    pub(crate) fn refresh_catalog(&mut self, effects: &mut Effects) {
+        let changed = std::mem::take(&mut self.residents.changed);
+        let Some(root) = self.replicas.get(&ROOT_GROUP).filter(|_| !changed.is_empty()) else { return };
+        for group in self.board.refresh_catalog(&root.keyspace, &changed) {
+            self.reside(group, effects);
+            self.look_after_dormant(group);
+            self.touch(group);
+        }
+    }
+
+    /// Takes a group a step towards what the catalog wants on this node.
+    fn reside(&mut self, group: GroupId, effects: &mut Effects) {
+        let follows_roster = self.replicas.get(&group).is_some_and(|replica| replica.follows_roster);
+        if follows_roster || self.residents.steps.contains_key(&group) {
+            return;
+        }
+        let is_in_log = self.residents.recovered.contains_key(&group);
+        let Known { is_deleted, is_placed, wanted, leaving } = self.known(group);
+        match self.replicas.get(&group).map(|replica| replica.me) {
+            Some(_) if is_deleted => self.destroy(group, effects),
+            Some(here) if leaving == Some(here) => drop(self.residents.leaving.insert(group)),
+            // Wanted, or of a time that the catalog has yet to come to.
+            Some(_) => drop(self.residents.leaving.remove(&group)),
+            None if is_placed && (wanted.or(leaving).is_some() || is_in_log) || is_deleted && is_in_log => {
+                self.residents.steps.insert(group, Step::Opening);
+                effects.opens.push(OpenJob { group, replica: wanted.or(leaving), is_in_log });
+            }
+            None => {}
+        }
+    }
+
+    fn known(&self, group: GroupId) -> Known {
+        let me = self.config.node;
+        self.board.with_catalog(|catalog| {
+            let placement = catalog.placement(group);
+            Known {
+                is_deleted: catalog.is_deleted(group),
+                is_placed: placement.is_some(),
+                wanted: placement.and_then(|placement| placement.record.replica_on(me)),
+                leaving: catalog.leaving(group, me).map(|leaving| leaving.record),
+            }
+        })
+    }
+
+    /// A job of [`Effects::opens`] ended.
+    pub(crate) fn on_opened(&mut self, group: GroupId, outcome: OpenOutcome, effects: &mut Effects) {
+        self.residents.steps.remove(&group);
+        match outcome {
+            OpenOutcome::Open(replica, keyspace) => self.take_in(group, replica, keyspace, effects),
+            OpenOutcome::LogIsOfAnother => self.forget_log(group, effects),
+            OpenOutcome::Gone if self.residents.recovered.contains_key(&group) => {
+                self.forget_log(group, effects);
+            }
+            // An old catalog: a newer one is on its way.
+            OpenOutcome::Gone => {}
+            OpenOutcome::Unusable(why) => {
+                tracing::error!(
+                    group = group.0,
+                    why,
+                    "this replica cannot be used: the group goes on without it"
+                );
+            }
+        }
+    }
+
+    fn take_in(
+        &mut self,
+        group: GroupId,
+        replica: ReplicaId,
+        keyspace: Arc<Keyspace>,
+        effects: &mut Effects,
+    ) {
+        let first = self.board.with_catalog(|catalog| {
+            let placement = catalog.placement(group)?;
+            let first = placement.record.first.iter();
+            Some(first.map(|place| (ReplicaId(place.replica), NodeId(place.node))).collect::<Vec<_>>())
+        });
+        // Who came later begins without members, and hears from the leader who they are.
+        let was_there = |voters: &Vec<(ReplicaId, NodeId)>| voters.iter().any(|(id, _)| *id == replica);
+        let voters = first.filter(was_there).unwrap_or_default();
+        let log = self.residents.recovered.remove(&group).unwrap_or_default();
+        let begins = voters.first().is_some_and(|(id, _)| *id == replica)
+            && log.entries.is_empty()
+            && keyspace.applied().index == 0;
+        let config = GroupConfig { group, replica, follows_roster: false, voters };
+        let board = self.board.add_group(group, keyspace.clone());
+        match Replica::restore(&self.config, &config, keyspace, board, log, self.now) {
+            Ok(opened) => drop(self.replicas.insert(group, opened)),
+            Err(why) => {
+                self.board.remove_group(group);
+                tracing::error!(
+                    group = group.0,
+                    why,
+                    "this replica cannot be used: the group goes on without it"
+                );
+                return;
+            }
+        }
+        self.log_new_floor(group, effects);
+        self.heed_alarms(group, effects);
+        self.refresh_peers();
+        if begins {
+            // One of those who are there from the start need not wait for its timer.
+            self.step_group(group, CoreEvent::Campaign, effects);
+        }
+        self.reside(group, effects);
+        self.look_after_dormant(group);
+        self.touch(group);
+    }
+
+    /// Closes a replica that nobody needs any more, and wants its tombstone.
+    fn destroy(&mut self, group: GroupId, effects: &mut Effects) {
+        let is_switching = |replica: &Replica| replica.install == Install::Switching;
+        if self.replicas.get(&group).is_some_and(is_switching) {
+            // Whatever the engine switches to would come after the tombstone.
+            self.residents.leaving.insert(group);
+            return;
+        }
+        let Some(mut replica) = self.replicas.remove(&group) else { return };
+        tracing::info!(group = group.0, replica = replica.me.0, "a replica leaves this node");
+        if let Some(timer) = replica.timer {
+            self.forget_timer(timer, group);
+        }
+        let waiting = std::mem::take(&mut replica.waiting).into_iter().map(|(token, _)| token);
+        let certain = waiting.chain(replica.reads.take_all());
+        effects.replies.extend(certain.map(|token| (token, Reply::Failed(Failure::NoSuchGroup))));
+        replica.give_up_proposals(effects);
+        if let Some((token, _)) = replica.transfer {
+            effects.replies.push((token, Reply::Failed(Failure::Unknown)));
+        }
+        if let Install::Offered(ticket, _) = replica.install {
+            effects.installs.push((ticket, false));
+        }
+        self.board.remove_group(group);
+        self.forget_memory(&replica);
+        self.engine_persist.forget(group);
+        self.pinning.remove(&group);
+        self.residents.leaving.remove(&group);
+        self.residents.steps.insert(group, Step::Destroying);
+        effects.destroys.push(DestroyJob { group, replica: replica.me });
+        self.refresh_peers();
+    }
+
+    /// The tombstone is durable: the log may forget the replica.
+    pub(crate) fn on_destroyed(&mut self, group: GroupId, effects: &mut Effects) {
+        self.residents.steps.remove(&group);
+        self.forget_log(group, effects);
+    }
+
+    fn forget_log(&mut self, group: GroupId, effects: &mut Effects) {
+        self.residents.recovered.remove(&group);
+        self.append_record(Record::Forget(group), effects);
+        self.residents.steps.insert(group, Step::Forgetting(effects.log_sequence));
+    }
+
+    /// The log is durable up to `sequence`: a new replica may come where the log has forgotten the former one.
+    pub(crate) fn on_log_forgotten(&mut self, sequence: u64, effects: &mut Effects) {
+        let is_done = |step: &Step| matches!(step, Step::Forgetting(batch) if *batch <= sequence);
+        let steps = self.residents.steps.iter().filter(|(_, step)| is_done(step));
+        for group in steps.map(|(group, _)| *group).collect::<Vec<_>>() {
+            self.residents.steps.remove(&group);
+            self.reside(group, effects);
+        }
+    }
+
+    /// The command that says which replicas are gone from this node, if the catalog has yet to hear of any.
+    pub(crate) fn left(&self) -> Option<Bytes> {
+        let is_gone = |group: &GroupId| {
+            let residents = &self.residents;
+            !self.replicas.contains_key(group)
+                && !residents.steps.contains_key(group)
+                && !residents.recovered.contains_key(group)
+        };
+        let me = self.config.node;
+        let gone: Vec<GroupId> = self
+            .board
+            .with_catalog(|catalog| catalog.leaving_node(me).filter(is_gone).take(LEFT_AT_ONCE).collect());
+        (!gone.is_empty()).then(|| Catalog::left(&gone, me).to_bytes())
+    }
+
+    /// Asks the members of groups that are to do without this node's replica whether they do.
+    pub(crate) fn ask_to_leave(&mut self, effects: &mut Effects) {
+        for group in self.residents.leaving.iter().copied().collect::<Vec<_>>() {
+            if self.board.with_catalog(|catalog| catalog.is_deleted(group)) {
+                self.destroy(group, effects);
+            }
+            let Some(replica) = self.replicas.get(&group).map(|replica| replica.me) else { continue };
+            let asked = self.board.with_catalog(|catalog| {
+                let revision = catalog.leaving(group, self.config.node)?.revision;
+                let nodes = catalog.placement(group)?.record.nodes();
+                Some((revision, nodes.collect::<Vec<_>>()))
+            });
+            let Some((revision, nodes)) = asked else { continue };
+            let question = PeerMessage::Leaving { group, replica, revision, answer: false };
+            let nodes = nodes.into_iter().filter(|node| *node != self.config.node);
+            effects.sends.extend(nodes.map(|node| (node, question.clone())));
+        }
+    }
+
+    /// Another node asks whether its replica is not needed any more, or says that ours is not.
+    pub(crate) fn on_leaving(
+        &mut self,
+        from: NodeId,
+        (group, replica): (GroupId, ReplicaId),
+        revision: i64,
+        answer: bool,
+        effects: &mut Effects,
+    ) {
+        let Some(here) = self.replicas.get(&group) else { return };
+        if !answer {
+            if here.does_without(replica, revision) {
+                let answer = PeerMessage::Leaving { group, replica, revision, answer: true };
+                effects.sends.push((from, answer));
+            }
+        } else if here.me == replica && self.residents.leaving.contains(&group) {
+            self.destroy(group, effects);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Reports: what a node measured of itself and of its replicas, for whoever plans.
+//!
+//! Each node sends its report to the nodes whose replicas of the root group vote, every few seconds. So whoever leads the
+//! root group next knows the loads already, and any of them can show how the pool stands. A report is a message and not a
+//! record: a lost one is replaced by the next.
+
+use bytes::Bytes;
+use hadron_balance::{Capacity, Load, Resource};
+use hadron_consensus::{GroupId, NodeId};
+use prost::Message as _;
+
+use crate::event::Effects;
+use crate::membership::Member;
+use crate::node::Node;
+use crate::peer::PeerMessage;
+
+/// What a node measured.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Report {
+    /// Where the node stands: what fails together. Empty if it was not told.
+    #[prost(string, tag = "1")]
+    pub zone: String,
+    /// How much it has of each resource, in the order of [`Resource::ALL`]; 0 for what is not limited, or not known.
+    #[prost(double, repeated, tag = "2")]
+    pub capacity: Vec<f64>,
+    /// Its load, smoothed over 10 seconds.
+    #[prost(double, repeated, tag = "3")]
+    pub short: Vec<f64>,
+    /// Its load, smoothed over a minute.
+    #[prost(double, repeated, tag = "4")]
+    pub long: Vec<f64>,
+    /// The load to plan with that none of its replicas accounts for.
+    #[prost(double, repeated, tag = "5")]
+    pub own: Vec<f64>,
+    /// Bytes of its disk that are in use.
+    #[prost(uint64, tag = "6")]
+    pub disk_used: u64,
+    /// Bytes of its disk; 0 when that is not known.
+    #[prost(uint64, tag = "7")]
+    pub disk_total: u64,
+    /// The smoothed latency of an fsync, in microseconds.
+    #[prost(double, tag = "8")]
+    pub fsync_us: f64,
+    /// Its replicas that carry something.
+    #[prost(message, repeated, tag = "9")]
+    pub replicas: Vec<ReplicaReport>,
+    /// The groups that it leads.
+    #[prost(uint64, repeated, tag = "10")]
+    pub leads: Vec<u64>,
+}
+
+/// What a node measured of one replica.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ReplicaReport {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The load to plan with.
+    #[prost(double, repeated, tag = "2")]
+    pub steady: Vec<f64>,
+    /// The load, smoothed over 10 seconds.
+    #[prost(double, repeated, tag = "3")]
+    pub short: Vec<f64>,
+}
+
+impl Report {
+    /// The bytes to send.
+    pub fn to_bytes(&self) -> Bytes {
+        self.encode_to_vec().into()
+    }
+
+    /// A report that another node sent.
+    ///
+    /// # Errors
+    /// The bytes are none.
+    pub fn from_bytes(bytes: Bytes) -> Result<Report, prost::DecodeError> {
+        Report::decode(bytes)
+    }
+
+    /// How much the node has.
+    pub fn capacity(&self) -> Capacity {
+        Capacity::of(load_of(&self.capacity))
+    }
+
+    /// Whether it leads `group`.
+    pub fn leads(&self, group: GroupId) -> bool {
+        self.leads.binary_search(&group.0).is_ok()
+    }
+
+    /// What it measured of its replica of `group`; nothing if that carries nothing.
+    pub fn replica(&self, group: GroupId) -> Option<&ReplicaReport> {
+        let place = self.replicas.binary_search_by_key(&group.0, |replica| replica.group).ok()?;
+        self.replicas.get(place)
+    }
+}
+
+impl Node {
+    /// Tells those who may plan what this node measured.
+    pub(crate) fn spread_report(&mut self, report: Report, effects: &mut Effects) {
+        let message = PeerMessage::Report(report.to_bytes());
+        self.board.set_report(self.config.node, report);
+        let planners = self.pool.roster.voters().map(Member::node);
+        let others = planners.filter(|node| *node != self.config.node && self.connected.contains_key(node));
+        effects.sends.extend(others.map(|node| (node, message.clone())));
+    }
+
+    /// Another node measured this.
+    pub(crate) fn on_report(&mut self, from: NodeId, bytes: Bytes) {
+        match Report::from_bytes(bytes) {
+            Ok(report) => self.board.set_report(from, report),
+            Err(error) => tracing::warn!(node = from.0, %error, "cannot understand a report"),
+        }
+    }
+}
+
+/// A load as it is sent.
+pub fn amounts_of(load: &Load) -> Vec<f64> {
+    Resource::ALL.into_iter().map(|resource| load[resource]).collect()
+}
+
+/// A load that was sent; 0 for resources that the sender does not know.
+pub fn load_of(amounts: &[f64]) -> Load {
+    let amount = |resource: Resource| {
+        let place = Resource::ALL.iter().position(|other| *other == resource)?;
+        amounts.get(place).copied().filter(|amount| amount.is_finite() && *amount >= 0.0)
+    };
+    Load::each(|resource| amount(resource).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_is_reported_is_what_is_read() {
+        let load = Load::ZERO.with(Resource::Cpu, 0.5).with(Resource::Memory, 7.0);
+        let replica = ReplicaReport { group: 3, steady: amounts_of(&load), short: Vec::new() };
+        let report =
+            Report { zone: "a".into(), replicas: vec![replica], leads: vec![1, 3], ..Report::default() };
+        let read = Report::from_bytes(report.to_bytes()).unwrap();
+        assert_eq!(read, report);
+        assert_eq!(load_of(&read.replica(GroupId(3)).unwrap().steady), load);
+        assert!(read.leads(GroupId(3)) && !read.leads(GroupId(2)) && read.replica(GroupId(2)).is_none());
+    }
+
+    #[test]
+    fn nonsense_is_no_load() {
+        assert_eq!(load_of(&[f64::NAN, -1.0, f64::INFINITY]), Load::ZERO);
+        assert!(Report::from_bytes(Bytes::from_static(b"\xff\xff")).is_err());
+    }
+}

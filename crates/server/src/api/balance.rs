@@ -1,0 +1,136 @@
+//! The part of `hadron.v1.Pool` that is about load: how it is spread, what was moved, what is to be left alone.
+
+use std::collections::BTreeMap;
+
+use hadron_balance::{Capacity, Load, NodeAssessment, Resource};
+use hadron_consensus::{GroupId, NodeId, ROOT_GROUP};
+use hadron_keyspace::{Command, Response};
+use hadron_node::{Catalog, DEFAULT_KEYSPACE, Report, load_of, moves};
+use hadron_proto::hadron as pb;
+use tonic::Status;
+
+use super::backend::{Backend, Standing};
+use super::context::{Context, mismatch};
+
+impl<B: Backend> Context<B> {
+    /// W and B of each node, and what is behind them.
+    pub(super) fn balance_status(&self) -> pb::BalanceStatusResponse {
+        let Standing { view, assessment, reports } = self.backend.standing();
+        let members = self.backend.members();
+        let name =
+            |node: NodeId| members.iter().find(|member| member.id == node.0).map(|member| &member.name);
+        let node = |assessed: &NodeAssessment| {
+            let id = assessed.node;
+            let seen = view.nodes.get(&id);
+            pb::BalanceNode {
+                id: id.0,
+                name: name(id).cloned().unwrap_or_default(),
+                zone: seen.map(|node| node.zone.clone()).unwrap_or_default(),
+                draining: seen.is_some_and(|node| node.draining),
+                leaders: assessed.leaders as u64,
+                replicas: assessed.replicas as u64,
+                load: assessed.load,
+                share: assessed.share,
+                scarcest: assessed.scarcest.name().to_owned(),
+                heaviest_replica: assessed.heaviest_replica,
+                loads: reports.get(&id).map(loads_of_node).unwrap_or_default(),
+            }
+        };
+        let (leaving, paused) =
+            self.backend.with_catalog(|catalog| (catalog.leaving_count(), catalog.is_paused()));
+        pb::BalanceStatusResponse {
+            nodes: assessment.nodes.iter().map(node).collect(),
+            mean: assessment.mean,
+            largest: assessment.largest,
+            heaviest_replica: assessment.heaviest_replica,
+            short_of_replicas: assessment.short_of_replicas as u64,
+            without_quorum: assessment.without_quorum as u64,
+            sharing_a_zone: assessment.sharing_a_zone as u64,
+            leaving: leaving as u64,
+            paused,
+        }
+    }
+
+    /// The moves that are remembered.
+    pub(super) fn balance_history(&self) -> Result<Vec<pb::Move>, Status> {
+        let names = self.names();
+        let root = self.backend.keyspace(ROOT_GROUP);
+        let root =
+            root.ok_or_else(|| Status::unavailable("hadron: this node has no replica of the root group"))?;
+        let message = |record: hadron_node::MoveRecord| pb::Move {
+            at_ms: record.at_ms,
+            group: record.group,
+            keyspace: names.get(&GroupId(record.group)).cloned().unwrap_or_default(),
+            kind: record.kind,
+            cause: record.cause,
+            reason: record.reason,
+            effect: record.effect,
+            bytes: record.bytes,
+        };
+        Ok(moves(&root).into_iter().map(message).collect())
+    }
+
+    /// Leaves load where it is, or balances it again.
+    pub(super) async fn pause_balancing(&self, paused: bool) -> Result<(), Status> {
+        self.change_pool(Catalog::pause(paused)).await
+    }
+
+    /// Wants a member emptied, or not any more.
+    pub(super) async fn drain_node(&self, node: u64, drain: bool) -> Result<(), Status> {
+        if !self.backend.members().iter().any(|member| member.id == node) {
+            let text =
+                format!("hadron: there is no node {node:x}: `hadron ctl node list` shows those there are");
+            return Err(Status::not_found(text));
+        }
+        self.change_pool(Catalog::drain(NodeId(node), drain)).await
+    }
+
+    async fn change_pool(&self, command: Command) -> Result<(), Status> {
+        match self.backend.write(ROOT_GROUP, command).await?.response {
+            Ok(Response::Txn(response)) if response.succeeded => Ok(()),
+            _ => Err(mismatch()),
+        }
+    }
+
+    /// Which keyspaces cause the load, the heaviest first.
+    pub(super) fn top(&self) -> Vec<pb::TopKeyspace> {
+        let mut names = self.names();
+        names.insert(hadron_consensus::DEFAULT_GROUP, DEFAULT_KEYSPACE.to_owned());
+        let mut sums: BTreeMap<GroupId, Load> = BTreeMap::new();
+        for replica in self.backend.standing().reports.values().flat_map(|report| &report.replicas) {
+            let sum = sums.entry(GroupId(replica.group)).or_default();
+            *sum = *sum + &load_of(&replica.short);
+        }
+        let mut sums: Vec<_> = sums.into_iter().filter(|(group, _)| names.contains_key(group)).collect();
+        let weight = |load: &Load| (load[Resource::Cpu], load[Resource::Requests], load[Resource::Storage]);
+        sums.sort_by(|(_, one), (_, other)| {
+            weight(other).partial_cmp(&weight(one)).unwrap_or(std::cmp::Ordering::Equal)
+        });
+        let keyspace = |(group, load): (GroupId, Load)| pb::TopKeyspace {
+            keyspace: names.get(&group).cloned().unwrap_or_default(),
+            group: group.0,
+            loads: loads(&load, &Load::ZERO, &Capacity::default()),
+        };
+        sums.into_iter().map(keyspace).collect()
+    }
+
+    fn names(&self) -> BTreeMap<GroupId, String> {
+        self.backend.with_catalog(|catalog| {
+            catalog.keyspaces().map(|record| (record.group_id(), record.name.clone())).collect()
+        })
+    }
+}
+
+fn loads_of_node(report: &Report) -> Vec<pb::ResourceLoad> {
+    loads(&load_of(&report.short), &load_of(&report.long), &report.capacity())
+}
+
+fn loads(short: &Load, long: &Load, capacity: &Capacity) -> Vec<pb::ResourceLoad> {
+    let load = |resource: Resource| pb::ResourceLoad {
+        resource: resource.name().to_owned(),
+        short: short[resource],
+        long: long[resource],
+        capacity: capacity.amount(resource),
+    };
+    Resource::ALL.into_iter().map(load).collect()
+}

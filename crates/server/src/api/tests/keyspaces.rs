@@ -1,0 +1,626 @@
+//! Several keyspaces over one port: who gets to which, and that they share nothing.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hadron_proto::etcdserverpb as pb;
+use hadron_proto::v3lockpb as lockpb;
+use hyper_util::rt::TokioIo;
+use lockpb::lock_client::LockClient;
+use pb::alarm_request::AlarmAction;
+use pb::auth_client::AuthClient;
+use pb::cluster_client::ClusterClient;
+use pb::kv_client::KvClient;
+use pb::lease_client::LeaseClient;
+use pb::maintenance_client::MaintenanceClient;
+use pb::watch_client::WatchClient;
+use pb::watch_request::RequestUnion;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request, Status, Streaming};
+
+use super::harness::{Harness, OTHER, OWN};
+use crate::api::{Connections, KeyspaceOptions, Listener, ServerOptions, Traffic};
+use crate::tls::authority::Authority;
+use crate::tls::client::ClientFiles;
+use crate::tls::files::KeyPair;
+use crate::tls::server::ServerFiles;
+use crate::tls::{ClientTls, Protocol, ServerTls};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Puts the keyspace's name, and a token if there is one, into each call.
+#[derive(Clone)]
+struct Named {
+    keyspace: &'static str,
+    token: Option<String>,
+}
+
+impl tonic::service::Interceptor for Named {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let metadata = request.metadata_mut();
+        if !self.keyspace.is_empty() {
+            metadata.insert("hadron-keyspace", self.keyspace.parse().unwrap());
+        }
+        if let Some(token) = &self.token {
+            metadata.insert("token", token.parse().unwrap());
+        }
+        Ok(request)
+    }
+}
+
+type Way = InterceptedService<Channel, Named>;
+
+/// The way to a keyspace; the empty name names none.
+fn to(channel: &Channel, keyspace: &'static str) -> Way {
+    InterceptedService::new(channel.clone(), Named { keyspace, token: None })
+}
+
+fn with_token(channel: &Channel, keyspace: &'static str, token: &str) -> Way {
+    InterceptedService::new(channel.clone(), Named { keyspace, token: Some(token.to_owned()) })
+}
+
+fn put_request(key: &str, value: &str) -> pb::PutRequest {
+    pb::PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() }
+}
+
+async fn put(way: Way, key: &str, value: &str) -> Result<pb::PutResponse, Status> {
+    KvClient::new(way).put(put_request(key, value)).await.map(tonic::Response::into_inner)
+}
+
+fn all() -> pb::RangeRequest {
+    pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() }
+}
+
+async fn range(way: Way, range: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
+    KvClient::new(way).range(range).await.map(tonic::Response::into_inner)
+}
+
+/// Everything in a keyspace as `key=value`.
+async fn content(way: Way) -> Result<Vec<String>, Status> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let kvs = range(way, all()).await?.kvs;
+    Ok(kvs.iter().map(|kv| format!("{}={}", text(&kv.key), text(&kv.value))).collect())
+}
+
+fn of_two() -> Harness {
+    let harness = Harness::start();
+    harness.backend.create("a", OWN);
+    harness.backend.create("b", OWN);
+    harness
+}
+
+/// A page, or what the gateway says: status code and body.
+fn http(address: SocketAddr, head: &str, body: &str) -> (u16, String) {
+    let mut socket = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    write!(socket, "{head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[test]
+fn keys_revisions_hashes_and_counts_are_a_keyspaces_own() {
+    of_two().run(async |channel| {
+        let way = |keyspace| to(&channel, keyspace);
+        put(way(""), "k", "in default").await.unwrap();
+        put(way(""), "k2", "x").await.unwrap();
+        let in_a = put(way("a"), "k", "in a").await.unwrap().header.unwrap();
+        let in_b = put(way("b"), "k", "in b").await.unwrap().header.unwrap();
+        assert_eq!((in_a.revision, in_b.revision), (2, 2), "each begins at its own beginning");
+        assert_eq!(content(way("")).await.unwrap(), ["k=in default", "k2=x"]);
+        assert_eq!(content(way("default")).await.unwrap(), ["k=in default", "k2=x"]);
+        assert_eq!(content(way("a")).await.unwrap(), ["k=in a"]);
+        let counted = range(way("b"), pb::RangeRequest { count_only: true, ..all() }).await.unwrap();
+        assert_eq!(counted.count, 1);
+
+        let hash = async |keyspace| {
+            let request = pb::HashKvRequest { revision: 2 };
+            let mut client = MaintenanceClient::new(way(keyspace));
+            client.hash_kv(request).await.unwrap().into_inner().hash
+        };
+        assert_ne!(hash("a").await, hash("b").await);
+
+        let everything =
+            pb::DeleteRangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
+        let deleted = KvClient::new(way("a")).delete_range(everything).await.unwrap().into_inner();
+        assert_eq!(deleted.deleted, 1);
+        let compact = pb::CompactionRequest { revision: 3, physical: true };
+        KvClient::new(way("a")).compact(compact).await.unwrap();
+        assert_eq!(content(way("a")).await.unwrap(), [""; 0]);
+        assert_eq!(content(way("b")).await.unwrap(), ["k=in b"]);
+        let old = range(way("b"), pb::RangeRequest { revision: 1, ..all() }).await;
+        assert!(old.is_ok(), "what was compacted is another keyspace's history");
+    });
+}
+
+#[test]
+fn cluster_ids_tell_keyspaces_apart_even_those_of_one_name() {
+    let harness = of_two();
+    harness.run(async |channel| {
+        let id = async |keyspace| {
+            let header = range(to(&channel, keyspace), all()).await.unwrap().header.unwrap();
+            assert_eq!(header.member_id, 1);
+            header.cluster_id
+        };
+        let (default, a, b) = (id("").await, id("a").await, id("b").await);
+        assert_eq!(default, 7, "as with etcd");
+        assert!(a != default && a != b && b != default);
+        harness.backend.delete("a");
+        harness.backend.create("a", OWN);
+        assert_ne!(id("a").await, a);
+        let status = MaintenanceClient::new(to(&channel, "b")).status(pb::StatusRequest {}).await.unwrap();
+        assert_eq!(status.into_inner().header.unwrap().cluster_id, b);
+    });
+}
+
+#[test]
+fn leases_and_locks_are_a_keyspaces_own() {
+    of_two().run(async |channel| {
+        let lease = |keyspace| LeaseClient::new(to(&channel, keyspace));
+        let grant = pb::LeaseGrantRequest { ttl: 60, id: 9 };
+        lease("a").lease_grant(grant).await.unwrap();
+        lease("b").lease_grant(grant).await.unwrap();
+        let with_lease = pb::PutRequest { lease: 9, ..put_request("k", "v") };
+        KvClient::new(to(&channel, "a")).put(with_lease.clone()).await.unwrap();
+        KvClient::new(to(&channel, "b")).put(with_lease.clone()).await.unwrap();
+        let status = KvClient::new(to(&channel, "")).put(with_lease).await.unwrap_err();
+        assert_eq!(status.message(), "etcdserver: requested lease not found");
+        lease("a").lease_revoke(pb::LeaseRevokeRequest { id: 9 }).await.unwrap();
+        assert_eq!(content(to(&channel, "a")).await.unwrap(), [""; 0]);
+        assert_eq!(content(to(&channel, "b")).await.unwrap(), ["k=v"]);
+        let leases = async |keyspace| {
+            lease(keyspace).lease_leases(pb::LeaseLeasesRequest {}).await.unwrap().into_inner().leases.len()
+        };
+        assert_eq!((leases("").await, leases("a").await, leases("b").await), (0, 0, 1));
+
+        for keyspace in ["", "a", "b"] {
+            let lock = lockpb::LockRequest { name: "one".into(), lease: 0 };
+            let mut client = LockClient::new(to(&channel, keyspace));
+            tokio::time::timeout(PATIENCE, client.lock(lock)).await.expect("nobody else has it").unwrap();
+        }
+    });
+}
+
+async fn watch(way: Way) -> (mpsc::Sender<pb::WatchRequest>, Streaming<pb::WatchResponse>) {
+    let (sender, requests) = mpsc::channel(4);
+    let create = pb::WatchCreateRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
+    let create = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    sender.send(create).await.unwrap();
+    let answer = WatchClient::new(way).watch(ReceiverStream::new(requests)).await;
+    let mut responses = answer.unwrap().into_inner();
+    assert!(responses.message().await.unwrap().unwrap().created);
+    (sender, responses)
+}
+
+#[test]
+fn watches_see_their_keyspace_alone() {
+    of_two().run(async |channel| {
+        let (_a, mut in_a) = watch(to(&channel, "a")).await;
+        let (_default, mut in_default) = watch(to(&channel, "")).await;
+        put(to(&channel, "b"), "other", "x").await.unwrap();
+        put(to(&channel, ""), "k", "in default").await.unwrap();
+        put(to(&channel, "a"), "k", "in a").await.unwrap();
+        for (responses, value) in [(&mut in_a, "in a"), (&mut in_default, "in default")] {
+            let response = responses.message().await.unwrap().unwrap();
+            let values: Vec<_> =
+                response.events.iter().map(|event| event.kv.clone().unwrap().value).collect();
+            assert_eq!(values, [value]);
+            assert_eq!(response.header.unwrap().revision, 2);
+        }
+    });
+}
+
+#[test]
+fn what_is_deleted_ends_its_streams_and_comes_back_empty() {
+    let harness = of_two();
+    harness.run(async |channel| {
+        put(to(&channel, "a"), "k", "v").await.unwrap();
+        let (_watch, mut events) = watch(to(&channel, "a")).await;
+        let (_other, mut others) = watch(to(&channel, "b")).await;
+        let lock = |keyspace| {
+            let lock = lockpb::LockRequest { name: "one".into(), lease: 0 };
+            let mut client = LockClient::new(to(&channel, keyspace));
+            async move { client.lock(lock).await }
+        };
+        lock("a").await.unwrap();
+        let waiting = tokio::spawn(lock("a"));
+        // It waits once its key is there.
+        let start = std::time::Instant::now();
+        while content(to(&channel, "a")).await.unwrap().len() < 3 {
+            assert!(start.elapsed() < PATIENCE);
+        }
+        harness.backend.delete("a");
+        harness.backend.create("a", OWN);
+        let end = async {
+            loop {
+                if let Err(status) = events.message().await {
+                    return status.code();
+                }
+            }
+        };
+        let end = tokio::time::timeout(PATIENCE, end).await.expect("the watch ends");
+        assert_eq!(end, Code::NotFound);
+        let end = tokio::time::timeout(PATIENCE, waiting).await.expect("the wait ends").unwrap();
+        assert_eq!(end.unwrap_err().message(), "hadron: there is no keyspace \"a\"");
+        assert_eq!(content(to(&channel, "a")).await.unwrap(), [""; 0]);
+        put(to(&channel, "b"), "k", "v").await.unwrap();
+        assert_eq!(others.message().await.unwrap().unwrap().events.len(), 1, "others go on");
+    });
+}
+
+async fn switch_auth_on(way: Way) -> String {
+    let mut auth = AuthClient::new(way);
+    let user = |password: &str| pb::AuthUserAddRequest {
+        name: "root".to_owned(),
+        password: password.to_owned(),
+        ..Default::default()
+    };
+    auth.user_add(user("same")).await.unwrap();
+    auth.role_add(pb::AuthRoleAddRequest { name: "root".to_owned() }).await.unwrap();
+    let grant = pb::AuthUserGrantRoleRequest { user: "root".to_owned(), role: "root".to_owned() };
+    auth.user_grant_role(grant).await.unwrap();
+    auth.auth_enable(pb::AuthEnableRequest {}).await.unwrap();
+    let login = pb::AuthenticateRequest { name: "root".to_owned(), password: "same".to_owned() };
+    auth.authenticate(login).await.unwrap().into_inner().token
+}
+
+#[test]
+fn users_and_tokens_are_a_keyspaces_own() {
+    let options = ServerOptions { threads: 2, bcrypt_cost: 4, ..ServerOptions::default() };
+    let harness = Harness::start_with(options, Traffic::Everything);
+    harness.backend.create("a", OWN);
+    harness.backend.create("b", OWN);
+    harness.run(async |channel| {
+        let token_of_a = switch_auth_on(to(&channel, "a")).await;
+        assert_eq!(put(to(&channel, "a"), "k", "v").await.unwrap_err().code(), Code::InvalidArgument);
+        put(to(&channel, "b"), "k", "v").await.unwrap();
+        put(to(&channel, ""), "k", "v").await.unwrap();
+        let token_of_b = switch_auth_on(to(&channel, "b")).await;
+        let token_of_default = switch_auth_on(to(&channel, "")).await;
+        let tokens = [("a", &token_of_a), ("b", &token_of_b), ("", &token_of_default)];
+        for (keyspace, _) in tokens {
+            for (maker, token) in tokens {
+                let answer = put(with_token(&channel, keyspace, token), "k", "w").await;
+                let code = answer.map_or_else(|status| status.code(), |_| Code::Ok);
+                let expected = if maker == keyspace { Code::Ok } else { Code::Unauthenticated };
+                assert_eq!(code, expected, "a token of {maker:?} in {keyspace:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn space_and_alarms_are_a_keyspaces_own() {
+    let harness = of_two();
+    harness.backend.alter("a", |record| record.bytes_max = 5_000);
+    harness.run(async |channel| {
+        let full = async |keyspace| {
+            let value = "x".repeat(1_000);
+            for n in 0..20 {
+                if let Err(status) = put(to(&channel, keyspace), &format!("k{n}"), &value).await {
+                    assert_eq!(status.message(), "etcdserver: mvcc: database space exceeded");
+                    return true;
+                }
+            }
+            false
+        };
+        assert!(full("a").await);
+        assert!(!full("b").await && !full("").await);
+        let alarms = async |keyspace| {
+            let get = pb::AlarmRequest { action: AlarmAction::Get as i32, ..Default::default() };
+            let mut client = MaintenanceClient::new(to(&channel, keyspace));
+            client.alarm(get).await.unwrap().into_inner().alarms.len()
+        };
+        assert_eq!((alarms("a").await, alarms("b").await, alarms("").await), (1, 0, 0));
+        let status = async |keyspace| {
+            let mut client = MaintenanceClient::new(to(&channel, keyspace));
+            client.status(pb::StatusRequest {}).await.unwrap().into_inner()
+        };
+        assert_eq!((status("a").await.db_size_quota, status("b").await.db_size_quota), (5_000, 0));
+        assert!(status("a").await.db_size < status("b").await.db_size);
+        let (_, health) = http(harness.address, "GET /health HTTP/1.1\r\nHost: x\r\nhadron-keyspace: a", "");
+        assert!(health.contains("ALARM NOSPACE"), "{health}");
+        assert_eq!(http(harness.address, "GET /health HTTP/1.1\r\nHost: x", "").0, 200);
+    });
+}
+
+#[test]
+fn requests_are_limited_for_each_keyspace_alone_and_leases_live_on() {
+    let harness = of_two();
+    harness.backend.alter("a", |record| record.requests_per_second_max = 1);
+    harness.run(async |channel| {
+        let lease = pb::LeaseGrantRequest { ttl: 60, id: 9 };
+        LeaseClient::new(to(&channel, "a")).lease_grant(lease).await.unwrap();
+        let mut refused = None;
+        for _ in 0..100 {
+            refused = refused.or(range(to(&channel, "a"), all()).await.err());
+            range(to(&channel, "b"), all()).await.unwrap();
+        }
+        let refused = refused.expect("a hundred reads are more than one a second");
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert!(
+            refused.message().contains("the keyspace a has used up its 1 requests a second"),
+            "{refused}"
+        );
+        let ids = tokio_stream::iter((0..10).map(|_| pb::LeaseKeepAliveRequest { id: 9 }));
+        let answers = LeaseClient::new(to(&channel, "a")).lease_keep_alive(ids).await.unwrap();
+        let mut answers = answers.into_inner();
+        for _ in 0..10 {
+            assert_eq!(answers.message().await.unwrap().unwrap().ttl, 60);
+        }
+        let head = "POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nGrpc-Metadata-Hadron-Keyspace: a";
+        assert_eq!((0..3).map(|_| http(harness.address, head, "{}").0).max(), Some(429));
+    });
+}
+
+#[test]
+fn what_is_frozen_is_read_and_not_written_and_its_leases_live_on() {
+    let harness = of_two();
+    harness.run(async |channel| {
+        LeaseClient::new(to(&channel, "a"))
+            .lease_grant(pb::LeaseGrantRequest { ttl: 60, id: 9 })
+            .await
+            .unwrap();
+        put(to(&channel, "a"), "k", "v").await.unwrap();
+        let (_watch, _events) = watch(to(&channel, "a")).await;
+        harness.backend.alter("a", |record| record.state = 1);
+        let expected = "hadron: the keyspace a is frozen: it can only be read";
+        let frozen = |status: Status| {
+            assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, expected));
+        };
+        frozen(put(to(&channel, "a"), "k", "w").await.unwrap_err());
+        let mut kv = KvClient::new(to(&channel, "a"));
+        frozen(kv.compact(pb::CompactionRequest { revision: 2, physical: false }).await.unwrap_err());
+        frozen(
+            kv.delete_range(pb::DeleteRangeRequest { key: "k".into(), ..Default::default() })
+                .await
+                .unwrap_err(),
+        );
+        let mut lease = LeaseClient::new(to(&channel, "a"));
+        frozen(lease.lease_revoke(pb::LeaseRevokeRequest { id: 9 }).await.unwrap_err());
+        let alive = tokio_stream::iter([pb::LeaseKeepAliveRequest { id: 9 }]);
+        let alive = lease.lease_keep_alive(alive).await.unwrap().into_inner().message().await.unwrap();
+        assert_eq!(alive.unwrap().ttl, 60);
+        assert_eq!(content(to(&channel, "a")).await.unwrap(), ["k=v"]);
+        harness.backend.alter("a", |record| record.state = 0);
+        put(to(&channel, "a"), "k", "w").await.unwrap();
+    });
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let harness = of_two();
+    harness.backend.add_member();
+    harness.backend.create("far", OTHER);
+    harness.run(async |channel| {
+        let status = put(to(&channel, "none"), "k", "v").await.unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::NotFound, "hadron: there is no keyspace \"none\"")
+        );
+        let status = put(to(&channel, "far"), "k", "v").await.unwrap_err();
+        let text = "hadron: the keyspace far has no replica on this node: ask other (http://127.0.0.2:2379)";
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, text));
+        let status = WatchClient::new(to(&channel, "none")).watch(tokio_stream::empty()).await.unwrap_err();
+        assert_eq!(status.code(), Code::NotFound);
+    });
+    let ask = |path: &str, keyspace: &str| {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nhadron-keyspace: {keyspace}");
+        http(harness.address, &head, "{}")
+    };
+    let (code, body) = ask("/v3/kv/range", "none");
+    assert_eq!(code, 404);
+    assert!(body.contains(r#"there is no keyspace \"none\""#), "{body}");
+    assert_eq!(ask("/v3/kv/range", "far").0, 503);
+    let page = |path: &str, keyspace: &str| {
+        http(harness.address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nhadron-keyspace: {keyspace}"), "")
+    };
+    assert_eq!(page("/health", "none"), (404, "hadron: there is no keyspace \"none\"\n".to_owned()));
+    assert_eq!(page("/readyz", "a").0, 200);
+    assert_eq!(page("/version", "a").0, 200);
+    assert_eq!(page("/metrics", "a").0, 403, "they tell of other keyspaces");
+    assert_eq!(page("/debug/vars", "a").0, 403);
+    assert_eq!(page("/metrics", "default").0, 200);
+}
+
+#[test]
+fn a_host_name_chooses_and_stays_the_way_to_the_members() {
+    let keyspaces = KeyspaceOptions { host_suffix: Some(".hadron.example".to_owned()), certificate: None };
+    let options = ServerOptions { threads: 1, keyspaces, ..ServerOptions::default() };
+    let harness = Harness::start_with(options, Traffic::Everything);
+    harness.backend.create("a", OWN);
+    let channel = async |host: &str| {
+        let origin: Uri = format!("http://{host}").parse().unwrap();
+        let endpoint = Endpoint::from_shared(format!("http://{}", harness.address)).unwrap();
+        endpoint.origin(origin).connect().await.unwrap()
+    };
+    super::harness::runtime().block_on(async {
+        let (a, plain) = (channel("a.hadron.example:2379").await, channel("127.0.0.1").await);
+        put(to(&a, ""), "k", "in a").await.unwrap();
+        assert_eq!(content(to(&plain, "")).await.unwrap(), [""; 0]);
+        assert_eq!(content(to(&plain, "a")).await.unwrap(), ["k=in a"]);
+        assert_eq!(content(to(&a, "default")).await.unwrap(), [""; 0], "metadata before host name");
+        let unknown = put(to(&channel("none.hadron.example").await, ""), "k", "v").await.unwrap_err();
+        assert_eq!(unknown.code(), Code::NotFound);
+
+        let members = async |way| {
+            let list = pb::MemberListRequest { linearizable: true };
+            ClusterClient::new(way).member_list(list).await.unwrap().into_inner().members
+        };
+        let by_host = members(to(&a, "")).await;
+        assert_eq!(by_host[0].client_ur_ls, ["http://a.hadron.example:2379"], "another would lead elsewhere");
+        assert_eq!(by_host[0].peer_ur_ls, [""; 0]);
+        assert_eq!(members(to(&plain, "a")).await[0].client_ur_ls, ["http://127.0.0.1:2379"]);
+        let add =
+            pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()], is_learner: false };
+        let refused = ClusterClient::new(to(&plain, "a")).member_add(add).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+    });
+    let range = "POST /v3/kv/range HTTP/1.1\r\nHost: a.hadron.example:2379";
+    let (_, body) = http(harness.address, range, r#"{"key":"aw=="}"#);
+    assert!(body.contains(r#""value":"aW4gYQ==""#), "{body}");
+}
+
+#[test]
+fn a_port_binds() {
+    let second = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port_of_a = second.local_addr().unwrap();
+    let listener = |socket, keyspace: Option<&str>| Listener {
+        socket,
+        traffic: Traffic::Everything,
+        tls: None,
+        keyspace: keyspace.map(Arc::from),
+    };
+    let options = ServerOptions { threads: 1, ..ServerOptions::default() };
+    let harness =
+        Harness::start_at(options, |first| vec![listener(first, None), listener(second, Some("a"))]);
+    let endpoint = Channel::from_shared(format!("http://{port_of_a}")).unwrap();
+    super::harness::runtime().block_on(async {
+        let channel = endpoint.connect().await.unwrap();
+        let early = put(to(&channel, ""), "k", "v").await.unwrap_err();
+        assert_eq!(early.code(), Code::NotFound, "a port may wait for its keyspace");
+        harness.backend.create("a", OWN);
+        harness.backend.create("b", OWN);
+        put(to(&channel, ""), "k", "in a").await.unwrap();
+        put(to(&channel, "a"), "k", "in a").await.unwrap();
+        for other in ["b", "default", "none"] {
+            let status = put(to(&channel, other), "k", "v").await.unwrap_err();
+            assert_eq!(status.code(), Code::PermissionDenied, "{other}");
+        }
+    });
+    let other = "POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nGrpc-Metadata-hadron-keyspace: b";
+    assert_eq!(http(port_of_a, other, "{}").0, 403);
+    assert_eq!(http(port_of_a, "GET /health HTTP/1.1\r\nHost: x", "").0, 200);
+    assert_eq!(http(port_of_a, "GET /metrics HTTP/1.1\r\nHost: x", "").0, 403);
+}
+
+/// A channel that shows a certificate and calls the server by a name.
+async fn secure(address: SocketAddr, files: ClientFiles, server_name: &'static str) -> Channel {
+    let tls = Arc::new(ClientTls::new(ClientFiles { speaks: vec![b"h2".to_vec()], ..files }).unwrap());
+    let connector = tower::service_fn(move |_: Uri| {
+        let tls = Arc::clone(&tls);
+        async move {
+            let stream = tokio::net::TcpStream::connect(address).await?;
+            Ok::<_, std::io::Error>(TokioIo::new(tls.connect(server_name, stream).await?))
+        }
+    });
+    Endpoint::from_static("http://10.0.0.1:2379").connect_with_connector(connector).await.unwrap()
+}
+
+#[test]
+fn certificates_bind_and_server_names_choose() {
+    let authority = Authority::new();
+    let sign = |name: &str, hosts: &[&str]| {
+        let (certificate, key) = authority.sign(name, hosts);
+        KeyPair { certificate, key }
+    };
+    let hosts = ["node.example", "a.hadron.example", "b.hadron.example"];
+    let tls = ServerTls::new(ServerFiles {
+        own: sign("server", &hosts),
+        trusted: Some(authority.trusted()),
+        revoked: None,
+        allowed_hosts: Vec::new(),
+        allowed_names: Vec::new(),
+        names_users: false,
+        protocol: Protocol::default(),
+    });
+    let tls = Some(Arc::new(tls.unwrap()));
+    let keyspaces = KeyspaceOptions {
+        host_suffix: Some(".hadron.example".to_owned()),
+        certificate: Some("cn:tenant-{name}".parse().unwrap()),
+    };
+    let options = ServerOptions { threads: 1, keyspaces, ..ServerOptions::default() };
+    let harness = Harness::start_at(options, |socket| {
+        vec![Listener { socket, traffic: Traffic::Everything, tls, keyspace: None }]
+    });
+    harness.backend.create("a", OWN);
+    harness.backend.create("b", OWN);
+    let trusted = Some(authority.trusted());
+    let client = |name: &str| ClientFiles {
+        own: Some(sign(name, &[])),
+        trusted: trusted.clone(),
+        ..Default::default()
+    };
+    super::harness::runtime().block_on(async {
+        let tenant = secure(harness.address, client("tenant-a"), "node.example").await;
+        put(to(&tenant, ""), "k", "in a").await.unwrap();
+        let status = content(to(&tenant, "b")).await.unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (
+                Code::PermissionDenied,
+                "hadron: this client's certificate is for the keyspace a, and hadron-keyspace asks for \"b\""
+            )
+        );
+        let by_name = secure(harness.address, client("tenant-a"), "b.hadron.example").await;
+        assert_eq!(content(to(&by_name, "")).await.unwrap_err().code(), Code::PermissionDenied);
+        let stranger = secure(harness.address, client("tenant-none"), "node.example").await;
+        assert_eq!(content(to(&stranger, "")).await.unwrap_err().code(), Code::NotFound);
+
+        let operator = client("operator");
+        let plain = secure(harness.address, operator.clone(), "node.example").await;
+        assert_eq!(content(to(&plain, "")).await.unwrap(), [""; 0]);
+        assert_eq!(content(to(&plain, "a")).await.unwrap(), ["k=in a"]);
+        let to_a = secure(harness.address, operator, "a.hadron.example").await;
+        assert_eq!(content(to(&to_a, "")).await.unwrap(), ["k=in a"]);
+    });
+}
+
+#[test]
+fn history_is_compacted_in_every_keyspace_but_frozen_ones() {
+    let harness = of_two();
+    harness.backend.create("still", OWN);
+    harness.run(async |channel| {
+        for keyspace in ["", "a", "b", "still"] {
+            for n in 0..10 {
+                put(to(&channel, keyspace), "k", &n.to_string()).await.unwrap();
+            }
+        }
+        harness.backend.alter("still", |record| record.state = 1);
+        let retention = crate::api::Retention::Time(Duration::from_millis(100));
+        let compacting = crate::api::compactor::run(harness.backend.clone(), retention);
+        let compacted = async |keyspace| {
+            let old = pb::RangeRequest { revision: 2, ..all() };
+            range(to(&channel, keyspace), old).await.is_err_and(|status| status.code() == Code::OutOfRange)
+        };
+        let done = async {
+            while !(compacted("").await && compacted("a").await && compacted("b").await) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let done = tokio::time::timeout(PATIENCE, done);
+        tokio::select! {
+            () = compacting => unreachable!("it goes on for ever"),
+            done = done => done.unwrap(),
+        }
+        assert!(!compacted("still").await);
+    });
+}
+
+#[test]
+fn many_keyspaces_are_kept_apart_and_forgotten() {
+    let options =
+        ServerOptions { threads: 1, connections: Connections::default(), ..ServerOptions::default() };
+    let harness = Harness::start_with(options, Traffic::Everything);
+    let names: Vec<String> = (0..200).map(|n| format!("t{n}")).collect();
+    harness.run(async |channel| {
+        for name in &names {
+            harness.backend.create(name, OWN);
+            let name: &'static str = name.clone().leak();
+            put(to(&channel, name), "who", name).await.unwrap();
+        }
+        for name in names.iter().rev() {
+            let name: &'static str = name.clone().leak();
+            assert_eq!(content(to(&channel, name)).await.unwrap(), [format!("who={name}")]);
+            harness.backend.delete(name);
+            assert_eq!(content(to(&channel, name)).await.unwrap_err().code(), Code::NotFound);
+        }
+    });
+}

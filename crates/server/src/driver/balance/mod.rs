@@ -1,0 +1,148 @@
+//! Load: measured on every node, balanced by the one that leads the root group.
+//!
+//! ```text
+//!   every node:         uses of replicas, processor, disk ─▶ meters ─▶ report ─▶ the others (hadron_node::Report)
+//!   root group's leader: reports ─▶ Balancer::view ─▶ hadron_balance::plan ─▶ txns on the catalog, words to leaders
+//! ```
+//! The planner runs beside the node's loop, on the runtime of the peers, and holds nothing that another could not take over:
+//! what is under way stands in the catalog.
+
+mod measure;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::Sender;
+use hadron_balance::{Policy, plan};
+use hadron_consensus::ROOT_GROUP;
+use hadron_keyspace::Command;
+use hadron_node::{Decision, Event, decide, forget_moves};
+use hadron_proto::etcdserverpb::CompactionRequest;
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use self::measure::Measure;
+use super::handle::Handle;
+use super::shard::Input;
+use crate::api::Backend as _;
+use crate::api::backend::Standing;
+use crate::metrics::Metrics;
+
+/// How often a node measures and reports.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+/// Measurements between two plans.
+const PLAN_EVERY: u64 = 5;
+/// Plans between two looks at what the root group may forget.
+const TIDY_EVERY: u64 = 120;
+/// Moves that are remembered.
+const MOVES_KEPT: usize = 1_000;
+/// Revisions of the root group that are kept.
+const REVISIONS_KEPT: i64 = 10_000;
+
+/// How this node's pool is balanced. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Balance(Arc<Inner>);
+
+struct Inner {
+    handle: Handle,
+    inputs: Sender<Input>,
+    policy: Policy,
+    zone: String,
+}
+
+impl Balance {
+    pub(super) fn new(handle: Handle, inputs: Sender<Input>, policy: Policy, zone: String) -> Balance {
+        Balance(Arc::new(Inner { handle, inputs, policy, zone }))
+    }
+
+    /// Measures and balances, for ever.
+    pub(super) async fn run(self, metrics: Arc<Metrics>, disk: std::path::PathBuf) {
+        let mut ticks = interval(MEASURE_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut measure = Measure::new(self.0.zone.clone(), disk);
+        for tick in 0u64.. {
+            ticks.tick().await;
+            let handle = &self.0.handle;
+            let me = handle.identity().member_id;
+            let report = measure.take(handle.now(), handle.board(), me, &metrics);
+            // Fails when the loop has ended, and then nobody wants to know.
+            let _ = self.0.inputs.send(Input::Event(Event::Report(report)));
+            if tick % PLAN_EVERY == PLAN_EVERY - 1 {
+                self.show(&metrics);
+                self.plan_if_leading(&metrics).await;
+            }
+            if tick % (PLAN_EVERY * TIDY_EVERY) == 0 {
+                self.tidy().await;
+            }
+        }
+    }
+
+    fn leads(&self) -> bool {
+        let handle = &self.0.handle;
+        let leader = handle.board().group(ROOT_GROUP).and_then(|root| root.leader());
+        leader == Some(handle.identity().member_id)
+    }
+
+    /// W and B of each node, where somebody may look for them.
+    fn show(&self, metrics: &Metrics) {
+        let Standing { assessment, .. } = self.0.handle.standing();
+        let label = |node: hadron_consensus::NodeId| vec![format!("{:x}", node.0)];
+        metrics.node_load.replace(assessment.nodes.iter().map(|node| (label(node.node), node.load)));
+        metrics.node_load_share.replace(assessment.nodes.iter().map(|node| (label(node.node), node.share)));
+    }
+
+    async fn plan_if_leading(&self, metrics: &Metrics) {
+        if !self.leads() {
+            return;
+        }
+        let view = self.0.handle.view();
+        let is_paused = self.0.handle.board().with_catalog(hadron_node::Catalog::is_paused);
+        let policy = Policy { balance: self.0.policy.balance && !is_paused, ..self.0.policy.clone() };
+        // Thousands of groups take a while, and others use this thread.
+        let Ok(moves) = spawn_blocking(move || plan(&view, &policy)).await else { return };
+        for planned in moves {
+            let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+            let decided = self.0.handle.board().with_catalog(|catalog| decide(catalog, &planned, at_ms));
+            let begun = match decided {
+                Some(Decision::Place(command)) => self.write(command).await,
+                Some(Decision::HandOver { group, from, to }) => {
+                    self.0.inputs.send(Input::Event(Event::HandOverTo { group, from, to })).is_ok()
+                }
+                None => false,
+            };
+            if begun {
+                info!(group = planned.group.0, kind = %planned.kind, reason = %planned.reason, effect = %planned.effect, "move");
+                metrics.moves.with(&[planned.reason.name()]).inc();
+            }
+        }
+    }
+
+    /// Whether the command was carried out. If not, or if that is not known, the next plan sees what there is.
+    async fn write(&self, command: Command) -> bool {
+        match self.0.handle.write(ROOT_GROUP, command).await {
+            Ok(written) => {
+                matches!(written.response, Ok(hadron_keyspace::Response::Txn(response)) if response.succeeded)
+            }
+            Err(error) => {
+                warn!(%error, "a move could not be decided");
+                false
+            }
+        }
+    }
+
+    /// The root group's leader forgets old moves and old revisions of the root group.
+    async fn tidy(&self) {
+        let Some(root) = self.0.handle.board().group(ROOT_GROUP).filter(|_| self.leads()) else { return };
+        if let Some(command) = forget_moves(&root.keyspace, MOVES_KEPT) {
+            self.write(command).await;
+        }
+        let revision = root.keyspace.revision() - REVISIONS_KEPT;
+        if revision > root.keyspace.compact_revision() + REVISIONS_KEPT / 10 {
+            let compact = CompactionRequest { revision, ..Default::default() };
+            if let Err(error) = self.0.handle.write(ROOT_GROUP, Command::Compact(compact)).await {
+                warn!(%error, "the root group could not be compacted");
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The opener: a thread on which replicas that come to this node are opened, one after the other.
+//!
+//! Opening reads the metadata of every version, and a new replica waits for an fsync of the engine; the loop must wait for neither,
+//! nor must flushes. What destroyed replicas left is deleted here too, while there is nothing to open.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use hadron_consensus::GroupId;
+use hadron_keyspace::{OpenError, Options, destroyed_groups, sweep_destroyed};
+use hadron_node::{Event, OpenJob};
+use hadron_storage::engine::Engine;
+
+use super::error::RunError;
+use super::fatal::Fatal;
+use super::shard::Input;
+
+/// Bytes of values that each keyspace of the catalog keeps in memory although they are on disk: there may be thousands.
+const CACHE_BYTES: usize = 4 << 20;
+
+enum Job {
+    Open(OpenJob),
+    Sweep(GroupId),
+}
+
+/// Sends work to the opener.
+#[derive(Clone)]
+pub(super) struct Opener(Sender<Job>);
+
+impl Opener {
+    /// Opens a replica; [`Event::Opened`] follows.
+    pub(super) fn open(&self, job: OpenJob) {
+        // Fails only after the thread died of something fatal, which ends the process.
+        let _ = self.0.send(Job::Open(job));
+    }
+
+    /// Deletes what a destroyed replica left, at leisure.
+    pub(super) fn sweep(&self, group: GroupId) {
+        let _ = self.0.send(Job::Sweep(group));
+    }
+}
+
+/// Starts the opener. It ends when its queue is gone.
+pub(super) fn start(
+    engine: Arc<dyn Engine>,
+    shard: Sender<Input>,
+    fatal: Fatal,
+) -> Result<(Opener, JoinHandle<()>), RunError> {
+    let (sender, jobs) = unbounded();
+    let run = move || {
+        if let Err(error) = work(&engine, &jobs, &shard) {
+            fatal.report(format!("{error}; this node stops, because it cannot delete what it does not need"));
+        }
+    };
+    let thread = thread::Builder::new().name("opener".into()).spawn(run).map_err(RunError::Threads)?;
+    Ok((Opener(sender), thread))
+}
+
+fn work(engine: &Arc<dyn Engine>, jobs: &Receiver<Job>, shard: &Sender<Input>) -> Result<(), OpenError> {
+    // What an earlier process did not come to.
+    let mut swept: VecDeque<GroupId> = destroyed_groups(engine.as_ref())?.into_iter().map(GroupId).collect();
+    while let Some(job) = next(jobs, !swept.is_empty()) {
+        match job {
+            Next::Job(Job::Open(job)) => {
+                let outcome = job.carry_out(engine, options());
+                // Fails when the loop has ended, and then nobody wants to know.
+                let _ = shard.send(Input::Event(Event::Opened { group: job.group, outcome }));
+            }
+            Next::Job(Job::Sweep(group)) => swept.push_back(group),
+            Next::Idle => {
+                let Some(group) = swept.pop_front() else { continue };
+                if sweep_destroyed(engine.as_ref(), group.0)? {
+                    swept.push_back(group);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn options() -> Options {
+    Options { cache_bytes: CACHE_BYTES, ..Options::default() }
+}
+
+enum Next {
+    Job(Job),
+    Idle,
+}
+
+/// The next job; does not wait for it while there is something to sweep. `None` at the end.
+fn next(jobs: &Receiver<Job>, sweeps: bool) -> Option<Next> {
+    if !sweeps {
+        return jobs.recv().ok().map(Next::Job);
+    }
+    match jobs.try_recv() {
+        Ok(job) => Some(Next::Job(job)),
+        Err(TryRecvError::Empty) => Some(Next::Idle),
+        Err(TryRecvError::Disconnected) => None,
+    }
+}

@@ -11,6 +11,7 @@
 //! What the cluster is at a first start ([`Initial`]) is checked when it is asked for, since later starts do not ask.
 
 mod auth;
+mod discovery;
 mod error;
 mod file;
 pub mod flags;
@@ -18,6 +19,7 @@ mod initial;
 mod keyspaces;
 pub mod security;
 pub mod settings;
+mod traces;
 mod url;
 mod value;
 
@@ -29,11 +31,13 @@ use std::time::Duration;
 use crate::api::{Access, KeyspaceOptions, Retention};
 
 pub use auth::AuthConfig;
+pub use discovery::{Discovery, Registry};
 pub use error::ConfigError;
 pub use file::FileError;
 pub use initial::{Initial, InitialMember};
 pub use security::Security;
 pub use settings::{Asked, SettingError, Settings};
+pub use traces::Traces;
 pub use url::{Url, UrlError};
 
 /// Peer URL when none is given.
@@ -78,6 +82,8 @@ pub struct Config {
     pub retention: Option<Retention>,
     /// What is logged, and where.
     pub log: Log,
+    /// Where requests are traced; `None` for nowhere.
+    pub traces: Option<Traces>,
     /// Stop when standard input is closed.
     pub stop_on_stdin_close: bool,
 }
@@ -221,6 +227,10 @@ impl Config {
         let clients_security = security::of_clients(settings, &data_dir, client_hosts)?;
         let peers_security =
             security::of_peers(settings, &data_dir, hosts(settings, &["listen-peer-urls"])?)?;
+        let peers_security = match settings.given("discovery-srv") {
+            Some(domain) => peers_security.map(|security| security.of_domain(domain)),
+            None => peers_security,
+        };
         check_certificates(&addresses, clients_security.is_some(), peers_security.is_some())?;
         Ok(Config {
             wal_dir: wal_dir.unwrap_or_else(|| data_dir.join("wal")),
@@ -242,6 +252,7 @@ impl Config {
             zone: settings.text("zone").to_owned(),
             retention: retention(settings)?,
             log: log(settings)?,
+            traces: traces::read(settings)?,
             stop_on_stdin_close: switch(settings, "stop-on-stdin-close"),
             name,
         })
@@ -252,7 +263,7 @@ impl Config {
 fn check_built(settings: &Settings) -> Result<(), ConfigError> {
     for (flag, value) in settings.changed() {
         if let flags::Effect::Refused(why) = flag.effect {
-            return Err(ConfigError::NotBuilt { flag: flag.name, value: value.to_owned(), why });
+            return Err(ConfigError::Gone { flag: flag.name, value: value.to_owned(), why });
         }
     }
     Ok(())
@@ -320,6 +331,7 @@ fn initial(settings: &Settings) -> Result<Initial, ConfigError> {
         advertise_peer_url: advertised.map(|given| advertised_peer_url(settings, given)).transpose()?,
         token: settings.given("initial-cluster-token").map(str::to_owned),
         is_existing: settings.text("initial-cluster-state") == "existing",
+        discovery: discovery::read(settings)?,
         is_forced: switch(settings, "force-new-cluster"),
     })
 }

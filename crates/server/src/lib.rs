@@ -3,11 +3,15 @@
 pub mod api;
 mod backup;
 pub mod cli;
+mod client;
 pub mod config;
+mod discovery;
+mod dns;
 pub mod driver;
 mod go_text;
 pub mod metrics;
 mod notify;
 mod process;
+mod spans;
 pub mod tls;
 pub mod transport;

@@ -170,7 +170,7 @@ fn what_cannot_be_done_is_refused_by_name() {
             2,
             "--initial-cluster-state: expected new or existing, got \"old\"",
         ),
-        ("etcd", vec!["--discovery-srv", "example.org"], 2, "name them in --initial-cluster"),
+        ("etcd", vec!["--discovery", "https://discovery.example/t"], 2, "use --discovery-token"),
         ("etcd", vec!["--config-file=missing.yaml"], 2, "the configuration file missing.yaml"),
         ("etcd", vec!["--log-outputs=missing/log"], 2, "--log-outputs: cannot write to missing/log"),
         ("etcd", vec!["--enable-log-rotation"], 2, "needs exactly one file"),

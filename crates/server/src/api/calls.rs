@@ -1,4 +1,4 @@
-//! Every call that there is, and the counting of calls: that one begins, its messages, and how it ends.
+//! Every call that there is, and the counting of calls: that one begins, its messages, and how it ends; with its span, if it is traced.
 //!
 //! Invariant: each call that begins ends once: with the status that its client gets, or as cancelled when the client is gone before that.
 //! So those that began less those that ended are those that are open, as dashboards reckon.
@@ -10,13 +10,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Frame;
+use opentelemetry_sdk::trace::SdkTracer;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::services::{RequestBody, Service};
 use super::slow::Slow;
+use super::span::CallSpan;
 use crate::metrics::{Counter, Histogram, Metrics};
 
 /// A call with one answer, as grpc's metrics spell it.
@@ -153,14 +155,17 @@ pub(super) fn routes(metrics: &Arc<Metrics>) -> HashMap<String, Arc<Route>> {
 }
 
 impl Route {
-    /// Counts that a call begins.
-    pub(super) fn begin(route: &Arc<Route>, headers: &HeaderMap) -> Begun {
+    /// Counts that a call begins, and lets `tracer` begin its span.
+    pub(super) fn begin<R>(route: &Arc<Route>, request: &Request<R>, tracer: Option<&SdkTracer>) -> Begun {
         route.started.inc();
-        route.count_version(headers);
+        route.count_version(request.headers());
+        let span = tracer
+            .and_then(|tracer| CallSpan::begin(tracer, route.service_name, route.method, request))
+            .map(Box::new);
         if !route.is_asked_many_times() {
             route.received.inc();
         }
-        Begun { route: Some(Arc::clone(route)), at: Instant::now() }
+        Begun { route: Some(Arc::clone(route)), at: Instant::now(), span }
     }
 
     /// Whether it has one answer.
@@ -217,6 +222,8 @@ pub(super) struct Begun {
     /// `None` after its end.
     route: Option<Arc<Route>>,
     at: Instant,
+    /// Present until its end, if it is traced.
+    span: Option<Box<CallSpan>>,
 }
 
 impl Begun {
@@ -238,24 +245,28 @@ impl Begun {
         // Only an error that was found before any message was sent stands in the headers.
         if code.is_some() || is_unary {
             let sent = u64::from(code.is_none());
-            self.end(code.unwrap_or(Code::Ok), sent);
+            self.end(code.unwrap_or(Code::Ok), sent, response.headers());
             return response;
         }
         let messages = Messages::default();
         response.map(|body| Body::new(CountedStream { body, messages, begun: self }))
     }
 
-    fn end(&mut self, code: Code, sent: u64) {
+    /// `headers` are those that the code stood in, if it stood in any.
+    fn end(&mut self, code: Code, sent: u64, headers: &HeaderMap) {
         if let Some(route) = self.route.take() {
             route.sent.add(sent);
             route.end(code, self.at);
+        }
+        if let Some(span) = self.span.take() {
+            span.end(code, headers);
         }
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        self.end(Code::Cancelled, 0);
+        self.end(Code::Cancelled, 0, &HeaderMap::new());
     }
 }
 
@@ -338,7 +349,7 @@ impl hyper::body::Body for CountedStream {
                 let sent = self.messages.count(bytes);
                 self.begun.route.iter().for_each(|route| route.sent.add(sent));
             } else if let Some(trailers) = frame.trailers_ref() {
-                self.begun.end(code_in(trailers).unwrap_or(Code::Ok), 0);
+                self.begun.end(code_in(trailers).unwrap_or(Code::Ok), 0, trailers);
             }
         }
         Poll::Ready(frame)

@@ -17,6 +17,7 @@ use std::time::Duration;
 use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use opentelemetry_sdk::trace::SdkTracer;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
@@ -45,6 +46,8 @@ pub(super) struct Front<B: Backend> {
     gateway: Option<Gateway>,
     access: Access,
     slow: Arc<Slow>,
+    /// `None` on a node that does not trace.
+    tracer: Option<SdkTracer>,
 }
 
 impl<B: Backend> Front<B> {
@@ -54,6 +57,7 @@ impl<B: Backend> Front<B> {
         with_gateway: bool,
         access: Access,
         slow: Option<Duration>,
+        tracer: Option<SdkTracer>,
     ) -> Front<B> {
         Front {
             routes: calls::routes(&context.metrics),
@@ -62,7 +66,13 @@ impl<B: Backend> Front<B> {
             reflections: Reflections::new().ok(),
             access,
             slow: Arc::new(Slow::new(slow)),
+            tracer,
         }
+    }
+
+    /// Whether it matters where requests come from.
+    pub(super) fn is_traced(&self) -> bool {
+        self.tracer.is_some()
     }
 
     /// How clients choose keyspaces.
@@ -134,7 +144,7 @@ impl<B: Backend> Front<B> {
         };
         let waits = matches!(route.service, Service::Lock | Service::Election);
         let slow = (route.is_unary() && !waits).then(|| Arc::clone(&self.slow));
-        let begun = Some(Route::begin(route, request.headers()));
+        let begun = Some(Route::begin(route, &request, self.tracer.as_ref()));
         let call: Call = match chosen {
             // What calls there are is no secret of a keyspace.
             _ if matches!(route.service, Service::Reflection | Service::OldReflection) => {

@@ -53,6 +53,7 @@ mod session;
 mod slow;
 mod snapshot;
 mod socket;
+mod span;
 #[cfg(test)]
 mod tests;
 mod tokens;

@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use opentelemetry_sdk::trace::SdkTracer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -37,6 +38,7 @@ use super::passwords::Passwords;
 use super::rate::Rate;
 use super::snapshot;
 use super::socket::Socket;
+use super::span::Caller;
 use super::tokens::Tokens;
 use super::unsent::Unsent;
 use crate::metrics::Metrics;
@@ -87,6 +89,8 @@ pub struct ServerOptions {
     pub slow_call: Option<Duration>,
     /// Which tokens users get.
     pub tokens: Arc<Tokens>,
+    /// What begins the spans of calls; `None` on a node that does not trace.
+    pub tracer: Option<SdkTracer>,
     /// The cost of hashing passwords: the binary logarithm of the number of rounds, 4 to 31.
     pub bcrypt_cost: u32,
 }
@@ -170,6 +174,7 @@ impl Default for ServerOptions {
             snapshot_dir: std::env::temp_dir(),
             slow_call: None,
             tokens: Arc::default(),
+            tracer: None,
             bcrypt_cost: 10,
         }
     }
@@ -210,6 +215,7 @@ impl<B: Backend> Server<B> {
                 options.gateway,
                 options.access,
                 options.slow_call,
+                options.tracer,
             )),
             context,
             metrics,
@@ -400,6 +406,7 @@ async fn serve_connection<B: Backend>(
     metrics: Arc<Metrics>,
     mut stopping: watch::Receiver<()>,
 ) {
+    let caller = front.is_traced().then(|| socket.peer_addr().ok()).flatten().map(Caller);
     let opened = tokio::select! {
         opened = open(socket, manner.tls.as_deref(), first_word_timeout) => opened,
         _ = stopping.changed() => return,
@@ -412,6 +419,9 @@ async fn serve_connection<B: Backend>(
     let service = service_fn(|mut request: http::Request<Incoming>| {
         if let Some(name) = &common_name {
             request.extensions_mut().insert(name.clone());
+        }
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
         }
         front.answer(request, manner.traffic, &entrance, &end, &unsent)
     });

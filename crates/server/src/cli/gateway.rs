@@ -4,6 +4,7 @@
 //! again, unless there is no other.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,8 +17,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::{endpoint_parts, logging};
+use super::discovery::Discovery;
+use super::logging;
+use crate::client::endpoint_parts;
 use crate::config::{Log, LogFormat, LogOutput};
+use crate::dns::{self, Place};
 use crate::{go_text, notify};
 
 /// How long a node may take to accept a connection.
@@ -44,9 +48,11 @@ pub struct Start {
     /// Time until a node that could not be connected is tried again
     #[arg(long, default_value = "1m0s", value_parser = go_text::parse_duration, value_name = "DURATION")]
     retry_delay: Duration,
-    /// Not built: name the nodes in --endpoints
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "DOMAIN")]
-    discovery_srv: String,
+    #[command(flatten)]
+    discovery: Discovery,
+    /// File of certificates to check the nodes against that were found in DNS
+    #[arg(long, value_name = "FILE")]
+    trusted_ca_file: Option<PathBuf>,
 }
 
 /// One of the nodes.
@@ -54,6 +60,10 @@ pub struct Start {
 struct Endpoint {
     /// `host:port`, looked up for each connection.
     address: String,
+    /// Of those that are up only those with the smallest are used.
+    priority: u16,
+    /// How often it is used, among those of its priority; 0 for in turn, and for hardly ever if others have more.
+    weight: u16,
     is_down: AtomicBool,
 }
 
@@ -92,13 +102,16 @@ pub fn run(command: Gateway) -> ExitCode {
 }
 
 async fn start(options: Start) -> Result<(), String> {
-    if !options.discovery_srv.is_empty() {
-        return Err("--discovery-srv is not supported yet: name the nodes in --endpoints".to_owned());
-    }
     let listener = TcpListener::bind(&options.listen_addr).await;
     let listener = listener.map_err(|error| format!("cannot listen on {}: {error}", options.listen_addr))?;
     let own = listener.local_addr().map_err(|error| error.to_string())?;
-    let endpoints = Arc::new(Endpoints::new(&options.endpoints, options.retry_delay)?);
+    let trusted = options.trusted_ca_file.as_deref().filter(|file| !file.as_os_str().is_empty());
+    let found = options.discovery.nodes(trusted).await?;
+    let all = match found.is_empty() {
+        true => options.endpoints.iter().map(|text| Endpoint::given(text)).collect::<Result<_, String>>()?,
+        false => found.into_iter().map(|node| Endpoint::found(node.place)).collect(),
+    };
+    let endpoints = Arc::new(Endpoints { all, next: AtomicUsize::new(0), retry_delay: options.retry_delay });
     endpoints.check_not(own).await?;
     let mut stops = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let [Ok(terminate), Ok(interrupt)] = &mut stops else {
@@ -133,20 +146,6 @@ async fn accept(listener: TcpListener, endpoints: Arc<Endpoints>) {
 }
 
 impl Endpoints {
-    fn new(endpoints: &[String], retry_delay: Duration) -> Result<Endpoints, String> {
-        let endpoint = |text: &String| {
-            let (_, address) = endpoint_parts(text).map_err(|error| format!("endpoint {text:?}: {error}"))?;
-            match address.rsplit_once(':') {
-                Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                    Ok(Endpoint { address, is_down: AtomicBool::new(false) })
-                }
-                _ => Err(format!("endpoint {text:?}: expected HOST:PORT")),
-            }
-        };
-        let all = endpoints.iter().map(endpoint).collect::<Result<_, String>>()?;
-        Ok(Endpoints { all, next: AtomicUsize::new(0), retry_delay })
-    }
-
     /// Refuses to pass connections on to itself.
     async fn check_not(&self, own: SocketAddr) -> Result<(), String> {
         for endpoint in &self.all {
@@ -169,17 +168,26 @@ impl Endpoints {
     }
 
     async fn connect(&self) -> Option<TcpStream> {
-        let first = self.next.fetch_add(1, Ordering::Relaxed);
-        let in_turn = || (0..self.all.len()).map(|step| &self.all[first.wrapping_add(step) % self.all.len()]);
-        let is_down = |endpoint: &&Endpoint| endpoint.is_down.load(Ordering::Relaxed);
-        let up: Vec<&Endpoint> = in_turn().filter(|endpoint| !is_down(endpoint)).collect();
-        let down: Vec<&Endpoint> = in_turn().filter(is_down).collect();
-        for endpoint in up.into_iter().chain(down) {
+        for endpoint in self.order() {
             if let Some(node) = endpoint.connect().await {
                 return Some(node);
             }
         }
         None
+    }
+
+    /// The nodes in the order in which they are to be tried: those that are down last, then as their priorities and weights want it, and in turn where
+    /// these say nothing.
+    fn order(&self) -> Vec<&Endpoint> {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let count = self.all.len();
+        let mut order: Vec<&Endpoint> =
+            (0..count).map(|step| &self.all[first.wrapping_add(step) % count]).collect();
+        let is_down = |endpoint: &Endpoint| endpoint.is_down.load(Ordering::Relaxed);
+        order.sort_by_cached_key(|endpoint| {
+            (is_down(endpoint), endpoint.priority, dns::draw(endpoint.weight))
+        });
+        order
     }
 
     /// Tries those again that are down, for as long as it is polled.
@@ -194,6 +202,23 @@ impl Endpoints {
 }
 
 impl Endpoint {
+    /// As `--endpoints` names it.
+    fn given(text: &str) -> Result<Endpoint, String> {
+        let (_, address) = endpoint_parts(text).map_err(|error| format!("endpoint {text:?}: {error}"))?;
+        match address.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Endpoint { address, priority: 0, weight: 0, is_down: AtomicBool::new(false) })
+            }
+            _ => Err(format!("endpoint {text:?}: expected HOST:PORT")),
+        }
+    }
+
+    /// As DNS names it.
+    fn found(Place { host, port, priority, weight }: Place) -> Endpoint {
+        let address = format!("{host}:{port}");
+        Endpoint { address, priority, weight, is_down: AtomicBool::new(false) }
+    }
+
     async fn connect(&self) -> Option<TcpStream> {
         let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await;
         let connected = connected.unwrap_or_else(|elapsed| Err(elapsed.into()));

@@ -20,6 +20,7 @@ pub mod bench;
 mod clock;
 mod completion;
 pub mod ctl;
+mod discovery;
 pub mod gateway;
 mod logging;
 pub mod playground;
@@ -183,19 +184,6 @@ fn usage_exit(error: &clap::Error, is_ctl: bool) -> u8 {
     }
 }
 
-/// `host:port` of an endpoint that may have a scheme in front: what clients connect to, and whether its scheme is
-/// `https`, if it has one.
-fn endpoint_parts(endpoint: &str) -> Result<(Option<bool>, String), String> {
-    let bare = |authority: &str| authority.trim_end_matches('/').to_owned();
-    match endpoint.split_once("://") {
-        _ if endpoint.is_empty() => Err("empty endpoint".to_owned()),
-        None => Ok((None, endpoint.to_owned())),
-        Some(("http", authority)) => Ok((Some(false), bare(authority))),
-        Some(("https", authority)) => Ok((Some(true), bare(authority))),
-        Some((scheme, _)) => Err(format!("unsupported scheme {scheme}")),
-    }
-}
-
 /// Lets every switch be given as `--switch=true` and `--switch=false` too, lets the last of repeated flags count, and takes an
 /// empty variable for none, as programs written in Go do.
 fn switches_with_values(command: clap::Command) -> clap::Command {
@@ -273,12 +261,5 @@ mod tests {
         }
         let error = parse::<ctl::Options>(ctl(), &["etcdctl".into(), "nonsense".into()], true).unwrap_err();
         assert_eq!(usage_exit(&error, true), CTL_USAGE_EXIT);
-    }
-
-    #[test]
-    fn endpoints_need_no_scheme() {
-        assert_eq!(endpoint_parts("127.0.0.1:2379").unwrap(), (None, "127.0.0.1:2379".to_owned()));
-        assert_eq!(endpoint_parts("http://h:1/").unwrap(), (Some(false), "h:1".to_owned()));
-        assert_eq!(endpoint_parts("https://h:1").unwrap(), (Some(true), "h:1".to_owned()));
     }
 }

@@ -142,9 +142,9 @@ pub enum ConfigError {
         /// `--auto-compaction-mode=revision`.
         counts_revisions: bool,
     },
-    /// A flag that asks for what does not exist.
-    #[error("--{flag}={value} is not supported yet: {why}")]
-    NotBuilt {
+    /// A flag that asks for what is gone from etcd.
+    #[error("--{flag}={value} is not supported: {why}")]
+    Gone {
         /// The flag, without dashes.
         flag: &'static str,
         /// As given; no secret, since secrets are never refused.
@@ -152,6 +152,23 @@ pub enum ConfigError {
         /// What to do about it.
         why: &'static str,
     },
+    /// The nodes of a new cluster are named in several places.
+    #[error(
+        "multiple discovery or bootstrap flags are set: choose one of --initial-cluster, --discovery-endpoints or --discovery-srv"
+    )]
+    ManyBootstraps,
+    /// A list with nothing between its commas.
+    #[error("--discovery-endpoints must not contain empty endpoints")]
+    EmptyDiscoveryEndpoint,
+    /// To join a cluster that runs by registering for a new one.
+    #[error(
+        "--discovery-endpoints is for new clusters: name the members of the running one in --initial-cluster, beside \
+         --initial-cluster-state=existing"
+    )]
+    DiscoveryOfExisting,
+    /// How many of a million requests are traced.
+    #[error("--distributed-tracing-sampling-rate: expected 0 to 1000000, got {0}")]
+    SamplingRate(String),
     /// A flag that needs another one.
     #[error("--{one} needs --{other} beside it")]
     Together {

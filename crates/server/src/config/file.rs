@@ -106,6 +106,7 @@ fn flag_below(map: &str, key: &str) -> String {
         ("peer-transport-security", "allowed-cn" | "allowed-hostname") => format!("peer-cert-{key}"),
         ("peer-transport-security", key) => format!("peer-{key}"),
         ("socket-options", key) => format!("socket-{key}"),
+        (_, "username") => "discovery-user".to_owned(),
         (_, key) => format!("discovery-{key}"),
     }
 }
@@ -154,7 +155,8 @@ mod tests {
                     watch-progress-notify-interval: 5000000000\ncorrupt-check-time: 1m\ndiscovery-fallback: 'proxy'\n\
                     client-transport-security:\n  cert-file: c.pem\n  client-cert-auth: false\n  allowed-hostname: [h]\n  allowed-cn: n\n\
                     peer-transport-security: {auto-tls: true, allowed-cn: x, trusted-ca-file: }\n\
-                    socket-options: {reuse-port: true}\ndiscovery-config: {token: t, client: {endpoints: [e]}}\n";
+                    socket-options: {reuse-port: true}\ndiscovery-config: {token: t, client: {endpoints: [e], dial-timeout: 1000, \
+                    secure: {insecure-transport: false, cert: c, server-name: n}, auth: {username: u, password: p}}}\n";
         assert_eq!(
             texts(yaml),
             pairs(&[
@@ -172,6 +174,12 @@ mod tests {
                 ("socket-reuse-port", "true"),
                 ("discovery-token", "t"),
                 ("discovery-endpoints", "e"),
+                ("discovery-dial-timeout", "1000ns"),
+                ("discovery-insecure-transport", "false"),
+                ("discovery-cert", "c"),
+                ("discovery-server-name", "n"),
+                ("discovery-user", "u"),
+                ("discovery-password", "p"),
             ])
         );
         assert_eq!(texts("{\"name\": \"json\"}"), pairs(&[("name", "json")]));

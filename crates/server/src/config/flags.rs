@@ -1,7 +1,7 @@
 //! Every flag of `hadron serve`: etcd's, with etcd's names and defaults, and a few of Hadron's own.
 //!
 //! One table says for each flag what it is, and what it does here: it works, it is accepted and changes nothing (with the
-//! reason), or it is refused because what it asks for is not built yet. Command line, environment, configuration file,
+//! reason), or it is refused because what it asks for is gone from etcd. Command line, environment, configuration file,
 //! help and `docs/flags.md` all follow from the table. Invariant: a flag is never ignored silently.
 
 mod table;
@@ -151,7 +151,7 @@ pub fn help() -> String {
             match flag.effect {
                 Effect::Works => {}
                 Effect::Nothing(why) => text.push_str(&format!("    Changes nothing here: {why}.\n")),
-                Effect::Refused(why) => text.push_str(&format!("    Not supported yet: {why}.\n")),
+                Effect::Refused(why) => text.push_str(&format!("    Not supported: {why}.\n")),
             }
         }
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::ToSocketAddrs as _;
 
-use super::{ConfigError, DEFAULT_PEER_URL, Url, parse_url};
+use super::{ConfigError, DEFAULT_PEER_URL, Discovery, Url, parse_url};
 
 /// etcd's default of `--initial-cluster-token`.
 const DEFAULT_TOKEN: &str = "etcd-cluster";
@@ -23,6 +23,8 @@ pub struct Initial {
     pub token: Option<String>,
     /// `--initial-cluster-state=existing`: the list is of a cluster that runs already.
     pub is_existing: bool,
+    /// Where to look for the nodes; without [`Initial::cluster`] only.
+    pub discovery: Option<Discovery>,
     /// `--force-new-cluster`: the other members are lost, and this node goes on alone with the data that it has.
     pub is_forced: bool,
 }
@@ -43,7 +45,7 @@ impl Initial {
     /// # Errors
     /// The first thing that is wrong, in words that name the flag.
     pub fn members(&self, name: &str) -> Result<Vec<InitialMember>, ConfigError> {
-        let advertised = self.advertise_peer_url.clone().map_or_else(default_peer_url, Ok)?;
+        let advertised = self.advertised()?;
         let Some(members) = self.listed()? else {
             if self.is_existing {
                 return Err(ConfigError::ExistingCluster);
@@ -52,6 +54,14 @@ impl Initial {
         };
         check_own_entry(&members, name, &advertised)?;
         Ok(members)
+    }
+
+    /// Where the others reach this node.
+    ///
+    /// # Errors
+    /// None: the default is a URL.
+    pub fn advertised(&self) -> Result<Url, ConfigError> {
+        self.advertise_peer_url.clone().map_or_else(default_peer_url, Ok)
     }
 
     /// The nodes that `--initial-cluster` lists, ordered by name; `None` when the flag was not given.

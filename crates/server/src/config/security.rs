@@ -28,6 +28,8 @@ pub struct Security {
     names_users: bool,
     /// What may be agreed on.
     protocol: Protocol,
+    /// Whom others must be, whatever host is called; the host if there is none.
+    server_name: Option<String>,
 }
 
 /// Where a certificate comes from.
@@ -140,10 +142,12 @@ fn read(
         allowed_names,
         names_users,
         protocol,
+        server_name: None,
     }))
 }
 
-fn pair(
+/// The files that a pair of flags names.
+pub(super) fn pair(
     settings: &Settings,
     certificate: &'static str,
     key: &'static str,
@@ -176,6 +180,13 @@ fn protocol(settings: &Settings) -> Result<Protocol, ConfigError> {
 }
 
 impl Security {
+    /// The same, of nodes that were found in the DNS domain `domain`. As in etcd the system's authorities vouch for the domain then, unless others are
+    /// named.
+    pub(super) fn of_domain(self, domain: &str) -> Security {
+        let server_name = self.trusted.is_none().then(|| domain.trim_end_matches('.').to_owned());
+        Security { server_name, ..self }
+    }
+
     /// Prepares for being called: reads the files, or makes them.
     ///
     /// # Errors
@@ -204,6 +215,7 @@ impl Security {
             trusted: self.trusted.clone(),
             // Each has a certificate that only it knows.
             skip_verify: matches!(self.certificate, Certificate::Made { .. }),
+            server_name: self.server_name.clone(),
             speaks: Vec::new(),
             protocol: self.protocol.clone(),
         };

@@ -143,8 +143,35 @@ fn refusals_name_the_flag_and_the_way_out() {
         (vec!["--max-txn-ops=0"], "--max-txn-ops must be more than 0"),
         (vec!["--max-learners=-1"], "--max-learners: -1 is out of range"),
         (
-            vec!["--discovery-srv=example.org"],
-            "--discovery-srv=example.org is not supported yet: finding the members through a discovery service or DNS is not built; name them in --initial-cluster",
+            vec!["--discovery=https://discovery.example/t"],
+            "--discovery=https://discovery.example/t is not supported: it needs the v2 API, which is gone from etcd too; use --discovery-token and --discovery-endpoints",
+        ),
+        (
+            vec!["--discovery-srv=example.org", "--initial-cluster", THREE],
+            "multiple discovery or bootstrap flags are set: choose one of --initial-cluster, --discovery-endpoints or --discovery-srv",
+        ),
+        (vec!["--discovery-token=t"], "--discovery-token needs --discovery-endpoints beside it"),
+        (vec!["--discovery-endpoints=e"], "--discovery-endpoints needs --discovery-token beside it"),
+        (
+            vec!["--discovery-token=t", "--discovery-endpoints=http://a:1,"],
+            "--discovery-endpoints must not contain empty endpoints",
+        ),
+        (
+            vec!["--discovery-token=t", "--discovery-endpoints=e", "--discovery-cert=c"],
+            "--discovery-cert needs --discovery-key beside it",
+        ),
+        (
+            vec!["--discovery-token=t", "--discovery-endpoints=e", "--discovery-user=u"],
+            "--discovery-user needs --discovery-password beside it",
+        ),
+        (vec!["--discovery-srv-name=n"], "--discovery-srv-name needs --discovery-srv beside it"),
+        (
+            vec!["--enable-distributed-tracing", "--distributed-tracing-sampling-rate=1000001"],
+            "--distributed-tracing-sampling-rate: expected 0 to 1000000, got 1000001",
+        ),
+        (
+            vec!["--enable-distributed-tracing", "--distributed-tracing-sampling-rate=-1"],
+            "--distributed-tracing-sampling-rate: expected 0 to 1000000, got -1",
         ),
         (
             vec!["--auto-compaction-retention=soon"],
@@ -190,6 +217,32 @@ fn a_peer_url_may_be_spelled_in_two_ways() {
     let config = config(&["--name=a", localhost, "--initial-cluster", THREE]).unwrap();
     let members = config.initial.members("a").unwrap();
     assert_eq!(members[0].peer_url.to_string(), "http://127.0.0.1:2380", "ids follow from --initial-cluster");
+}
+
+#[test]
+fn discovery_is_read_from_flags_with_etcds_defaults() {
+    let flags = ["--discovery-token=t", "--discovery-endpoints=http://a:1,b:2", "--discovery-user=u:p:q"];
+    let Some(Discovery::Registry(there)) = config(&flags).unwrap().initial.discovery else { unreachable!() };
+    assert_eq!(there.endpoints, ["http://a:1", "b:2"]);
+    assert_eq!(there.dial_timeout, Duration::from_secs(2));
+    assert_eq!(there.request_timeout, Duration::from_secs(5));
+    assert_eq!(there.keepalive, (Duration::from_secs(2), Duration::from_secs(6)));
+    assert!(there.insecure_transport && !there.skip_verify);
+    assert_eq!(there.user, Some(("u".to_owned(), "p:q".to_owned())));
+    assert!(!format!("{there:?}").contains("p:q"), "passwords are not for logs");
+    assert_eq!(config(&["--name=a"]).unwrap().initial.discovery, None);
+}
+
+#[test]
+fn tracing_is_off_unless_somebody_wants_it() {
+    let rate = "--distributed-tracing-sampling-rate=2000000";
+    assert_eq!(config(&[rate]).unwrap().traces, None, "of no interest, as in etcd");
+    let traces = config(&["--enable-distributed-tracing"]).unwrap().traces.unwrap();
+    assert_eq!((traces.collector.as_str(), traces.service_name.as_str()), ("localhost:4317", "etcd"));
+    assert_eq!((traces.instance_id, traces.samples_per_million), (None, 0));
+    let former =
+        config(&["--experimental-enable-distributed-tracing", "--distributed-tracing-instance-id=i"]);
+    assert_eq!(former.unwrap().traces.unwrap().instance_id, Some("i".to_owned()));
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::join::running_pool;
 use super::peers::{Others, Reply};
 use super::pool_file::{self, POOL_FILE};
 use super::whole::Places;
-use crate::config::{Config, InitialMember};
+use crate::config::{Config, Discovery, InitialMember};
 use crate::transport;
 
 /// The node's place on disk, and who it is. Nobody else can open it before it is dropped.
@@ -201,7 +201,9 @@ fn ignored_flags(config: &Config, node: NodeId, stored: &Bootstrap) -> Vec<&'sta
     }
     let own = stored.members.iter().find(|member| member.node() == node);
     let advertises = |url: &crate::config::Url| own.is_some_and(|own| own.peer_urls == [url.to_string()]);
-    if initial.advertise_peer_url.as_ref().is_some_and(|url| !advertises(url)) {
+    // DNS may have spelled it in another way, which is the one that counts.
+    let is_found_in_dns = matches!(initial.discovery, Some(Discovery::Srv { .. }));
+    if !is_found_in_dns && initial.advertise_peer_url.as_ref().is_some_and(|url| !advertises(url)) {
         ignored.push("--initial-advertise-peer-urls");
     }
     let made_with = |token: &String| {

@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use hadron_storage::data_dir::DataDirError;
 use hadron_storage::engine::EngineError;
 use hadron_storage::wal::WalError;
+use opentelemetry_otlp::ExporterBuildError;
 
 use crate::api::TokenError;
 use crate::config::ConfigError;
+use crate::discovery::registry::RegistryError;
 use crate::tls::TlsError;
 
 /// Why [`super::run`] ended without being asked to.
@@ -87,6 +89,25 @@ pub enum RunError {
         data_dir: PathBuf,
         /// Where the log is.
         wal_dir: PathBuf,
+    },
+    /// No cluster was found where the flags say.
+    #[error("failed to bootstrap: {0}")]
+    Registry(#[from] RegistryError),
+    /// DNS names no cluster.
+    #[error("--discovery-srv={domain}: {why}")]
+    Srv {
+        /// The domain.
+        domain: String,
+        /// What is wrong with its records.
+        why: String,
+    },
+    /// What was found makes no cluster.
+    #[error("what discovery found ({found}) is no --initial-cluster: {error}")]
+    Found {
+        /// As it was found.
+        found: String,
+        /// What is wrong with it.
+        error: ConfigError,
     },
     /// The flags describe no cluster that could be started. Later starts do not look at them.
     #[error(transparent)]
@@ -184,6 +205,9 @@ pub enum RunError {
     /// What is stored does not fit together.
     #[error("{0}")]
     Unusable(String),
+    /// The collector of spans has no address.
+    #[error("--distributed-tracing-address: {0}")]
+    Collector(#[from] ExporterBuildError),
     /// The process lacks something that it needs: a thread, a runtime.
     #[error("cannot start a thread or runtime: {0}")]
     Threads(io::Error),

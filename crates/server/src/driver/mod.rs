@@ -17,6 +17,7 @@
 mod balance;
 mod clock;
 mod data_dir;
+mod discover;
 mod error;
 mod fatal;
 mod flush;

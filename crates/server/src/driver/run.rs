@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use super::discover;
 use super::error::RunError;
 use super::start::{REQUEST_TIMEOUT, Running, bind};
 use crate::api::backend::ETCD_VERSION;
@@ -18,6 +19,7 @@ use crate::api::{
 use crate::config::{Config, Security};
 use crate::metrics::Metrics;
 use crate::notify;
+use crate::spans::Spans;
 
 /// Runs a node until SIGTERM or SIGINT, then stops it in good order: leadership handed over, log sealed.
 ///
@@ -35,6 +37,14 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let tokens = Tokens::new(&config.auth.tokens)?;
     tell_unknown_suites(&config);
     let peer_listeners = bind(&config.addresses.peers, "listen-peer-urls", config.addresses.reuse_port)?;
+    let config = tokio::select! {
+        config = discover::members(config) => config?,
+        name = signals.next() => {
+            info!(signal = name, "received signal; shutting down");
+            return Ok(());
+        }
+    };
+    let spans = config.traces.as_ref().map(Spans::start).transpose()?;
     let metrics = Arc::new(Metrics::default());
     let node = Running::start(&config, peer_listeners, metrics.clone())?;
     let identity = node.handle().identity().clone();
@@ -49,7 +59,7 @@ async fn serve(config: Config) -> Result<(), RunError> {
         "started"
     );
     let served = client_listeners.iter().map(served_at).collect::<Result<Vec<_>, _>>()?;
-    let server = Server::new(node.handle(), metrics, server_options(&config, tokens));
+    let server = Server::new(node.handle(), metrics, server_options(&config, tokens, &spans));
     if let Some(retention) = config.retention {
         // Ends with the runtime.
         tokio::spawn(compactor::run(node.handle(), retention));
@@ -66,6 +76,9 @@ async fn serve(config: Config) -> Result<(), RunError> {
         warn!(%error, "the client port failed");
     }
     node.stop().await;
+    if let Some(spans) = spans {
+        spans.stop().await;
+    }
     info!("stopped");
     Ok(())
 }
@@ -169,7 +182,7 @@ async fn until_stopped(
     }
 }
 
-fn server_options(config: &Config, tokens: Tokens) -> ServerOptions {
+fn server_options(config: &Config, tokens: Tokens, spans: &Option<Spans>) -> ServerOptions {
     let defaults = ServerOptions::default();
     // As in etcd: a lease must outlive an election, so it gets at least one and a half election timeouts, in whole seconds.
     let lease_ttl_min = (config.election_timeout.as_millis() * 3).div_ceil(2_000) as i64;
@@ -203,6 +216,7 @@ fn server_options(config: &Config, tokens: Tokens) -> ServerOptions {
         connections,
         snapshot_dir: config.data_dir.clone(),
         tokens: Arc::new(tokens),
+        tracer: spans.as_ref().map(Spans::tracer),
         bcrypt_cost: config.auth.bcrypt_cost,
         ..defaults
     }

@@ -24,6 +24,8 @@ pub struct ClientFiles {
     pub trusted: Option<PathBuf>,
     /// Believe everybody.
     pub skip_verify: bool,
+    /// Whom a server must be, whatever the host that is called; the host if there is none.
+    pub server_name: Option<String>,
     /// Protocols to speak, the preferred one first.
     pub speaks: Vec<Vec<u8>>,
     /// What may be agreed on.
@@ -33,6 +35,7 @@ pub struct ClientFiles {
 /// Makes encrypted connections.
 pub struct ClientTls {
     config: Following<ClientConfig>,
+    server_name: Option<String>,
 }
 
 impl std::fmt::Debug for ClientTls {
@@ -49,14 +52,16 @@ impl ClientTls {
     pub fn new(files: ClientFiles) -> Result<ClientTls, TlsError> {
         let mut paths: Vec<PathBuf> = files.own.iter().flat_map(KeyPair::paths).collect();
         paths.extend(files.trusted.clone());
-        Ok(ClientTls { config: Following::new(paths, move || config(&files))? })
+        let server_name = files.server_name.clone();
+        Ok(ClientTls { config: Following::new(paths, move || config(&files))?, server_name })
     }
 
-    /// Shakes hands with a server that must be `host`, a name or an IP address.
+    /// Shakes hands with a server that must be `host`, a name or an IP address, unless the files name another one.
     ///
     /// # Errors
     /// What the other end did wrong, or that it did nothing.
     pub async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<Stream> {
+        let host = self.server_name.as_deref().unwrap_or(host);
         let name = ServerName::try_from(host.to_owned());
         let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let connector = TlsConnector::from(self.config.get());

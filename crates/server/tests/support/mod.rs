@@ -281,6 +281,12 @@ impl Node {
         }
     }
 
+    /// Takes one of the node's flags away.
+    pub fn drop_argument(&mut self, flag: &str) {
+        let position = self.arguments.iter().position(|argument| argument == flag).unwrap();
+        self.arguments.drain(position..position + 2);
+    }
+
     /// Runs the node with more arguments until it ends by itself: for starts that must fail. One that does not end is
     /// killed, which is no way to end by itself.
     pub async fn run_with(&self, extra: &[&str]) -> Output {

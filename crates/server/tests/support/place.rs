@@ -5,9 +5,10 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,6 +68,12 @@ pub struct Served {
 }
 
 impl Served {
+    /// Tells it to stop, and waits until it has.
+    pub fn stop(&mut self) -> ExitStatus {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        self.child.wait().unwrap()
+    }
+
     /// Everything that it said.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()

@@ -14,9 +14,9 @@ use http::header::{CONTENT_TYPE, HeaderValue, TE};
 use http::{HeaderMap, Method, Request, Uri, Version};
 use tokio::time::timeout;
 
-use crate::cli::ctl::client::dial as dial_stream;
-use crate::cli::ctl::secure::Security;
-use crate::cli::endpoint_parts;
+use crate::client::Security;
+use crate::client::dial as dial_stream;
+use crate::client::endpoint_parts;
 use crate::tls::ClientTls;
 
 /// Windows wide enough that flow control never shows in the result.

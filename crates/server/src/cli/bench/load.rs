@@ -13,8 +13,7 @@ use tokio::task::{JoinSet, LocalSet};
 use super::connection::Connection;
 use super::requests::{Operation, Requests};
 use super::{Common, PROGRESS_INTERVAL};
-use crate::cli::ctl::client::Client;
-use crate::cli::ctl::login::KEYSPACE;
+use crate::client::{Client, KEYSPACE};
 
 /// The longest latency that the histogram tells apart; longer ones count as this.
 const LATENCY_US_MAX: u64 = 120_000_000;

@@ -22,10 +22,10 @@ use std::time::Duration;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::ctl::client::Client;
 use super::ctl::failure::Failure;
 use super::ctl::login::{KeyspaceFlag, Login};
-use super::ctl::secure::{Secure, Security};
+use super::ctl::secure::Secure;
+use crate::client::Client;
 use load::Load;
 use requests::Operation;
 
@@ -120,7 +120,7 @@ impl Common {
         let told = |failure: Failure| failure.text.unwrap_or_default();
         Ok(Client {
             endpoints: self.endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect(),
-            security: Security::new(self.secure.clone()).map_err(told)?,
+            security: self.secure.clone().security(None).map_err(told)?,
             identity: self.login.clone().identity().map_err(told)?,
             keyspace: self.keyspace.value().map_err(told)?,
             dial_timeout: LOGIN_TIMEOUT,

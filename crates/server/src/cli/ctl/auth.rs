@@ -6,11 +6,12 @@ use hadron_proto::authpb::{Permission, UserAddOptions};
 use hadron_proto::etcdserverpb as pb;
 use pb::auth_client::AuthClient;
 
-use super::client::{CallError, Client};
 use super::failure::Failure;
-use super::login::{Connection, new_password};
+use super::login::new_password;
 use super::print::auth::{Changed, Names, OfRole, OfUser};
 use super::{Global, Session, kv};
+use crate::client::Connection;
+use crate::client::{CallError, Client};
 
 /// Arguments that must be as many as the command wants.
 #[derive(Debug, Args)]

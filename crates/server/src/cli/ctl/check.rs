@@ -18,12 +18,12 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::client::{CallError, Client};
 use super::failure::{Exit, Failure};
 use super::kv::{client, prefix_end};
-use super::login::Connection;
 use super::print::write_out;
 use super::{Global, Session};
+use crate::client::Connection;
+use crate::client::{CallError, Client};
 
 /// Time to clean up.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -291,7 +291,7 @@ async fn write_all(
                 match client(connection.clone()).put(put).await {
                     Ok(_) => report.seconds.push(began.elapsed().as_secs_f64()),
                     Err(status) => {
-                        *report.errors.entry(super::client::status_text(&status)).or_default() += 1
+                        *report.errors.entry(crate::client::status_text(&status)).or_default() += 1
                     }
                 }
                 if let Some(bar) = &bar {

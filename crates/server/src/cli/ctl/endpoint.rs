@@ -7,11 +7,11 @@ use futures::future::join_all;
 use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, HashKvRequest, RangeRequest, StatusRequest};
 
-use super::client::{CallError, Client};
 use super::failure::Failure;
 use super::print::Format;
 use super::print::cluster::{Hashes, Health, Healths, Statuses};
 use super::{Global, Session, go_text, kv, member};
+use crate::client::{CallError, Client};
 
 /// A key that probably does not exist: reading it takes a quorum all the same.
 const HEALTH_KEY: &str = "health";

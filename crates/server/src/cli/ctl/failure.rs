@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::client::CallError;
+
 /// `etcdctl`'s exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -73,5 +75,12 @@ impl Failure {
     /// The same failure under another exit code.
     pub(crate) fn exiting(self, exit: Exit) -> Failure {
         Failure { exit, ..self }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Failure {
+        let exit = if matches!(error, CallError::Login(_)) { Exit::BadConnection } else { Exit::Error };
+        Failure { exit, text: Some(error.to_string()) }
     }
 }

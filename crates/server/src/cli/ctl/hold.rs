@@ -14,10 +14,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Response, Status};
 
-use super::client::{CallError, Client};
 use super::failure::Failure;
 use super::lease::{KeepAliveStream, RENEWALS_PER_TTL, open_stream};
-use super::login::Connection;
+use crate::client::Connection;
+use crate::client::{CallError, Client};
 
 /// Time between attempts to reach a server again.
 const RETRY: Duration = Duration::from_millis(500);

@@ -7,9 +7,9 @@ use hadron_proto::hadron as pb;
 use pb::pool_client::PoolClient;
 
 use super::failure::Failure;
-use super::login::Connection;
 use super::print::pool::{Changed, Described};
 use super::{Global, Session};
+use crate::client::Connection;
 
 /// Subcommands of `keyspace`.
 #[derive(Debug, Subcommand)]

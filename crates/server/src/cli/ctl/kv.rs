@@ -14,9 +14,9 @@ use hadron_proto::etcdserverpb::{
 use tonic::{Response, Status};
 
 use super::failure::Failure;
-use super::login::Connection;
 use super::print::{Format, write_out};
 use super::{Global, Session, go_text};
+use crate::client::Connection;
 
 /// The range end that means: every key from the first on.
 const TO_THE_END: &[u8] = b"\0";

@@ -12,12 +12,12 @@ use hadron_proto::etcdserverpb::{
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::client::{CallError, Client};
 use super::failure::{Exit, Failure};
-use super::login::Connection;
 use super::print::lease::{Revoked, TimeToLive};
 use super::print::{Format, write_out};
 use super::{Global, Session, go_text};
+use crate::client::Connection;
+use crate::client::{CallError, Client};
 
 /// Leases are renewed when a third of their time is over, so that two attempts may fail.
 pub(super) const RENEWALS_PER_TTL: u32 = 3;

@@ -1,25 +1,15 @@
-//! The flags of `ctl` about users and keyspaces, and what a connection shows of them.
+//! The flags of `ctl` about users and keyspaces, and what is asked at the terminal.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 
-use hadron_proto::etcdserverpb as pb;
-use pb::auth_client::AuthClient;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-use tonic::metadata::AsciiMetadataValue;
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
-use tonic::{Request, Status};
 
 use super::failure::{Exit, Failure};
+use tonic::metadata::AsciiMetadataValue;
 
-/// What commands make their calls through.
-pub(crate) type Connection = InterceptedService<Channel, Shown>;
-
-/// The metadata that chooses a keyspace.
-pub(in crate::cli) const KEYSPACE: &str = "hadron-keyspace";
+use crate::client::Identity;
 
 /// The flag that chooses a keyspace.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -101,64 +91,6 @@ impl fmt::Debug for Login {
     }
 }
 
-/// As whom a client speaks.
-#[derive(Clone, Default)]
-pub(crate) enum Identity {
-    /// Nobody, or whom the certificate names.
-    #[default]
-    Nobody,
-    /// A user, who gets a token for each connection.
-    User { name: String, password: String },
-    /// Whoever the token was made for.
-    Token(String),
-}
-
-/// Without secrets.
-impl fmt::Debug for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Identity::Nobody => "Nobody",
-            Identity::User { name, .. } => name,
-            Identity::Token(_) => "Token",
-        })
-    }
-}
-
-/// A token, if there is one.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Token(Option<AsciiMetadataValue>);
-
-/// What is put into each request.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Shown {
-    pub(super) token: Token,
-    pub(super) keyspace: Option<AsciiMetadataValue>,
-}
-
-impl Interceptor for Shown {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = self.token.value() {
-            request.metadata_mut().insert("token", token.clone());
-        }
-        if let Some(keyspace) = &self.keyspace {
-            request.metadata_mut().insert(KEYSPACE, keyspace.clone());
-        }
-        Ok(request)
-    }
-}
-
-impl Token {
-    /// What is shown, if anything is.
-    pub(in crate::cli) fn value(&self) -> Option<&AsciiMetadataValue> {
-        self.0.as_ref()
-    }
-
-    fn new(text: &str) -> Result<Token, Status> {
-        let token = text.parse().map_err(|_| Status::invalid_argument("the token is not plain text"))?;
-        Ok(Token(Some(token)))
-    }
-}
-
 impl Login {
     /// As flags with these values.
     pub(super) fn of(user: String, password: String) -> Login {
@@ -181,32 +113,6 @@ impl Login {
             Some((name, password)) => Identity::User { name: name.to_owned(), password: password.to_owned() },
             None => Identity::User { name: user, password: ask("Password: ").map_err(Failure::error)? },
         })
-    }
-}
-
-impl Identity {
-    /// The token to show on a connection; a user gets it now, in the keyspace that it is for. A server without authentication needs
-    /// none.
-    pub(super) async fn token(
-        &self,
-        channel: &Channel,
-        keyspace: Option<&AsciiMetadataValue>,
-    ) -> Result<Token, Status> {
-        match self {
-            Identity::Nobody => Ok(Token::default()),
-            Identity::Token(token) => Token::new(token),
-            Identity::User { name, password } => {
-                let request = pb::AuthenticateRequest { name: name.clone(), password: password.clone() };
-                let shown = Shown { keyspace: keyspace.cloned(), ..Shown::default() };
-                match AuthClient::with_interceptor(channel.clone(), shown).authenticate(request).await {
-                    Ok(answer) => Token::new(&answer.into_inner().token),
-                    Err(status) if status.message() == "etcdserver: authentication is not enabled" => {
-                        Ok(Token::default())
-                    }
-                    Err(status) => Err(status),
-                }
-            }
-        }
     }
 }
 

@@ -6,10 +6,10 @@ use pb::cluster_client::ClusterClient;
 use pb::maintenance_client::MaintenanceClient;
 use pb::{Member, MemberListRequest, MemberListResponse, MoveLeaderRequest, ResponseHeader, StatusRequest};
 
-use super::client::{CallError, Client};
 use super::failure::Failure;
 use super::print::cluster::{MembersChanged, Moved};
 use super::{Global, Session, go_text, kv};
+use crate::client::{CallError, Client};
 
 /// Subcommands of `member`.
 #[derive(Debug, Subcommand)]

@@ -17,14 +17,15 @@ use hadron_proto::etcdserverpb::{
 use hadron_proto::mvccpb::event::EventType;
 use hadron_proto::mvccpb::{Event, KeyValue};
 
-use super::client::{CallError, Client};
 use super::failure::Failure;
 use super::kv::{client, into_bytes, range};
-use super::login::{Connection, KeyspaceFlag, Login};
+use super::login::{KeyspaceFlag, Login};
 use super::print::write_out;
-use super::secure::{Secure, Security};
+use super::secure::Secure;
 use super::watch::{COMPACTED, Follow};
 use super::{Global, Session};
+use crate::client::Connection;
+use crate::client::{CallError, Client};
 
 /// Keys read at a time.
 const PAGE: i64 = 1_000;
@@ -106,7 +107,7 @@ impl MakeMirror {
             Secure::of(self.dest_cacert, self.dest_cert, self.dest_key, self.dest_insecure_transport);
         let destination = Client {
             endpoints: vec![endpoint],
-            security: Security::new(secure)?,
+            security: secure.security(None)?,
             identity: Login::of(self.dest_user, self.dest_password).identity()?,
             keyspace: KeyspaceFlag::of(self.dest_keyspace).value()?,
             ..source.clone()

@@ -6,7 +6,7 @@
 mod auth;
 mod balance;
 mod check;
-pub(super) mod client;
+mod discovery;
 mod elect;
 pub(super) mod election;
 mod endpoint;
@@ -34,11 +34,10 @@ use clap::Subcommand;
 
 use hadron_node::DEFAULT_KEYSPACE;
 
+use crate::client::Client;
 use crate::go_text;
-use client::Client;
 use failure::Failure;
 use print::{Format, Printer, Style};
-use secure::Security;
 
 /// The `etcdctl` whose commands and output these are.
 const ETCDCTL_VERSION: &str = crate::api::backend::ETCD_VERSION;
@@ -103,6 +102,8 @@ struct Global {
     /// Time to wait for the answer to a ping
     #[arg(long, global = true, env = "ETCDCTL_KEEPALIVE_TIMEOUT", default_value = "6s", value_parser = go_text::parse_duration, value_name = "DURATION", hide = true)]
     keepalive_timeout: Duration,
+    #[command(flatten)]
+    discovery: discovery::Discovery,
     #[command(flatten)]
     secure: secure::Secure,
     #[command(flatten)]
@@ -192,6 +193,16 @@ struct Session {
     printer: Printer,
 }
 
+impl Global {
+    /// The same with the endpoints that were found, if any were.
+    async fn discovered(self) -> Result<Global, Failure> {
+        match self.discovery.endpoints().await? {
+            found if found.is_empty() => Ok(self),
+            endpoints => Ok(Global { endpoints, ..self }),
+        }
+    }
+}
+
 impl Session {
     /// For commands about the pool, which its keyspace `default` answers.
     fn of_pool(global: Global) -> Result<Session, Failure> {
@@ -207,7 +218,7 @@ impl Session {
         };
         let client = Client {
             endpoints,
-            security: Security::new(global.secure)?,
+            security: global.secure.security(global.discovery.server_name())?,
             identity: global.login.identity()?,
             keyspace: global.keyspace.value()?,
             dial_timeout: global.dial_timeout,
@@ -240,7 +251,10 @@ pub fn run(options: Options, arguments: &[OsString]) -> ExitCode {
 }
 
 async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failure> {
-    let global = options.global;
+    let global = match options.command {
+        Command::Completion(_) | Command::Version => options.global,
+        _ => options.global.discovered().await?,
+    };
     match options.command {
         Command::Get(command) => command.run(global).await,
         Command::Put(command) => command.run(global).await,

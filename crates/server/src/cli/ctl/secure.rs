@@ -1,17 +1,11 @@
 //! The flags of `ctl` about TLS and connections, and what they mean for an endpoint.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use super::failure::Failure;
-use crate::tls::ClientTls;
+use crate::client::Security;
 use crate::tls::client::ClientFiles;
 use crate::tls::files::KeyPair;
-
-/// What pages come over.
-const HTTP1: &[u8] = b"http/1.1";
-/// What gRPC speaks.
-const HTTP2: &[u8] = b"h2";
 
 /// The flags.
 #[derive(Debug, Clone, clap::Args)]
@@ -66,54 +60,21 @@ impl Secure {
     pub(in crate::cli) fn without_check(self, insecure_skip_tls_verify: bool) -> Secure {
         Secure { insecure_skip_tls_verify, ..self }
     }
-}
 
-/// How endpoints are spoken to.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Security {
-    /// For endpoints that want TLS; made when the first of them is dialled.
-    files: ClientFiles,
-    /// Endpoints without a scheme want it too.
-    is_default: bool,
-}
-
-impl Security {
+    /// What they mean for endpoints, which must have certificates of `server_name`, if there is one.
+    ///
     /// # Errors
     /// When a certificate comes without its key, or the other way round.
-    pub(in crate::cli) fn new(flags: Secure) -> Result<Security, Failure> {
+    pub(in crate::cli) fn security(self, server_name: Option<String>) -> Result<Security, Failure> {
         let given = |file: Option<PathBuf>| file.filter(|file| !file.as_os_str().is_empty());
-        let trusted = given(flags.cacert);
-        let own = match (given(flags.cert), given(flags.key)) {
+        let own = match (given(self.cert), given(self.key)) {
             (Some(certificate), Some(key)) => Some(KeyPair { certificate, key }),
             (None, None) => None,
             (Some(_), None) => return Err(Failure::error("--cert needs --key beside it")),
             (None, Some(_)) => return Err(Failure::error("--key needs --cert beside it")),
         };
-        let skip_verify = flags.insecure_skip_tls_verify;
-        let is_default = trusted.is_some() || own.is_some() || skip_verify || !flags.insecure_transport;
-        let speaks = vec![HTTP2.to_vec()];
-        Ok(Security {
-            files: ClientFiles { own, trusted, skip_verify, speaks, ..ClientFiles::default() },
-            is_default,
-        })
-    }
-
-    /// The same for somebody who reads pages.
-    pub(super) fn for_pages(&self) -> Security {
-        let files = ClientFiles { speaks: vec![HTTP1.to_vec()], ..self.files.clone() };
-        Security { files, is_default: self.is_default }
-    }
-
-    /// What to encrypt with for an endpoint with that scheme; `None` for plain text.
-    ///
-    /// # Errors
-    /// What is wrong with the files, in words.
-    pub(in crate::cli) fn of(&self, is_https: Option<bool>) -> Result<Option<Arc<ClientTls>>, String> {
-        match is_https.unwrap_or(self.is_default) {
-            true => ClientTls::new(self.files.clone())
-                .map(|tls| Some(Arc::new(tls)))
-                .map_err(|error| error.to_string()),
-            false => Ok(None),
-        }
+        let (trusted, skip_verify) = (given(self.cacert), self.insecure_skip_tls_verify);
+        let files = ClientFiles { own, trusted, skip_verify, server_name, ..ClientFiles::default() };
+        Ok(Security::new(files, self.insecure_transport))
     }
 }

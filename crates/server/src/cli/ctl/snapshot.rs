@@ -13,10 +13,10 @@ use hadron_proto::etcdserverpb::SnapshotRequest;
 use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
-use super::client::{CallError, Client};
 use super::failure::{Exit, Failure};
 use super::print::write_out;
 use super::{Global, Session};
+use crate::client::{CallError, Client};
 
 /// The data are whole sectors; what is more than that is their SHA-256.
 const SECTOR: u64 = 512;

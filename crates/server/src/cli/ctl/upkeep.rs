@@ -8,11 +8,11 @@ use pb::alarm_request::AlarmAction;
 use pb::downgrade_request::DowngradeAction;
 use pb::maintenance_client::MaintenanceClient;
 
-use super::client::{CallError, Client};
 use super::endpoint::Scope;
 use super::failure::Failure;
 use super::print::cluster::Downgraded;
 use super::{Global, Session, go_text};
+use crate::client::{CallError, Client};
 
 /// Subcommands of `alarm`.
 #[derive(Debug, Subcommand)]

@@ -18,11 +18,11 @@ use hadron_proto::mvccpb::Event;
 use tokio::sync::mpsc;
 use tonic::{Code, Request, Status, Streaming};
 
-use super::client::{CallError, Client, status_text};
 use super::failure::{Exit, Failure};
 use super::print::kv::event_type;
 use super::print::{Printer, write_out};
 use super::{Global, Session, go_text, kv, txn};
+use crate::client::{CallError, Client, status_text};
 
 /// Pause between attempts to reconnect a watch.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);

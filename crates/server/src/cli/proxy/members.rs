@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::messages::{AnyBody, single};
 use super::upstream::Upstream;
-use crate::cli::ctl::client::{CallError, Client};
+use crate::client::{CallError, Client};
 
 /// Looks and keep-alives within the life of a lease.
 const BEATS_PER_TTL: u32 = 3;

@@ -34,13 +34,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic::Status;
 use tracing::{Level, info, warn};
 
-use super::ctl::client::Client;
-use super::ctl::login::Identity;
-use super::ctl::secure::{Secure, Security};
+use super::ctl::secure::Secure;
+use super::discovery::Discovery;
 use super::logging;
 use crate::api::Connections;
 use crate::api::server::{connection_builder, open};
+use crate::client::Client;
+use crate::client::Identity;
+use crate::client::Security;
 use crate::config::{Log, LogFormat, LogOutput};
+use crate::discovery::srv::Node;
 use crate::tls::files::KeyPair;
 use crate::tls::name::common_name;
 use crate::tls::server::ServerFiles;
@@ -73,6 +76,8 @@ pub struct Start {
     /// The nodes
     #[arg(long, default_value = "127.0.0.1:2379", value_delimiter = ',', value_name = "LIST")]
     endpoints: Vec<String>,
+    #[command(flatten)]
+    discovery: Discovery,
     /// Time between two questions to the nodes who the members are; 0 for never
     #[arg(long, default_value = "0s", value_parser = go_text::parse_duration, value_name = "DURATION")]
     endpoints_auto_sync_interval: Duration,
@@ -240,8 +245,12 @@ pub fn run(command: Proxy) -> ExitCode {
     }
 }
 
-async fn start(options: Start) -> Result<(), String> {
+async fn start(mut options: Start) -> Result<(), String> {
     options.check()?;
+    let found = options.discovery.nodes(None).await?;
+    if !found.is_empty() {
+        options.endpoints = found.iter().map(Node::url).collect();
+    }
     let tls = options.listening.tls(&options.listen_addr)?;
     let listener = bind(&options.listen_addr).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
@@ -292,7 +301,7 @@ async fn bind_url(
     tls: Option<Arc<ServerTls>>,
 ) -> Result<(TcpListener, Option<Arc<ServerTls>>), String> {
     let (is_https, address) =
-        super::endpoint_parts(url).map_err(|error| format!("--metrics-addr: {error}"))?;
+        crate::client::endpoint_parts(url).map_err(|error| format!("--metrics-addr: {error}"))?;
     let tls = match is_https {
         Some(true) => {
             Some(tls.ok_or("--metrics-addr: https needs --cert-file and --key-file, or --auto-tls")?)
@@ -480,7 +489,7 @@ impl Calling {
             check_nameless(certificate, key)?;
         }
         let flags = Secure::of(cacert, cert, key, true).without_check(self.insecure_skip_tls_verify);
-        Security::new(flags).map_err(|failure| failure.text.unwrap_or_default())
+        flags.security(None).map_err(|failure| failure.text.unwrap_or_default())
     }
 }
 

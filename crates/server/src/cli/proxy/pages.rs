@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 
 use super::messages::{AnyBody, single, unframed};
 use super::{Forwarder, text};
-use crate::cli::ctl::client::Client;
+use crate::client::Client;
 use crate::metrics::Metrics;
 use crate::process;
 

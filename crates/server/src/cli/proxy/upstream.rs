@@ -20,9 +20,9 @@ use tonic::Status;
 use tracing::{info, warn};
 
 use super::messages::AnyBody;
-use crate::cli::ctl::client::dial;
-use crate::cli::ctl::secure::Security;
-use crate::cli::endpoint_parts;
+use crate::client::Security;
+use crate::client::dial;
+use crate::client::endpoint_parts;
 use crate::tls::ClientTls;
 
 /// How long a node may take to accept a connection.

@@ -31,11 +31,8 @@ const ENGINE: &str = "the engine is not bbolt, and decides this itself";
 const SEGMENTS: &str = "log segments are recycled as soon as nothing needs them";
 const DIGESTS: &str = "replicas compare themselves all the time";
 const PACED: &str = "compaction is paced by the load";
-const NO_DISCOVERY: &str =
-    "finding the members through a discovery service or DNS is not built; name them in --initial-cluster";
-const DISCOVERY_DETAIL: &str = "it is about discovery, which is not built";
-const NO_TRACING: &str = "tracing is not built";
-const TRACING_DETAIL: &str = "it is about tracing, which is not built";
+const V2_DISCOVERY: &str =
+    "it needs the v2 API, which is gone from etcd too; use --discovery-token and --discovery-endpoints";
 
 #[rustfmt::skip]
 const MEMBER: &[Flag] = &[
@@ -77,24 +74,25 @@ const CLUSTER: &[Flag] = &[
     flag("initial-cluster-state", Choice(&["new", "existing"]), "new", Works, "Whether a first start makes a cluster or joins one"),
     flag("initial-cluster-token", Text, "etcd-cluster", Works, "Tells this cluster from others made with the same URLs"),
     flag("advertise-client-urls", List, "http://127.0.0.1:2379", Works, "URLs that clients are told to use"),
-    flag("discovery", Text, "", Refused(NO_DISCOVERY), "URL of a v2 discovery service"),
-    flag("discovery-token", Text, "", Refused(NO_DISCOVERY), "Token of the cluster at the discovery service"),
-    flag("discovery-endpoints", List, "", Refused(NO_DISCOVERY), "Endpoints of the discovery service"),
-    flag("discovery-dial-timeout", Duration, "2s", Nothing(DISCOVERY_DETAIL), "Time to wait for a connection to it"),
-    flag("discovery-request-timeout", Duration, "5s", Nothing(DISCOVERY_DETAIL), "Time to wait for its answers"),
-    flag("discovery-keepalive-time", Duration, "2s", Nothing(DISCOVERY_DETAIL), "Time between pings to it"),
-    flag("discovery-keepalive-timeout", Duration, "6s", Nothing(DISCOVERY_DETAIL), "Time to wait for an answer to a ping"),
-    flag("discovery-insecure-transport", Switch, "true", Nothing(DISCOVERY_DETAIL), "Speak to it without TLS"),
-    flag("discovery-insecure-skip-tls-verify", Switch, "false", Nothing(DISCOVERY_DETAIL), "Do not check its certificate"),
-    flag("discovery-cert", Text, "", Nothing(DISCOVERY_DETAIL), "Client certificate for it"),
-    flag("discovery-key", Text, "", Nothing(DISCOVERY_DETAIL), "Key of that certificate"),
-    flag("discovery-cacert", Text, "", Nothing(DISCOVERY_DETAIL), "Certificates to check its certificate against"),
-    flag("discovery-user", Text, "", Nothing(DISCOVERY_DETAIL), "User at it"),
-    flag("discovery-password", Text, "", Nothing(DISCOVERY_DETAIL), "That user's password"),
+    flag("discovery", Text, "", Refused(V2_DISCOVERY), "URL of a v2 discovery service"),
+    flag("discovery-token", Text, "", Works, "Token of the new cluster there; its size is the value of /_etcd/registry/TOKEN/_config/size"),
+    flag("discovery-endpoints", List, "", Works, "Endpoints of another etcd, in which the members of a new cluster register"),
+    flag("discovery-dial-timeout", Duration, "2s", Works, "Time to wait for a connection to it"),
+    flag("discovery-request-timeout", Duration, "5s", Works, "Time to wait for its answers"),
+    flag("discovery-keepalive-time", Duration, "2s", Works, "Time between pings to it"),
+    flag("discovery-keepalive-timeout", Duration, "6s", Works, "Time to wait for an answer to a ping"),
+    flag("discovery-insecure-transport", Switch, "true", Works, "Speak to it without TLS"),
+    flag("discovery-insecure-skip-tls-verify", Switch, "false", Works, "Do not check its certificate"),
+    flag("discovery-cert", Text, "", Works, "Client certificate for it"),
+    flag("discovery-key", Text, "", Works, "Key of that certificate"),
+    flag("discovery-cacert", Text, "", Works, "Certificates to check its certificate against"),
+    flag("discovery-server-name", Text, "", Works, "Name that its certificate must have, instead of its host; in etcd a key of the configuration file alone"),
+    flag("discovery-user", Text, "", Works, "User at it: a name, or name:password"),
+    flag("discovery-password", Text, "", Works, "That user's password"),
     flag("discovery-fallback", Choice(&["exit", "proxy"]), "exit", Refused("etcd has no v2 proxy any more either"), "What to do when discovery fails"),
-    flag("discovery-proxy", Text, "", Nothing(DISCOVERY_DETAIL), "HTTP proxy for the v2 discovery service"),
-    flag("discovery-srv", Text, "", Refused(NO_DISCOVERY), "DNS domain whose SRV records name the members"),
-    flag("discovery-srv-name", Text, "", Nothing(DISCOVERY_DETAIL), "Suffix of the SRV records' service"),
+    flag("discovery-proxy", Text, "", Nothing("it is about v2 discovery, which is gone"), "HTTP proxy for the v2 discovery service"),
+    flag("discovery-srv", Text, "", Works, "DNS domain whose SRV records name the members"),
+    flag("discovery-srv-name", Text, "", Works, "Suffix of the SRV records' service"),
     flag("strict-reconfig-check", Switch, "true", Works, "Refuse changes of members that could cost the quorum"),
     flag("pre-vote", Switch, "true", Nothing("always so: without it, a node that comes back would disturb the others"), "Ask before an election whether it could be won"),
     flag("auto-compaction-retention", Text, "0", Works, "How much history to keep when compacting by itself"),
@@ -153,11 +151,11 @@ const OBSERVE: &[Flag] = &[
     flag("log-rotation-config-json", Text, r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, Works, "When a log file is full, and how many are kept"),
     flag("warning-apply-duration", Duration, "100ms", Nothing("how long applying takes is in /metrics"), "Warn when applying an entry takes longer"),
     flag("warning-unary-request-duration", Duration, "300ms", Works, "Warn when a request takes longer, once a second at most"),
-    flag("enable-distributed-tracing", Switch, "false", Refused(NO_TRACING), "Send traces to an OpenTelemetry collector"),
-    flag("distributed-tracing-address", Text, "localhost:4317", Nothing(TRACING_DETAIL), "Address of the collector"),
-    flag("distributed-tracing-service-name", Text, "etcd", Nothing(TRACING_DETAIL), "Name of the service in traces"),
-    flag("distributed-tracing-instance-id", Text, "", Nothing(TRACING_DETAIL), "Name of this node in traces"),
-    flag("distributed-tracing-sampling-rate", Number, "0", Nothing(TRACING_DETAIL), "How many of a million requests to trace"),
+    flag("enable-distributed-tracing", Switch, "false", Works, "Send traces to an OpenTelemetry collector"),
+    flag("distributed-tracing-address", Text, "localhost:4317", Works, "Address of the collector, which is spoken to in plain text"),
+    flag("distributed-tracing-service-name", Text, "etcd", Works, "Name of the service in traces"),
+    flag("distributed-tracing-instance-id", Text, "", Works, "Name of this node in traces"),
+    flag("distributed-tracing-sampling-rate", Number, "0", Works, "How many of a million requests to trace, beside those that belong to a trace"),
 ];
 
 #[rustfmt::skip]

@@ -19,11 +19,14 @@ fn page() -> String {
          cannot have, ends the process with code 2 and a line that names it; unknown variables that begin with `ETCD_` and unknown \
          keys of the file are told in the log.\n\n\
          What a flag does here: it **works** as in etcd; or it changes **nothing**, because what it is about does not exist here or \
-         is always so; or any value but the default is **refused**, because what it asks for is not built yet. Nothing is ignored \
+         is always so; or any value but the default is **refused**, because what it asks for is gone from etcd too. Nothing is ignored \
          silently: a flag that changes nothing is told in the log.\n\n\
          Differences from etcd, on purpose: a variable that a flag overrules is told in the log, where etcd would not start; a \
          flag that etcd reads from the command line only, such as `cert-file` outside of its map, is read from the file too; time \
          spans in the file may be texts such as `10m`; the default URLs are those of 127.0.0.1.\n\n\
+         `HADRON_DNS_SERVER=IP:PORT` names the DNS server that is asked for SRV records, here as in `ctl`, `gateway` and `grpc-proxy`; \
+         without it those of `/etc/resolv.conf` are asked. What OpenTelemetry's SDK takes from the environment \
+         (`OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_…`) counts as it does in etcd.\n\n\
          The names that flags had in etcd 3.5 and 3.6 (`--experimental-…`) still work: as the flag without `experimental-`, or as \
          the feature that took its place.\n",
     );

@@ -1,4 +1,9 @@
-//! Connections of `ctl` to a cluster: the endpoints are tried in turn, and errors are told in `etcdctl`'s words.
+//! A client of a cluster, Hadron's or etcd's: the endpoints are tried in turn, and errors are told in `etcdctl`'s words.
+//!
+//! - [`security`]: how endpoints are spoken to; [`identity`]: as whom.
+
+pub(crate) mod identity;
+pub(crate) mod security;
 
 use std::fmt;
 use std::io;
@@ -13,11 +18,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use tower::service_fn;
 
-use super::failure::{Exit, Failure};
-use super::login::{Connection, Identity, KEYSPACE, Shown, Token};
-use super::secure::Security;
-use crate::cli::endpoint_parts;
 use crate::tls::{ClientTls, Stream};
+pub(crate) use identity::{Connection, Identity, KEYSPACE, Shown, Token};
+pub(crate) use security::Security;
 
 /// As in Go's gRPC: etcd hangs up on clients that ping more often than every 5 s.
 const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
@@ -68,13 +71,6 @@ impl fmt::Display for CallError {
     }
 }
 
-impl From<CallError> for Failure {
-    fn from(error: CallError) -> Failure {
-        let exit = if matches!(error, CallError::Login(_)) { Exit::BadConnection } else { Exit::Error };
-        Failure { exit, text: Some(error.to_string()) }
-    }
-}
-
 /// The text of a status as etcd's client shows it: etcd's own errors bare, others with their code.
 pub(crate) fn status_text(status: &Status) -> String {
     let message = status.message();
@@ -119,7 +115,7 @@ impl Client {
     ///
     /// # Errors
     /// In words.
-    pub(in crate::cli) async fn token(&self) -> Result<Token, String> {
+    pub(crate) async fn token(&self) -> Result<Token, String> {
         let endpoint = self.endpoints.first().map(String::as_str).unwrap_or_default();
         let channel = self.connect_to(endpoint).await?;
         self.log_in(&channel).await.map_err(|status| status_text(&status))
@@ -185,7 +181,7 @@ impl Client {
     }
 
     /// A call within the time it may take.
-    pub(super) async fn bounded<T>(
+    pub(crate) async fn bounded<T>(
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, CallError> {
@@ -202,7 +198,7 @@ impl Client {
     ///
     /// # Errors
     /// It cannot be connected, or the connection broke.
-    pub(in crate::cli) async fn page(&self, path: &str) -> io::Result<String> {
+    pub(crate) async fn page(&self, path: &str) -> io::Result<String> {
         let endpoint = self.endpoints.first().map(String::as_str).unwrap_or_default();
         let (is_https, authority) = endpoint_parts(endpoint).map_err(io::Error::other)?;
         let tls = self.security.for_pages().of(is_https).map_err(io::Error::other)?;
@@ -218,11 +214,21 @@ impl Client {
     }
 }
 
+/// `host:port` of an endpoint that may have a scheme in front: what clients connect to, and whether its scheme is
+/// `https`, if it has one.
+pub(crate) fn endpoint_parts(endpoint: &str) -> Result<(Option<bool>, String), String> {
+    let bare = |authority: &str| authority.trim_end_matches('/').to_owned();
+    match endpoint.split_once("://") {
+        _ if endpoint.is_empty() => Err("empty endpoint".to_owned()),
+        None => Ok((None, endpoint.to_owned())),
+        Some(("http", authority)) => Ok((Some(false), bare(authority))),
+        Some(("https", authority)) => Ok((Some(true), bare(authority))),
+        Some((scheme, _)) => Err(format!("unsupported scheme {scheme}")),
+    }
+}
+
 /// Connects to `authority`, and shakes hands with it if it is to be encrypted.
-pub(in crate::cli) async fn dial(
-    authority: String,
-    tls: Option<Arc<ClientTls>>,
-) -> io::Result<TokioIo<Stream>> {
+pub(crate) async fn dial(authority: String, tls: Option<Arc<ClientTls>>) -> io::Result<TokioIo<Stream>> {
     let stream = TcpStream::connect(&authority).await?;
     stream.set_nodelay(true)?;
     let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
@@ -259,6 +265,13 @@ mod tests {
         );
         assert_eq!(text(Code::Unavailable, "closing"), "rpc error: code = Unavailable desc = closing");
         assert_eq!(text(Code::DeadlineExceeded, "x"), "context deadline exceeded");
+    }
+
+    #[test]
+    fn endpoints_need_no_scheme() {
+        assert_eq!(endpoint_parts("127.0.0.1:2379").unwrap(), (None, "127.0.0.1:2379".to_owned()));
+        assert_eq!(endpoint_parts("http://h:1/").unwrap(), (Some(false), "h:1".to_owned()));
+        assert_eq!(endpoint_parts("https://h:1").unwrap(), (Some(true), "h:1".to_owned()));
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -229,6 +229,14 @@ impl Backend for TestBackend {
         if to == NodeId(1) { Ok(()) } else { Err(Unavailable::BadTransferTarget) }
     }
 
+    fn standing(&self) -> Standing {
+        Standing::default()
+    }
+
+    fn count_read(&self, _: GroupId, _: usize) {}
+
+    fn count_events(&self, _: GroupId, _: usize) {}
+
     fn identity(&self) -> &Identity {
         &self.0.identity
     }

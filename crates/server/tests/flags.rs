@@ -180,6 +180,7 @@ fn what_cannot_be_done_is_refused_by_name() {
             2,
             "--log-rotation-config-json: expected an object",
         ),
+        ("etcd", vec!["grpc-proxy", "start", "--resolver-ttl=5"], 1, "invalid resolver-prefix \"\""),
         (
             "etcd",
             vec!["gateway", "start", "--listen-addr=127.0.0.1:0", "--endpoints=nowhere"],

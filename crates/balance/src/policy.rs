@@ -1,5 +1,8 @@
 //! What a planner is told to strive for.
 
+/// Replicas that may be built at a time in a pool of any size.
+const MOVES_MIN: usize = 16;
+
 /// Limits and thresholds of a planner. Shares are fractions: 0.05 is 5 %.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
@@ -25,7 +28,7 @@ pub struct Policy {
     pub cool_down_us: u64,
     /// Who lacks more entries than this neither leads nor votes.
     pub lag_max: u64,
-    /// Replicas that are built at a time, for each node of the pool; at least two in all.
+    /// Replicas that are built at a time, for each node of the pool; sixteen in any case, in small pools what the nodes allow is less.
     pub moves_per_node: f64,
     /// Replicas that one node receives at a time.
     pub incoming_max: usize,
@@ -69,6 +72,6 @@ impl Default for Policy {
 impl Policy {
     /// Replicas that are built at a time in a pool of so many nodes.
     pub fn moves_max(&self, nodes: usize) -> usize {
-        ((self.moves_per_node * nodes as f64) as usize).max(2)
+        ((self.moves_per_node * nodes as f64) as usize).max(MOVES_MIN)
     }
 }

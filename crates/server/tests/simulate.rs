@@ -65,13 +65,16 @@ fn nonsense_is_refused() {
 
 #[test]
 fn a_pool_is_balanced_and_says_what_held() {
-    let arguments = ["--scenario", "balance", "--nodes", "12", "--keyspaces", "300", "--seed", "3"];
+    let arguments = ["--scenario", "balance", "--nodes", "60", "--keyspaces", "1200", "--hours", "12"];
     let (once, again) = (simulate(&arguments), simulate(&arguments));
     let report = text(&once.stdout);
     assert_eq!(report, text(&again.stdout), "what is printed follows from the arguments alone");
     assert_eq!(once.status.success(), !report.contains("BROKEN"), "{report}");
-    for part in ["zone-2 with 4 nodes cannot be reached", "moves by reason:", "held:"] {
+    for part in ["zone-2 with 12 nodes cannot be reached", "moves by reason:", "held:"] {
         assert!(report.contains(part), "{part:?} is not in\n{report}");
     }
     assert!(text(&once.stderr).contains("The slowest plan took"));
+    let small = simulate(&["--scenario", "balance", "--nodes", "9"]);
+    assert_eq!(small.status.code(), Some(2));
+    assert!(text(&small.stderr).contains("at least 30"));
 }

@@ -38,12 +38,15 @@ const LOOK_US: u64 = 600_000_000;
 /// Microseconds in an hour.
 const HOUR_US: u64 = 3_600_000_000;
 
+/// The fewest nodes for which the bounds make sense: in smaller pools a zone without a node or two cannot be balanced.
+pub const NODES_MIN: usize = 30;
+
 /// What a simulated pool is like.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Everything random follows from it.
     pub seed: u64,
-    /// Nodes at the beginning.
+    /// Nodes at the beginning, [`NODES_MIN`] at least.
     pub nodes: usize,
     /// Keyspaces, each with three replicas.
     pub keyspaces: usize,
@@ -69,11 +72,6 @@ impl Settings {
         Time(at - at % TICK_US)
     }
 
-    /// Zones: five, or three in a small pool.
-    fn zones(&self) -> usize {
-        if self.nodes < 20 { 3 } else { 5 }
-    }
-
     /// Whether nothing has happened for so long that the pool must be balanced.
     fn is_calm(&self, now: Time) -> bool {
         let first = self.at(CALM_FIRST.0)..=self.at(CALM_FIRST.1);
@@ -82,7 +80,7 @@ impl Settings {
 }
 
 /// The parts of the whole in which the pool must be balanced: before anything happens, and after everything has.
-const CALM_FIRST: (f64, f64) = (0.06, 0.1);
+const CALM_FIRST: (f64, f64) = (0.08, 0.1);
 const CALM_LAST: f64 = 0.95;
 /// The part of the whole in which something happens.
 const TROUBLED: (f64, f64) = (0.1, 0.85);

@@ -19,6 +19,8 @@ use super::report::Tally;
 use super::trouble::Trouble;
 use super::workload::{Workload, capacity};
 
+/// Zones, with as many nodes each.
+const ZONES: usize = 5;
 /// Replicas of each keyspace.
 const FACTOR: usize = 3;
 /// What a learner is sent in a second.
@@ -62,7 +64,7 @@ impl Pool {
             under_way: BTreeMap::new(),
             next_node: 1,
         };
-        (0..settings.nodes).for_each(|_| pool.add_node(settings.zones()));
+        (0..settings.nodes).for_each(|_| pool.add_node());
         let mut zones: BTreeMap<String, Vec<NodeId>> = BTreeMap::new();
         for (id, node) in &pool.view.nodes {
             zones.entry(node.zone.clone()).or_default().push(*id);
@@ -82,7 +84,7 @@ impl Pool {
         Pool { planner, ..self.clone() }
     }
 
-    fn add_node(&mut self, zones: usize) {
+    fn add_node(&mut self) {
         let number = self.next_node as usize;
         self.next_node += 1;
         let size = if number.is_multiple_of(LARGE_ONE_IN) { 2.0 } else { 1.0 };
@@ -90,7 +92,7 @@ impl Pool {
         let total = amounts[Resource::Storage] as u64;
         let used = if number.is_multiple_of(FULL_ONE_IN) { total / 10 * 7 } else { 0 };
         let node = NodeView {
-            zone: format!("zone-{}", number % zones),
+            zone: format!("zone-{}", number % ZONES),
             capacity: Capacity::of(amounts),
             disk: Disk { used, total },
             ..NodeView::default()
@@ -208,11 +210,7 @@ impl Pool {
         match trouble {
             Trouble::Falls { nodes, .. } => self.set_state(nodes, NodeState::Suspected { since: now }),
             Trouble::Returns { nodes, .. } => self.set_state(nodes, NodeState::Alive),
-            Trouble::Join { count } => {
-                let zones: BTreeSet<&str> = self.view.nodes.values().map(|node| node.zone.as_str()).collect();
-                let zones = zones.len();
-                (0..*count).for_each(|_| self.add_node(zones));
-            }
+            Trouble::Join { count } => (0..*count).for_each(|_| self.add_node()),
             Trouble::Drain { nodes } => {
                 for node in nodes {
                     self.view.nodes.get_mut(node).into_iter().for_each(|node| node.draining = true);

@@ -36,7 +36,7 @@ pub struct Options {
     /// How many worlds to run, each from the next seed; more than one are counted, not told
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// Nodes in the cluster, at most 9 [default: as the seed says, 3 or 5; 100 with --scenario balance, there at most 10000]
+    /// Nodes in the cluster, at most 9 [default: as the seed says, 3 or 5; 100 with --scenario balance, there 30 to 10000]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     nodes: Option<u64>,
     /// Keyspaces, with --scenario balance [default: 100 for each node]
@@ -111,7 +111,7 @@ impl Options {
     /// What clap cannot tell: which arguments go with which scenario.
     fn check(&self) -> Result<(), String> {
         if self.scenario == Choice::Balance {
-            return if self.lie.is_some() { Err("--scenario balance knows no lies".into()) } else { Ok(()) };
+            return self.check_balance();
         }
         if self.keyspaces.is_some() || self.hours.is_some() {
             return Err("--keyspaces and --hours belong to --scenario balance".into());
@@ -120,6 +120,17 @@ impl Options {
             Some(nodes) if nodes > WORLD_NODES_MAX => Err(format!(
                 "--nodes {nodes}: a world has at most {WORLD_NODES_MAX} nodes; --scenario balance takes more"
             )),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_balance(&self) -> Result<(), String> {
+        let least = hadron_sim::balance::NODES_MIN as u64;
+        match self.nodes {
+            _ if self.lie.is_some() => Err("--scenario balance knows no lies".into()),
+            Some(nodes) if nodes < least => {
+                Err(format!("--nodes {nodes}: --scenario balance needs at least {least}"))
+            }
             _ => Ok(()),
         }
     }

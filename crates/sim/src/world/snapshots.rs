@@ -39,6 +39,11 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
+    /// Who sends it, and what.
+    pub(super) fn transfer(&self) -> (Life, SnapshotJob) {
+        (self.sender, self.job)
+    }
+
     /// Makes the engine switch to the snapshot.
     pub(super) fn switch(&mut self) -> Result<(), String> {
         let importer = self.importer.take().ok_or("switched twice")?;
@@ -208,13 +213,13 @@ impl World {
     /// A process ended that had received snapshots and not yet switched to them: their senders hear of it.
     pub(super) fn transfers_break(&mut self, process: &Process) {
         let received = process.incoming.values().chain(process.engine.installing());
-        let broken: Vec<_> = received.map(|incoming| (incoming.sender, incoming.job)).collect();
+        let broken: Vec<_> = received.map(Incoming::transfer).collect();
         for (sender, job) in broken {
             self.snapshot_fails(sender, job);
         }
     }
 
-    fn snapshot_fails(&mut self, sender: Life, job: SnapshotJob) {
+    pub(super) fn snapshot_fails(&mut self, sender: Life, job: SnapshotJob) {
         self.snapshot_ends(sender, job.group, job.to, None);
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Options, sweep_destroyed};
-use hadron_node::{DestroyJob, Event as NodeEvent, FlushJob, OpenJob, OpenOutcome};
+use hadron_node::{DestroyJob, Event as NodeEvent, FlushJob, OpenJob, OpenOutcome, SnapshotJob};
 use hadron_storage::engine::{Batch, Engine};
 use hadron_storage::wal::{Record, Wal};
 use rand::Rng;
@@ -49,6 +49,16 @@ pub(super) enum EngineJob {
     /// Switch to a received snapshot; `Some` until that is done, then it is made durable.
     Install(Box<Incoming>),
     InstallPersist(Box<Incoming>),
+}
+
+impl EngineJob {
+    /// Who sent the snapshot that this is about, and which.
+    fn transfer(&self) -> Option<(Life, SnapshotJob)> {
+        match self {
+            EngineJob::Install(incoming) | EngineJob::InstallPersist(incoming) => Some(incoming.transfer()),
+            _ => None,
+        }
+    }
 }
 
 impl EngineThread {
@@ -171,7 +181,10 @@ impl World {
         }
         process.engine.busy = false;
         let Some(job) = process.engine.jobs.pop_front() else { return };
+        let transfer = job.transfer();
         if let Err(what) = self.do_engine_job(life, job) {
+            // Whoever sent the snapshot hears that its connection is gone.
+            transfer.into_iter().for_each(|(sender, job)| self.snapshot_fails(sender, job));
             return self.on_disk_failure(life, &format!("the engine fails: {what}"));
         }
         self.start_engine_job(life);

@@ -29,7 +29,7 @@ const LISTING_BYTES_MAX: u64 = 96 * MIB;
 const STREAM_BYTES_MAX: u64 = 24 << 10;
 const WATCHER_BYTES_MAX: u64 = 4 << 10;
 /// What a node may hold beyond what it held before, while one client does all it can.
-const ABUSE_BYTES_MAX: u64 = 192 * MIB;
+const ABUSE_BYTES_MAX: u64 = 320 * MIB;
 /// A node whose memory stays the same for so long does nothing beside.
 const CALM: Duration = Duration::from_secs(1);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -37,10 +37,10 @@ pub(super) fn overload(board: &mut Board<'_>) {
 }
 
 /// W above which a node stands out of the whole pool: above the mean, and above the heaviest replica anywhere. Bytes are no object there. Below
-/// it only the spread is at stake.
+/// it only the spread is at stake. The heaviest replica is taken as it is: the largest of many measured loads is rather too large.
 fn urgent(board: &Board<'_>, rocks: &[f64]) -> f64 {
     let heaviest = rocks.first().copied().unwrap_or(0.0);
-    board.mean().max(heaviest) * (1.0 + board.policy.overload.begin)
+    heaviest.max(board.mean() * (1.0 + board.policy.overload.begin))
 }
 
 /// The most loaded node that is not done and above `limit`.

@@ -2,6 +2,8 @@
 
 /// Replicas that may be built at a time in a pool of any size.
 const MOVES_MIN: usize = 16;
+/// Leaderships that may be handed over at a time in a pool of any size.
+const TRANSFERS_MIN: usize = 64;
 
 /// Limits and thresholds of a planner. Shares are fractions: 0.05 is 5 %.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,8 +36,8 @@ pub struct Policy {
     pub incoming_max: usize,
     /// Replicas that one node sends at a time.
     pub outgoing_max: usize,
-    /// Leaderships handed over at a time.
-    pub transfers_max: usize,
+    /// Leaderships handed over at a time, for each node of the pool; 64 in any case.
+    pub transfers_per_node: f64,
 }
 
 /// Two thresholds, so that who stands between them is left alone: beyond `begin` something is done, until `end` is reached.
@@ -64,7 +66,7 @@ impl Default for Policy {
             moves_per_node: 0.25,
             incoming_max: 2,
             outgoing_max: 2,
-            transfers_max: 64,
+            transfers_per_node: 0.25,
         }
     }
 }
@@ -73,5 +75,10 @@ impl Policy {
     /// Replicas that are built at a time in a pool of so many nodes.
     pub fn moves_max(&self, nodes: usize) -> usize {
         ((self.moves_per_node * nodes as f64) as usize).max(MOVES_MIN)
+    }
+
+    /// Leaderships that are handed over at a time in a pool of so many nodes.
+    pub fn transfers_max(&self, nodes: usize) -> usize {
+        ((self.transfers_per_node * nodes as f64) as usize).max(TRANSFERS_MIN)
     }
 }

@@ -11,8 +11,10 @@ use super::board::{Board, Draft, Seat};
 use crate::load::Load;
 use crate::moves::{MoveKind, Reason};
 
-/// Replicas of one node that are tried for a place, and nodes that are asked to give to one.
-const TRIES: usize = 24;
+/// Replicas of one node that are tried for a place.
+const TRIES: usize = 12;
+/// Nodes that are asked to give to one.
+const DONORS: usize = 24;
 /// What a move costs beside its bytes, in bytes: many small moves are no bargain.
 const FIXED_COST_BYTES: f64 = 16e6;
 /// Where everybody is above the level already, a replica moves only if that takes this part off the larger of two W.
@@ -20,7 +22,8 @@ const RELIEF_MIN: f64 = 0.10;
 
 /// Nodes above their goal give, the most loaded first.
 pub(super) fn overload(board: &mut Board<'_>) {
-    let (level, urgent) = (board.level(), urgent(board));
+    let rocks = board.rocks();
+    let (level, urgent) = (board.level_around(&rocks), urgent(board, &rocks));
     let mut is_done: Vec<bool> = board.seats.iter().map(|seat| !seat.is_alive || seat.is_draining).collect();
     while let Some(node) = heaviest(board, &is_done, level * (1.0 + board.policy.overload.begin)) {
         is_done[node] = true;
@@ -34,11 +37,10 @@ pub(super) fn overload(board: &mut Board<'_>) {
 }
 
 /// W above which a node stands out of the whole pool: above the mean, and above the heaviest replica anywhere. Bytes are no object there. Below
-/// it only the spread is at stake.
-fn urgent(board: &Board<'_>) -> f64 {
-    let staying = (0..board.seats.len()).filter(|node| board.seats[*node].stays());
-    let heaviest = staying.map(|node| board.heaviest(node)).fold(0.0, f64::max);
-    board.mean().max(heaviest) * (1.0 + board.policy.overload.begin)
+/// it only the spread is at stake. The heaviest replica is taken as it is: the largest of many measured loads is rather too large.
+fn urgent(board: &Board<'_>, rocks: &[f64]) -> f64 {
+    let heaviest = rocks.first().copied().unwrap_or(0.0);
+    heaviest.max(board.mean() * (1.0 + board.policy.overload.begin))
 }
 
 /// The most loaded node that is not done and above `limit`.
@@ -181,9 +183,12 @@ fn lightest<'b, 'a>(board: &'b Board<'a>) -> Option<&'b Seat<'a>> {
 
 /// The heaviest replica that makes the larger W of two nodes clearly smaller, also if the other will have to give in turn.
 fn heavy_gift(board: &Board<'_>, node: usize, gifts: &[Gift]) -> Option<(usize, MoveKind)> {
-    let mut heavy: Vec<&Gift> = gifts.iter().collect();
+    let ceiling = board.seats[node].weight * (1.0 - RELIEF_MIN);
+    let lightest = lightest(board)?;
+    let mut heavy: Vec<&Gift> =
+        gifts.iter().filter(|gift| lightest.weight_with(&gift.load) <= ceiling).collect();
     heavy.sort_by(|a, b| b.gain.total_cmp(&a.gain));
-    first_fitting(board, node, &heavy, board.seats[node].weight * (1.0 - RELIEF_MIN))
+    first_fitting(board, node, &heavy, ceiling)
 }
 
 /// The first of some replicas for which there is a place whose W stays below `ceiling`.
@@ -244,7 +249,7 @@ fn best_acquisition(board: &Board<'_>, node: usize, level: f64) -> Option<(usize
         .filter(|it| board.seats[*it].is_alive && board.seats[*it].weight > level)
         .collect();
     donors.sort_by(|a, b| board.seats[*b].weight.total_cmp(&board.seats[*a].weight));
-    let offers = donors.into_iter().take(TRIES).flat_map(|donor| offers(board, donor, node, level));
+    let offers = donors.into_iter().take(DONORS).flat_map(|donor| offers(board, donor, node, level));
     let best = offers.reduce(|best, next| if next.2 < best.2 { next } else { best })?;
     Some((best.0, best.1))
 }

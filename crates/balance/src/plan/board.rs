@@ -72,7 +72,7 @@ impl<'a> Board<'a> {
             policy,
             now: view.now,
             builds_left: policy.moves_max(view.nodes.len()),
-            transfers_left: policy.transfers_max,
+            transfers_left: policy.transfers_max(view.nodes.len()),
             bytes_per_node: bytes(view) / view.nodes.len().max(1) as f64,
             seats,
             groups: Vec::with_capacity(view.groups.len()),
@@ -263,9 +263,19 @@ impl<'a> Board<'a> {
     /// What each node would carry if load could be poured: the mean over those who have no replica that is heavier alone. Who has one
     /// stands out of it like a rock, with nothing but that replica. At most the mean.
     pub(crate) fn level(&self) -> f64 {
+        self.level_around(&self.rocks())
+    }
+
+    /// What the heaviest replica makes up alone on each node that stays, from the largest.
+    pub(super) fn rocks(&self) -> Vec<f64> {
         let staying = (0..self.seats.len()).filter(|node| self.seats[*node].stays());
         let mut rocks: Vec<f64> = staying.map(|node| self.heaviest(node)).collect();
         rocks.sort_by(|a, b| b.total_cmp(a));
+        rocks
+    }
+
+    /// The level for these rocks.
+    pub(super) fn level_around(&self, rocks: &[f64]) -> f64 {
         let mut load = self.mean() * rocks.len() as f64;
         for (number, rock) in rocks.iter().enumerate() {
             let level = load / (rocks.len() - number) as f64;

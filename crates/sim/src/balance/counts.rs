@@ -75,7 +75,7 @@ impl<'a> Counts<'a> {
             seats: view.nodes.iter().map(|(id, node)| seat(*id, node)).collect(),
             groups: Vec::with_capacity(view.groups.len()),
             builds_left: policy.moves_max(view.nodes.len()),
-            transfers_left: policy.transfers_max,
+            transfers_left: policy.transfers_max(view.nodes.len()),
             moves: Vec::new(),
         };
         view.groups.iter().for_each(|(id, group)| counts.add(*id, group));

@@ -79,11 +79,12 @@ impl Settings {
     }
 }
 
-/// The parts of the whole in which the pool must be balanced: before anything happens, and after everything has.
-const CALM_FIRST: (f64, f64) = (0.08, 0.1);
+/// The parts of the whole in which the pool must be balanced: before anything happens, three hours of a day after it began with replicas
+/// anywhere, and after everything has.
+const CALM_FIRST: (f64, f64) = (0.13, 0.15);
 const CALM_LAST: f64 = 0.95;
 /// The part of the whole in which something happens.
-const TROUBLED: (f64, f64) = (0.1, 0.85);
+const TROUBLED: (f64, f64) = (0.15, 0.85);
 
 /// Runs a pool from its first moment to its last. `tell` gets the lines of its story.
 pub fn run(settings: &Settings, tell: &mut dyn FnMut(&str)) -> Report {

@@ -34,7 +34,8 @@ fn refused(error: CatalogError) -> Status {
     Status::new(code, format!("hadron: {error}"))
 }
 
-/// The members that may carry keyspaces, the most suitable first: those who are alive, and of them those with few replicas.
+/// The members that may carry keyspaces, the most suitable first: those who are alive and are not to be emptied, and of them those with
+/// few replicas.
 #[derive(Clone, Debug, Default)]
 struct Candidates {
     ranked: Vec<NodeId>,
@@ -46,13 +47,14 @@ impl Candidates {
     fn new(
         members: &[NodeId],
         alive: BTreeSet<NodeId>,
+        draining: impl Fn(NodeId) -> bool,
         replicas: &BTreeMap<NodeId, usize>,
         own: NodeId,
     ) -> Candidates {
         let mut ranked = members.to_vec();
         ranked.sort_by_key(|node| {
             let count = replicas.get(node).copied().unwrap_or_default();
-            (!alive.contains(node), count, *node != own, *node)
+            (!alive.contains(node), draining(*node), count, *node != own, *node)
         });
         Candidates { ranked, alive }
     }
@@ -199,7 +201,8 @@ impl<B: Backend> Context<B> {
         let voters = members.iter().filter(|member| !member.is_learner).map(|member| NodeId(member.id));
         let mut alive = self.backend.alive();
         alive.insert(own);
-        Candidates::new(&voters.collect::<Vec<_>>(), alive, &catalog.replica_counts(), own)
+        let draining = |node| catalog.is_draining(node);
+        Candidates::new(&voters.collect::<Vec<_>>(), alive, draining, &catalog.replica_counts(), own)
     }
 
     /// Decides a change. `change` may be called several times; it returns nothing if nothing is to be done.
@@ -279,11 +282,15 @@ mod tests {
         ids.iter().copied().map(NodeId).collect()
     }
 
+    fn none(_: NodeId) -> bool {
+        false
+    }
+
     /// Nodes 1 to 5, of which 5 is down; node n has n replicas.
     fn candidates() -> Candidates {
         let counts = (1..=5).map(|id| (NodeId(id), id as usize)).collect();
         let alive = nodes(&[1, 2, 3, 4]).into_iter().collect();
-        Candidates::new(&nodes(&[1, 2, 3, 4, 5]), alive, &counts, NodeId(4))
+        Candidates::new(&nodes(&[1, 2, 3, 4, 5]), alive, none, &counts, NodeId(4))
     }
 
     #[test]
@@ -291,19 +298,30 @@ mod tests {
         assert_eq!(candidates().pick(0).unwrap(), nodes(&[1, 2, 3]));
         assert_eq!(candidates().pick(5).unwrap(), nodes(&[1, 2, 3, 4, 5]), "who is down comes last");
         let all = nodes(&[1, 2, 3, 4]);
-        let equal = Candidates::new(&all, all.iter().copied().collect(), &BTreeMap::new(), NodeId(4));
+        let equal = Candidates::new(&all, all.iter().copied().collect(), none, &BTreeMap::new(), NodeId(4));
         assert_eq!(equal.pick(1).unwrap(), nodes(&[4]), "the node that is asked");
         assert_eq!(candidates().pick(6).unwrap_err().code(), Code::FailedPrecondition);
     }
 
     #[test]
+    fn who_is_to_be_emptied_gets_nothing_while_others_can_take_it() {
+        let all = nodes(&[1, 2, 3]);
+        let drained = |node| node == NodeId(1);
+        let alive = all.iter().copied().collect();
+        let candidates = Candidates::new(&all, alive, drained, &BTreeMap::new(), NodeId(1));
+        assert_eq!(candidates.pick(2).unwrap(), nodes(&[2, 3]));
+        assert_eq!(candidates.pick(3).unwrap(), nodes(&[2, 3, 1]));
+        assert_eq!(candidates.resize(&all, 2, None, none).unwrap(), nodes(&[2, 3]), "and is left first");
+    }
+
+    #[test]
     fn a_pool_that_is_mostly_down_takes_no_keyspace() {
         let alive = BTreeSet::from([NodeId(1)]);
-        let candidates = Candidates::new(&nodes(&[1, 2, 3]), alive, &BTreeMap::new(), NodeId(1));
+        let candidates = Candidates::new(&nodes(&[1, 2, 3]), alive, none, &BTreeMap::new(), NodeId(1));
         assert_eq!(candidates.pick(0).unwrap_err().code(), Code::Unavailable);
         assert_eq!(candidates.pick(1).unwrap(), nodes(&[1]));
         assert_eq!(
-            Candidates::new(&nodes(&[1, 2]), BTreeSet::new(), &BTreeMap::new(), NodeId(1)).ranked.len(),
+            Candidates::new(&nodes(&[1, 2]), BTreeSet::new(), none, &BTreeMap::new(), NodeId(1)).ranked.len(),
             2
         );
     }

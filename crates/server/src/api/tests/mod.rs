@@ -3,6 +3,7 @@
 
 mod auth;
 mod contenders;
+mod entrances;
 mod gateway;
 mod harness;
 mod keyspaces;

@@ -17,6 +17,7 @@ mod file;
 pub mod flags;
 mod initial;
 mod keyspaces;
+mod log;
 pub mod security;
 pub mod settings;
 mod traces;
@@ -35,6 +36,7 @@ pub use discovery::{Discovery, Registry};
 pub use error::ConfigError;
 pub use file::FileError;
 pub use initial::{Initial, InitialMember};
+pub use log::{Log, LogFormat, LogOutput, Rotation};
 pub use security::Security;
 pub use settings::{Asked, SettingError, Settings};
 pub use traces::Traces;
@@ -156,52 +158,6 @@ pub struct Membership {
     pub promotes: bool,
 }
 
-/// What is logged, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
-    /// Least severe level that is logged.
-    pub level: tracing::Level,
-    /// Form of log lines.
-    pub format: LogFormat,
-    /// Where log lines go; never empty.
-    pub outputs: Vec<LogOutput>,
-    /// When the file among them begins anew; `None` for never.
-    pub rotation: Option<Rotation>,
-}
-
-/// When a log file begins anew, and what happens to full ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rotation {
-    /// Bytes of a full file.
-    pub bytes: u64,
-    /// Older ones are removed; `None` for none.
-    pub age: Option<Duration>,
-    /// Most full files to keep; 0 for all.
-    pub backups: usize,
-    /// Full files are compressed.
-    pub compresses: bool,
-}
-
-/// Form of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object a line, as etcd writes them.
-    Json,
-    /// For people.
-    Console,
-}
-
-/// Where log lines go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LogOutput {
-    /// Standard error.
-    Stderr,
-    /// Standard output.
-    Stdout,
-    /// The end of a file.
-    File(PathBuf),
-}
-
 impl Config {
     /// Checks the flags and fills in what was not given. `default_suffix` is what the default data directory's name ends
     /// with, after the node's name and a dot.
@@ -251,7 +207,7 @@ impl Config {
             },
             zone: settings.text("zone").to_owned(),
             retention: retention(settings)?,
-            log: log(settings)?,
+            log: log::read(settings)?,
             traces: traces::read(settings)?,
             stop_on_stdin_close: switch(settings, "stop-on-stdin-close"),
             name,
@@ -388,76 +344,6 @@ fn retention(settings: &Settings) -> Result<Option<Retention>, ConfigError> {
 fn unless_all(list: &str) -> Option<BTreeSet<String>> {
     let parts: BTreeSet<String> = parts(list).map(str::to_owned).collect();
     (!parts.is_empty() && !parts.contains("*")).then_some(parts)
-}
-
-fn log(settings: &Settings) -> Result<Log, ConfigError> {
-    let list = settings.text("log-outputs");
-    let output = |name: &str| match name {
-        "default" | "systemd/journal" | "stderr" => LogOutput::Stderr,
-        "stdout" => LogOutput::Stdout,
-        path => LogOutput::File(path.into()),
-    };
-    let names: BTreeSet<&str> = parts(list).collect();
-    if names.len() > 1
-        && let Some(alone) = ["default", "systemd/journal"].into_iter().find(|name| names.contains(name))
-    {
-        return Err(ConfigError::LogOutputs(alone.to_owned()));
-    }
-    let mut outputs: Vec<LogOutput> = names.into_iter().map(output).collect();
-    if outputs.is_empty() {
-        outputs.push(LogOutput::Stderr);
-    }
-    Ok(Log {
-        level: match settings.text("log-level") {
-            "debug" => tracing::Level::DEBUG,
-            "info" => tracing::Level::INFO,
-            "warn" => tracing::Level::WARN,
-            // etcd knows levels beyond error; nothing of ours is logged there, so they mean the same.
-            _ => tracing::Level::ERROR,
-        },
-        format: match settings.text("log-format") {
-            "console" => LogFormat::Console,
-            _ => LogFormat::Json,
-        },
-        rotation: rotation(settings, &outputs)?,
-        outputs,
-    })
-}
-
-/// As etcd reads it; what is missing has the library's default there.
-fn rotation(settings: &Settings, outputs: &[LogOutput]) -> Result<Option<Rotation>, ConfigError> {
-    if !switch(settings, "enable-log-rotation") {
-        return Ok(None);
-    }
-    if outputs.iter().filter(|output| matches!(output, LogOutput::File(_))).count() != 1 {
-        return Err(ConfigError::RotationOutput);
-    }
-    #[derive(serde::Deserialize)]
-    #[serde(default)]
-    struct Given {
-        maxsize: u32,
-        maxage: u32,
-        maxbackups: u32,
-        // Names are in UTC, whatever this says.
-        #[serde(rename = "localtime")]
-        _localtime: bool,
-        compress: bool,
-    }
-    impl Default for Given {
-        fn default() -> Given {
-            Given { maxsize: 100, maxage: 0, maxbackups: 0, _localtime: false, compress: false }
-        }
-    }
-    let text = settings.text("log-rotation-config-json");
-    let given: Given = serde_json::from_str(text)
-        .map_err(|error| ConfigError::Rotation { given: text.to_owned(), error: error.to_string() })?;
-    let maxsize = if given.maxsize == 0 { Given::default().maxsize } else { given.maxsize };
-    Ok(Some(Rotation {
-        bytes: u64::from(maxsize) << 20,
-        age: (given.maxage > 0).then(|| Duration::from_secs(u64::from(given.maxage) * 24 * 60 * 60)),
-        backups: given.maxbackups as usize,
-        compresses: given.compress,
-    }))
 }
 
 fn parts(list: &str) -> impl Iterator<Item = &str> {

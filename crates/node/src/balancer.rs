@@ -74,7 +74,8 @@ impl Balancer {
                 view.nodes.insert(node, node_view(state, catalog.is_draining(node), reports.get(&node)));
             }
             for (group, placement) in catalog.placements() {
-                let under_way = move_under_way(catalog, group, &placement.record);
+                let settled = reports.values().filter_map(|report| report.settled(group)).max();
+                let under_way = move_under_way(catalog, group, &placement.record, settled);
                 view.moves.extend(under_way.map(|kind| (group, kind)));
                 let seen = self.group_view(now, (group, placement), under_way, (&reports, &alive));
                 view.groups.insert(group, seen);
@@ -145,10 +146,12 @@ impl Balancer {
     ) -> Option<Time> {
         let found = Known { revision, leader, since: None };
         let known = self.known.entry(group).or_insert(found);
-        let is_same = known.revision == revision && (known.leader == leader || leader.is_none());
-        if !is_same {
+        // To get a leader at last is no change: it cost nobody its load.
+        let is_led_as_before = known.leader == leader || known.leader.is_none() || leader.is_none();
+        if known.revision != revision || !is_led_as_before {
             *known = Known { since: Some(now), ..found };
         }
+        known.leader = leader.or(known.leader);
         known.since
     }
 }
@@ -189,9 +192,18 @@ fn node_view(state: NodeState, draining: bool, report: Option<&Report>) -> NodeV
     }
 }
 
-/// The move of a group that is under way.
-fn move_under_way(catalog: &Catalog, group: GroupId, placement: &Placement) -> Option<MoveKind> {
-    let from = catalog.leaving_of(group).next()?;
+/// The move of a group that is under way: the last one, until the replica is gone, or the group's leader says that it came to the placement
+/// of the revision `settled`. A replica on a dead node is never gone.
+fn move_under_way(
+    catalog: &Catalog,
+    group: GroupId,
+    placement: &Placement,
+    settled: Option<i64>,
+) -> Option<MoveKind> {
+    let (from, since) = catalog.leaving_of(group).max_by_key(|(_, revision)| *revision)?;
+    if settled.is_some_and(|settled| settled >= since) {
+        return None;
+    }
     // Who came last came in its place, unless all were there from the start.
     let newest = placement.places.iter().max_by_key(|place| place.replica)?;
     let is_new = placement.first.iter().all(|place| place.replica != newest.replica);
@@ -292,6 +304,51 @@ mod tests {
         assert!(view.groups[&GROUP].replica(NodeId(4)).is_some());
         let recorded = crate::catalog::moves(&world.root);
         assert_eq!((recorded[0].at_ms, recorded[0].cause.as_str()), (7, "drained"));
+    }
+
+    /// Two nodes can receive two replicas each at a time. A dead node never said that its replicas were gone, so that after the
+    /// first four nothing was rebuilt, and what had been rebuilt was never moved again.
+    #[test]
+    fn a_move_off_a_dead_node_is_done_when_the_group_does_without_it() {
+        let world = World::new();
+        let kind = MoveKind::MoveReplica { from: NodeId(3), to: NodeId(4) };
+        let Some(Decision::Place(command)) = world.decide(&moving(kind)) else { panic!("nothing decided") };
+        world.apply(command);
+        let wanted = world.board.with_catalog(|catalog| catalog.placement(GROUP).unwrap().revision);
+        let mut balancer = Balancer::default();
+        let mut at = |settled: i64| {
+            let settled = vec![crate::report::Settled { group: GROUP.0, revision: settled }];
+            let leads = vec![GROUP.0];
+            world.board.set_report(NodeId(2), Report { leads, settled, ..Report::default() });
+            balancer.view(Time(1), &world.board, ME)
+        };
+        assert_eq!(at(wanted - 1).moves[&GROUP], kind);
+        let view = at(wanted);
+        assert!(view.moves.is_empty());
+        assert_eq!(view.groups[&GROUP].voters().collect::<Vec<_>>(), [1, 2, 4].map(NodeId));
+
+        let kind = MoveKind::MoveReplica { from: NodeId(1), to: NodeId(5) };
+        let Some(Decision::Place(command)) = world.decide(&moving(kind)) else { panic!("nothing decided") };
+        world.apply(command);
+        assert_eq!(at(wanted).moves[&GROUP], kind, "the last one");
+    }
+
+    /// A keyspace that was just made was left alone for an hour, because it had no leader when it was seen first.
+    #[test]
+    fn to_get_a_leader_at_last_is_no_change() {
+        let world = World::new();
+        let mut balancer = Balancer::default();
+        let mut led_by = |leader: Option<u64>, at| {
+            for node in [1, 2] {
+                let leads = if leader == Some(node) { vec![GROUP.0] } else { Vec::new() };
+                world.board.set_report(NodeId(node), Report { leads, ..Report::default() });
+            }
+            balancer.view(Time(at), &world.board, ME).groups[&GROUP].changed_at
+        };
+        assert_eq!(led_by(None, 1), None);
+        assert_eq!(led_by(Some(1), 2), None);
+        assert_eq!(led_by(None, 3), None);
+        assert_eq!(led_by(Some(2), 4), Some(Time(4)));
     }
 
     #[test]

@@ -363,10 +363,15 @@ impl Catalog {
         self.leaving.get(&(group, node))
     }
 
-    /// The nodes that a replica of `group` is to leave.
-    pub fn leaving_of(&self, group: GroupId) -> impl Iterator<Item = NodeId> + '_ {
+    /// The nodes that a replica of `group` is to leave, and since which revision.
+    pub fn leaving_of(&self, group: GroupId) -> impl Iterator<Item = (NodeId, i64)> + '_ {
         let of_group = (group, NodeId(0))..=(group, NodeId(u64::MAX));
-        self.leaving.range(of_group).map(|((_, node), _)| *node)
+        self.leaving.range(of_group).map(|((_, node), leaving)| (*node, leaving.revision))
+    }
+
+    /// The groups that a replica is to leave, in their order; as often as there are such replicas.
+    pub fn leaving_groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.leaving.keys().map(|(group, _)| *group)
     }
 
     /// Whether `node` is to be emptied.

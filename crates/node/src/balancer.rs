@@ -200,8 +200,9 @@ fn move_under_way(
     placement: &Placement,
     settled: Option<i64>,
 ) -> Option<MoveKind> {
-    let (from, since) = catalog.leaving_of(group).max_by_key(|(_, revision)| *revision)?;
-    if settled.is_some_and(|settled| settled >= since) {
+    let since = |node: &NodeId| catalog.leaving(group, *node).map(|leaving| leaving.revision);
+    let from = catalog.leaving_of(group).max_by_key(since)?;
+    if settled >= since(&from) {
         return None;
     }
     // Who came last came in its place, unless all were there from the start.

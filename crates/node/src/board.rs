@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use hadron_consensus::{Configuration, GroupId, NodeId, Term, Time};
+use hadron_consensus::{Configuration, GroupId, NodeId, ReplicaId, Term, Time};
 use hadron_keyspace::Keyspace;
 use parking_lot::{Mutex, RwLock};
 
@@ -62,6 +62,7 @@ pub struct GroupBoard {
     settled: AtomicI64,
     quarantined: AtomicBool,
     asleep: AtomicBool,
+    voter: AtomicBool,
     digests_same: AtomicU64,
     digests_different: AtomicU64,
     leases_expired: AtomicU64,
@@ -275,6 +276,7 @@ impl Board {
             settled: AtomicI64::new(0),
             quarantined: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
+            voter: AtomicBool::new(false),
             digests_same: AtomicU64::new(0),
             digests_different: AtomicU64::new(0),
             leases_expired: AtomicU64::new(0),
@@ -367,6 +369,11 @@ impl GroupBoard {
         self.asleep.load(Ordering::Acquire)
     }
 
+    /// Whether this replica votes, and is to go on doing so when a change that is under way is over; as far as its log says.
+    pub fn is_voter(&self) -> bool {
+        self.voter.load(Ordering::Acquire)
+    }
+
     /// The group's clock as this replica knows it.
     pub fn clock(&self) -> GroupClock {
         *self.clock.lock()
@@ -435,7 +442,8 @@ impl GroupBoard {
         *self.clock.lock() = clock;
     }
 
-    pub(crate) fn set_configuration(&self, configuration: Configuration) {
+    pub(crate) fn set_configuration(&self, configuration: Configuration, me: ReplicaId) {
+        self.voter.store(configuration.voters.contains(&me), Ordering::Release);
         *self.configuration.lock() = configuration;
     }
 

@@ -363,10 +363,10 @@ impl Catalog {
         self.leaving.get(&(group, node))
     }
 
-    /// The nodes that a replica of `group` is to leave, and since which revision.
-    pub fn leaving_of(&self, group: GroupId) -> impl Iterator<Item = (NodeId, i64)> + '_ {
+    /// The nodes that a replica of `group` is to leave.
+    pub fn leaving_of(&self, group: GroupId) -> impl Iterator<Item = NodeId> + '_ {
         let of_group = (group, NodeId(0))..=(group, NodeId(u64::MAX));
-        self.leaving.range(of_group).map(|((_, node), leaving)| (*node, leaving.revision))
+        self.leaving.range(of_group).map(|((_, node), _)| *node)
     }
 
     /// The groups that a replica is to leave, in their order; as often as there are such replicas.

@@ -120,7 +120,7 @@ impl Replica {
         // Nobody logs what he cannot read: the log is checked when it is read, and a leader writes what it can.
         let configuration = self.core.configuration();
         self.places = Places::of(configuration).unwrap_or_default();
-        self.board.set_configuration(configuration.clone());
+        self.board.set_configuration(configuration.clone(), self.me);
         // What a joint configuration said of those who left is still there.
         self.places.nodes.retain(|replica, _| configuration.members().any(|member| member == *replica));
         self.routes.retain(|replica, _| !self.places.nodes.contains_key(replica));

@@ -392,6 +392,7 @@ metrics! {
     fds_used: Gauge = "os_fd_used", "File descriptors that are open.";
     fds_limit: Gauge = "os_fd_limit", "File descriptors that may be open.";
     process_start_time: Gauge = "process_start_time_seconds", "When the process began, in seconds since 1970.";
+    calls_passed_on: Family<Counter>["To"] = "hadron_calls_passed_on_total", "Calls about keyspaces without a replica here that another node took.";
     client_connections: Gauge = "hadron_client_connections", "Client connections that are open.";
     client_requests_waiting: Gauge = "hadron_client_requests_waiting", "Requests of clients, reads and writes, that wait for the loop's answer.";
 

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 
 use hadron_balance::{Assessment, View};
@@ -22,6 +23,7 @@ use hadron_node::{Catalog, Pool, Report};
 use hadron_proto::{etcdserverpb, hadron};
 
 use crate::metrics::Metrics;
+use crate::tls::Stream;
 
 /// The node that answers requests.
 pub trait Backend: Clone + Send + Sync + 'static {
@@ -78,6 +80,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// The other nodes that are alive to this one.
     fn alive(&self) -> BTreeSet<NodeId>;
+
+    /// Connects to another member, to pass calls of clients on: it speaks HTTP/2 there.
+    fn connect(&self, node: NodeId) -> impl Future<Output = io::Result<Stream>> + Send;
 
     /// How the pool stands, from the reports of all nodes: complete where this node votes in the root group.
     fn standing(&self) -> Standing;
@@ -179,6 +184,8 @@ pub struct GroupStatus {
     pub applied: Index,
     /// This node's replica has no vote yet.
     pub is_learner: bool,
+    /// This node's replica votes in the group, and is to go on doing so.
+    pub is_voter: bool,
 }
 
 /// Who a node is.

@@ -16,6 +16,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use super::forward::Wants;
 use super::services::{RequestBody, Service};
 use super::slow::Slow;
 use super::span::CallSpan;
@@ -177,6 +178,18 @@ impl Route {
     /// what ends with them, nor what probes ask.
     pub(super) fn is_limited(&self) -> bool {
         self.service != Service::Health && self.method != "LeaseKeepAlive"
+    }
+
+    /// Which replica should get it, if none is here.
+    pub(super) fn wants(&self) -> Wants {
+        let reads = match self.service {
+            Service::Kv => matches!(self.method, "Range" | "RangeStream"),
+            Service::Maintenance => matches!(self.method, "Snapshot" | "Hash" | "HashKV"),
+            Service::Election => matches!(self.method, "Leader" | "Observe"),
+            Service::Watch | Service::Cluster | Service::Health => true,
+            _ => false,
+        };
+        if reads { Wants::Replica } else { Wants::Leader }
     }
 
     /// Whether its client may send more than one message.

@@ -19,11 +19,12 @@ use http::{HeaderMap, Request};
 use tonic::Status;
 
 use super::access::host_name;
+use super::passed_on;
 use crate::tls::Stream;
 use crate::tls::name::{common_name, organizations};
 
 /// The metadata that names a keyspace, and the header of HTTP.
-const KEY: &str = "hadron-keyspace";
+pub(super) const KEY: &str = "hadron-keyspace";
 /// The same as the JSON gateway spells metadata.
 const KEY_OF_GATEWAY: &str = "grpc-metadata-hadron-keyspace";
 /// What stands for the keyspace in a [`CertificateRule`].
@@ -91,6 +92,8 @@ pub(super) struct Entrance {
     /// What the client called this server when it shook hands.
     server_name: Option<Arc<str>>,
     is_tls: bool,
+    /// It is another node's, which passes calls of its clients on.
+    is_passed_on: bool,
 }
 
 /// What decided.
@@ -121,7 +124,18 @@ impl Entrance {
             certificate: certificate.map(Into::into),
             server_name: server_name.map(Into::into),
             is_tls: matches!(stream, Stream::Tls(_)),
+            is_passed_on: false,
         }
+    }
+
+    /// Of a connection of another node, which tells with each call what it decided.
+    pub(super) fn of_node() -> Entrance {
+        Entrance { is_passed_on: true, ..Entrance::default() }
+    }
+
+    /// Whether what comes in was passed on by another node.
+    pub(super) fn is_passed_on(&self) -> bool {
+        self.is_passed_on
     }
 
     fn binding(&self) -> Result<Option<(&str, By)>, Status> {
@@ -164,6 +178,9 @@ impl Entrance {
 
     /// The URL that leads a client back here, if what it called is what chose the keyspace.
     pub(super) fn door<T>(&self, request: &Request<T>, by: By) -> Option<Door> {
+        if self.is_passed_on {
+            return passed_on::door(request.headers());
+        }
         let scheme = if self.is_tls { "https" } else { "http" };
         let header = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
         let authority = request.uri().authority().map(http::uri::Authority::as_str).or(header);

@@ -18,7 +18,7 @@ use tonic::metadata::MetadataMap;
 use super::backend::{Backend, GroupStatus, Written};
 use super::choice::Door;
 use super::error::{EtcdError, refusal};
-use super::keyspaces::no_keyspace;
+use super::keyspaces::{no_keyspace, serves};
 use super::leader;
 use super::membership::MembershipOptions;
 use super::passwords::Passwords;
@@ -27,8 +27,8 @@ use super::snapshot;
 use super::tokens::{Home, Tokens};
 use crate::metrics::Metrics;
 
-/// How soon whoever waits for something in a keyspace hears that it was deleted.
-const DELETED_INTERVAL: Duration = Duration::from_secs(1);
+/// How soon whoever waits for something in a keyspace hears that it is gone.
+const GONE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What one request may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,14 +182,27 @@ impl<B: Backend> Context<B> {
         )))
     }
 
-    /// Ends when the keyspace is deleted, with what to tell whoever waits for something in it.
-    pub(super) async fn deleted(&self) -> Status {
+    /// Refuses to go on when the keyspace is deleted, or is served by other nodes now.
+    pub(super) fn check_here(&self) -> Result<(), Status> {
+        self.terms()?;
+        if self.is_default() || serves(&self.backend, self.group) {
+            return Ok(());
+        }
+        // Clients begin anew after this code, and are led to where it is.
+        Err(Status::unavailable(format!(
+            "hadron: the keyspace {} is on other nodes now: try again",
+            self.name
+        )))
+    }
+
+    /// Ends when the keyspace is gone from here, with what to tell whoever waits for something in it.
+    pub(super) async fn gone(&self) -> Status {
         if self.is_default() {
             std::future::pending::<()>().await;
         }
         loop {
-            tokio::time::sleep(DELETED_INTERVAL).await;
-            if let Err(gone) = self.terms() {
+            tokio::time::sleep(GONE_INTERVAL).await;
+            if let Err(gone) = self.check_here() {
                 return gone;
             }
         }

@@ -1,4 +1,4 @@
-//! The door: decides for each request which service or page answers it, and counts it.
+//! The door: decides for each request which service or page answers it, here or on another node (`forward`), and counts it.
 //!
 //! Requests go straight from hyper to the generated service of their keyspace (`choice`, `keyspaces`), by one look-up of the path.
 //! A general router would box and clone once more per call, which is a tenth of what a Put may cost.
@@ -12,12 +12,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use opentelemetry_sdk::trace::SdkTracer;
+use tokio::time::sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
@@ -26,9 +27,11 @@ use super::backend::Backend;
 use super::calls::{self, Begun, Route, code_in};
 use super::choice::{Entrance, KeyspaceOptions};
 use super::context::Context;
+use super::forward::{Forward, Links, Outcome, Parcel, Wants};
 use super::gateway::Gateway;
 use super::http;
-use super::keyspaces::{Chosen, Keyspaces, Known};
+use super::keyspaces::{Chosen, Elsewhere, Keyspaces, Known, Place};
+use super::passed_on;
 use super::reflection::Reflections;
 use super::server::Traffic;
 use super::services::{Call, RequestBody, Service, message_bytes_max};
@@ -36,10 +39,27 @@ use super::slow::Slow;
 use super::socket::{End, EndHidden};
 use super::unsent::Unsent;
 
+/// How long a call that nobody takes is tried to be passed on: a bit less than clients wait, so that they hear why.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two tries.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What is known of a client's connection.
+pub(super) struct Connection {
+    pub(super) traffic: Traffic,
+    pub(super) entrance: Entrance,
+    pub(super) end: End,
+    pub(super) unsent: Unsent,
+    pub(super) links: Arc<Links>,
+}
+
 /// All services and pages of one node. Shared by all connections as an `Arc`.
 pub(super) struct Front<B: Backend> {
     routes: HashMap<String, Arc<Route>>,
     keyspaces: Keyspaces<B>,
+    forward: Forward<B>,
+    /// Bytes of a call's message.
+    message_bytes_max: usize,
     /// `None` only if the build is damaged.
     reflections: Option<Reflections>,
     /// `None` when it is switched off.
@@ -59,9 +79,12 @@ impl<B: Backend> Front<B> {
         slow: Option<Duration>,
         tracer: Option<SdkTracer>,
     ) -> Front<B> {
+        let message_bytes_max = message_bytes_max(context.limits.request_bytes);
         Front {
             routes: calls::routes(&context.metrics),
-            gateway: with_gateway.then(|| Gateway::new(message_bytes_max(context.limits.request_bytes))),
+            gateway: with_gateway.then(|| Gateway::new(message_bytes_max)),
+            forward: Forward::new(context.backend.clone(), Arc::clone(&context.metrics)),
+            message_bytes_max,
             keyspaces: Keyspaces::new(context, keyspaces),
             reflections: Reflections::new().ok(),
             access,
@@ -81,49 +104,40 @@ impl<B: Backend> Front<B> {
     }
 
     /// Begins to answer a request that came in on a listener for `traffic`.
-    pub(super) fn answer(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        traffic: Traffic,
-        entrance: &Entrance,
-        end: &End,
-        unsent: &Unsent,
-    ) -> Answer {
-        match (traffic, is_grpc(request.headers())) {
+    pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>, connection: &Connection) -> Answer {
+        match (connection.traffic, is_grpc(request.headers())) {
             (Traffic::Everything | Traffic::Grpc, true) => {
-                let chosen = self.keyspaces.choose(&request, entrance);
-                self.answer_grpc(request, chosen).counted_in(unsent)
+                let chosen = self.keyspaces.choose(&request, &connection.entrance);
+                self.answer_grpc(request, chosen, &connection.links).counted_in(&connection.unsent)
             }
             (Traffic::Grpc, false) => Answer::ready(not_grpc()),
-            (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, entrance, end),
+            (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, connection),
             (Traffic::Metrics, _) => {
                 let context = Arc::clone(&self.keyspaces.default_services().context);
                 Answer {
-                    hidden: hidden(&request, end),
-                    ..Answer::of(Box::pin(http::answer(Ok(context), request, http::metrics_port)))
+                    hidden: hidden(&request, &connection.end),
+                    ..Answer::of(Box::pin(http::answer(context, request, http::metrics_port)))
                 }
             }
         }
     }
 
-    fn answer_http(self: &Arc<Self>, request: Request<Incoming>, entrance: &Entrance, end: &End) -> Answer {
+    fn answer_http(self: &Arc<Self>, request: Request<Incoming>, connection: &Connection) -> Answer {
+        let Connection { entrance, end, links, .. } = connection;
         let origin = self.access.allowed_origin(request.headers());
         let gateway = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path()));
         let is_stream = gateway.is_some_and(|gateway| gateway.is_stream(request.uri().path()));
         let hidden = if is_stream { None } else { hidden(&request, end) };
         let chosen = self.keyspaces.choose(&request, entrance);
-        let call: Call = if let Some(answer) = self.access.answer(&request) {
+        let (front, links) = (Arc::clone(self), Arc::clone(links));
+        // Whoever passed it on has looked at that.
+        let refusal = if entrance.is_passed_on() { None } else { self.access.answer(&request) };
+        let call: Call = if let Some(answer) = refusal {
             Box::pin(std::future::ready(Ok(answer)))
         } else if let Some(gateway) = gateway {
-            let front = Arc::clone(self);
-            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request, chosen)))
+            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request, chosen, &links)))
         } else {
-            let front = Arc::clone(self);
-            Box::pin(async move {
-                let context =
-                    front.keyspaces.settle(chosen).await.map(|known| Arc::clone(&known.services.context));
-                http::answer(context, request, http::client_port).await
-            })
+            Box::pin(async move { front.answer_page(request, chosen, &links).await })
         };
         let call = async move {
             let Ok(mut response) = call.await;
@@ -133,10 +147,92 @@ impl<B: Backend> Front<B> {
         Answer { hidden, ..Answer::of(Box::pin(call)) }
     }
 
+    async fn answer_page(
+        &self,
+        request: Request<Incoming>,
+        chosen: Result<Chosen<B>, Status>,
+        links: &Links,
+    ) -> Result<Response<Body>, Infallible> {
+        let there = match self.keyspaces.settle(chosen).await {
+            Ok(Place::Here(known)) => {
+                let context = Arc::clone(&known.services.context);
+                return http::answer(context, request, http::client_port).await;
+            }
+            Ok(Place::Elsewhere(there)) if !there.is_passed_on => there,
+            Ok(Place::Elsewhere(there)) => {
+                return Ok(passed_on::not_here(self.keyspaces.elsewhere(&there, &[])));
+            }
+            Err(status) => return Ok(http::refusal(&status)),
+        };
+        let parcel = Parcel::Stream(request.map(Body::new));
+        Ok(match self.forward.send(parcel, &there, Wants::Replica, links).await {
+            Outcome::Answered(response) => response,
+            Outcome::Untaken(_, reasons) => http::refusal(&self.keyspaces.elsewhere(&there, &reasons)),
+            Outcome::Lost(status) => http::refusal(&status),
+        })
+    }
+
+    /// Answers a call that may be about a keyspace without a replica here.
+    async fn answer_anywhere<R: RequestBody>(
+        &self,
+        route: &Route,
+        request: Request<R>,
+        chosen: Result<Chosen<B>, Status>,
+        links: &Links,
+    ) -> Result<Response<Body>, Infallible> {
+        let there = match self.keyspaces.settle(chosen).await {
+            Ok(Place::Here(known)) => return begin(route, request, known).await,
+            Ok(Place::Elsewhere(there)) => there,
+            Err(status) => return Ok(status.into_http()),
+        };
+        if there.is_passed_on {
+            return Ok(passed_on::not_here(self.keyspaces.elsewhere(&there, &[])));
+        }
+        let parcel = match route.is_unary() {
+            true => Parcel::whole(request, self.message_bytes_max, self.forward.room()).await,
+            false => Ok(Parcel::Stream(request.map(|body| route.count_received(body)))),
+        };
+        match parcel {
+            Ok(parcel) => self.pass_on(route, parcel, there, links).await,
+            Err(status) => Ok(status.into_http()),
+        }
+    }
+
+    /// Passes a call on to whoever serves it by then, for a while: it may be on its way from one node to another.
+    async fn pass_on(
+        &self,
+        route: &Route,
+        mut parcel: Parcel,
+        mut there: Elsewhere,
+        links: &Links,
+    ) -> Result<Response<Body>, Infallible> {
+        let began = Instant::now();
+        loop {
+            let reasons = match self.forward.send(parcel, &there, route.wants(), links).await {
+                Outcome::Answered(response) => return Ok(response),
+                Outcome::Lost(status) => return Ok(status.into_http()),
+                Outcome::Untaken(back, reasons) => {
+                    parcel = back;
+                    reasons
+                }
+            };
+            if began.elapsed() > PATIENCE {
+                return Ok(self.keyspaces.elsewhere(&there, &reasons).into_http());
+            }
+            sleep(LOOK_AGAIN).await;
+            there = match self.keyspaces.find_again(there).await {
+                Ok(Place::Here(known)) => return begin(route, parcel.into_request(), known).await,
+                Ok(Place::Elsewhere(there)) => there,
+                Err(status) => return Ok(status.into_http()),
+            };
+        }
+    }
+
     fn answer_grpc<R: RequestBody>(
         self: &Arc<Self>,
         request: Request<R>,
         chosen: Result<Chosen<B>, Status>,
+        links: &Arc<Links>,
     ) -> Answer {
         let Some(route) = self.routes.get(request.uri().path()) else {
             let status = calls::unknown(request.uri().path());
@@ -150,10 +246,10 @@ impl<B: Backend> Front<B> {
             _ if matches!(route.service, Service::Reflection | Service::OldReflection) => {
                 self.reflect(route.service, request.map(|body| route.count_received(body)))
             }
-            Ok(Chosen::Known(known)) => begin(route, request, Ok(known)),
-            unsettled => {
-                let (front, route) = (Arc::clone(self), Arc::clone(route));
-                Box::pin(async move { begin(&route, request, front.keyspaces.settle(unsettled).await).await })
+            Ok(Chosen::At(Place::Here(known))) => begin(route, request, known),
+            chosen => {
+                let (front, route, links) = (Arc::clone(self), Arc::clone(route), Arc::clone(links));
+                Box::pin(async move { front.answer_anywhere(&route, request, chosen, &links).await })
             }
         };
         Answer { begun, slow, ..Answer::of(call) }
@@ -169,26 +265,30 @@ impl<B: Backend> Front<B> {
 }
 
 /// Begins a call in a keyspace.
-fn begin<B: Backend, R: RequestBody>(
-    route: &Route,
-    mut request: Request<R>,
-    known: Result<Known<B>, Status>,
-) -> Call {
-    let admitted = known.and_then(|known| match route.is_limited() {
-        true => known.services.context.admit_rate().map(|()| known),
-        false => Ok(known),
-    });
-    let Known { services, door } = match admitted {
-        Ok(known) => known,
-        Err(status) => return ready_call(status.into_http()),
-    };
+fn begin<B: Backend, R: RequestBody>(route: &Route, mut request: Request<R>, known: Known<B>) -> Call {
+    let Known { services, door, is_passed_on } = known;
+    if route.is_limited()
+        && let Err(status) = services.context.admit_rate()
+    {
+        return ready_call(status.into_http());
+    }
     if let Some(door) = door {
         request.extensions_mut().insert(door);
     }
-    match route.is_asked_many_times() {
+    let call = match route.is_asked_many_times() {
         true => services.call(route.service, request.map(|body| route.count_received(body))),
         false => services.call(route.service, request),
+    };
+    if !is_passed_on {
+        return call;
     }
+    Box::pin(async move {
+        let Ok(mut response) = call.await;
+        if let Some(leader) = services.context.status().leader {
+            passed_on::note_leader(response.headers_mut(), leader);
+        }
+        Ok(response)
+    })
 }
 
 /// A call whose answer is there.

@@ -28,16 +28,13 @@ const JSON: &str = "application/json";
 const VARS: &str = "application/json; charset=utf-8";
 const METRICS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Answers a request for a page about a keyspace, of the pages that a port has; with a refusal if the keyspace is not here.
+/// Answers a request for a page about a keyspace, of the pages that a port has.
 pub(super) async fn answer<B: Backend>(
-    context: Result<Arc<Context<B>>, Status>,
+    context: Arc<Context<B>>,
     request: Request<Incoming>,
     is_served: fn(&Kind) -> bool,
 ) -> Result<Response<Body>, Infallible> {
-    Ok(match context {
-        Ok(context) => page(&context, &request, is_served).await,
-        Err(status) => refusal(&status),
-    })
+    Ok(page(&context, &request, is_served).await)
 }
 
 /// Whether the port for clients has a page.
@@ -99,7 +96,8 @@ async fn page<B: Backend>(
     }
 }
 
-fn refusal(status: &Status) -> Response<Body> {
+/// The page for who cannot have one.
+pub(super) fn refusal(status: &Status) -> Response<Body> {
     text(http_status(status.code()), TEXT, format!("{}\n", status.message()))
 }
 

@@ -2,9 +2,9 @@
 //!
 //! `default` is always at hand. The others are looked up in the catalog for every request, so that one that was deleted is gone at
 //! once and one that was made anew under an old name is never mistaken for it; their services are made when they are first asked
-//! for, and kept.
+//! for, and kept. What has no replica here is served elsewhere: see `forward`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use hadron_consensus::{GroupId, NodeId, ROOT_GROUP};
@@ -33,26 +33,44 @@ pub(super) struct Keyspaces<B: Backend> {
     unheard: Rate,
 }
 
-/// Who serves a keyspace.
-enum Route<B: Backend> {
-    /// This node has a replica.
-    Here(Arc<Services<B>>),
-    /// These nodes have one. This is where a request would be passed on.
-    Elsewhere { nodes: Vec<NodeId> },
-}
-
 /// The keyspace that a request is about, with its services.
 pub(super) struct Known<B: Backend> {
     pub(super) services: Arc<Services<B>>,
     pub(super) door: Option<Door>,
+    /// The request was passed on by another node.
+    pub(super) is_passed_on: bool,
+}
+
+/// A keyspace of which this node has no replica that serves.
+pub(super) struct Elsewhere {
+    pub(super) name: String,
+    pub(super) group: GroupId,
+    /// Who may have one.
+    pub(super) nodes: Vec<NodeId>,
+    pub(super) door: Option<Door>,
+    /// The request was passed on by another node, and goes no further.
+    pub(super) is_passed_on: bool,
+}
+
+/// Who serves a request.
+pub(super) enum Place<B: Backend> {
+    Here(Known<B>),
+    Elsewhere(Elsewhere),
+}
+
+/// The keyspace that a request names.
+pub(super) struct Named {
+    pub(super) name: String,
+    door: Option<Door>,
+    is_passed_on: bool,
 }
 
 /// The keyspace that a request is about.
 pub(super) enum Chosen<B: Backend> {
-    /// One that is known and here.
-    Known(Known<B>),
+    /// One that is known.
+    At(Place<B>),
     /// One that this node has not heard of, though others may have.
-    Unheard { name: String, door: Option<Door> },
+    Unheard(Named),
 }
 
 /// The answer to who asks for what is not there.
@@ -75,52 +93,69 @@ impl<B: Backend> Keyspaces<B> {
         &self.default
     }
 
-    /// The keyspace that a request is about, if it may be asked for and is here.
+    /// The keyspace that a request is about, if it may be asked for.
     pub(super) fn choose<T>(&self, request: &Request<T>, entrance: &Entrance) -> Result<Chosen<B>, Status> {
         let choice = entrance.choose(request, &self.options)?;
+        let is_passed_on = entrance.is_passed_on();
         if choice.by == By::Nobody || choice.name == DEFAULT_KEYSPACE {
-            return Ok(Chosen::Known(Known { services: Arc::clone(&self.default), door: None }));
+            let services = Arc::clone(&self.default);
+            return Ok(Chosen::At(Place::Here(Known { services, door: None, is_passed_on })));
         }
         let door = entrance.door(request, choice.by);
-        match self.route(&choice.name) {
-            Some(route) => Ok(Chosen::Known(self.enter(&choice.name, route, door)?)),
-            None => Ok(Chosen::Unheard { name: choice.name.into_owned(), door }),
-        }
+        let named = Named { name: choice.name.into_owned(), door, is_passed_on };
+        Ok(match self.place(named) {
+            Ok(place) => Chosen::At(place),
+            Err(named) => Chosen::Unheard(named),
+        })
     }
 
     /// The same for sure: a keyspace that was made through another node is known here once this one has caught up.
-    pub(super) async fn settle(&self, chosen: Result<Chosen<B>, Status>) -> Result<Known<B>, Status> {
-        let (name, door) = match chosen? {
-            Chosen::Known(known) => return Ok(known),
-            Chosen::Unheard { name, door } => (name, door),
-        };
+    pub(super) async fn settle(&self, chosen: Result<Chosen<B>, Status>) -> Result<Place<B>, Status> {
+        match chosen? {
+            Chosen::At(place) => Ok(place),
+            Chosen::Unheard(named) => self.find(named).await,
+        }
+    }
+
+    /// Who serves a keyspace, once this node has heard of all that was decided.
+    async fn find(&self, named: Named) -> Result<Place<B>, Status> {
         // Whoever asks for nonsense all the time is not worth the trouble.
         if self.unheard.admits(UNHEARD_PER_SECOND_MAX) {
             self.default.context.backend.read_barrier(ROOT_GROUP).await?;
         }
-        let route = self.route(&name).ok_or_else(|| no_keyspace(&name))?;
-        self.enter(&name, route, door)
+        self.place(named).map_err(|named| no_keyspace(&named.name))
     }
 
-    fn enter(&self, name: &str, route: Route<B>, door: Option<Door>) -> Result<Known<B>, Status> {
-        match route {
-            Route::Here(services) => Ok(Known { services, door }),
-            Route::Elsewhere { nodes } => Err(self.elsewhere(name, &nodes)),
-        }
+    /// Who serves now what was served elsewhere.
+    pub(super) async fn find_again(&self, there: Elsewhere) -> Result<Place<B>, Status> {
+        let Elsewhere { name, door, is_passed_on, .. } = there;
+        self.find(Named { name, door, is_passed_on }).await
     }
 
-    /// `None` for a keyspace that is not in the catalog here.
-    fn route(&self, name: &str) -> Option<Route<B>> {
-        let own = self.default.context.backend.identity().member_id;
-        let found = self.default.context.backend.with_catalog(|catalog| {
-            let group = catalog.record(name)?.group_id();
-            let places = &catalog.placement(group)?.record;
-            let is_here = places.replica_on(own).is_some();
-            Some((group, if is_here { None } else { Some(places.nodes().collect()) }))
+    /// Who serves a keyspace, if it is in the catalog here: this node if it votes and is to go on doing so, or else those who
+    /// shall have a replica and those who are to lose theirs. Some of them have none yet, or none any more.
+    fn place(&self, named: Named) -> Result<Place<B>, Named> {
+        let backend = &self.default.context.backend;
+        let own = backend.identity().member_id;
+        let found = backend.with_catalog(|catalog| {
+            let group = catalog.record(&named.name)?.group_id();
+            if serves(backend, group) {
+                return Some((group, None));
+            }
+            let placed = catalog.placement(group)?.record.nodes();
+            let nodes: BTreeSet<NodeId> = placed.chain(catalog.leaving_of(group)).collect();
+            Some((group, Some(nodes)))
         });
-        found.map(|(group, elsewhere)| match elsewhere {
-            None => Route::Here(self.services(name, group)),
-            Some(nodes) => Route::Elsewhere { nodes },
+        let Some((group, elsewhere)) = found else { return Err(named) };
+        let Named { name, door, is_passed_on } = named;
+        let nodes = elsewhere.map(|mut nodes| {
+            nodes.remove(&own);
+            nodes.into_iter().collect::<Vec<_>>()
+        });
+        Ok(match nodes.filter(|nodes| !nodes.is_empty()) {
+            // Nobody else can have one: what there is here says what is wrong with it.
+            None => Place::Here(Known { services: self.services(&name, group), door, is_passed_on }),
+            Some(nodes) => Place::Elsewhere(Elsewhere { name, group, nodes, door, is_passed_on }),
         })
     }
 
@@ -149,18 +184,26 @@ impl<B: Backend> Keyspaces<B> {
         });
     }
 
-    fn elsewhere(&self, name: &str, nodes: &[NodeId]) -> Status {
+    /// The answer to a request that nobody took.
+    pub(super) fn elsewhere(&self, there: &Elsewhere, reasons: &[String]) -> Status {
         let members = self.default.context.backend.members();
-        let members = members.into_iter().filter(|member| nodes.contains(&NodeId(member.id)));
+        let members = members.into_iter().filter(|member| there.nodes.contains(&NodeId(member.id)));
         // A node that has just started may not have said yet where its clients find it.
         let host = |member: Member| match member.client_ur_ls.is_empty() {
             true => member.name,
             false => format!("{} ({})", member.name, member.client_ur_ls.join(" ")),
         };
         let hosts: Vec<String> = members.map(host).collect();
+        let name = &there.name;
+        let tried = if reasons.is_empty() { String::new() } else { format!(" [{}]", reasons.join("; ")) };
         Status::unavailable(format!(
-            "hadron: the keyspace {name} has no replica on this node: ask {}",
+            "hadron: the keyspace {name} has no replica on this node, and nobody who has one took the request: ask {}{tried}",
             hosts.join(" or ")
         ))
     }
+}
+
+/// Whether this node's replica of a group may answer its clients.
+pub(super) fn serves<B: Backend>(backend: &B, group: GroupId) -> bool {
+    backend.status(group).is_some_and(|status| status.is_voter) && backend.keyspace(group).is_some()
 }

@@ -1,6 +1,6 @@
 //! etcd's demand for a leader: with the metadata `hasleader: true` a client asks to be refused, and its streams to be
 //! ended, while there is no leader, instead of waiting for a node that the others may have left behind. Streams also end when their
-//! keyspace is deleted, which nobody has to demand.
+//! keyspace is deleted, or moved to other nodes, which nobody has to demand.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub(super) fn is_demanded(metadata: &MetadataMap) -> bool {
 }
 
 /// A stream that ends with an error when its client demanded a leader and there has been none for a while, and when its
-/// keyspace is gone.
+/// keyspace is gone from here.
 pub(super) struct WhileLed<B, S> {
     context: Arc<Context<B>>,
     stream: S,
@@ -53,7 +53,7 @@ impl<B: Backend, S> WhileLed<B, S> {
     fn poll_lost(&mut self, task: &mut TaskContext<'_>) -> Result<(), Status> {
         let Some(checks) = &mut self.checks else { return Ok(()) };
         while checks.poll_tick(task).is_ready() {
-            self.context.terms()?;
+            self.context.check_here()?;
             let has_leader = !self.demands_leader || self.context.status().leader.is_some();
             self.checks_failed = if has_leader { 0 } else { self.checks_failed + 1 };
         }

@@ -3,7 +3,8 @@
 //! - [`backend`]: the seam to the node; what the driver implements.
 //! - [`server`]: sockets and threads; `socket`: a client's. `front`: from a request to the service or page that answers it;
 //!   `calls`: which there are, and how they are counted.
-//! - `choice`: which keyspace a request is about; `keyspaces`: who serves it here; `services`: its services; `rate`: how often.
+//! - `choice`: which keyspace a request is about; `keyspaces`: who serves it, and where; `services`: its services; `rate`: how often.
+//! - `forward`: calls for keyspaces without a replica here go to other nodes; `pace`: how fast those are; `passed_on`: what they are told.
 //! - `access`: which web pages of others may use the port. `caller`: who calls, and what they may do; `tokens`, `passwords`.
 //! - `gateway`: the same calls as JSON over HTTP.
 //! - `compactor`: compaction by itself.
@@ -31,6 +32,7 @@ pub(crate) mod compactor;
 mod context;
 mod election;
 pub mod error;
+mod forward;
 mod front;
 mod gateway;
 mod health;
@@ -42,6 +44,8 @@ mod lease;
 mod lock;
 mod maintenance;
 mod membership;
+mod pace;
+mod passed_on;
 mod passwords;
 mod pool;
 mod range_stream;

@@ -32,8 +32,9 @@ use super::backend::Backend;
 use super::caller::CommonName;
 use super::choice::{Entrance, KeyspaceOptions};
 use super::context::{Context, Limits, cluster_id};
-use super::front::Front;
+use super::front::{Connection, Front};
 use super::membership::MembershipOptions;
+use super::passed_on;
 use super::passwords::Passwords;
 use super::rate::Rate;
 use super::snapshot;
@@ -153,7 +154,12 @@ impl std::fmt::Debug for Listener {
 }
 
 /// A connection on its way to a worker.
-type Accepted = (StdTcpStream, Manner);
+enum Accepted {
+    /// A client's.
+    Client(StdTcpStream, Manner),
+    /// That of another node, which passes calls of its clients on.
+    Node(Stream),
+}
 
 /// etcd's interval of progress notifications.
 const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -224,11 +230,16 @@ impl<B: Backend> Server<B> {
         }
     }
 
-    /// Serves the listeners until `shutdown` completes, then lets running calls finish for a moment (streams, which
+    /// Serves the listeners, and the connections of other nodes that pass calls on, until `shutdown` completes, then lets running calls finish for a moment (streams, which
     /// have no end of their own, are cut) and returns when all threads of the server have ended.
     ///
     /// Runs on any tokio runtime with IO and time enabled. Fails only if a listener or a thread cannot be set up.
-    pub async fn serve(self, listeners: Vec<Listener>, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+    pub async fn serve(
+        self,
+        listeners: Vec<Listener>,
+        passed_on: mpsc::Receiver<Stream>,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()> {
         let listeners = listeners.into_iter().map(into_tokio).collect::<io::Result<Vec<_>>>()?;
         let (ended, mut all_ended) = mpsc::channel::<Infallible>(1);
         let mut workers = Vec::with_capacity(self.threads);
@@ -240,6 +251,7 @@ impl<B: Backend> Server<B> {
         for (listener, manner) in listeners {
             acceptors.spawn(accept(listener, manner, workers.clone()));
         }
+        acceptors.spawn(take(passed_on, workers.clone()));
         // The workers stop when the last acceptor, and with it the last sender, is gone.
         drop(workers);
         let promoting = async {
@@ -300,7 +312,17 @@ async fn accept(listener: TcpListener, manner: Manner, workers: Vec<mpsc::Sender
     for worker in workers.iter().cycle() {
         let socket = accept_one(&listener).await;
         // A worker only goes away when the server stops.
-        if worker.send((socket, manner.clone())).await.is_err() {
+        if worker.send(Accepted::Client(socket, manner.clone())).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Hands connections of other nodes to the workers in turn, as long as there may be more.
+async fn take(mut passed_on: mpsc::Receiver<Stream>, workers: Vec<mpsc::Sender<Accepted>>) {
+    for worker in workers.iter().cycle() {
+        let Some(stream) = passed_on.recv().await else { return };
+        if worker.send(Accepted::Node(stream)).await.is_err() {
             return;
         }
     }
@@ -399,31 +421,73 @@ pub(crate) async fn open(
     None
 }
 
+/// A connection whose other end is known.
+struct Opened {
+    stream: Stream,
+    traffic: Traffic,
+    entrance: Entrance,
+    /// The user that the client's certificate names.
+    user: Option<CommonName>,
+    /// The client's address, on nodes that trace.
+    caller: Option<Caller>,
+}
+
+impl Opened {
+    /// Waits for the first word of whoever connected; `None` if nothing came of that.
+    async fn new<B: Backend>(
+        accepted: Accepted,
+        first_word_timeout: Duration,
+        front: &Front<B>,
+    ) -> Option<Opened> {
+        let (socket, Manner { traffic, tls, keyspace }) = match accepted {
+            Accepted::Client(socket, manner) => (socket, manner),
+            Accepted::Node(stream) => {
+                let (traffic, entrance) = (Traffic::Everything, Entrance::of_node());
+                return Some(Opened { stream, traffic, entrance, user: None, caller: None });
+            }
+        };
+        let caller = front.is_traced().then(|| socket.peer_addr().ok()).flatten().map(Caller);
+        let stream = open(socket, tls.as_deref(), first_word_timeout).await?;
+        let user = tls.and_then(|tls| tls.user_of(&stream)).map(|name| CommonName(name.into()));
+        let entrance = Entrance::new(&stream, keyspace.as_ref(), front.keyspace_options());
+        Some(Opened { stream, traffic, entrance, user, caller })
+    }
+}
+
+/// Tells with a request what is known of who sent it.
+fn introduce(request: &mut http::Request<Incoming>, user: Option<CommonName>, caller: Option<Caller>) {
+    if let Some(name) = user {
+        request.extensions_mut().insert(name);
+    }
+    if let Some(caller) = caller {
+        request.extensions_mut().insert(caller);
+    }
+}
+
 async fn serve_connection<B: Backend>(
     (builder, first_word_timeout): (auto::Builder<TokioExecutor>, Duration),
-    (socket, manner): Accepted,
+    accepted: Accepted,
     front: Arc<Front<B>>,
     metrics: Arc<Metrics>,
     mut stopping: watch::Receiver<()>,
 ) {
-    let caller = front.is_traced().then(|| socket.peer_addr().ok()).flatten().map(Caller);
     let opened = tokio::select! {
-        opened = open(socket, manner.tls.as_deref(), first_word_timeout) => opened,
+        opened = Opened::new(accepted, first_word_timeout, &front) => opened,
         _ = stopping.changed() => return,
     };
-    let Some(socket) = opened else { return };
-    let common_name = manner.tls.and_then(|tls| tls.user_of(&socket)).map(|name| CommonName(name.into()));
-    let entrance = Entrance::new(&socket, manner.keyspace.as_ref(), front.keyspace_options());
-    let (socket, end) = Socket::new(socket, metrics);
-    let unsent = Unsent::default();
+    let Some(Opened { stream, traffic, entrance, user, caller }) = opened else { return };
+    let (socket, end) = Socket::new(stream, metrics);
+    let connection = Connection { traffic, entrance, end, unsent: Unsent::default(), links: Arc::default() };
     let service = service_fn(|mut request: http::Request<Incoming>| {
-        if let Some(name) = &common_name {
-            request.extensions_mut().insert(name.clone());
+        match connection.entrance.is_passed_on() {
+            false => introduce(&mut request, user.clone(), caller),
+            true => {
+                let headers = request.headers();
+                let (user, caller) = (passed_on::user(headers), passed_on::from(headers));
+                introduce(&mut request, user, caller);
+            }
         }
-        if let Some(caller) = caller {
-            request.extensions_mut().insert(caller);
-        }
-        front.answer(request, manner.traffic, &entrance, &end, &unsent)
+        front.answer(request, &connection)
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
     let result = tokio::select! {

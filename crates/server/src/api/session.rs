@@ -215,7 +215,7 @@ impl<B: Backend> Session<B> {
     pub(super) async fn next(&self, watches: &mut WatchStream) -> Result<pb::WatchResponse, Status> {
         let mut response = tokio::select! {
             response = poll_fn(|task| watches.poll_next(task)) => response,
-            gone = self.context.deleted() => return Err(gone),
+            gone = self.context.gone() => return Err(gone),
         };
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(response)

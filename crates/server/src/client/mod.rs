@@ -1,8 +1,10 @@
 //! A client of a cluster, Hadron's or etcd's: the endpoints are tried in turn, and errors are told in `etcdctl`'s words.
 //!
 //! - [`security`]: how endpoints are spoken to; [`identity`]: as whom.
+//! - [`links`]: connections over which the calls of others are passed on.
 
 pub(crate) mod identity;
+pub(crate) mod links;
 pub(crate) mod security;
 
 use std::fmt;
@@ -10,6 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryFutureExt as _;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -143,7 +146,9 @@ impl Client {
             .connect_timeout(self.dial_timeout)
             .http2_keep_alive_interval(keepalive_time.max(KEEPALIVE_MIN))
             .keep_alive_timeout(keepalive_timeout)
-            .connect_with_connector(service_fn(move |_: Uri| dial(authority.clone(), tls.clone())))
+            .connect_with_connector(service_fn(move |_: Uri| {
+                dial(authority.clone(), tls.clone()).map_ok(TokioIo::new)
+            }))
             .await
             .map_err(|error| innermost_reason(&error))
     }
@@ -202,7 +207,7 @@ impl Client {
         let endpoint = self.endpoints.first().map(String::as_str).unwrap_or_default();
         let (is_https, authority) = endpoint_parts(endpoint).map_err(io::Error::other)?;
         let tls = self.security.for_pages().of(is_https).map_err(io::Error::other)?;
-        let mut stream = dial(authority.clone(), tls).await?.into_inner();
+        let mut stream = dial(authority.clone(), tls).await?;
         let keyspace = self.keyspace.as_ref().and_then(|keyspace| keyspace.to_str().ok());
         let keyspace = keyspace.map(|keyspace| format!("{KEYSPACE}: {keyspace}\r\n")).unwrap_or_default();
         let request =
@@ -228,7 +233,7 @@ pub(crate) fn endpoint_parts(endpoint: &str) -> Result<(Option<bool>, String), S
 }
 
 /// Connects to `authority`, and shakes hands with it if it is to be encrypted.
-pub(crate) async fn dial(authority: String, tls: Option<Arc<ClientTls>>) -> io::Result<TokioIo<Stream>> {
+pub(crate) async fn dial(authority: String, tls: Option<Arc<ClientTls>>) -> io::Result<Stream> {
     let stream = TcpStream::connect(&authority).await?;
     stream.set_nodelay(true)?;
     let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
@@ -237,7 +242,7 @@ pub(crate) async fn dial(authority: String, tls: Option<Arc<ClientTls>>) -> io::
         None => Stream::Plain(stream),
         Some(tls) => tls.connect(host, stream).await?,
     };
-    Ok(TokioIo::new(stream))
+    Ok(stream)
 }
 
 /// The error at the bottom of a chain: the ones above it only say that a transport failed.

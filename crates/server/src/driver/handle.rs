@@ -1,6 +1,7 @@
 //! What the services hold: questions go into the loop, everything else is read beside it.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -22,7 +23,8 @@ use super::waiters::{Slot, Waiter};
 use crate::api::backend::Standing;
 use crate::api::{Backend, GroupStatus, Identity, Unavailable, Written};
 use crate::metrics::Metrics;
-use crate::transport::BODY_BYTES_MAX;
+use crate::tls::Stream;
+use crate::transport::{BODY_BYTES_MAX, Transport};
 
 /// A command that is longer cannot be forwarded in one frame together with its envelope.
 const COMMAND_BYTES_MAX: usize = BODY_BYTES_MAX / 2;
@@ -38,6 +40,7 @@ pub struct Handle(Arc<Inner>);
 struct Inner {
     inputs: Sender<Input>,
     board: Arc<Board>,
+    transport: Transport,
     identity: Identity,
     clock: Clock,
     admission: Arc<Admission>,
@@ -46,11 +49,17 @@ struct Inner {
 }
 
 impl Handle {
-    pub(super) fn new(inputs: Sender<Input>, board: Arc<Board>, identity: Identity, clock: Clock) -> Handle {
+    pub(super) fn new(
+        inputs: Sender<Input>,
+        board: Arc<Board>,
+        transport: Transport,
+        identity: Identity,
+        clock: Clock,
+    ) -> Handle {
         let admission = Arc::new(Admission::new(WAITING_REQUESTS_MAX, WAITING_BYTES_MAX));
         let next_token = AtomicU64::new(1);
         let balancer = Mutex::default();
-        Handle(Arc::new(Inner { inputs, board, identity, clock, admission, next_token, balancer }))
+        Handle(Arc::new(Inner { inputs, board, transport, identity, clock, admission, next_token, balancer }))
     }
 
     /// The present, on the node's clock.
@@ -142,6 +151,7 @@ impl Backend for Handle {
             commit: Index(board.commit()),
             applied: Index(board.applied()),
             is_learner: self.0.board.is_learner(),
+            is_voter: board.is_voter(),
         })
     }
 
@@ -194,6 +204,10 @@ impl Backend for Handle {
 
     fn alive(&self) -> BTreeSet<NodeId> {
         self.0.board.alive()
+    }
+
+    async fn connect(&self, node: NodeId) -> io::Result<Stream> {
+        self.0.transport.open_calls(node).await
     }
 
     fn standing(&self) -> Standing {

@@ -46,7 +46,7 @@ async fn serve(config: Config) -> Result<(), RunError> {
     };
     let spans = config.traces.as_ref().map(Spans::start).transpose()?;
     let metrics = Arc::new(Metrics::default());
-    let node = Running::start(&config, peer_listeners, metrics.clone())?;
+    let mut node = Running::start(&config, peer_listeners, metrics.clone())?;
     let identity = node.handle().identity().clone();
     info!(
         etcd_version = ETCD_VERSION,
@@ -65,7 +65,7 @@ async fn serve(config: Config) -> Result<(), RunError> {
         tokio::spawn(compactor::run(node.handle(), retention));
     }
     let (stop, stopped) = oneshot::channel::<()>();
-    let serving = tokio::spawn(server.serve(client_listeners, async {
+    let serving = tokio::spawn(server.serve(client_listeners, node.passed_on(), async {
         let _ = stopped.await;
     }));
     // Fail-stop: after a fault no goodbye that would need what failed.

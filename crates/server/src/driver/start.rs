@@ -19,7 +19,7 @@ use hadron_storage::engine::{Engine, FjallEngine, FjallOptions};
 use hadron_storage::wal::{Options as WalOptions, Recovered, Wal};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -38,6 +38,7 @@ use super::{flush, force, log, observe, opener};
 use crate::api;
 use crate::config::{self, Config, Url};
 use crate::metrics::Metrics;
+use crate::tls::Stream;
 use crate::transport::{self, Inbound, MembersAnswer, Peer, PeerTls, Refusal, Setup, Transport};
 
 /// etcd's time-out of a request, to which two election timeouts are added.
@@ -46,12 +47,16 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const ACCEPT_BACKLOG: i32 = 1024;
 /// How long the tasks of the peers' runtime may take to end.
 const PEERS_GRACE: Duration = Duration::from_secs(1);
+/// Connections of other nodes that wait to be answered.
+const CALLS_CONNECTIONS_MAX: usize = 1024;
 /// How often a handing over is looked at.
 const HAND_OVER_POLL: Duration = Duration::from_millis(10);
 
 /// A running node.
 pub struct Running {
     handle: Handle,
+    /// Connections of other nodes that pass calls on.
+    passed_on: mpsc::Receiver<Stream>,
     inputs: Sender<Input>,
     ready: watch::Receiver<bool>,
     fatal: Fatal,
@@ -103,11 +108,12 @@ impl Running {
         let peers = peers_runtime()?;
         let snapshots =
             Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
-        let receive = receive(inputs.clone(), snapshots.clone(), fatal.clone());
+        let (calls, passed_on) = mpsc::channel(CALLS_CONNECTIONS_MAX);
+        let receive = receive(inputs.clone(), snapshots.clone(), calls, fatal.clone());
         let setup = Setup { tls, ..transport_setup(config, &home, board.clone(), receive, metrics.clone())? };
         let transport = start_transport(&peers, peer_listeners, setup)?;
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
-        let handle = Handle::new(inputs.clone(), board, identity, clock);
+        let handle = Handle::new(inputs.clone(), board, transport.clone(), identity, clock);
         peers.spawn(observe::run(handle.clone(), metrics.clone()));
         let balance = Balance::new(handle.clone(), inputs.clone(), policy(config), config.zone.clone());
         peers.spawn(balance.run(metrics.clone(), config.data_dir.clone()));
@@ -142,6 +148,7 @@ impl Running {
         ];
         Ok(Running {
             handle,
+            passed_on,
             inputs,
             ready,
             fatal,
@@ -156,6 +163,11 @@ impl Running {
     /// What the services ask.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// Connections of other nodes that pass calls of their clients on, for whoever answers calls; none after the first time.
+    pub fn passed_on(&mut self) -> mpsc::Receiver<Stream> {
+        std::mem::replace(&mut self.passed_on, mpsc::channel(1).1)
     }
 
     /// Returns once the group `default` has a leader.
@@ -376,7 +388,12 @@ pub(super) fn peer_urls(member: &Member) -> Result<Vec<Url>, RunError> {
 }
 
 /// What the transport does with what arrives: decodes messages, so that the loop need not, and passes everything on.
-fn receive(inputs: Sender<Input>, snapshots: Snapshots, fatal: Fatal) -> transport::Receive {
+fn receive(
+    inputs: Sender<Input>,
+    snapshots: Snapshots,
+    calls: mpsc::Sender<Stream>,
+    fatal: Fatal,
+) -> transport::Receive {
     Arc::new(move |from, inbound| {
         let input = match inbound {
             Inbound::Up { incarnation, .. } => Input::Event(Event::PeerUp { node: from, incarnation }),
@@ -386,6 +403,8 @@ fn receive(inputs: Sender<Input>, snapshots: Snapshots, fatal: Fatal) -> transpo
             }
             Inbound::Removed { reason } => return fatal.removed(reason),
             Inbound::Snapshot(snapshot) => return snapshots.receive(from, snapshot),
+            // Hung up if too many wait: the other node tries again, or another one.
+            Inbound::Calls(stream) => return drop(calls.try_send(stream)),
         };
         // Fails when the loop has ended, and then nobody wants it.
         let _ = inputs.send(input);

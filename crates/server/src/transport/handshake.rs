@@ -42,6 +42,8 @@ pub(super) enum Class {
     Urgent = 0,
     /// One snapshot.
     Bulk = 1,
+    /// Calls of clients that one node passes on to another.
+    Calls = 2,
 }
 
 /// The dialer's first frame.
@@ -86,6 +88,7 @@ impl Hello {
         let class = match bytes.try_get_u8() {
             Ok(0) => Class::Urgent,
             Ok(1) => Class::Bulk,
+            Ok(2) => Class::Calls,
             _ => return Err(FrameError::Malformed("an unknown class of connection")),
         };
         let to = NodeId(take_u64(&mut bytes)?);

@@ -87,6 +87,10 @@ impl Incoming {
         let error = match hello.class {
             Class::Urgent => self.serve_urgent(stream, &hello.from).await,
             Class::Bulk => self.serve_bulk(stream, &hello.from).await,
+            Class::Calls => {
+                (self.shared.receive)(hello.from.node, Inbound::Calls(stream));
+                Ok(())
+            }
         };
         let Err(error) = error else { return };
         let peer = format!("{:x}", hello.from.node.0);

@@ -6,6 +6,7 @@
 //!                         ▲  every ping ──────────────────▶ │
 //!                         └────────────── its pong ◀────────┘
 //! snapshot task ═══════ bulk connection, one per snapshot ═══════▶ snapshot task
+//! client port ═════ connections for calls, as clients need them ═════▶ client port
 //! ```
 //! A node dials every other node; messages flow from dialer to acceptor only, so a pair of nodes has one urgent
 //! connection in each direction. Snapshots travel on connections of their own and never delay a heartbeat.
@@ -32,6 +33,7 @@ mod snapshot;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +45,7 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
 pub use frame::{BODY_BYTES_MAX, FrameError, MessageBatch, MessageTooLong, Messages};
+use handshake::Class;
 pub use handshake::{Identity, Refusal};
 pub use inquiry::{Answer, AskError, MembersAnswer, answer, ask, ask_members};
 pub use link::PeerTls;
@@ -50,6 +53,7 @@ pub use snapshot::{IncomingSnapshot, OutgoingSnapshot, SnapshotError};
 
 use crate::config::Url;
 use crate::metrics::Metrics;
+use crate::tls::Stream;
 use incoming::Incoming;
 use outgoing::Outgoing;
 
@@ -90,6 +94,8 @@ pub enum Inbound {
     },
     /// The node sends a snapshot. Read it in a task of its own.
     Snapshot(IncomingSnapshot),
+    /// The node passes calls of its clients on: whoever answers them has the connection from here on.
+    Calls(Stream),
 }
 
 /// Another node, and where it listens.
@@ -263,6 +269,17 @@ impl Transport {
     ) -> Result<OutgoingSnapshot, SnapshotError> {
         let peer = self.to(node).ok_or(SnapshotError::UnknownNode(node))?;
         OutgoingSnapshot::open(&self.shared, &peer, header).await
+    }
+
+    /// Opens a connection to `node` over which calls of clients are passed on: what is said there is HTTP/2.
+    ///
+    /// # Errors
+    /// The node cannot be reached, or refuses this one.
+    pub async fn open_calls(&self, node: NodeId) -> io::Result<Stream> {
+        let unknown = || io::Error::new(io::ErrorKind::NotFound, "no such node is known here");
+        let peer = self.to(node).ok_or_else(unknown)?;
+        let (stream, _) = peer.dial(Class::Calls).await.map_err(io::Error::other)?;
+        Ok(stream)
     }
 
     /// Returns when everything queued for nodes that are connected has been handed to the kernel.

@@ -31,7 +31,8 @@ fn what_is_not_there_is_named() {
             (Code::NotFound, "hadron: there is no keyspace \"none\"")
         );
         let status = put(to(&channel, "far"), "k", "v").await.unwrap_err();
-        let text = "hadron: the keyspace far has no replica on this node: ask other (http://127.0.0.2:2379)";
+        let text = "hadron: the keyspace far has no replica on this node, and nobody who has one took the request: ask other \
+                    (http://127.0.0.2:2379) [node 2: host unreachable]";
         assert_eq!((status.code(), status.message()), (Code::Unavailable, text));
         let status = WatchClient::new(to(&channel, "none")).watch(tokio_stream::empty()).await.unwrap_err();
         assert_eq!(status.code(), Code::NotFound);

@@ -1,6 +1,7 @@
 //! A server over keyspaces in memory, and clients for it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +13,8 @@ use hadron_node::{Catalog, KeyspaceRecord, Pool};
 use hadron_proto::{etcdserverpb, hadron};
 use hadron_storage::engine::ModelEngine;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::oneshot;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Channel;
 
 use crate::api::backend::Standing;
@@ -20,6 +22,7 @@ use crate::api::{
     Backend, GroupStatus, Identity, Listener, Server, ServerOptions, Traffic, Unavailable, Written,
 };
 use crate::metrics::Metrics;
+use crate::tls::Stream;
 
 /// A node without peers, log or clock: what is written is applied at once.
 #[derive(Clone)]
@@ -32,6 +35,8 @@ struct Inner {
     leads: AtomicBool,
     learner: AtomicBool,
     has_other: AtomicBool,
+    /// Where other nodes take calls that are passed on.
+    others: Mutex<BTreeMap<NodeId, SocketAddr>>,
     /// When set, writes and barriers fail so.
     failure: Mutex<Option<Unavailable>>,
     identity: Identity,
@@ -56,7 +61,7 @@ pub(super) const OWN: NodeId = NodeId(1);
 pub(super) const OTHER: NodeId = NodeId(2);
 
 impl TestBackend {
-    fn new() -> TestBackend {
+    fn new(id: NodeId) -> TestBackend {
         let groups = [ROOT_GROUP, DEFAULT_GROUP].map(|group| (group, Group::new(group)));
         TestBackend(Arc::new(Inner {
             groups: RwLock::new(groups.into()),
@@ -65,8 +70,9 @@ impl TestBackend {
             leads: AtomicBool::new(true),
             learner: AtomicBool::new(false),
             has_other: AtomicBool::new(false),
+            others: Mutex::default(),
             failure: Mutex::new(None),
-            identity: Identity::new(7, OWN, "test"),
+            identity: Identity::new(7, id, "test"),
         }))
     }
 
@@ -92,8 +98,21 @@ impl TestBackend {
 
     /// Makes a keyspace on a node.
     pub(super) fn create(&self, name: &str, node: NodeId) {
+        self.create_on(name, &[node]);
+    }
+
+    /// Makes a keyspace on some nodes.
+    pub(super) fn create_on(&self, name: &str, nodes: &[NodeId]) {
         let wanted = KeyspaceRecord { name: name.to_owned(), ..KeyspaceRecord::default() };
-        self.change(|catalog| catalog.create(&wanted, &[node]).unwrap());
+        self.change(|catalog| catalog.create(&wanted, nodes).unwrap());
+    }
+
+    /// Moves a keyspace to a node.
+    pub(super) fn place(&self, name: &str, node: NodeId) {
+        self.change(|catalog| {
+            let group = catalog.keyspace(name).unwrap().group_id();
+            catalog.place(group, &[node], "a test").unwrap()
+        });
     }
 
     /// Changes what the catalog says of a keyspace.
@@ -134,9 +153,13 @@ impl TestBackend {
 
     fn follow_catalog(&self, catalog: Catalog) {
         let mut groups = self.0.groups.write();
-        groups.retain(|group, _| *group <= DEFAULT_GROUP || catalog.placement(*group).is_some());
+        let own = self.0.identity.member_id;
+        let is_here = |group: &GroupId| {
+            catalog.placement(*group).is_some_and(|placement| placement.record.replica_on(own).is_some())
+        };
+        groups.retain(|group, _| *group <= DEFAULT_GROUP || is_here(group));
         for (group, placement) in catalog.placements() {
-            if placement.record.replica_on(OWN).is_some() {
+            if placement.record.replica_on(own).is_some() {
                 groups.entry(group).or_insert_with(|| Group::new(group));
             }
         }
@@ -168,11 +191,12 @@ impl Backend for TestBackend {
     fn status(&self, group: GroupId) -> Option<GroupStatus> {
         let applied = Index(*self.group(group)?.applied.lock());
         Some(GroupStatus {
-            leader: self.0.leads.load(Ordering::Relaxed).then_some(OWN),
+            leader: self.0.leads.load(Ordering::Relaxed).then_some(self.0.identity.member_id),
             term: TERM,
             commit: applied,
             applied,
             is_learner: self.0.learner.load(Ordering::Relaxed),
+            is_voter: true,
         })
     }
 
@@ -212,7 +236,13 @@ impl Backend for TestBackend {
     }
 
     fn alive(&self) -> BTreeSet<NodeId> {
-        BTreeSet::new()
+        self.0.others.lock().keys().copied().collect()
+    }
+
+    async fn connect(&self, node: NodeId) -> io::Result<Stream> {
+        let address = self.0.others.lock().get(&node).copied();
+        let address = address.ok_or_else(|| io::Error::from(io::ErrorKind::HostUnreachable))?;
+        Ok(Stream::Plain(TcpStream::connect(address).await?))
     }
 
     fn elections(&self) -> Vec<hadron::Election> {
@@ -244,10 +274,21 @@ impl Backend for TestBackend {
     }
 }
 
+/// Takes connections of other nodes, as the transport does.
+async fn accept_nodes(listener: TcpListener, sender: mpsc::Sender<Stream>) {
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    loop {
+        let (socket, _) = listener.accept().await.unwrap();
+        let _ = sender.send(Stream::Plain(socket)).await;
+    }
+}
+
 /// A running server; stops when it is dropped.
 pub(super) struct Harness {
     pub(super) backend: TestBackend,
     pub(super) address: SocketAddr,
+    /// Where other nodes pass calls on.
+    passed_on: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -269,22 +310,71 @@ impl Harness {
         Harness::start_at(options, |socket| vec![Listener { socket, traffic, tls: None, keyspace: None }])
     }
 
+    /// Starts several nodes, with ids from 1, which pass calls on to each other.
+    pub(super) fn start_pool(count: u64) -> Vec<Harness> {
+        let options = || ServerOptions { threads: 2, ..ServerOptions::default() };
+        let everything =
+            |socket| vec![Listener { socket, traffic: Traffic::Everything, tls: None, keyspace: None }];
+        let pool: Vec<Harness> =
+            (1..=count).map(|id| Harness::start_node(NodeId(id), options(), everything)).collect();
+        for (node, other) in pool.iter().flat_map(|node| pool.iter().map(move |other| (node, other))) {
+            if node.id() != other.id() {
+                node.backend.0.others.lock().insert(other.id(), other.passed_on);
+            }
+        }
+        pool
+    }
+
+    /// The node's id.
+    pub(super) fn id(&self) -> NodeId {
+        self.backend.0.identity.member_id
+    }
+
+    /// Where other nodes pass calls on.
+    pub(super) fn passed_on(&self) -> SocketAddr {
+        self.passed_on
+    }
+
+    /// From now on another node takes calls that are passed on at this address, or is down.
+    pub(super) fn set_other(&self, node: NodeId, address: Option<SocketAddr>) {
+        let mut others = self.backend.0.others.lock();
+        match address {
+            Some(address) => others.insert(node, address),
+            None => others.remove(&node),
+        };
+    }
+
     /// Starts a server whose first port is free, for these listeners.
     pub(super) fn start_at(
         options: ServerOptions,
         listeners: impl FnOnce(TcpListener) -> Vec<Listener>,
     ) -> Harness {
-        let backend = TestBackend::new();
+        Harness::start_node(OWN, options, listeners)
+    }
+
+    fn start_node(
+        id: NodeId,
+        options: ServerOptions,
+        listeners: impl FnOnce(TcpListener) -> Vec<Listener>,
+    ) -> Harness {
+        let backend = TestBackend::new(id);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let listeners = listeners(listener);
         let server = Server::new(backend.clone(), Arc::new(Metrics::default()), options);
+        let peers = TcpListener::bind("127.0.0.1:0").unwrap();
+        let passed_on = peers.local_addr().unwrap();
+        peers.set_nonblocking(true).unwrap();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let shutdown = async { stopped.await.unwrap_or_default() };
-            runtime().block_on(server.serve(listeners, shutdown)).unwrap();
+            runtime().block_on(async {
+                let (sender, receiver) = mpsc::channel(16);
+                tokio::spawn(accept_nodes(peers, sender));
+                server.serve(listeners, receiver, shutdown).await.unwrap();
+            });
         });
-        Harness { backend, address, stop: Some(stop), thread: Some(thread) }
+        Harness { backend, address, passed_on, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Runs a client's side of a conversation to its end.

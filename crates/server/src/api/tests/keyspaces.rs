@@ -56,7 +56,7 @@ fn with_token(channel: &Channel, keyspace: &'static str, token: &str) -> Way {
     InterceptedService::new(channel.clone(), Named { keyspace, token: Some(token.to_owned()) })
 }
 
-fn put_request(key: &str, value: &str) -> pb::PutRequest {
+pub(super) fn put_request(key: &str, value: &str) -> pb::PutRequest {
     pb::PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() }
 }
 
@@ -64,11 +64,11 @@ pub(super) async fn put(way: Way, key: &str, value: &str) -> Result<pb::PutRespo
     KvClient::new(way).put(put_request(key, value)).await.map(tonic::Response::into_inner)
 }
 
-fn all() -> pb::RangeRequest {
+pub(super) fn all() -> pb::RangeRequest {
     pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() }
 }
 
-async fn range(way: Way, range: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
+pub(super) async fn range(way: Way, range: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
     KvClient::new(way).range(range).await.map(tonic::Response::into_inner)
 }
 
@@ -180,7 +180,7 @@ fn leases_and_locks_are_a_keyspaces_own() {
     });
 }
 
-async fn watch(way: Way) -> (mpsc::Sender<pb::WatchRequest>, Streaming<pb::WatchResponse>) {
+pub(super) async fn watch(way: Way) -> (mpsc::Sender<pb::WatchRequest>, Streaming<pb::WatchResponse>) {
     let (sender, requests) = mpsc::channel(4);
     let create = pb::WatchCreateRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
     let create = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };

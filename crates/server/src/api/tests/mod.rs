@@ -4,6 +4,7 @@
 mod auth;
 mod contenders;
 mod entrances;
+mod forward;
 mod gateway;
 mod harness;
 mod keyspaces;

@@ -105,7 +105,7 @@ impl Connection {
 async fn dial(authority: &str, tls: Option<Arc<ClientTls>>) -> Result<SendRequest<Bytes>, String> {
     let told = |error: &dyn std::fmt::Display| format!("cannot connect to {authority}: {error}");
     let stream = match timeout(CONNECT_TIMEOUT, dial_stream(authority.to_owned(), tls)).await {
-        Ok(connected) => connected.map_err(|error| told(&error))?.into_inner(),
+        Ok(connected) => connected.map_err(|error| told(&error))?,
         Err(_) => return Err(told(&"timed out")),
     };
     let (sender, connection) = h2::client::Builder::new()

@@ -42,6 +42,7 @@ use crate::api::server::{connection_builder, open};
 use crate::client::Client;
 use crate::client::Identity;
 use crate::client::Security;
+use crate::client::links::Keepalive;
 use crate::config::{Log, LogFormat, LogOutput};
 use crate::discovery::srv::Node;
 use crate::tls::files::KeyPair;
@@ -53,7 +54,7 @@ use members::Members;
 use messages::{AnyBody, Messages};
 use namespace::Namespace;
 use pages::Pages;
-use upstream::{Keepalive, Links, Upstream};
+use upstream::{Links, Upstream};
 
 /// Pause after the process ran out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

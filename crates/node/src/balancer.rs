@@ -53,6 +53,8 @@ pub enum Decision {
         from: NodeId,
         /// Who shall.
         to: NodeId,
+        /// The command of the root group that remembers it.
+        record: Command,
     },
 }
 
@@ -161,12 +163,6 @@ impl Balancer {
 pub fn decide(catalog: &Catalog, planned: &Move, at_ms: i64) -> Option<Decision> {
     let group = planned.group;
     let present = &catalog.placement(group)?.record;
-    if let MoveKind::TransferLeader { from, to } = planned.kind {
-        return Some(Decision::HandOver { group, from, to });
-    }
-    let mut nodes: Vec<NodeId> = present.nodes().collect();
-    nodes.retain(|node| Some(*node) != planned.kind.source());
-    nodes.extend(planned.kind.destination());
     let record = MoveRecord {
         at_ms,
         group: group.0,
@@ -176,6 +172,12 @@ pub fn decide(catalog: &Catalog, planned: &Move, at_ms: i64) -> Option<Decision>
         effect: planned.effect.to_string(),
         bytes: planned.effect.bytes,
     };
+    if let MoveKind::TransferLeader { from, to } = planned.kind {
+        return Some(Decision::HandOver { group, from, to, record: Catalog::remember(group, &record) });
+    }
+    let mut nodes: Vec<NodeId> = present.nodes().collect();
+    nodes.retain(|node| Some(*node) != planned.kind.source());
+    nodes.extend(planned.kind.destination());
     catalog.place_recorded(group, &nodes, &record).map(Decision::Place)
 }
 
@@ -395,7 +397,11 @@ mod tests {
         assert!((group.load.leader[Resource::Cpu] - 0.7).abs() < 1e-9, "{:?}", group.load);
         assert!((group.load.replica[Resource::Cpu] - 0.2).abs() < 1e-9);
         let hand_over = MoveKind::TransferLeader { from: NodeId(2), to: NodeId(3) };
-        let decided = Decision::HandOver { group: GROUP, from: NodeId(2), to: NodeId(3) };
-        assert_eq!(world.decide(&moving(hand_over)), Some(decided));
+        let Some(Decision::HandOver { group, from, to, record }) = world.decide(&moving(hand_over)) else {
+            panic!("nothing decided")
+        };
+        assert_eq!((group, from, to), (GROUP, NodeId(2), NodeId(3)));
+        world.apply(record);
+        assert_eq!(crate::catalog::moves(&world.root)[0].kind, hand_over.to_string());
     }
 }

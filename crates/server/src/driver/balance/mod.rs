@@ -96,8 +96,9 @@ impl Balance {
             let decided = self.0.handle.board().with_catalog(|catalog| decide(catalog, &planned, at_ms));
             let begun = match decided {
                 Some(Decision::Place(command)) => self.write(command).await,
-                Some(Decision::HandOver { group, from, to }) => {
-                    self.0.inputs.send(Input::Event(Event::HandOverTo { group, from, to })).is_ok()
+                Some(Decision::HandOver { group, from, to, record }) => {
+                    self.write(record).await
+                        && self.0.inputs.send(Input::Event(Event::HandOverTo { group, from, to })).is_ok()
                 }
                 None => false,
             };

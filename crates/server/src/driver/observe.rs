@@ -144,9 +144,8 @@ fn show_votes(handle: &Handle, groups: &[(GroupId, Arc<GroupBoard>)], metrics: &
     let member = handle.board().pool().roster.member(own.0).cloned().unwrap_or_default();
     let votes = groups.iter().map(|(id, group)| {
         // Replicas are numbered within their group; those of the groups that follow the members are the members'.
-        let placed = handle.with_catalog(|catalog| {
-            catalog.placement(*id).map(|placement| placement.record.replica_on(own))
-        });
+        let placed = handle
+            .with_catalog(|catalog| catalog.placement(*id).map(|placement| placement.record.replica_on(own)));
         let replica = placed.unwrap_or(Some(ReplicaId(member.replica)));
         let members = group.configuration();
         let votes = !members.is_joint() && replica.is_some_and(|replica| members.voters.contains(&replica));

@@ -5,14 +5,14 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+#[path = "../torture/leases.rs"]
+#[allow(dead_code)]
+mod leases;
 mod moved;
 mod nodes;
 mod spread;
 #[path = "../support/mod.rs"]
 mod support;
 mod tenants;
-#[path = "../torture/leases.rs"]
-#[allow(dead_code)]
-mod leases;
 #[path = "../torture/watchers.rs"]
 mod watchers;

@@ -33,9 +33,13 @@ pub struct Pool {
 impl Pool {
     /// Starts `count` nodes with these flags, and their values, beside the usual ones.
     pub async fn start(count: usize, extra: &[(&str, &str)]) -> Pool {
-        let extra: Vec<(String, String)> =
-            [("--keyspace-host-suffix", SUFFIX)].iter().chain(extra).map(|(flag, value)| ((*flag).into(), (*value).into())).collect();
-        let arguments: Vec<&str> = extra.iter().flat_map(|(flag, value)| [flag.as_str(), value.as_str()]).collect();
+        let extra: Vec<(String, String)> = [("--keyspace-host-suffix", SUFFIX)]
+            .iter()
+            .chain(extra)
+            .map(|(flag, value)| ((*flag).into(), (*value).into()))
+            .collect();
+        let arguments: Vec<&str> =
+            extra.iter().flat_map(|(flag, value)| [flag.as_str(), value.as_str()]).collect();
         Pool { cluster: Cluster::start(count, &arguments).await, extra }
     }
 
@@ -75,7 +79,8 @@ impl Pool {
         let channels: Vec<Channel> = self.running().map(Node::channel).collect();
         for batch in names.chunks(MADE_AT_ONCE) {
             let make = async |(number, name): (usize, &String)| {
-                let request = pb::KeyspaceCreateRequest { name: name.clone(), replicas: 3, ..Default::default() };
+                let request =
+                    pb::KeyspaceCreateRequest { name: name.clone(), replicas: 3, ..Default::default() };
                 let mut client = PoolClient::new(channels[number % channels.len()].clone());
                 let answer = client.keyspace_create(request).await.unwrap().into_inner();
                 (name.clone(), (answer.keyspace.unwrap().group, answer.leader))
@@ -136,7 +141,12 @@ impl Pool {
     }
 
     /// Polls until `condition` holds; how long that took. Panics after `limit`.
-    pub async fn within(&self, limit: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
+    pub async fn within(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut condition: impl AsyncFnMut() -> bool,
+    ) -> Duration {
         let began = Instant::now();
         while !condition().await {
             if began.elapsed() > limit {

@@ -135,7 +135,8 @@ async fn load_is_spread_while_nodes_come_and_go() {
     println!("moves: {causes:?}");
     assert!(moves.iter().all(|one| !one.reason.is_empty() && !one.cause.is_empty()));
     assert!(["drained", "lost"].iter().all(|cause| causes.contains_key(cause)), "{causes:?}");
-    let shown: serde_json::Value = serde_json::from_str(&pool.ctl(&["balance", "history", "-w", "json"])).unwrap();
+    let shown: serde_json::Value =
+        serde_json::from_str(&pool.ctl(&["balance", "history", "-w", "json"])).unwrap();
     let shown = shown["moves"].as_array().unwrap();
     assert_eq!(shown.len(), moves.len());
     assert!(shown.iter().all(|one| one["reason"].as_str().is_some_and(|reason| !reason.is_empty())));

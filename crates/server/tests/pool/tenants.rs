@@ -195,9 +195,11 @@ fn put(number: u64) -> PutRequest {
 /// Which acknowledged writes a keyspace lacks.
 pub async fn lost(endpoint: &str, seen: &Seen) -> Vec<u64> {
     let mut client = KvClient::new(support::channel(endpoint)).max_decoding_message_size(usize::MAX);
-    let all = RangeRequest { key: PREFIX.into(), range_end: "u".into(), keys_only: true, ..Default::default() };
+    let all =
+        RangeRequest { key: PREFIX.into(), range_end: "u".into(), keys_only: true, ..Default::default() };
     let found = client.range(all).await.unwrap().into_inner().kvs;
-    let there = |number: &u64| found.binary_search_by(|kv| kv.key.as_ref().cmp(key(*number).as_bytes())).is_ok();
+    let there =
+        |number: &u64| found.binary_search_by(|kv| kv.key.as_ref().cmp(key(*number).as_bytes())).is_ok();
     seen.acknowledged.iter().copied().filter(|number| !there(number)).collect()
 }
 

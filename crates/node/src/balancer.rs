@@ -113,7 +113,8 @@ impl Balancer {
             nodes.retain(|node| Some(*node) != kind.destination());
             nodes.extend(kind.source());
         }
-        let leads = |(_, report): &(&NodeId, &Report)| report.leads(group);
+        // The last report of a node that died says for ever that it leads.
+        let leads = |(node, report): &(&NodeId, &Report)| report.leads(group) && alive.contains(node);
         let leader = reports.iter().find(leads).map(|(node, _)| *node);
         let measured = |node: &NodeId| {
             let replica = reports.get(node).and_then(|report| report.replica(group));
@@ -334,6 +335,21 @@ mod tests {
         let Some(Decision::Place(command)) = world.decide(&moving(kind)) else { panic!("nothing decided") };
         world.apply(command);
         assert_eq!(at(wanted).moves[&GROUP], kind, "the last one");
+    }
+
+    /// What a dead node had led was led by it for ever, going by its last report: a group whose leader is dead is left alone, and so its
+    /// replica there was never rebuilt.
+    #[test]
+    fn the_last_report_of_a_dead_node_does_not_make_it_a_leader() {
+        let world = World::new();
+        let leading = || Report { leads: vec![GROUP.0], ..Report::default() };
+        let leader =
+            |world: &World| Balancer::default().view(Time(1), &world.board, ME).groups[&GROUP].leader;
+        world.board.set_report(NodeId(2), leading());
+        assert_eq!(leader(&world), Some(NodeId(2)));
+        world.board.set_report(NodeId(3), leading());
+        world.board.set_alive([3, 4].map(NodeId).into());
+        assert_eq!(leader(&world), Some(NodeId(3)));
     }
 
     /// A keyspace that was just made was left alone for an hour, because it had no leader when it was seen first.

@@ -11,7 +11,7 @@ use hadron_proto::hadron as pb;
 use pb::pool_client::PoolClient;
 use tonic::transport::Channel;
 
-use crate::support::{Cluster, Node};
+use crate::support::{Cluster, Node, eventually};
 
 /// What host names of keyspaces end with.
 pub const SUFFIX: &str = "hadron.example";
@@ -40,7 +40,15 @@ impl Pool {
             .collect();
         let arguments: Vec<&str> =
             extra.iter().flat_map(|(flag, value)| [flag.as_str(), value.as_str()]).collect();
-        Pool { cluster: Cluster::start(count, &arguments).await, extra }
+        let pool = Pool { cluster: Cluster::start(count, &arguments).await, extra };
+        for node in pool.running() {
+            eventually("all nodes hear each other", async || {
+                let ask = PoolClient::new(node.channel()).balance_status(pb::BalanceStatusRequest {}).await;
+                ask.is_ok_and(|status| status.get_ref().nodes.len() == count)
+            })
+            .await;
+        }
+        pool
     }
 
     /// The nodes that run.

@@ -9,9 +9,11 @@ use crate::tenants::{Seen, Tenant, is_leader_change, lost, retried};
 
 const NODES: usize = 5;
 const KEYSPACES: usize = 60;
-/// Writes a second of the tenant with the most of them, of the next one half as many, and so on as Zipf has it.
-const MOST_WRITES_PER_SECOND: f64 = 16.0;
-const ZIPF: f64 = 0.5;
+/// Writes a second of the tenant with the most of them, of the others less and less, as Zipf has it.
+const MOST_WRITES_PER_SECOND: f64 = 30.0;
+const ZIPF: f64 = 0.8;
+/// Writes after which the load is known.
+const KNOWN_AFTER: usize = 1_500;
 /// In which load must be spread.
 const EVEN_WITHIN: Duration = Duration::from_secs(60);
 /// In which a node must be filled, emptied, or replaced. Two replicas come to a node at a time, every five seconds.
@@ -73,14 +75,14 @@ async fn load_is_spread_while_nodes_come_and_go() {
     let groups: Vec<u64> = made.values().map(|(group, _)| *group).collect();
     pool.wait_until_whole(&groups, MOVED_WITHIN).await;
 
+    pool.ctl(&["balance", "pause"]);
     let tenants = start_tenants(&pool, &made);
+    let writes = || tenants.iter().map(Tenant::acknowledged).sum::<usize>();
+    pool.within(EVEN_WITHIN, "the load is known", async || writes() > KNOWN_AFTER).await;
     wait_until_served(&tenants).await;
-    let uneven = async || {
-        let status = pool.status().await;
-        status.largest > 1.25 * status.mean && !is_even(&status)
-    };
-    pool.within(EVEN_WITHIN, "the load is seen", uneven).await;
+    assert!(!is_even(&pool.status().await), "{}", shares(&pool.status().await));
     println!("before: {}", shares(&pool.status().await));
+    pool.ctl(&["balance", "resume"]);
     let even = async || is_even(&pool.status().await);
     let took = pool.within(EVEN_WITHIN, "the load is spread", even).await;
     println!("spread {took:?} later: {}", shares(&pool.status().await));

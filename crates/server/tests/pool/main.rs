@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod idle;
 #[path = "../torture/leases.rs"]
 #[allow(dead_code)]
 mod leases;

@@ -9,9 +9,11 @@ use crate::tenants::{Seen, Tenant, is_leader_change, lost, retried};
 
 const NODES: usize = 5;
 const KEYSPACES: usize = 60;
-/// Writes a second of the tenant with the most of them, of the others less and less, as Zipf has it.
-const MOST_WRITES_PER_SECOND: f64 = 30.0;
-const ZIPF: f64 = 0.8;
+/// Tenants that are busy, and led by one node if it leads so many.
+const BUSY: usize = 10;
+/// Time between two writes of a busy tenant, and of any other.
+const BUSY_PERIOD: Duration = Duration::from_millis(66);
+const PERIOD: Duration = Duration::from_secs(1);
 /// Writes after which the load is known.
 const KNOWN_AFTER: usize = 1_500;
 /// In which load must be spread.
@@ -21,11 +23,7 @@ const MOVED_WITHIN: Duration = Duration::from_secs(240);
 /// A node that was filled carries this part of the mean.
 const FILLED: f64 = 0.6;
 
-fn period(rank: usize) -> Duration {
-    Duration::from_secs_f64((rank as f64 + 1.0).powf(ZIPF) / MOST_WRITES_PER_SECOND)
-}
-
-/// One tenant for each keyspace. Those of the node that leads most are the busiest, so that there is something to do.
+/// One tenant for each keyspace. Some of those that the same node leads are busy, so that there is something to do.
 fn start_tenants(pool: &Pool, made: &BTreeMap<String, (u64, u64)>) -> Vec<Tenant> {
     let mut led: BTreeMap<u64, usize> = BTreeMap::new();
     made.values().for_each(|(_, leader)| *led.entry(*leader).or_default() += 1);
@@ -36,7 +34,7 @@ fn start_tenants(pool: &Pool, made: &BTreeMap<String, (u64, u64)>) -> Vec<Tenant
     let start = |(rank, name): (usize, &String)| {
         let mut endpoints = pool.endpoints_of(name);
         endpoints.rotate_left(rank % NODES);
-        Tenant::start(name, &endpoints, period(rank))
+        Tenant::start(name, &endpoints, if rank < BUSY { BUSY_PERIOD } else { PERIOD })
     };
     names.into_iter().enumerate().map(start).collect()
 }

@@ -128,7 +128,7 @@ impl Cluster {
                 name: format!("n{number}"),
                 client_url: clients[number].clone(),
                 peer_address: peers[number],
-                binary: env!("CARGO_BIN_EXE_hadron").into(),
+                binary: binary(),
                 arguments,
                 environment: Vec::new(),
                 log: directory.path().join(format!("n{number}.log")),
@@ -164,7 +164,7 @@ impl Cluster {
             name,
             client_url,
             peer_address: peer,
-            binary: env!("CARGO_BIN_EXE_hadron").into(),
+            binary: binary(),
             arguments,
             environment: Vec::new(),
             log,
@@ -431,6 +431,11 @@ pub async fn page(authority: &str, path: &str) -> Option<String> {
     let mut page = String::new();
     stream.read_to_string(&mut page).await.ok()?;
     Some(page)
+}
+
+/// What nodes run: `$HADRON`, which may be an optimised build, or what was built for the test.
+fn binary() -> PathBuf {
+    std::env::var_os("HADRON").map_or_else(|| env!("CARGO_BIN_EXE_hadron").into(), PathBuf::from)
 }
 
 /// A connection that is made with the first request. What is behind a `#` is the host name under which the node is asked: it may choose

@@ -11,6 +11,7 @@ mod idle;
 mod leases;
 mod moved;
 mod nodes;
+mod noisy;
 mod spread;
 #[path = "../support/mod.rs"]
 mod support;

@@ -55,12 +55,15 @@ pub struct Seen {
     pub failures: Vec<String>,
     /// The longest time from a write's first try to its acknowledgement.
     pub longest: Duration,
+    /// That time of all writes.
+    pub took: Vec<Duration>,
 }
 
 impl Seen {
     fn acknowledge(&mut self, number: u64, took: Duration) {
         self.acknowledged.push(number);
         self.longest = self.longest.max(took);
+        self.took.push(took);
     }
 }
 

@@ -379,7 +379,7 @@ metrics! {
     fds_limit: Gauge = "os_fd_limit", "File descriptors that may be open.";
     process_start_time: Gauge = "process_start_time_seconds", "When the process began, in seconds since 1970.";
     calls_passed_on: Family<Counter>["To"] = "hadron_calls_passed_on_total", "Calls about keyspaces without a replica here that another node took.";
-    client_connections: Gauge = "hadron_client_connections", "Client connections that are open.";
+    client_connections: Gauge = "hadron_client_connections", "Connections of clients, and of nodes that pass calls on, that are open.";
     client_requests_waiting: Gauge = "hadron_client_requests_waiting", "Requests of clients, reads and writes, that wait for the loop's answer.";
 
     election_vote_share: Family<Gauge>["group", "candidate"] = "hadron_election_vote_share", "P(x): the part of the counted votes that a candidate got in the group's last election.";

@@ -77,6 +77,8 @@ struct Stored {
     wal: Wal,
     recovered: Recovered,
     keyspaces: BTreeMap<GroupId, Arc<Keyspace>>,
+    /// How keyspaces are opened. They share a cache.
+    options: KeyspaceOptions,
 }
 
 impl Running {
@@ -92,7 +94,8 @@ impl Running {
         let clock = Clock::start();
         let tls = peer_tls(config)?;
         let network = Network { listeners: &peer_listeners, tls: &tls };
-        let Stored { home, places, engine, wal, recovered, keyspaces } = Stored::open(config, &network)?;
+        let Stored { home, places, engine, wal, recovered, keyspaces, options } =
+            Stored::open(config, &network)?;
         let node_config = node_config(config, &home);
         let node =
             Node::new(node_config, recovered.groups, &keyspaces, clock.now()).map_err(RunError::Unusable)?;
@@ -104,7 +107,7 @@ impl Running {
             log::start(wal, places, inputs.clone(), metrics.clone(), fatal.clone())?;
         let (flush_queue, flush_thread) =
             flush::start(engine.clone(), inputs.clone(), metrics.clone(), fatal.clone())?;
-        let (opener, opener_thread) = opener::start(engine.clone(), inputs.clone(), fatal.clone())?;
+        let (opener, opener_thread) = opener::start(engine.clone(), options, inputs.clone(), fatal.clone())?;
         let peers = peers_runtime()?;
         let snapshots =
             Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
@@ -237,17 +240,18 @@ impl Stored {
             );
         }
         let engine: Arc<dyn Engine> = Arc::new(engine);
+        let options = KeyspaceOptions::default();
         let (mut wal, mut recovered) = open_log(&disk, config, &home)?;
-        let mut keyspaces = open_keyspaces(&engine, &home)?;
+        let mut keyspaces = open_keyspaces(&engine, &home, &options)?;
         places.check_opened(&recovered, &keyspaces)?;
         if config.initial.is_forced
             && force::go_on_alone(config, &home, network, &keyspaces, &recovered.groups, &mut wal)?
         {
             drop(wal);
             (wal, recovered) = open_log(&disk, config, &home)?;
-            keyspaces = open_keyspaces(&engine, &home)?;
+            keyspaces = open_keyspaces(&engine, &home, &options)?;
         }
-        Ok(Stored { home, places, engine, wal, recovered, keyspaces })
+        Ok(Stored { home, places, engine, wal, recovered, keyspaces, options })
     }
 }
 
@@ -266,9 +270,10 @@ fn open_log(disk: &Arc<dyn Disk>, config: &Config, home: &Home) -> Result<(Wal, 
 fn open_keyspaces(
     engine: &Arc<dyn Engine>,
     home: &Home,
+    options: &KeyspaceOptions,
 ) -> Result<BTreeMap<GroupId, Arc<Keyspace>>, RunError> {
     let open = |group: GroupId| {
-        let keyspace = Keyspace::open(engine.clone(), group.0, KeyspaceOptions::default());
+        let keyspace = Keyspace::open(engine.clone(), group.0, options.clone());
         keyspace.map_err(|error| RunError::Unusable(format!("group {group}: {error}")))
     };
     let groups = home.pool.groups(home.node());

@@ -53,6 +53,8 @@ pub enum Decision {
         from: NodeId,
         /// Who shall.
         to: NodeId,
+        /// The command of the root group that remembers it.
+        record: Command,
     },
 }
 
@@ -74,7 +76,8 @@ impl Balancer {
                 view.nodes.insert(node, node_view(state, catalog.is_draining(node), reports.get(&node)));
             }
             for (group, placement) in catalog.placements() {
-                let under_way = move_under_way(catalog, group, &placement.record);
+                let settled = reports.values().filter_map(|report| report.settled(group)).max();
+                let under_way = move_under_way(catalog, group, &placement.record, settled);
                 view.moves.extend(under_way.map(|kind| (group, kind)));
                 let seen = self.group_view(now, (group, placement), under_way, (&reports, &alive));
                 view.groups.insert(group, seen);
@@ -110,7 +113,8 @@ impl Balancer {
             nodes.retain(|node| Some(*node) != kind.destination());
             nodes.extend(kind.source());
         }
-        let leads = |(_, report): &(&NodeId, &Report)| report.leads(group);
+        // The last report of a node that died says for ever that it leads.
+        let leads = |(node, report): &(&NodeId, &Report)| report.leads(group) && alive.contains(node);
         let leader = reports.iter().find(leads).map(|(node, _)| *node);
         let measured = |node: &NodeId| {
             let replica = reports.get(node).and_then(|report| report.replica(group));
@@ -145,10 +149,12 @@ impl Balancer {
     ) -> Option<Time> {
         let found = Known { revision, leader, since: None };
         let known = self.known.entry(group).or_insert(found);
-        let is_same = known.revision == revision && (known.leader == leader || leader.is_none());
-        if !is_same {
+        // To get a leader at last is no change: it cost nobody its load.
+        let is_led_as_before = known.leader == leader || known.leader.is_none() || leader.is_none();
+        if known.revision != revision || !is_led_as_before {
             *known = Known { since: Some(now), ..found };
         }
+        known.leader = leader.or(known.leader);
         known.since
     }
 }
@@ -158,12 +164,6 @@ impl Balancer {
 pub fn decide(catalog: &Catalog, planned: &Move, at_ms: i64) -> Option<Decision> {
     let group = planned.group;
     let present = &catalog.placement(group)?.record;
-    if let MoveKind::TransferLeader { from, to } = planned.kind {
-        return Some(Decision::HandOver { group, from, to });
-    }
-    let mut nodes: Vec<NodeId> = present.nodes().collect();
-    nodes.retain(|node| Some(*node) != planned.kind.source());
-    nodes.extend(planned.kind.destination());
     let record = MoveRecord {
         at_ms,
         group: group.0,
@@ -173,6 +173,12 @@ pub fn decide(catalog: &Catalog, planned: &Move, at_ms: i64) -> Option<Decision>
         effect: planned.effect.to_string(),
         bytes: planned.effect.bytes,
     };
+    if let MoveKind::TransferLeader { from, to } = planned.kind {
+        return Some(Decision::HandOver { group, from, to, record: Catalog::remember(group, &record) });
+    }
+    let mut nodes: Vec<NodeId> = present.nodes().collect();
+    nodes.retain(|node| Some(*node) != planned.kind.source());
+    nodes.extend(planned.kind.destination());
     catalog.place_recorded(group, &nodes, &record).map(Decision::Place)
 }
 
@@ -189,9 +195,19 @@ fn node_view(state: NodeState, draining: bool, report: Option<&Report>) -> NodeV
     }
 }
 
-/// The move of a group that is under way.
-fn move_under_way(catalog: &Catalog, group: GroupId, placement: &Placement) -> Option<MoveKind> {
-    let from = catalog.leaving_of(group).next()?;
+/// The move of a group that is under way: the last one, until the replica is gone, or the group's leader says that it came to the placement
+/// of the revision `settled`. A replica on a dead node is never gone.
+fn move_under_way(
+    catalog: &Catalog,
+    group: GroupId,
+    placement: &Placement,
+    settled: Option<i64>,
+) -> Option<MoveKind> {
+    let since = |node: &NodeId| catalog.leaving(group, *node).map(|leaving| leaving.revision);
+    let from = catalog.leaving_of(group).max_by_key(since)?;
+    if settled >= since(&from) {
+        return None;
+    }
     // Who came last came in its place, unless all were there from the start.
     let newest = placement.places.iter().max_by_key(|place| place.replica)?;
     let is_new = placement.first.iter().all(|place| place.replica != newest.replica);
@@ -294,6 +310,66 @@ mod tests {
         assert_eq!((recorded[0].at_ms, recorded[0].cause.as_str()), (7, "drained"));
     }
 
+    /// Two nodes can receive two replicas each at a time. A dead node never said that its replicas were gone, so that after the
+    /// first four nothing was rebuilt, and what had been rebuilt was never moved again.
+    #[test]
+    fn a_move_off_a_dead_node_is_done_when_the_group_does_without_it() {
+        let world = World::new();
+        let kind = MoveKind::MoveReplica { from: NodeId(3), to: NodeId(4) };
+        let Some(Decision::Place(command)) = world.decide(&moving(kind)) else { panic!("nothing decided") };
+        world.apply(command);
+        let wanted = world.board.with_catalog(|catalog| catalog.placement(GROUP).unwrap().revision);
+        let mut balancer = Balancer::default();
+        let mut at = |settled: i64| {
+            let settled = vec![crate::report::Settled { group: GROUP.0, revision: settled }];
+            let leads = vec![GROUP.0];
+            world.board.set_report(NodeId(2), Report { leads, settled, ..Report::default() });
+            balancer.view(Time(1), &world.board, ME)
+        };
+        assert_eq!(at(wanted - 1).moves[&GROUP], kind);
+        let view = at(wanted);
+        assert!(view.moves.is_empty());
+        assert_eq!(view.groups[&GROUP].voters().collect::<Vec<_>>(), [1, 2, 4].map(NodeId));
+
+        let kind = MoveKind::MoveReplica { from: NodeId(1), to: NodeId(5) };
+        let Some(Decision::Place(command)) = world.decide(&moving(kind)) else { panic!("nothing decided") };
+        world.apply(command);
+        assert_eq!(at(wanted).moves[&GROUP], kind, "the last one");
+    }
+
+    /// What a dead node had led was led by it for ever, going by its last report: a group whose leader is dead is left alone, and so its
+    /// replica there was never rebuilt.
+    #[test]
+    fn the_last_report_of_a_dead_node_does_not_make_it_a_leader() {
+        let world = World::new();
+        let leading = || Report { leads: vec![GROUP.0], ..Report::default() };
+        let leader =
+            |world: &World| Balancer::default().view(Time(1), &world.board, ME).groups[&GROUP].leader;
+        world.board.set_report(NodeId(2), leading());
+        assert_eq!(leader(&world), Some(NodeId(2)));
+        world.board.set_report(NodeId(3), leading());
+        world.board.set_alive([3, 4].map(NodeId).into());
+        assert_eq!(leader(&world), Some(NodeId(3)));
+    }
+
+    /// A keyspace that was just made was left alone for an hour, because it had no leader when it was seen first.
+    #[test]
+    fn to_get_a_leader_at_last_is_no_change() {
+        let world = World::new();
+        let mut balancer = Balancer::default();
+        let mut led_by = |leader: Option<u64>, at| {
+            for node in [1, 2] {
+                let leads = if leader == Some(node) { vec![GROUP.0] } else { Vec::new() };
+                world.board.set_report(NodeId(node), Report { leads, ..Report::default() });
+            }
+            balancer.view(Time(at), &world.board, ME).groups[&GROUP].changed_at
+        };
+        assert_eq!(led_by(None, 1), None);
+        assert_eq!(led_by(Some(1), 2), None);
+        assert_eq!(led_by(None, 3), None);
+        assert_eq!(led_by(Some(2), 4), Some(Time(4)));
+    }
+
     #[test]
     fn who_is_no_member_any_more_is_dead_and_rebuilt_elsewhere() {
         let world = World::new();
@@ -337,7 +413,11 @@ mod tests {
         assert!((group.load.leader[Resource::Cpu] - 0.7).abs() < 1e-9, "{:?}", group.load);
         assert!((group.load.replica[Resource::Cpu] - 0.2).abs() < 1e-9);
         let hand_over = MoveKind::TransferLeader { from: NodeId(2), to: NodeId(3) };
-        let decided = Decision::HandOver { group: GROUP, from: NodeId(2), to: NodeId(3) };
-        assert_eq!(world.decide(&moving(hand_over)), Some(decided));
+        let Some(Decision::HandOver { group, from, to, record }) = world.decide(&moving(hand_over)) else {
+            panic!("nothing decided")
+        };
+        assert_eq!((group, from, to), (GROUP, NodeId(2), NodeId(3)));
+        world.apply(record);
+        assert_eq!(crate::catalog::moves(&world.root)[0].kind, hand_over.to_string());
     }
 }

@@ -369,6 +369,11 @@ impl Catalog {
         self.leaving.range(of_group).map(|((_, node), _)| *node)
     }
 
+    /// The groups that a replica is to leave, in their order; as often as there are such replicas.
+    pub fn leaving_groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.leaving.keys().map(|(group, _)| *group)
+    }
+
     /// Whether `node` is to be emptied.
     pub fn is_draining(&self, node: NodeId) -> bool {
         self.draining.contains(&node)
@@ -496,9 +501,13 @@ impl Catalog {
     /// The same for a move that a planner decided, which is remembered.
     pub fn place_recorded(&self, group: GroupId, nodes: &[NodeId], record: &MoveRecord) -> Option<Command> {
         let Command::Txn(mut placed) = self.place(group, nodes, &record.reason)? else { return None };
-        let key = format!("{MOVES_PREFIX}{:016x}-{:016x}", record.at_ms, group.0);
-        placed.success.push(put(key.into(), record.encode_to_vec()));
+        placed.success.push(remembered(group, record));
         Some(Command::Txn(placed))
+    }
+
+    /// The command that remembers a move that does not change the placement.
+    pub(crate) fn remember(group: GroupId, record: &MoveRecord) -> Command {
+        txn(Vec::new(), vec![remembered(group, record)])
     }
 
     fn recorded(&self, name: &str) -> Result<&Recorded<KeyspaceRecord>, CatalogError> {
@@ -561,6 +570,11 @@ fn leaving_key(group: GroupId, node: NodeId) -> Bytes {
 fn parse_leaving(key: &str) -> Option<(GroupId, NodeId)> {
     let (group, node) = key.strip_prefix(LEAVING_PREFIX)?.split_once('/')?;
     Some((parse_group(group)?, parse_node(node)?))
+}
+
+fn remembered(group: GroupId, record: &MoveRecord) -> pb::RequestOp {
+    let key = format!("{MOVES_PREFIX}{:016x}-{:016x}", record.at_ms, group.0);
+    put(key.into(), record.encode_to_vec())
 }
 
 fn delete(key: Bytes) -> pb::RequestOp {

@@ -9,6 +9,7 @@ use hadron_balance::{Capacity, Load, Resource};
 use hadron_consensus::{GroupId, NodeId};
 use prost::Message as _;
 
+use crate::board::Board;
 use crate::event::Effects;
 use crate::membership::Member;
 use crate::node::Node;
@@ -47,6 +48,21 @@ pub struct Report {
     /// The groups that it leads.
     #[prost(uint64, repeated, tag = "10")]
     pub leads: Vec<u64>,
+    /// Of the groups that it leads, those that a replica is to leave.
+    #[prost(message, repeated, tag = "11")]
+    pub settled: Vec<Settled>,
+}
+
+/// How far a group has come that a replica is to leave. A replica on a dead node never says that it is gone; the group's leader knows when
+/// the group does without it.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Settled {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The revision of the placement that the group has come to.
+    #[prost(int64, tag = "2")]
+    pub revision: i64,
 }
 
 /// What a node measured of one replica.
@@ -87,11 +103,28 @@ impl Report {
         self.leads.binary_search(&group.0).is_ok()
     }
 
+    /// The revision of the placement to which it knows that `group` has come, if it leads it.
+    pub fn settled(&self, group: GroupId) -> Option<i64> {
+        let place = self.settled.binary_search_by_key(&group.0, |settled| settled.group).ok()?;
+        self.settled.get(place).map(|settled| settled.revision)
+    }
+
     /// What it measured of its replica of `group`; nothing if that carries nothing.
     pub fn replica(&self, group: GroupId) -> Option<&ReplicaReport> {
         let place = self.replicas.binary_search_by_key(&group.0, |replica| replica.group).ok()?;
         self.replicas.get(place)
     }
+}
+
+/// What `me` has to say in [`Report::settled`].
+pub fn settled(board: &Board, me: NodeId) -> Vec<Settled> {
+    let mut leaving = board.with_catalog(|catalog| catalog.leaving_groups().collect::<Vec<_>>());
+    leaving.dedup();
+    let of = |group: GroupId| {
+        let revision = board.group(group).filter(|here| here.leader() == Some(me))?.settled();
+        Some(Settled { group: group.0, revision })
+    };
+    leaving.into_iter().filter_map(of).collect()
 }
 
 impl Node {

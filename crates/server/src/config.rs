@@ -80,6 +80,8 @@ pub struct Config {
     pub membership: Membership,
     /// Where this node stands: what fails together. Empty if that is not known.
     pub zone: String,
+    /// How patient the pool is with nodes and keyspaces.
+    pub balance: Balance,
     /// How much history is kept; `None` for all of it.
     pub retention: Option<Retention>,
     /// What is logged, and where.
@@ -147,6 +149,15 @@ pub struct Clients {
     pub keyspaces: KeyspaceOptions,
 }
 
+/// How patient the pool is when it places keyspaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Balance {
+    /// How long a node may be out of reach before its replicas are rebuilt elsewhere.
+    pub grace_period: Duration,
+    /// How long a keyspace that was moved is left alone.
+    pub cool_down: Duration,
+}
+
 /// How members may be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Membership {
@@ -206,6 +217,10 @@ impl Config {
                 promotes: switch(settings, "auto-promote"),
             },
             zone: settings.text("zone").to_owned(),
+            balance: Balance {
+                grace_period: duration(settings, "balance-grace-period"),
+                cool_down: duration(settings, "balance-cool-down"),
+            },
             retention: retention(settings)?,
             log: log::read(settings)?,
             traces: traces::read(settings)?,

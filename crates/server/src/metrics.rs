@@ -173,17 +173,31 @@ impl<M: Default> Family<M> {
     }
 }
 
-impl Family<Gauge> {
-    /// Replaces all members by these label values and numbers at once: no page shows some of them.
-    pub fn replace(&self, members: impl IntoIterator<Item = (Vec<String>, f64)>) {
-        let member = |(values, number): (Vec<String>, f64)| {
+impl<M: Default> Family<M> {
+    /// Replaces all members at once, so that no page shows some of them, and none those that are gone.
+    fn replace_with<N>(&self, members: impl IntoIterator<Item = (Vec<String>, N)>, set: impl Fn(&M, N)) {
+        let member = |(values, number): (Vec<String>, N)| {
             assert_eq!(values.len(), self.label_names.len(), "one value for each of {:?}", self.label_names);
-            let gauge = Gauge::default();
-            gauge.set(number);
-            (values, Arc::new(gauge))
+            let member = M::default();
+            set(&member, number);
+            (values, Arc::new(member))
         };
         let members = members.into_iter().map(member).collect();
         *self.members.write() = members;
+    }
+}
+
+impl Family<Gauge> {
+    /// Replaces all members by these label values and numbers.
+    pub fn replace(&self, members: impl IntoIterator<Item = (Vec<String>, f64)>) {
+        self.replace_with(members, Gauge::set);
+    }
+}
+
+impl Family<Counter> {
+    /// Replaces all members by these label values and totals that are counted elsewhere.
+    pub fn replace(&self, members: impl IntoIterator<Item = (Vec<String>, u64)>) {
+        self.replace_with(members, Counter::set_total);
     }
 }
 

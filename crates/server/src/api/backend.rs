@@ -22,6 +22,7 @@ use hadron_keyspace::{Command, Keyspace, Response};
 use hadron_node::{Catalog, Pool, Report};
 use hadron_proto::{etcdserverpb, hadron};
 
+use crate::metrics::Metrics;
 use crate::tls::Stream;
 
 /// The node that answers requests.
@@ -91,6 +92,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Watch events of `group` were sent from here.
     fn count_events(&self, group: GroupId, events: usize);
+
+    /// Brings up to date what a page of metrics tells of all groups: there may be thousands, so nobody does it before he is asked.
+    fn show(&self, metrics: &Metrics);
 
     /// Who this node is. The same for the whole life of the process.
     fn identity(&self) -> &Identity;

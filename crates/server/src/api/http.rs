@@ -150,5 +150,6 @@ fn metrics<B: Backend>(context: &Context<B>) -> String {
         metrics.watchers.set_integer(watchers.all as u64);
         metrics.slow_watchers.set_integer(watchers.lagging as u64);
     }
+    context.backend.show(metrics);
     metrics.render()
 }

@@ -15,20 +15,23 @@ use hadron_proto::{etcdserverpb, hadron};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::admission::{Admission, Admitted};
 use super::clock::Clock;
+use super::observe;
 use super::shard::Input;
-use super::waiters::{Admission, Admitted, Slot, Waiter};
+use super::waiters::{Slot, Waiter};
 use crate::api::backend::Standing;
 use crate::api::{Backend, GroupStatus, Identity, Unavailable, Written};
+use crate::metrics::Metrics;
 use crate::tls::Stream;
 use crate::transport::{BODY_BYTES_MAX, Transport};
 
 /// A command that is longer cannot be forwarded in one frame together with its envelope.
 const COMMAND_BYTES_MAX: usize = BODY_BYTES_MAX / 2;
-/// Requests of clients that may wait for an answer.
-const WAITING_REQUESTS_MAX: usize = 20_000;
-/// Bytes of their commands.
-const WAITING_BYTES_MAX: usize = 32 << 20;
+/// Requests of clients that may wait for an answer; half of them for one keyspace alone.
+const WAITING_REQUESTS_MAX: usize = 40_000;
+/// Bytes of their commands; likewise.
+const WAITING_BYTES_MAX: usize = 64 << 20;
 
 /// Asks the node. Cheap to clone; usable from any thread.
 #[derive(Clone)]
@@ -126,12 +129,12 @@ impl Backend for Handle {
         if command.len() > COMMAND_BYTES_MAX {
             return Err(Unavailable::TooLarge);
         }
-        let admitted = self.0.admission.admit(command.len())?;
+        let admitted = self.0.admission.admit(group, command.len())?;
         self.ask(group, admitted, Slot::Write, |token| Event::Write { token, group, command }).await
     }
 
     async fn read_barrier(&self, group: GroupId) -> Result<(), Unavailable> {
-        let admitted = self.0.admission.admit(0)?;
+        let admitted = self.0.admission.admit(group, 0)?;
         self.ask(group, admitted, Slot::Other, |token| Event::Read { token, group }).await
     }
 
@@ -177,12 +180,12 @@ impl Backend for Handle {
     }
 
     async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<(), Unavailable> {
-        let admitted = self.0.admission.admit(0)?;
+        let admitted = self.0.admission.admit(group, 0)?;
         self.ask(group, admitted, Slot::Other, |token| Event::TransferLeader { token, group, to }).await
     }
 
     async fn lags(&self, group: GroupId) -> Result<Vec<(NodeId, u64)>, Unavailable> {
-        let admitted = self.0.admission.admit(0)?;
+        let admitted = self.0.admission.admit(group, 0)?;
         self.ask(group, admitted, Slot::Lags, |token| Event::Lags { token, group }).await
     }
 
@@ -223,6 +226,10 @@ impl Backend for Handle {
         if let Some(board) = self.0.board.group(group).filter(|_| events > 0) {
             board.uses().count_events(events);
         }
+    }
+
+    fn show(&self, metrics: &Metrics) {
+        observe::show(self, metrics);
     }
 
     fn identity(&self) -> &Identity {

@@ -46,20 +46,30 @@ pub(super) async fn run(handle: Handle, metrics: Arc<Metrics>) {
         ticks.tick().await;
         process::show(&metrics);
         metrics.client_requests_waiting.set_integer(handle.waiting_requests() as u64);
-        let elections = handle.board().elections();
-        for record in &elections {
+        for record in &handle.board().elections() {
             let counted = seen.entry((record.group, record.candidate)).or_insert(0);
             if record.term.0 > *counted {
                 *counted = record.term.0;
                 tell_election(record, &metrics);
             }
         }
-        show_vote_shares(&elections, &metrics);
-        show_groups(&handle.board().groups(), &metrics);
-        let own = handle.identity().member_id;
-        let member = handle.board().pool().roster.member(own.0).cloned().unwrap_or_default();
-        show_votes(&handle.board().groups(), ReplicaId(member.replica), &metrics);
     }
+}
+
+/// What is told of all groups, for a page that somebody wants to see now.
+pub(super) fn show(handle: &Handle, metrics: &Metrics) {
+    let groups = handle.board().groups();
+    show_vote_shares(&handle.board().elections(), metrics);
+    show_groups(&groups, metrics);
+    show_votes(handle, &groups, metrics);
+    show_loads(handle, metrics);
+}
+
+/// W and B of each node.
+fn show_loads(handle: &Handle, metrics: &Metrics) {
+    let nodes = handle.standing().assessment.nodes;
+    metrics.node_load.replace(nodes.iter().map(|node| (vec![hex(node.node)], node.load)));
+    metrics.node_load_share.replace(nodes.iter().map(|node| (vec![hex(node.node)], node.share)));
 }
 
 fn tell_election(record: &ElectionRecord, metrics: &Metrics) {
@@ -106,31 +116,42 @@ fn show_groups(groups: &[(GroupId, Arc<GroupBoard>)], metrics: &Metrics) {
         }
         let alarms = group.keyspace.alarms().into_iter().filter(|alarm| alarm.alarm() == AlarmType::Corrupt);
         corrupt.extend(alarms.map(|alarm| (label(*id, NodeId(alarm.member_id)), 1.0)));
-        show_counts(*id, group, metrics);
     }
     metrics.log_share.replace(shares);
     metrics.replication_lag_entries.replace(lags);
     metrics.corrupt_replicas.replace(corrupt);
     metrics.lease_expired.set_total(groups.iter().map(|(_, group)| group.leases_expired()).sum());
+    show_counts(groups, metrics);
 }
 
-fn show_votes(groups: &[(GroupId, Arc<GroupBoard>)], own: ReplicaId, metrics: &Metrics) {
+fn show_counts(groups: &[(GroupId, Arc<GroupBoard>)], metrics: &Metrics) {
+    let (mut checks, mut bytes, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, group) in groups {
+        let (id, digests) = (id.0.to_string(), group.digest_comparisons());
+        checks.push((vec![id.clone(), "same".to_owned()], digests.same));
+        checks.push((vec![id.clone(), "different".to_owned()], digests.different));
+        bytes.push((vec![id.clone()], group.keyspace.unflushed_bytes() as f64));
+        let backlog = group.applied().saturating_sub(group.keyspace.flushed_index());
+        entries.push((vec![id], backlog as f64));
+    }
+    metrics.digest_checks.replace(checks);
+    metrics.unflushed_bytes.replace(bytes);
+    metrics.unflushed_entries.replace(entries);
+}
+
+fn show_votes(handle: &Handle, groups: &[(GroupId, Arc<GroupBoard>)], metrics: &Metrics) {
+    let own = handle.identity().member_id;
+    let member = handle.board().pool().roster.member(own.0).cloned().unwrap_or_default();
     let votes = groups.iter().map(|(id, group)| {
+        // Replicas are numbered within their group; those of the groups that follow the members are the members'.
+        let placed = handle
+            .with_catalog(|catalog| catalog.placement(*id).map(|placement| placement.record.replica_on(own)));
+        let replica = placed.unwrap_or(Some(ReplicaId(member.replica)));
         let members = group.configuration();
-        let votes = !members.is_joint() && members.voters.contains(&own);
+        let votes = !members.is_joint() && replica.is_some_and(|replica| members.voters.contains(&replica));
         (vec![id.0.to_string()], f64::from(votes))
     });
     metrics.replica_votes.replace(votes);
-}
-
-fn show_counts(id: GroupId, group: &GroupBoard, metrics: &Metrics) {
-    let id = id.0.to_string();
-    let digests = group.digest_comparisons();
-    metrics.digest_checks.with(&[&id, "same"]).set_total(digests.same);
-    metrics.digest_checks.with(&[&id, "different"]).set_total(digests.different);
-    let backlog = group.applied().saturating_sub(group.keyspace.flushed_index());
-    metrics.unflushed_bytes.with(&[&id]).set_integer(group.keyspace.unflushed_bytes() as u64);
-    metrics.unflushed_entries.with(&[&id]).set_integer(backlog);
 }
 
 /// Values of the labels of a family by group and node.

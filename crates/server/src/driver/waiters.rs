@@ -4,8 +4,6 @@
 //! replaces a timer per request. Answered ones are left in the queue and passed over when they reach its front.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hadron_consensus::{GroupId, NodeId, Term};
@@ -13,51 +11,8 @@ use hadron_node::{Failure, Reply};
 use tokio::sync::oneshot;
 use tracing::error;
 
+use super::admission::Admitted;
 use crate::api::{Unavailable, Written};
-
-/// Bounds what clients may have waiting, all groups together.
-#[derive(Debug)]
-pub(super) struct Admission {
-    requests: AtomicUsize,
-    bytes: AtomicUsize,
-    requests_max: usize,
-    bytes_max: usize,
-}
-
-impl Admission {
-    pub(super) fn new(requests_max: usize, bytes_max: usize) -> Admission {
-        Admission { requests: AtomicUsize::new(0), bytes: AtomicUsize::new(0), requests_max, bytes_max }
-    }
-
-    /// Room for a request of `bytes`, or [`Unavailable::Busy`].
-    pub(super) fn admit(self: &Arc<Self>, bytes: usize) -> Result<Admitted, Unavailable> {
-        let requests = self.requests.fetch_add(1, Ordering::Relaxed);
-        let waiting_bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let admitted = Admitted { admission: self.clone(), bytes };
-        // One request fits however large it is: its size has a limit of its own.
-        let too_many_bytes = waiting_bytes > 0 && waiting_bytes + bytes > self.bytes_max;
-        if requests >= self.requests_max || too_many_bytes { Err(Unavailable::Busy) } else { Ok(admitted) }
-    }
-
-    /// Requests that wait now.
-    pub(super) fn requests(&self) -> usize {
-        self.requests.load(Ordering::Relaxed)
-    }
-}
-
-/// A request's room, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Admitted {
-    admission: Arc<Admission>,
-    bytes: usize,
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.admission.requests.fetch_sub(1, Ordering::Relaxed);
-        self.admission.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
 
 /// Where an answer goes.
 #[derive(Debug)]
@@ -191,6 +146,9 @@ impl Waiters {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::Arc;
+
+    use super::super::admission::Admission;
     use super::*;
 
     fn waiter(
@@ -198,14 +156,14 @@ mod tests {
         began: Instant,
     ) -> (Waiter, oneshot::Receiver<Result<(), Unavailable>>) {
         let (sender, receiver) = oneshot::channel();
-        let admitted = admission.admit(10).unwrap();
+        let admitted = admission.admit(GroupId(1), 10).unwrap();
         let waiter = Waiter { slot: Slot::Other(sender), group: GroupId(1), term: Term(1), began, admitted };
         (waiter, receiver)
     }
 
     #[test]
     fn requests_expire_in_the_order_in_which_they_began() {
-        let admission = Arc::new(Admission::new(10, 1_000));
+        let admission = Arc::new(Admission::new(20, 2_000));
         let start = Instant::now();
         let mut waiters = Waiters::new(Duration::from_secs(5));
         let mut receivers = Vec::new();
@@ -225,20 +183,8 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_is_on_requests_and_on_bytes() {
-        let admission = Arc::new(Admission::new(2, 100));
-        let huge = admission.admit(1_000).unwrap();
-        assert_eq!(admission.admit(1).unwrap_err(), Unavailable::Busy);
-        drop(huge);
-        let held = (admission.admit(50).unwrap(), admission.admit(50).unwrap());
-        assert_eq!(admission.admit(0).unwrap_err(), Unavailable::Busy);
-        drop(held);
-        assert_eq!(admission.requests(), 0);
-    }
-
-    #[test]
     fn a_stop_promises_nothing_about_writes() {
-        let admission = Arc::new(Admission::new(2, 100));
+        let admission = Arc::new(Admission::new(4, 200));
         let (sender, mut write) = oneshot::channel();
         let (mut write_waiter, _) = waiter(&admission, Instant::now());
         write_waiter.slot = Slot::Write(sender);

@@ -128,7 +128,7 @@ impl Cluster {
                 name: format!("n{number}"),
                 client_url: clients[number].clone(),
                 peer_address: peers[number],
-                binary: env!("CARGO_BIN_EXE_hadron").into(),
+                binary: binary(),
                 arguments,
                 environment: Vec::new(),
                 log: directory.path().join(format!("n{number}.log")),
@@ -164,7 +164,7 @@ impl Cluster {
             name,
             client_url,
             peer_address: peer,
-            binary: env!("CARGO_BIN_EXE_hadron").into(),
+            binary: binary(),
             arguments,
             environment: Vec::new(),
             log,
@@ -433,9 +433,19 @@ pub async fn page(authority: &str, path: &str) -> Option<String> {
     Some(page)
 }
 
-/// A connection that is made with the first request.
+/// What nodes run: `$HADRON`, which may be an optimised build, or what was built for the test.
+fn binary() -> PathBuf {
+    std::env::var_os("HADRON").map_or_else(|| env!("CARGO_BIN_EXE_hadron").into(), PathBuf::from)
+}
+
+/// A connection that is made with the first request. What is behind a `#` is the host name under which the node is asked: it may choose
+/// a keyspace.
 pub fn channel(url: &str) -> Channel {
-    let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
+    let (url, host) = url.split_once('#').unwrap_or((url, ""));
+    let mut endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
+    if !host.is_empty() {
+        endpoint = endpoint.origin(format!("http://{host}").parse().unwrap());
+    }
     endpoint.connect_timeout(Duration::from_secs(1)).tcp_nodelay(true).connect_lazy()
 }
 
@@ -455,8 +465,13 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Every event of the keyspace up to `revision`, from one node.
+/// Every event of the keyspace `default` up to `revision`, from one node.
 pub async fn complete_history(node: &Node, revision: i64) -> Vec<Event> {
+    history(node.channel(), revision).await
+}
+
+/// Every event of a keyspace up to `revision`.
+pub async fn history(channel: Channel, revision: i64) -> Vec<Event> {
     let create = WatchCreateRequest {
         key: vec![0].into(),
         range_end: vec![0].into(),
@@ -465,7 +480,7 @@ pub async fn complete_history(node: &Node, revision: i64) -> Vec<Event> {
     };
     let request = WatchRequest { request_union: Some(watch_request::RequestUnion::CreateRequest(create)) };
     let requests = tokio_stream::once(request).chain(tokio_stream::pending());
-    let mut client = WatchClient::new(node.channel()).max_decoding_message_size(usize::MAX);
+    let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
     let mut stream = client.watch(requests).await.unwrap().into_inner();
     let mut events: Vec<Event> = Vec::new();
     while events.last().map_or(0, |event| event.revision) < revision {

@@ -267,6 +267,8 @@ impl Backend for TestBackend {
 
     fn count_events(&self, _: GroupId, _: usize) {}
 
+    fn show(&self, _: &Metrics) {}
+
     fn identity(&self) -> &Identity {
         &self.0.identity
     }

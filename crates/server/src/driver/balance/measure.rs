@@ -10,7 +10,7 @@ use std::thread;
 
 use hadron_balance::{LatencyMeter, Load, Meter, Resource, Totals};
 use hadron_consensus::{GroupId, NodeId, Time};
-use hadron_node::{Board, GroupBoard, ReplicaReport, Report, UseTotals, amounts_of};
+use hadron_node::{Board, GroupBoard, ReplicaReport, Report, UseTotals, amounts_of, settled};
 
 use crate::metrics::Metrics;
 use crate::process;
@@ -58,7 +58,7 @@ impl Measure {
         let groups = board.groups();
         let cpu_us = process::cpu_us().unwrap_or(self.cpu_us);
         let spent_us = cpu_us.saturating_sub(std::mem::replace(&mut self.cpu_us, cpu_us));
-        self.replicas.retain(|id, _| groups.iter().any(|(group, _)| group == id));
+        self.replicas.retain(|id, _| groups.binary_search_by_key(id, |(group, _)| *group).is_ok());
         let leads = |group: &GroupBoard| group.leader() == Some(me);
         let works: Vec<f64> =
             groups.iter().map(|(id, group)| self.work_of(*id, group, leads(group))).collect();
@@ -71,7 +71,7 @@ impl Measure {
         self.node.observe(now, self.node_totals(&groups, cpu_us));
         let fsyncs = &metrics.wal_fsync_duration;
         self.fsync.observe(now, fsyncs.count(), fsyncs.sum_us());
-        self.report(&groups, leads)
+        Report { settled: settled(board, me), ..self.report(&groups, leads) }
     }
 
     /// What a replica did since the last look.
@@ -119,6 +119,7 @@ impl Measure {
             fsync_us: self.fsync.short_us(),
             replicas: replicas.collect(),
             leads: groups.iter().filter(|(_, group)| leads(group)).map(|(id, _)| id.0).collect(),
+            ..Report::default()
         }
     }
 }

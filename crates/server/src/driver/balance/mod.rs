@@ -26,7 +26,6 @@ use self::measure::Measure;
 use super::handle::Handle;
 use super::shard::Input;
 use crate::api::Backend as _;
-use crate::api::backend::Standing;
 use crate::metrics::Metrics;
 
 /// How often a node measures and reports.
@@ -69,7 +68,6 @@ impl Balance {
             // Fails when the loop has ended, and then nobody wants to know.
             let _ = self.0.inputs.send(Input::Event(Event::Report(report)));
             if tick % PLAN_EVERY == PLAN_EVERY - 1 {
-                self.show(&metrics);
                 self.plan_if_leading(&metrics).await;
             }
             if tick % (PLAN_EVERY * TIDY_EVERY) == 0 {
@@ -82,14 +80,6 @@ impl Balance {
         let handle = &self.0.handle;
         let leader = handle.board().group(ROOT_GROUP).and_then(|root| root.leader());
         leader == Some(handle.identity().member_id)
-    }
-
-    /// W and B of each node, where somebody may look for them.
-    fn show(&self, metrics: &Metrics) {
-        let Standing { assessment, .. } = self.0.handle.standing();
-        let label = |node: hadron_consensus::NodeId| vec![format!("{:x}", node.0)];
-        metrics.node_load.replace(assessment.nodes.iter().map(|node| (label(node.node), node.load)));
-        metrics.node_load_share.replace(assessment.nodes.iter().map(|node| (label(node.node), node.share)));
     }
 
     async fn plan_if_leading(&self, metrics: &Metrics) {
@@ -106,8 +96,9 @@ impl Balance {
             let decided = self.0.handle.board().with_catalog(|catalog| decide(catalog, &planned, at_ms));
             let begun = match decided {
                 Some(Decision::Place(command)) => self.write(command).await,
-                Some(Decision::HandOver { group, from, to }) => {
-                    self.0.inputs.send(Input::Event(Event::HandOverTo { group, from, to })).is_ok()
+                Some(Decision::HandOver { group, from, to, record }) => {
+                    self.write(record).await
+                        && self.0.inputs.send(Input::Event(Event::HandOverTo { group, from, to })).is_ok()
                 }
                 None => false,
             };

@@ -64,11 +64,7 @@ fn relief(
     goal: f64,
     is_urgent: bool,
 ) -> Option<(usize, MoveKind)> {
-    let ceiling = level * (1.0 + board.policy.overload.end);
-    let relieved = board.seats[node].weight * (1.0 - RELIEF_MIN);
-    let light = best_transfer(board, node, level, ceiling);
-    // What would lift any heir above the level costs no bytes either.
-    light.or_else(|| best_transfer(board, node, level, relieved).filter(|_| is_urgent)).or_else(|| {
+    best_transfer(board, node, level).or_else(|| {
         let gifts = gifts(board, node, level);
         let (bargains, others): (Vec<Gift>, Vec<Gift>) = gifts.into_iter().partition(|gift| gift.is_bargain);
         let best = |gifts: &[Gift]| {
@@ -78,11 +74,12 @@ fn relief(
     })
 }
 
-/// The leadership that brings `node` and its heir closest together, without lifting the heir above `ceiling`.
-fn best_transfer(board: &Board<'_>, node: usize, level: f64, ceiling: f64) -> Option<(usize, MoveKind)> {
+/// The leadership that brings `node` and its heir closest together, without lifting the heir above the mean.
+fn best_transfer(board: &Board<'_>, node: usize, level: f64) -> Option<(usize, MoveKind)> {
     if !board.may_transfer() {
         return None;
     }
+    let ceiling = level * (1.0 + board.policy.overload.end);
     let led = board.seats[node].held.iter().filter(|group| board.groups[**group].leader == Some(node));
     let pairs = led.flat_map(|group| transfers(board, node, *group, level));
     let fitting = pairs.filter(|pair| pair.to_after <= ceiling);

@@ -55,11 +55,7 @@ impl View {
     pub fn add_nodes(&mut self, count: usize) -> Vec<NodeId> {
         let alive = self.nodes.values().find(|node| node.state == NodeState::Alive && !node.draining);
         let Some(model) = alive.cloned() else { return Vec::new() };
-        let model = NodeView {
-            own_load: Load::ZERO,
-            disk: Disk { used: 0, ..model.disk },
-            ..model
-        };
+        let model = NodeView { own_load: Load::ZERO, disk: Disk { used: 0, ..model.disk }, ..model };
         let unused = (1..).map(NodeId).filter(|id| !self.nodes.contains_key(id));
         let ids: Vec<NodeId> = unused.take(count).collect();
         for id in &ids {

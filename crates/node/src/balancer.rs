@@ -66,6 +66,7 @@ impl Balancer {
         for node in &alive {
             self.alive_at.insert(*node, now);
         }
+        let leads = leads(&reports);
         board.with_catalog(|catalog| {
             let mut view = View { now, ..View::default() };
             for member in &pool.roster.members {
@@ -74,9 +75,12 @@ impl Balancer {
                 view.nodes.insert(node, node_view(state, catalog.is_draining(node), reports.get(&node)));
             }
             for (group, placement) in catalog.placements() {
-                let under_way = move_under_way(catalog, group, &placement.record);
+                let lead = leads.get(&group).copied().unwrap_or_default();
+                let is_over = lead.settled >= placement.revision;
+                let under_way = move_under_way(catalog, group, &placement.record).filter(|_| !is_over);
                 view.moves.extend(under_way.map(|kind| (group, kind)));
-                let seen = self.group_view(now, (group, placement), under_way, (&reports, &alive));
+                let who = (lead.node, &reports, &alive);
+                let seen = self.group_view(now, (group, placement), under_way, who);
                 view.groups.insert(group, seen);
             }
             for keyspace in catalog.keyspaces() {
@@ -103,15 +107,13 @@ impl Balancer {
         now: Time,
         (group, placement): (GroupId, &Recorded<Placement>),
         under_way: Option<MoveKind>,
-        (reports, alive): (&BTreeMap<NodeId, Report>, &BTreeSet<NodeId>),
+        (leader, reports, alive): (Option<NodeId>, &BTreeMap<NodeId, Report>, &BTreeSet<NodeId>),
     ) -> GroupView {
         let mut nodes: Vec<NodeId> = placement.record.nodes().collect();
         if let Some(kind) = under_way {
             nodes.retain(|node| Some(*node) != kind.destination());
             nodes.extend(kind.source());
         }
-        let leads = |(_, report): &(&NodeId, &Report)| report.leads(group);
-        let leader = reports.iter().find(leads).map(|(node, _)| *node);
         let measured = |node: &NodeId| {
             let replica = reports.get(node).and_then(|report| report.replica(group));
             replica.map(|replica| load_of(&replica.steady)).unwrap_or_default()
@@ -187,6 +189,41 @@ fn node_view(state: NodeState, draining: bool, report: Option<&Report>) -> NodeV
         own_load: load_of(&report.own),
         fsync_us: report.fsync_us,
     }
+}
+
+/// Replicas that are wanted elsewhere and still needed where they are, by node. A node that is gone for good does not tell that its
+/// replicas are; that they are not needed any more their groups' leaders do.
+pub fn still_needed(catalog: &Catalog, reports: &BTreeMap<NodeId, Report>) -> BTreeMap<NodeId, usize> {
+    let leads = leads(reports);
+    let mut counts = BTreeMap::new();
+    for (group, placement) in catalog.placements() {
+        let is_over = leads.get(&group).is_some_and(|lead| lead.settled >= placement.revision);
+        for node in catalog.leaving_of(group).filter(|_| !is_over) {
+            *counts.entry(node).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// Who leads a group, and how far the group has followed its placement.
+#[derive(Clone, Copy, Default)]
+struct Lead {
+    node: Option<NodeId>,
+    /// The revision of the placement that its configuration follows: who is not in it is not needed any more.
+    settled: i64,
+}
+
+/// What leaders say of their groups.
+fn leads(reports: &BTreeMap<NodeId, Report>) -> BTreeMap<GroupId, Lead> {
+    let mut leads = BTreeMap::new();
+    for (node, report) in reports {
+        // A node of another version does not say how far.
+        let settled = report.settled.iter().copied().chain(std::iter::repeat(0));
+        for (group, settled) in report.leads.iter().zip(settled) {
+            leads.entry(GroupId(*group)).or_insert(Lead { node: Some(*node), settled });
+        }
+    }
+    leads
 }
 
 /// The move of a group that is under way.
@@ -292,6 +329,29 @@ mod tests {
         assert!(view.groups[&GROUP].replica(NodeId(4)).is_some());
         let recorded = crate::catalog::moves(&world.root);
         assert_eq!((recorded[0].at_ms, recorded[0].cause.as_str()), (7, "drained"));
+    }
+
+    /// A node that had died and whose replicas had been rebuilt elsewhere held their groups up for ever: its replicas never said that they
+    /// were gone. So the next node that died with one of them was not made up for.
+    #[test]
+    fn a_move_is_over_when_the_leader_says_so_although_the_node_it_left_says_nothing() {
+        let world = World::new();
+        let kind = MoveKind::MoveReplica { from: NodeId(2), to: NodeId(4) };
+        let Some(Decision::Place(command)) = world.decide(&moving(kind)) else { panic!("nothing decided") };
+        world.apply(command);
+        let revision = world.board.with_catalog(|catalog| catalog.placement(GROUP).unwrap().revision);
+        let told = |settled| {
+            let report = Report { leads: vec![GROUP.0], settled: vec![settled], ..Report::default() };
+            world.board.set_report(NodeId(1), report);
+            let needed = world.board.with_catalog(|catalog| still_needed(catalog, &world.board.reports()));
+            (Balancer::default().view(Time(5), &world.board, ME), needed.get(&NodeId(2)).copied())
+        };
+        let (view, needed) = told(revision - 1);
+        assert_eq!((view.moves.get(&GROUP), needed), (Some(&kind), Some(1)));
+        let (view, needed) = told(revision);
+        assert_eq!((view.moves.get(&GROUP), needed), (None, None));
+        assert!(view.groups[&GROUP].replica(NodeId(2)).is_none());
+        assert!(view.groups[&GROUP].replica(NodeId(4)).is_some());
     }
 
     #[test]

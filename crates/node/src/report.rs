@@ -47,6 +47,41 @@ pub struct Report {
     /// The groups that it leads.
     #[prost(uint64, repeated, tag = "10")]
     pub leads: Vec<u64>,
+    /// Of each of these the revision of the placement that its configuration follows.
+    #[prost(int64, repeated, tag = "11")]
+    pub settled: Vec<i64>,
+    /// The prefixes of keys that its clients asked most about, in a second.
+    #[prost(message, repeated, tag = "12")]
+    pub prefixes: Vec<Hitter>,
+    /// Its clients that asked most.
+    #[prost(message, repeated, tag = "13")]
+    pub clients: Vec<Hitter>,
+    /// The work of all its clients' requests, in a second: see [`Hitter::work`].
+    #[prost(double, tag = "14")]
+    pub work: f64,
+}
+
+/// Who causes load on a node, and how much in a second.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hitter {
+    /// The group that was asked.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// A prefix, or a client.
+    #[prost(bytes = "vec", tag = "2")]
+    pub name: Vec<u8>,
+    /// Requests.
+    #[prost(double, tag = "3")]
+    pub requests: f64,
+    /// What they take of the processor, in reads.
+    #[prost(double, tag = "4")]
+    pub work: f64,
+    /// Bytes that were read.
+    #[prost(double, tag = "5")]
+    pub read: f64,
+    /// Bytes that were written.
+    #[prost(double, tag = "6")]
+    pub written: f64,
 }
 
 /// What a node measured of one replica.

@@ -29,6 +29,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hadron_balance::Policy;
+
 use crate::api::{Access, KeyspaceOptions, Retention};
 
 pub use auth::AuthConfig;
@@ -80,6 +82,8 @@ pub struct Config {
     pub membership: Membership,
     /// Where this node stands: what fails together. Empty if that is not known.
     pub zone: String,
+    /// How the pool is balanced while this node leads its root group.
+    pub balance: Balance,
     /// How much history is kept; `None` for all of it.
     pub retention: Option<Retention>,
     /// What is logged, and where.
@@ -158,6 +162,24 @@ pub struct Membership {
     pub promotes: bool,
 }
 
+/// How the pool is balanced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Balance {
+    /// How long a group that was changed is left alone, unless something is broken.
+    pub cool_down: Duration,
+    /// How long a node may be out of reach before its replicas are rebuilt elsewhere.
+    pub grace_period: Duration,
+}
+
+impl Balance {
+    /// What the planner is told.
+    pub fn policy(&self) -> Policy {
+        let micros = |time: Duration| time.as_micros().try_into().unwrap_or(u64::MAX);
+        let (cool_down_us, grace_us) = (micros(self.cool_down), micros(self.grace_period));
+        Policy { cool_down_us, grace_us, ..Policy::default() }
+    }
+}
+
 impl Config {
     /// Checks the flags and fills in what was not given. `default_suffix` is what the default data directory's name ends
     /// with, after the node's name and a dot.
@@ -206,6 +228,10 @@ impl Config {
                 promotes: switch(settings, "auto-promote"),
             },
             zone: settings.text("zone").to_owned(),
+            balance: Balance {
+                cool_down: duration(settings, "balance-cool-down"),
+                grace_period: duration(settings, "balance-grace-period"),
+            },
             retention: retention(settings)?,
             log: log::read(settings)?,
             traces: traces::read(settings)?,

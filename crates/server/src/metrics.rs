@@ -185,6 +185,22 @@ impl Family<Gauge> {
         let members = members.into_iter().map(member).collect();
         *self.members.write() = members;
     }
+
+    /// Replaces the members whose first label value is `first` by these, at once; the others stay as they are.
+    pub fn replace_of(&self, first: &str, members: impl IntoIterator<Item = (Vec<String>, f64)>) {
+        let mut all = self.members.write();
+        let from = vec![first.to_owned()];
+        let stale = all.range(from..).map(|(values, _)| values).take_while(|values| values[0] == first);
+        for values in stale.cloned().collect::<Vec<_>>() {
+            all.remove(&values);
+        }
+        for (values, number) in members {
+            assert_eq!(values.len(), self.label_names.len(), "one value for each of {:?}", self.label_names);
+            let gauge = Gauge::default();
+            gauge.set(number);
+            all.insert(values, Arc::new(gauge));
+        }
+    }
 }
 
 /// How a metric is written on the page.
@@ -389,6 +405,7 @@ metrics! {
     node_load_share: Family<Gauge>["node"] = "hadron_node_load_share", "B(x): a node's part in the sum of all W.";
     moves: Family<Counter>["reason"] = "hadron_moves_total", "Moves of replicas and leaderships that this node decided while it led the root group, by reason.";
     digest_checks: Family<Counter>["group", "result"] = "hadron_digest_checks_total", "Comparisons of this replica's digest with another's, by result: same or different.";
+    groups_asleep: Gauge = "hadron_groups_asleep", "Groups with a replica here that sleep: nothing happens in them.";
     replica_votes: Family<Gauge>["group"] = "hadron_replica_votes", "Whether this node's replica has a vote in the group, and no change of its members is under way: 1 or 0.";
     corrupt_replicas: Family<Gauge>["group", "node"] = "hadron_corrupt_replica", "1 for a node whose replica differs from the majority, until it is rebuilt.";
     unflushed_bytes: Family<Gauge>["group"] = "hadron_unflushed_bytes", "Bytes that a group's replica applied and the engine does not have yet.";

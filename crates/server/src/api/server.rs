@@ -406,7 +406,7 @@ async fn serve_connection<B: Backend>(
     metrics: Arc<Metrics>,
     mut stopping: watch::Receiver<()>,
 ) {
-    let caller = front.is_traced().then(|| socket.peer_addr().ok()).flatten().map(Caller);
+    let caller = socket.peer_addr().ok().map(Caller);
     let opened = tokio::select! {
         opened = open(socket, manner.tls.as_deref(), first_word_timeout) => opened,
         _ = stopping.changed() => return,

@@ -8,7 +8,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
-use hadron_balance::Policy;
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{
@@ -107,9 +106,9 @@ impl Running {
         let setup = Setup { tls, ..transport_setup(config, &home, board.clone(), receive, metrics.clone())? };
         let transport = start_transport(&peers, peer_listeners, setup)?;
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
-        let handle = Handle::new(inputs.clone(), board, identity, clock);
+        let handle = Handle::new(inputs.clone(), board, identity, clock, config.balance.policy());
         peers.spawn(observe::run(handle.clone(), metrics.clone()));
-        let balance = Balance::new(handle.clone(), inputs.clone(), Policy::default(), config.zone.clone());
+        let balance = Balance::new(handle.clone(), inputs.clone(), config.zone.clone());
         peers.spawn(balance.run(metrics.clone(), config.data_dir.clone()));
 
         let outlets = Outlets {

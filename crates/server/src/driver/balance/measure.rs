@@ -58,7 +58,8 @@ impl Measure {
         let groups = board.groups();
         let cpu_us = process::cpu_us().unwrap_or(self.cpu_us);
         let spent_us = cpu_us.saturating_sub(std::mem::replace(&mut self.cpu_us, cpu_us));
-        self.replicas.retain(|id, _| groups.iter().any(|(group, _)| group == id));
+        // In the order of their ids.
+        self.replicas.retain(|id, _| groups.binary_search_by_key(id, |(group, _)| *group).is_ok());
         let leads = |group: &GroupBoard| group.leader() == Some(me);
         let works: Vec<f64> =
             groups.iter().map(|(id, group)| self.work_of(*id, group, leads(group))).collect();
@@ -108,6 +109,8 @@ impl Measure {
         let carried = self.replicas.values().fold(Load::ZERO, |sum, replica| sum + &replica.meter.steady());
         let (disk_used, disk_total) = process::disk_bytes(&self.disk).unwrap_or_default();
         let replicas = self.replicas.iter().filter_map(|(id, replica)| replica.report(*id));
+        let led = groups.iter().filter(|(_, group)| leads(group));
+        let (leads, settled) = led.map(|(id, group)| (id.0, group.settled())).unzip();
         Report {
             zone: self.zone.clone(),
             capacity: amounts_of(&capacity(disk_total)),
@@ -118,7 +121,9 @@ impl Measure {
             disk_total,
             fsync_us: self.fsync.short_us(),
             replicas: replicas.collect(),
-            leads: groups.iter().filter(|(_, group)| leads(group)).map(|(id, _)| id.0).collect(),
+            leads,
+            settled,
+            ..Report::default()
         }
     }
 }

@@ -93,11 +93,6 @@ impl<B: Backend> Front<B> {
         }
     }
 
-    /// Whether it matters where requests come from.
-    pub(super) fn is_traced(&self) -> bool {
-        self.tracer.is_some()
-    }
-
     /// How clients choose keyspaces.
     pub(super) fn keyspace_options(&self) -> &KeyspaceOptions {
         self.keyspaces.options()

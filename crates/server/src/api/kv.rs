@@ -16,6 +16,7 @@ use super::backend::Backend;
 use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
+use super::hitters::Usage;
 use super::range_stream::{self, RangeStream};
 use super::unsent;
 use crate::metrics::Histogram;
@@ -57,7 +58,7 @@ impl<B: Backend> Kv<B> {
             false => self.context.keyspace_after_barrier().await?,
         };
         let permit = self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
-        let beside = Arc::clone(&keyspace);
+        let (beside, key) = (Arc::clone(&keyspace), range.key.clone());
         let mut response = match may_be_long(&range) {
             true => self.context.read_beside(move || beside.range(&range)).await?,
             false => keyspace.range(&range).map_err(refusal)?,
@@ -65,6 +66,7 @@ impl<B: Backend> Kv<B> {
         permit.check_still(&keyspace)?;
         let bytes = response.kvs.iter().map(|pair| pair.key.len() + pair.value.len()).sum();
         self.context.backend.count_read(self.context.group, bytes);
+        self.context.count(&claim, &key, &Usage::read(bytes));
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(unsent::answer(response))
     }
@@ -79,6 +81,7 @@ impl<B: Backend> Kv<B> {
         let permit =
             self.context.permit_if(claim, |now, caller| now.permit_command(caller, &command)).await?;
         let Command::Txn(txn) = command else { return Err(mismatch()) };
+        self.context.count(claim, first_key(&txn), &Usage::read(0));
         let beside = Arc::clone(&keyspace);
         let mut response = match reads_may_be_long(&txn) {
             true => self.context.read_beside(move || beside.read_txn(&txn)).await?,
@@ -91,9 +94,11 @@ impl<B: Backend> Kv<B> {
 
     async fn write_txn(&self, claim: &Claim, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         self.context.check_size(&txn)?;
-        if let Some(bytes) = cost_of_puts(&txn) {
+        let bytes = cost_of_puts(&txn);
+        if let Some(bytes) = bytes {
             self.context.check_space(bytes).await?;
         }
+        self.context.count(claim, first_key(&txn), &Usage::write(bytes.unwrap_or_default()));
         let (response, term) = self.context.write_for(claim, Command::Txn(txn)).await?;
         let hadron_keyspace::Response::Txn(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
@@ -123,6 +128,18 @@ fn reads_may_be_long(txn: &pb::TxnRequest) -> bool {
             request_op::Request::RequestRange(range) => may_be_long(range),
             _ => false,
         })
+}
+
+/// The key that a transaction counts for: that of its first operation, or else of its first comparison.
+fn first_key(txn: &pb::TxnRequest) -> &[u8] {
+    let mut operations = txn.success.iter().chain(&txn.failure).filter_map(|it| it.request.as_ref());
+    match operations.next() {
+        Some(request_op::Request::RequestRange(range)) => &range.key,
+        Some(request_op::Request::RequestPut(put)) => &put.key,
+        Some(request_op::Request::RequestDeleteRange(delete)) => &delete.key,
+        Some(request_op::Request::RequestTxn(nested)) => first_key(nested),
+        None => txn.compare.first().map_or(&[], |compare| &compare.key),
+    }
 }
 
 fn is_read_only(txn: &pb::TxnRequest) -> bool {
@@ -174,6 +191,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         self.context.check_space(cost(&put)).await?;
         self.context.metrics.put_total.inc();
         self.context.metrics.put_bytes.add((put.key.len() + put.value.len()) as u64);
+        self.context.count(&claim, &put.key, &Usage::write(put.key.len() + put.value.len()));
         let (response, term) = self.context.write_for(&claim, Command::Put(put)).await?;
         let hadron_keyspace::Response::Put(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
@@ -190,6 +208,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         check::delete_range(&delete).map_err(refusal)?;
         self.context.check_size(&delete)?;
         self.context.metrics.delete_total.inc();
+        self.context.count(&claim, &delete.key, &Usage::write(delete.key.len()));
         let (response, term) = self.context.write_for(&claim, Command::DeleteRange(delete)).await?;
         let hadron_keyspace::Response::DeleteRange(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);

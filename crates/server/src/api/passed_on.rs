@@ -6,7 +6,7 @@
 //! | `hadron-keyspace` | the keyspace that the call is about: whoever passes it on has decided that |
 //! | `hadron-passed-door` | the URL that leads the client back, if no other would |
 //! | `hadron-passed-user` | the common name in the client's certificate, if that may name a user |
-//! | `hadron-passed-from` | the client's address, on nodes that trace |
+//! | `hadron-passed-from` | the client's address |
 //! | `hadron-leader` | in the answer: the node that leads the keyspace's group |
 //! | `hadron-not-here` | in the answer: it was not taken, since this node has no replica that serves |
 

@@ -428,7 +428,7 @@ struct Opened {
     entrance: Entrance,
     /// The user that the client's certificate names.
     user: Option<CommonName>,
-    /// The client's address, on nodes that trace.
+    /// The client's address.
     caller: Option<Caller>,
 }
 
@@ -446,7 +446,7 @@ impl Opened {
                 return Some(Opened { stream, traffic, entrance, user: None, caller: None });
             }
         };
-        let caller = front.is_traced().then(|| socket.peer_addr().ok()).flatten().map(Caller);
+        let caller = socket.peer_addr().ok().map(Caller);
         let stream = open(socket, tls.as_deref(), first_word_timeout).await?;
         let user = tls.and_then(|tls| tls.user_of(&stream)).map(|name| CommonName(name.into()));
         let entrance = Entrance::new(&stream, keyspace.as_ref(), front.keyspace_options());

@@ -8,7 +8,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
-use hadron_balance::Policy;
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{
@@ -36,7 +35,7 @@ use super::snapshots::Snapshots;
 use super::whole::Places;
 use super::{flush, force, log, observe, opener};
 use crate::api;
-use crate::config::{self, Config, Url};
+use crate::config::{Config, Url};
 use crate::metrics::Metrics;
 use crate::tls::Stream;
 use crate::transport::{self, Inbound, MembersAnswer, Peer, PeerTls, Refusal, Setup, Transport};
@@ -116,9 +115,10 @@ impl Running {
         let setup = Setup { tls, ..transport_setup(config, &home, board.clone(), receive, metrics.clone())? };
         let transport = start_transport(&peers, peer_listeners, setup)?;
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
-        let handle = Handle::new(inputs.clone(), board, transport.clone(), identity, clock);
+        let handle =
+            Handle::new(inputs.clone(), board, transport.clone(), identity, clock, config.balance.policy());
         peers.spawn(observe::run(handle.clone(), metrics.clone()));
-        let balance = Balance::new(handle.clone(), inputs.clone(), policy(config), config.zone.clone());
+        let balance = Balance::new(handle.clone(), inputs.clone(), config.zone.clone());
         peers.spawn(balance.run(metrics.clone(), config.data_dir.clone()));
 
         let outlets = Outlets {
@@ -278,12 +278,6 @@ fn open_keyspaces(
     };
     let groups = home.pool.groups(home.node());
     groups.into_iter().map(|group| Ok((group.group, open(group.group)?))).collect()
-}
-
-fn policy(config: &Config) -> Policy {
-    let micros = |duration: Duration| duration.as_micros() as u64;
-    let config::Balance { grace_period, cool_down } = config.balance;
-    Policy { grace_us: micros(grace_period), cool_down_us: micros(cool_down), ..Policy::default() }
 }
 
 fn node_config(config: &Config, home: &Home) -> NodeConfig {

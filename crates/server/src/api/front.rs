@@ -92,10 +92,10 @@ impl<B: Backend> Front<B> {
         match (traffic, is_grpc(request.headers())) {
             (Traffic::Everything | Traffic::Grpc, true) => {
                 let chosen = self.keyspaces.choose(&request, entrance);
-                self.answer_grpc(request, chosen).counted_in(unsent)
+                self.answer_grpc(request, chosen, unsent).counted_in(unsent)
             }
             (Traffic::Grpc, false) => Answer::ready(not_grpc()),
-            (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, entrance, end),
+            (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, entrance, end, unsent),
             (Traffic::Metrics, _) => {
                 let context = Arc::clone(&self.keyspaces.default_services().context);
                 Answer {
@@ -106,7 +106,13 @@ impl<B: Backend> Front<B> {
         }
     }
 
-    fn answer_http(self: &Arc<Self>, request: Request<Incoming>, entrance: &Entrance, end: &End) -> Answer {
+    fn answer_http(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        entrance: &Entrance,
+        end: &End,
+        unsent: &Unsent,
+    ) -> Answer {
         let origin = self.access.allowed_origin(request.headers());
         let gateway = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path()));
         let is_stream = gateway.is_some_and(|gateway| gateway.is_stream(request.uri().path()));
@@ -115,8 +121,8 @@ impl<B: Backend> Front<B> {
         let call: Call = if let Some(answer) = self.access.answer(&request) {
             Box::pin(std::future::ready(Ok(answer)))
         } else if let Some(gateway) = gateway {
-            let front = Arc::clone(self);
-            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request, chosen)))
+            let (front, unsent) = (Arc::clone(self), unsent.clone());
+            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request, chosen, &unsent)))
         } else {
             let front = Arc::clone(self);
             Box::pin(async move {
@@ -130,13 +136,15 @@ impl<B: Backend> Front<B> {
             access::allow_origin(response.headers_mut(), origin);
             Ok(response)
         };
-        Answer { hidden, ..Answer::of(Box::pin(call)) }
+        let unsent = (!is_stream).then(|| unsent.clone());
+        Answer { hidden, unsent, ..Answer::of(Box::pin(call)) }
     }
 
     fn answer_grpc<R: RequestBody>(
         self: &Arc<Self>,
-        request: Request<R>,
+        mut request: Request<R>,
         chosen: Result<Chosen<B>, Status>,
+        unsent: &Unsent,
     ) -> Answer {
         let Some(route) = self.routes.get(request.uri().path()) else {
             let status = calls::unknown(request.uri().path());
@@ -144,6 +152,9 @@ impl<B: Backend> Front<B> {
         };
         let waits = matches!(route.service, Service::Lock | Service::Election);
         let slow = (route.is_unary() && !waits).then(|| Arc::clone(&self.slow));
+        if route.may_read_long() {
+            request.extensions_mut().insert(unsent.clone());
+        }
         let begun = Some(Route::begin(route, &request, self.tracer.as_ref()));
         let call: Call = match chosen {
             // What calls there are is no secret of a keyspace.

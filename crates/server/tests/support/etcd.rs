@@ -2,12 +2,18 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
 use crate::support::{channel, eventually, status};
+
+/// The tool beside this binary of etcd that knows snapshots: `etcdutl`, or `etcdctl` before etcd 3.5.
+pub fn snapshot_tool(binary: &Path) -> Command {
+    let utl = binary.with_file_name("etcdutl");
+    Command::new(if utl.exists() { utl } else { binary.with_file_name("etcdctl") })
+}
 
 /// A real etcd, with a directory of its own.
 pub struct Etcd {

@@ -20,6 +20,8 @@ pub struct Etcd {
     process: Child,
     /// Where clients reach it.
     pub url: String,
+    /// Where its peers would.
+    pub peer_url: String,
     _directory: TempDir,
 }
 
@@ -44,7 +46,7 @@ impl Etcd {
             .stderr(Stdio::null())
             .spawn();
         let process = process.unwrap_or_else(|error| panic!("ETCD={}: {error}", binary.display()));
-        let etcd = Etcd { process, url: client, _directory: directory };
+        let etcd = Etcd { process, url: client, peer_url: peer, _directory: directory };
         eventually("etcd leads", async || {
             status(channel(&etcd.url)).await.is_some_and(|one| one.leader != 0)
         })

@@ -106,6 +106,7 @@ const STORY: &[&[&str]] = &[
     &["get", "a", "--rev", "2"],
     &["del", "a", "--prev-kv"],
     &["del", "b", "--from-key", "-w", "fields"],
+    &["del", "c", "d"],
     &["lease", "grant", "100"],
     &["put", "leased", "x", "--lease", "ID"],
     &["lease", "list"],
@@ -275,7 +276,9 @@ fn told(tool: impl Fn() -> Command, etcd: &Etcd) -> Vec<(String, Option<i32>)> {
         let tells_id = words.iter().any(|word| ["add", "grant"].contains(word));
         let words = words.iter().map(|word| if *word == "ID" { &id } else { *word });
         let output = run(tool().args(["--endpoints", &etcd.url]).args(words), "\n\n\n");
-        let (text, code) = said(&output);
+        let (mut text, code) = said(&output);
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        text.extend(complaints.lines().filter(|line| line.starts_with("Warning: ")));
         if tells_id && let Some(told) = id_in(&text) {
             id = told.to_owned();
         }
@@ -299,7 +302,8 @@ async fn what_ctl_changes_it_tells_as_etcdctl_does() {
     let theirs = told(|| Command::new(binary.with_file_name("etcdctl")), &one);
     let ours = told(|| hadron("ctl"), &other);
     let is_old = !is_present(&binary);
-    let is_known = |words: &[&str]| is_old && (words[0] == "defrag" || words.starts_with(&["member", "add"]));
+    let since_3_6: [&[&str]; 3] = [&["defrag"], &["member", "add"], &["del", "c", "d"]];
+    let is_known = |words: &[&str]| is_old && since_3_6.iter().any(|known| words.starts_with(known));
     let pairs = STORY.iter().zip(theirs.into_iter().zip(ours));
     let pairs = pairs.filter(|(words, (theirs, ours))| theirs != ours && !is_known(words));
     let different: Vec<String> = pairs

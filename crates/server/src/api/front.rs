@@ -103,7 +103,8 @@ impl<B: Backend> Front<B> {
         match (connection.traffic, is_grpc(request.headers())) {
             (Traffic::Everything | Traffic::Grpc, true) => {
                 let chosen = self.keyspaces.choose(&request, &connection.entrance);
-                self.answer_grpc(request, chosen, &connection.links).counted_in(&connection.unsent)
+                let Connection { links, unsent, .. } = connection;
+                self.answer_grpc(request, chosen, links, unsent).counted_in(unsent)
             }
             (Traffic::Grpc, false) => Answer::ready(not_grpc()),
             (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, connection),
@@ -118,7 +119,7 @@ impl<B: Backend> Front<B> {
     }
 
     fn answer_http(self: &Arc<Self>, request: Request<Incoming>, connection: &Connection) -> Answer {
-        let Connection { entrance, end, links, .. } = connection;
+        let Connection { entrance, end, links, unsent, .. } = connection;
         let origin = self.access.allowed_origin(request.headers());
         let gateway = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path()));
         let is_stream = gateway.is_some_and(|gateway| gateway.is_stream(request.uri().path()));
@@ -130,7 +131,9 @@ impl<B: Backend> Front<B> {
         let call: Call = if let Some(answer) = refusal {
             Box::pin(std::future::ready(Ok(answer)))
         } else if let Some(gateway) = gateway {
-            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request, chosen, &links)))
+            let unsent = unsent.clone();
+            let call = move |request| front.answer_grpc(request, chosen, &links, &unsent);
+            Box::pin(gateway.answer(request, call))
         } else {
             Box::pin(async move { front.answer_page(request, chosen, &links).await })
         };
@@ -139,7 +142,8 @@ impl<B: Backend> Front<B> {
             access::allow_origin(response.headers_mut(), origin);
             Ok(response)
         };
-        Answer { hidden, ..Answer::of(Box::pin(call)) }
+        let unsent = (!is_stream).then(|| unsent.clone());
+        Answer { hidden, unsent, ..Answer::of(Box::pin(call)) }
     }
 
     async fn answer_page(
@@ -242,9 +246,10 @@ impl<B: Backend> Front<B> {
 
     fn answer_grpc<R: RequestBody>(
         self: &Arc<Self>,
-        request: Request<R>,
+        mut request: Request<R>,
         chosen: Result<Chosen<B>, Status>,
         links: &Arc<Links>,
+        unsent: &Unsent,
     ) -> Answer {
         let Some(route) = self.routes.get(request.uri().path()) else {
             let status = calls::unknown(request.uri().path());
@@ -252,6 +257,9 @@ impl<B: Backend> Front<B> {
         };
         let waits = matches!(route.service, Service::Lock | Service::Election);
         let slow = (route.is_unary() && !waits).then(|| Arc::clone(&self.slow));
+        if route.may_read_long() {
+            request.extensions_mut().insert(unsent.clone());
+        }
         let begun = Some(Route::begin(route, &request, self.tracer.as_ref()));
         let call: Call = match chosen {
             // What calls there are is no secret of a keyspace.

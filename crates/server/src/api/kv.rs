@@ -18,7 +18,7 @@ use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
 use super::hitters::Usage;
 use super::range_stream::{self, RangeStream};
-use super::unsent;
+use super::unsent::{self, Unsent};
 use crate::metrics::Histogram;
 
 /// A range of up to this many keys is read at once; handing it to another thread would cost more.
@@ -49,9 +49,11 @@ impl<B: Backend> Kv<B> {
         let serializable = request.get_ref().serializable;
         let learners = if serializable { Learners::Answer } else { Learners::Refuse };
         self.context.admit(request.metadata(), learners)?;
-        let claim = Claim::of(&request);
+        let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let range = request.into_inner();
         check::range(&range).map_err(refusal)?;
+        let is_long = may_be_long(&range);
+        let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         self.context.metrics.range_total.inc();
         let keyspace = match serializable {
             true => self.context.keyspace()?,
@@ -59,7 +61,7 @@ impl<B: Backend> Kv<B> {
         };
         let permit = self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
         let (beside, key) = (Arc::clone(&keyspace), range.key.clone());
-        let mut response = match may_be_long(&range) {
+        let mut response = match is_long {
             true => self.context.read_beside(move || beside.range(&range)).await?,
             false => keyspace.range(&range).map_err(refusal)?,
         };
@@ -72,7 +74,14 @@ impl<B: Backend> Kv<B> {
     }
 
     /// A transaction that writes nothing is read from the local replica instead of being proposed.
-    async fn read_txn(&self, claim: &Claim, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+    async fn read_txn(
+        &self,
+        claim: &Claim,
+        txn: pb::TxnRequest,
+        unsent: Option<Unsent>,
+    ) -> Result<pb::TxnResponse, Status> {
+        let is_long = reads_may_be_long(&txn);
+        let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         let keyspace = match is_serializable(&txn) {
             true => self.context.keyspace()?,
             false => self.context.keyspace_after_barrier().await?,
@@ -83,7 +92,7 @@ impl<B: Backend> Kv<B> {
         let Command::Txn(txn) = command else { return Err(mismatch()) };
         self.context.count(claim, first_key(&txn), &Usage::read(0));
         let beside = Arc::clone(&keyspace);
-        let mut response = match reads_may_be_long(&txn) {
+        let mut response = match is_long {
             true => self.context.read_beside(move || beside.read_txn(&txn)).await?,
             false => keyspace.read_txn(&txn).map_err(refusal)?,
         };
@@ -217,12 +226,12 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
-        let claim = Claim::of(&request);
+        let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let txn = request.into_inner();
         check::txn(&txn, self.context.limits.txn_operations).map_err(refusal)?;
         self.context.metrics.txn_total.inc();
         let response = match is_read_only(&txn) {
-            true => self.read_txn(&claim, txn).await?,
+            true => self.read_txn(&claim, txn, unsent).await?,
             false => self.write_txn(&claim, txn).await?,
         };
         Ok(unsent::answer(response))

@@ -41,7 +41,7 @@ use super::snapshot;
 use super::socket::Socket;
 use super::span::Caller;
 use super::tokens::Tokens;
-use super::unsent::Unsent;
+use super::unsent::{LONG_READS_MAX, Unsent};
 use crate::metrics::Metrics;
 use crate::tls::{ServerTls, Stream};
 use hadron_consensus::DEFAULT_GROUP;
@@ -52,8 +52,6 @@ const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// How much of a stream's answers is buffered before the stream has to wait: bounds the memory of a slow watcher.
 const STREAM_SEND_BUFFER_BYTES: usize = 256 * 1024;
-/// Long reads of one thread's connections that run at once, beside it.
-const LONG_READS_MAX: usize = 2;
 /// A client that gives many calls up at once (deadlines under load) is no attacker.
 const RESET_STREAMS_MAX: usize = 10_000;
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(30);

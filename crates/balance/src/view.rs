@@ -141,10 +141,11 @@ impl GroupView {
 }
 
 impl NodeView {
-    /// Whether its replicas have to be rebuilt elsewhere.
+    /// Whether its replicas have to be rebuilt elsewhere. Who is to be emptied and out of reach has no grace.
     pub fn is_lost(&self, now: Time, grace_us: u64) -> bool {
         match self.state {
             NodeState::Alive => false,
+            NodeState::Suspected { .. } if self.draining => true,
             NodeState::Suspected { since } => now.micros_since(since) >= grace_us,
             NodeState::Dead => true,
         }

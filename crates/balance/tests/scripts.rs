@@ -95,3 +95,13 @@ fn factor() {
 fn steps() {
     check("steps.txt");
 }
+
+#[test]
+fn place() {
+    check("place.txt");
+}
+
+#[test]
+fn simulate() {
+    check("simulate.txt");
+}

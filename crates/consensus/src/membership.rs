@@ -11,6 +11,9 @@
 //! A change of voters goes through a *joint* configuration, in which every decision needs a majority of the old voters
 //! and one of the new (§4.3), so that any number of voters can change at once. The leader leaves it by itself.
 //!
+//! Whoever leaves is fed until it knows that the others do without it, or for an election timeout: what it passed on to the leader before
+//! is in its log then, and it can answer for it.
+//!
 //! One change at a time: the next is refused until the last is committed, and until the leader has committed an entry
 //! of its own term, without which it does not know whether there is one that is not over.
 
@@ -300,7 +303,10 @@ impl Group {
             leader.tick_at = now.plus_micros(self.config.heartbeat_us);
         }
         leader.quorum_since = now;
-        leader.progress.retain(|progress| configuration.members().any(|member| member == progress.replica));
+        for progress in &mut leader.progress {
+            let is_member = configuration.members().any(|member| member == progress.replica);
+            progress.set_member(is_member, last, now);
+        }
         for member in configuration.members().filter(|member| *member != me) {
             if leader.progress_of(member).is_none() {
                 leader.progress.push(Progress::new(member, last));

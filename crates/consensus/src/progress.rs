@@ -22,7 +22,7 @@
 
 use std::collections::VecDeque;
 
-use crate::ids::{Index, ReplicaId};
+use crate::ids::{Index, ReplicaId, Time};
 
 /// How a follower is being fed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,18 @@ pub struct Progress {
     pub(crate) round_sent: u64,
     /// The newest round of reads it has confirmed.
     pub(crate) round_acknowledged: u64,
+    /// It does not belong to the group any more, and is fed until it knows.
+    pub(crate) leaving: Option<Leaving>,
     inflight: Inflight,
+}
+
+/// A replica on its way out of the group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leaving {
+    /// The configuration without it.
+    pub(crate) index: Index,
+    /// When that was proposed.
+    pub(crate) since: Time,
 }
 
 /// Appends on their way.
@@ -89,6 +100,7 @@ impl Progress {
             commit_sent: Index(0),
             round_sent: 0,
             round_acknowledged: 0,
+            leaving: None,
             inflight: Inflight::default(),
         }
     }
@@ -96,6 +108,20 @@ impl Progress {
     /// Bytes of entries sent and not yet acknowledged.
     pub fn inflight_bytes(&self) -> usize {
         self.inflight.bytes
+    }
+
+    /// Whether it belongs to the configuration at `index`, which is in force from `now` on.
+    pub(crate) fn set_member(&mut self, is_member: bool, index: Index, now: Time) {
+        let leaving = self.leaving.unwrap_or(Leaving { index, since: now });
+        self.leaving = (!is_member).then_some(leaving);
+    }
+
+    /// Whether it is to be fed: it is a member, or leaves and was not told yet that the others do without it. One that does not hear
+    /// that within `patience_us` finds out by itself.
+    pub(crate) fn is_needed(&self, now: Time, patience_us: u64) -> bool {
+        self.leaving.is_none_or(|leaving| {
+            self.commit_sent < leaving.index && now.micros_since(leaving.since) < patience_us
+        })
     }
 
     /// It was heard, and had seen `round`.

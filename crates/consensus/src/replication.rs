@@ -177,6 +177,8 @@ impl Group {
         for progress in &mut leader.progress {
             source.feed(progress, self.voters.contains(progress.replica), effects);
         }
+        let patience_us = self.config.election_timeout_us;
+        leader.progress.retain(|progress| progress.is_needed(self.now, patience_us));
     }
 
     /// The tick: whoever is behind and silent is probed again, everybody gets a heartbeat. If nothing happens, it is one to sleep on, and

@@ -91,7 +91,7 @@ impl Keyspace {
         drop(state);
         for Record { version, value, .. } in records {
             if !value.is_empty() {
-                self.cache.insert((flush.generation, version.main, version.sub), &value);
+                self.options.cache.insert((self.group, flush.generation, version.main, version.sub), &value);
             }
         }
     }

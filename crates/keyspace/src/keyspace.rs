@@ -23,8 +23,8 @@ use crate::watch::{Hub, WatcherCounts};
 /// What may be chosen when a keyspace is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Bytes of values that are on disk and kept in memory all the same.
-    pub cache_bytes: usize,
+    /// Values that are on disk and kept in memory all the same, those of other keyspaces of the same engine among them.
+    pub cache: ValueCache,
     /// Bytes of events that wait for one slow client, before its watchers fall back to reading history.
     pub watch_buffer_bytes: usize,
     /// A response to a watcher that wants fragments is split above this size. etcd's default: a request of 1.5 MiB and
@@ -35,7 +35,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            cache_bytes: 64 << 20,
+            cache: ValueCache::new(64 << 20),
             watch_buffer_bytes: 4 << 20,
             fragment_bytes: (1536 << 10) + (512 << 10),
         }
@@ -50,7 +50,6 @@ pub struct Keyspace {
     pub(crate) group: u64,
     pub(crate) options: Options,
     pub(crate) state: RwLock<State>,
-    pub(crate) cache: ValueCache,
     pub(crate) pins: Arc<Pins>,
     pub(crate) hub: Arc<Hub>,
     /// What the state says about authentication, for those who ask with every request.
@@ -76,7 +75,6 @@ impl Keyspace {
         let dropped = Dropped::all_but(engine.as_ref(), group, state.generation)?;
         Ok(Arc::new(Keyspace {
             group,
-            cache: ValueCache::new(options.cache_bytes),
             pins: Arc::default(),
             hub: Arc::new(Hub::new(state.revision, options.watch_buffer_bytes)),
             dropped: Mutex::new(dropped),
@@ -98,7 +96,6 @@ impl Keyspace {
         self.show_auth(&state);
         drop(state);
         *self.dropped.lock() = dropped;
-        self.cache.clear();
         self.hub.restart(revision);
         Ok(())
     }
@@ -216,7 +213,7 @@ impl Keyspace {
     }
 
     pub(crate) fn values(&self, generation: u32) -> Values<'_> {
-        Values { engine: self.engine.as_ref(), cache: &self.cache, group: self.group, generation }
+        Values { engine: self.engine.as_ref(), cache: &self.options.cache, group: self.group, generation }
     }
 }
 

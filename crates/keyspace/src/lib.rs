@@ -61,6 +61,7 @@ pub use command::{Command, DecodeError, Response};
 pub use error::{Error, OpenError};
 pub use flush::Flush;
 pub use keyspace::{Keyspace, Options};
+pub use mvcc::ValueCache;
 pub use owner::{Owner, destroyed_groups, sweep_destroyed};
 pub use read::RangePart;
 pub use restore::{Restore, RestoreError, Restored};

@@ -42,7 +42,7 @@ impl Values<'_> {
         if version.value_len == 0 {
             return Ok(Bytes::new());
         }
-        let id = (self.generation, version.main, version.sub);
+        let id = (self.group, self.generation, version.main, version.sub);
         if let Some(value) = self.cache.get(&id) {
             return Ok(value);
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Client, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
-    Applied, Command, Error, Importer, Keyspace, OpenError, Options, SnapshotError, WatcherCounts,
+    Applied, Command, Error, Importer, Keyspace, OpenError, Options, SnapshotError, ValueCache, WatcherCounts,
 };
 use hadron_proto::etcdserverpb as pb;
 use hadron_storage::engine::{Change, Engine, ModelEngine, Read, Space};
@@ -269,7 +269,11 @@ fn watchers_are_counted_wherever_they_are_and_until_they_go() {
 
 #[test]
 fn readers_and_watchers_beside_apply_see_whole_revisions() {
-    let replica = Replica::new(Options { cache_bytes: 5000, watch_buffer_bytes: 2000, ..Options::default() });
+    let replica = Replica::new(Options {
+        cache: ValueCache::new(5000),
+        watch_buffer_bytes: 2000,
+        ..Options::default()
+    });
     let is_over = AtomicBool::new(false);
     let pair = |number: u32| {
         let op = |key: &str| pb::RequestOp {
@@ -322,7 +326,7 @@ fn readers_and_watchers_beside_apply_see_whole_revisions() {
 /// Readers read an old revision while compactions and sweeps go on: each gets all of it, or is told that it is gone.
 #[test]
 fn sweeps_wait_for_readers() {
-    let replica = Replica::new(Options { cache_bytes: 0, ..Options::default() });
+    let replica = Replica::new(Options { cache: ValueCache::new(0), ..Options::default() });
     let is_over = AtomicBool::new(false);
     let keys = 3000;
     let fill: Vec<Command> = (0..keys).map(|n| put(&format!("k{n:05}"), "first")).collect();
@@ -360,7 +364,7 @@ fn sweeps_wait_for_readers() {
 /// sorted before what had not, each in the order of keys.
 #[test]
 fn values_are_sorted_wherever_they_are_although_no_order_is_given() {
-    let replica = Replica::new(Options { cache_bytes: 0, ..Options::default() });
+    let replica = Replica::new(Options { cache: ValueCache::new(0), ..Options::default() });
     let log = [(1, vec![put("a", "4"), put("b", "2")]), (2, vec![put("c", "3"), put("d", "1")])];
     replica.follow(&log[..1]);
     replica.flush_all();

@@ -8,7 +8,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Answers, Client, Entry, FailingEngine, Fault, Replica};
-use hadron_keyspace::{Command, Error, OpenError, Options, Response};
+use hadron_keyspace::{Command, Error, OpenError, Options, Response, ValueCache};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::mvccpb::{Event, KeyValue, event::EventType};
 use hadron_storage::engine::Engine;
@@ -224,7 +224,7 @@ struct Run {
 
 impl Run {
     fn new() -> Run {
-        let small = Options { cache_bytes: 2000, watch_buffer_bytes: 700, ..Options::default() };
+        let small = Options { cache: ValueCache::new(2000), watch_buffer_bytes: 700, ..Options::default() };
         let replicas = [Replica::new(Options::default()), Replica::new(small)];
         let ranges: [(&[u8], &[u8]); 3] = [(b"a0", b""), (b"b", b"c"), (b"a2", b"\0")];
         let watchers =

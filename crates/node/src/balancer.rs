@@ -68,6 +68,7 @@ impl Balancer {
         for node in &alive {
             self.alive_at.insert(*node, now);
         }
+        let leads = leads(&reports, &alive);
         board.with_catalog(|catalog| {
             let mut view = View { now, ..View::default() };
             for member in &pool.roster.members {
@@ -79,7 +80,8 @@ impl Balancer {
                 let settled = reports.values().filter_map(|report| report.settled(group)).max();
                 let under_way = move_under_way(catalog, group, &placement.record, settled);
                 view.moves.extend(under_way.map(|kind| (group, kind)));
-                let seen = self.group_view(now, (group, placement), under_way, (&reports, &alive));
+                let who = (leads.get(&group).copied(), &reports, &alive);
+                let seen = self.group_view(now, (group, placement), under_way, who);
                 view.groups.insert(group, seen);
             }
             for keyspace in catalog.keyspaces() {
@@ -106,16 +108,13 @@ impl Balancer {
         now: Time,
         (group, placement): (GroupId, &Recorded<Placement>),
         under_way: Option<MoveKind>,
-        (reports, alive): (&BTreeMap<NodeId, Report>, &BTreeSet<NodeId>),
+        (leader, reports, alive): (Option<NodeId>, &BTreeMap<NodeId, Report>, &BTreeSet<NodeId>),
     ) -> GroupView {
         let mut nodes: Vec<NodeId> = placement.record.nodes().collect();
         if let Some(kind) = under_way {
             nodes.retain(|node| Some(*node) != kind.destination());
             nodes.extend(kind.source());
         }
-        // The last report of a node that died says for ever that it leads.
-        let leads = |(node, report): &(&NodeId, &Report)| report.leads(group) && alive.contains(node);
-        let leader = reports.iter().find(leads).map(|(node, _)| *node);
         let measured = |node: &NodeId| {
             let replica = reports.get(node).and_then(|report| report.replica(group));
             replica.map(|replica| load_of(&replica.steady)).unwrap_or_default()
@@ -193,6 +192,31 @@ fn node_view(state: NodeState, draining: bool, report: Option<&Report>) -> NodeV
         own_load: load_of(&report.own),
         fsync_us: report.fsync_us,
     }
+}
+
+/// Who leads what. The last report of a node that died says for ever that it leads.
+fn leads(reports: &BTreeMap<NodeId, Report>, alive: &BTreeSet<NodeId>) -> BTreeMap<GroupId, NodeId> {
+    let mut leads = BTreeMap::new();
+    for (node, report) in reports.iter().filter(|(node, _)| alive.contains(node)) {
+        for group in &report.leads {
+            leads.entry(GroupId(*group)).or_insert(*node);
+        }
+    }
+    leads
+}
+
+/// Replicas that are wanted elsewhere and still needed where they are, by node. A node that is gone for good does not tell that its
+/// replicas are; that they are not needed any more their groups' leaders do.
+pub fn still_needed(catalog: &Catalog, reports: &BTreeMap<NodeId, Report>) -> BTreeMap<NodeId, usize> {
+    let mut counts = BTreeMap::new();
+    for (group, _) in catalog.placements() {
+        let settled = reports.values().filter_map(|report| report.settled(group)).max();
+        let since = |node: &NodeId| catalog.leaving(group, *node).map(|leaving| leaving.revision);
+        for node in catalog.leaving_of(group).filter(|node| settled < since(node)) {
+            *counts.entry(node).or_default() += 1;
+        }
+    }
+    counts
 }
 
 /// The move of a group that is under way: the last one, until the replica is gone, or the group's leader says that it came to the placement

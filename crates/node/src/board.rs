@@ -267,24 +267,7 @@ impl Board {
     }
 
     pub(crate) fn add_group(&self, group: GroupId, keyspace: Arc<Keyspace>) -> Arc<GroupBoard> {
-        let board = Arc::new(GroupBoard {
-            keyspace,
-            leader: AtomicU64::new(0),
-            term: AtomicU64::new(0),
-            commit: AtomicU64::new(0),
-            applied: AtomicU64::new(0),
-            settled: AtomicI64::new(0),
-            quarantined: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
-            voter: AtomicBool::new(false),
-            digests_same: AtomicU64::new(0),
-            digests_different: AtomicU64::new(0),
-            leases_expired: AtomicU64::new(0),
-            uses: Uses::default(),
-            clock: Mutex::default(),
-            configuration: Mutex::default(),
-            shares: Mutex::default(),
-        });
+        let board = Arc::new(GroupBoard::new(keyspace));
         self.groups.write().insert(group, board.clone());
         board
     }
@@ -333,6 +316,28 @@ impl Board {
 }
 
 impl GroupBoard {
+    /// A replica of which nothing is known but its state.
+    pub fn new(keyspace: Arc<Keyspace>) -> GroupBoard {
+        GroupBoard {
+            keyspace,
+            leader: AtomicU64::new(0),
+            term: AtomicU64::new(0),
+            commit: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
+            settled: AtomicI64::new(0),
+            quarantined: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            voter: AtomicBool::new(false),
+            digests_same: AtomicU64::new(0),
+            digests_different: AtomicU64::new(0),
+            leases_expired: AtomicU64::new(0),
+            uses: Uses::default(),
+            clock: Mutex::default(),
+            configuration: Mutex::default(),
+            shares: Mutex::default(),
+        }
+    }
+
     /// The node that leads the group, as far as this one knows.
     pub fn leader(&self) -> Option<NodeId> {
         Some(self.leader.load(Ordering::Acquire)).filter(|id| *id != 0).map(NodeId)
@@ -430,7 +435,8 @@ impl GroupBoard {
         self.settled.store(revision, Ordering::Release);
     }
 
-    pub(crate) fn set_asleep(&self, asleep: bool) {
+    /// Shows whether it sleeps.
+    pub fn set_asleep(&self, asleep: bool) {
         self.asleep.store(asleep, Ordering::Release);
     }
 

@@ -386,7 +386,7 @@ impl Catalog {
 
     /// The command that wants `node` emptied, or not any more.
     pub fn drain(node: NodeId, wanted: bool) -> Command {
-        let key: Bytes = format!("{DRAINING_PREFIX}{:016x}", node.0).into();
+        let key = draining_key(node);
         txn(Vec::new(), vec![if wanted { put(key, Vec::new()) } else { delete(key) }])
     }
 
@@ -399,6 +399,16 @@ impl Catalog {
     /// How many replicas are not gone yet.
     pub fn leaving_count(&self) -> usize {
         self.leaving.len()
+    }
+
+    /// The command that forgets what nodes that are no members were to do, if there is such a thing: they will not.
+    pub fn forget_strangers(&self, is_member: impl Fn(NodeId) -> bool) -> Option<Command> {
+        let left = self.leaving.keys().filter(|(_, node)| !is_member(*node));
+        let left = left.map(|(group, node)| leaving_key(*group, *node));
+        let drained = self.draining.iter().filter(|node| !is_member(**node));
+        let keys = left.chain(drained.map(|node| draining_key(*node))).take(FORGOTTEN_AT_ONCE);
+        let deletes: Vec<_> = keys.map(delete).collect();
+        (!deletes.is_empty()).then(|| txn(Vec::new(), deletes))
     }
 
     /// The groups that are to leave `node`.
@@ -563,6 +573,10 @@ fn group_key(group: GroupId) -> Bytes {
     format!("{GROUPS_PREFIX}{:016x}", group.0).into()
 }
 
+fn draining_key(node: NodeId) -> Bytes {
+    format!("{DRAINING_PREFIX}{:016x}", node.0).into()
+}
+
 fn leaving_key(group: GroupId, node: NodeId) -> Bytes {
     format!("{LEAVING_PREFIX}{:016x}/{:016x}", group.0, node.0).into()
 }
@@ -621,6 +635,19 @@ mod tests {
             let command = self.1.create(&wanted, &nodes)?;
             Ok(self.apply(command))
         }
+    }
+
+    #[test]
+    fn what_strangers_were_to_do_is_forgotten() {
+        let mut root = Root::new();
+        root.create("a", &[1, 2]).unwrap();
+        let moved = root.1.place(GroupId(2), &[NodeId(3)], "").unwrap();
+        assert!(root.apply(moved) && root.apply(Catalog::drain(NodeId(2), true)));
+        assert_eq!(root.1.forget_strangers(|_| true), None);
+        let forget = root.1.forget_strangers(|node| node != NodeId(2)).unwrap();
+        assert!(root.apply(forget));
+        assert!(!root.1.is_draining(NodeId(2)));
+        assert_eq!(root.1.leaving_of(GroupId(2)).collect::<Vec<_>>(), [NodeId(1)]);
     }
 
     #[test]

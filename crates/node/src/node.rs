@@ -222,6 +222,7 @@ impl Node {
 
     fn settle_group(&mut self, group: GroupId, effects: &mut Effects) {
         self.apply_committed(group, effects);
+        self.turn_away(group, effects);
         self.propose_gathered(group, effects);
         self.ask_reads(group, effects);
         self.apply_committed(group, effects);

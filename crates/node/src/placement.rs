@@ -310,10 +310,28 @@ impl Node {
                 Some((revision, nodes.collect::<Vec<_>>()))
             });
             let Some((revision, nodes)) = asked else { continue };
+            if self.replicas.get(&group).is_some_and(|here| here.does_without(replica, revision)) {
+                self.destroy(group, effects);
+                continue;
+            }
             let question = PeerMessage::Leaving { group, replica, revision, answer: false };
             let nodes = nodes.into_iter().filter(|node| *node != self.config.node);
             effects.sends.extend(nodes.map(|node| (node, question.clone())));
         }
+    }
+
+    /// Requests of clients that a replica cannot answer any more, since it knows that the group does without it: they certainly did not
+    /// happen, and another node can take them.
+    pub(crate) fn turn_away(&mut self, group: GroupId, effects: &mut Effects) {
+        if !self.residents.leaving.contains(&group) {
+            return;
+        }
+        let Some(replica) = self.replicas.get_mut(&group).filter(|here| here.does_without(here.me, 0)) else {
+            return;
+        };
+        let waiting = std::mem::take(&mut replica.waiting).into_iter().map(|(token, _)| token);
+        let certain = waiting.chain(replica.reads.take_all());
+        effects.replies.extend(certain.map(|token| (token, Reply::Failed(Failure::NoSuchGroup))));
     }
 
     /// Another node asks whether its replica is not needed any more, or says that ours is not.

@@ -67,7 +67,10 @@ impl Node {
             return;
         }
         match self.replicas.get_mut(&group) {
-            Some(replica) if replica.core.is_leader() && replica.core.term() == term => {
+            // Who is no member could not answer for it: it would not apply it.
+            Some(replica)
+                if replica.core.is_leader() && replica.core.term() == term && replica.is_on(from) =>
+            {
                 let origin = |token| Origin { node: from, incarnation, token };
                 let commands = commands.into_iter().map(|(token, bytes)| (term, origin(token), bytes));
                 replica.forwarded.extend(commands);
@@ -261,6 +264,11 @@ impl Replica {
     pub(crate) fn give_up_proposals(&mut self, effects: &mut Effects) {
         let tokens: BTreeSet<u64> = self.proposed.drain().map(|(token, _)| token).collect();
         effects.replies.extend(tokens.into_iter().map(|token| (token, Reply::Failed(Failure::Unknown))));
+    }
+
+    /// Whether `node` has a replica that belongs to the group.
+    fn is_on(&self, node: NodeId) -> bool {
+        self.places.nodes.values().any(|other| *other == node)
     }
 
     /// The replica of this group on `node`, if it votes.

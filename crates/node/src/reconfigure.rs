@@ -121,8 +121,10 @@ impl Replica {
         let configuration = self.core.configuration();
         self.places = Places::of(configuration).unwrap_or_default();
         self.board.set_configuration(configuration.clone(), self.me);
-        // What a joint configuration said of those who left is still there.
-        self.places.nodes.retain(|replica, _| configuration.members().any(|member| member == *replica));
+        // What a joint configuration said of those who left is still there, and the leader has yet to tell them.
+        let is_member = |replica: &ReplicaId| configuration.members().any(|member| member == *replica);
+        let gone = self.places.nodes.extract_if(.., |replica, _| !is_member(replica));
+        self.routes.extend(gone);
         self.routes.retain(|replica, _| !self.places.nodes.contains_key(replica));
     }
 

@@ -51,6 +51,38 @@ pub struct Report {
     /// Of the groups that it leads, those that a replica is to leave.
     #[prost(message, repeated, tag = "11")]
     pub settled: Vec<Settled>,
+    /// The prefixes of keys that its clients asked most about, in a second.
+    #[prost(message, repeated, tag = "12")]
+    pub prefixes: Vec<Hitter>,
+    /// Its clients that asked most.
+    #[prost(message, repeated, tag = "13")]
+    pub clients: Vec<Hitter>,
+    /// The work of all its clients' requests, in a second: see [`Hitter::work`].
+    #[prost(double, tag = "14")]
+    pub work: f64,
+}
+
+/// Who causes load on a node, and how much in a second.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hitter {
+    /// The group that was asked.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// A prefix, or a client.
+    #[prost(bytes = "vec", tag = "2")]
+    pub name: Vec<u8>,
+    /// Requests.
+    #[prost(double, tag = "3")]
+    pub requests: f64,
+    /// What they take of the processor, in reads.
+    #[prost(double, tag = "4")]
+    pub work: f64,
+    /// Bytes that were read.
+    #[prost(double, tag = "5")]
+    pub read: f64,
+    /// Bytes that were written.
+    #[prost(double, tag = "6")]
+    pub written: f64,
 }
 
 /// How far a group has come that a replica is to leave. A replica on a dead node never says that it is gone; the group's leader knows when

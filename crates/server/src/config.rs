@@ -29,6 +29,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hadron_balance::Policy;
+
 use crate::api::{Access, KeyspaceOptions, Retention};
 
 pub use auth::AuthConfig;
@@ -80,7 +82,7 @@ pub struct Config {
     pub membership: Membership,
     /// Where this node stands: what fails together. Empty if that is not known.
     pub zone: String,
-    /// How patient the pool is with nodes and keyspaces.
+    /// How the pool is balanced while this node leads its root group.
     pub balance: Balance,
     /// How much history is kept; `None` for all of it.
     pub retention: Option<Retention>,
@@ -149,15 +151,6 @@ pub struct Clients {
     pub keyspaces: KeyspaceOptions,
 }
 
-/// How patient the pool is when it places keyspaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Balance {
-    /// How long a node may be out of reach before its replicas are rebuilt elsewhere.
-    pub grace_period: Duration,
-    /// How long a keyspace that was moved is left alone.
-    pub cool_down: Duration,
-}
-
 /// How members may be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Membership {
@@ -167,6 +160,24 @@ pub struct Membership {
     pub learners_max: usize,
     /// The leader lets learners vote once they have caught up.
     pub promotes: bool,
+}
+
+/// How the pool is balanced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Balance {
+    /// How long a group that was changed is left alone, unless something is broken.
+    pub cool_down: Duration,
+    /// How long a node may be out of reach before its replicas are rebuilt elsewhere.
+    pub grace_period: Duration,
+}
+
+impl Balance {
+    /// What the planner is told.
+    pub fn policy(&self) -> Policy {
+        let micros = |time: Duration| time.as_micros().try_into().unwrap_or(u64::MAX);
+        let (cool_down_us, grace_us) = (micros(self.cool_down), micros(self.grace_period));
+        Policy { cool_down_us, grace_us, ..Policy::default() }
+    }
 }
 
 impl Config {
@@ -218,8 +229,8 @@ impl Config {
             },
             zone: settings.text("zone").to_owned(),
             balance: Balance {
-                grace_period: duration(settings, "balance-grace-period"),
                 cool_down: duration(settings, "balance-cool-down"),
+                grace_period: duration(settings, "balance-grace-period"),
             },
             retention: retention(settings)?,
             log: log::read(settings)?,

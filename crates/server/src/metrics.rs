@@ -393,7 +393,7 @@ metrics! {
     fds_limit: Gauge = "os_fd_limit", "File descriptors that may be open.";
     process_start_time: Gauge = "process_start_time_seconds", "When the process began, in seconds since 1970.";
     calls_passed_on: Family<Counter>["To"] = "hadron_calls_passed_on_total", "Calls about keyspaces without a replica here that another node took.";
-    client_connections: Gauge = "hadron_client_connections", "Client connections that are open.";
+    client_connections: Gauge = "hadron_client_connections", "Connections of clients, and of nodes that pass calls on, that are open.";
     client_requests_waiting: Gauge = "hadron_client_requests_waiting", "Requests of clients, reads and writes, that wait for the loop's answer.";
 
     election_vote_share: Family<Gauge>["group", "candidate"] = "hadron_election_vote_share", "P(x): the part of the counted votes that a candidate got in the group's last election.";
@@ -404,6 +404,7 @@ metrics! {
     node_load_share: Family<Gauge>["node"] = "hadron_node_load_share", "B(x): a node's part in the sum of all W.";
     moves: Family<Counter>["reason"] = "hadron_moves_total", "Moves of replicas and leaderships that this node decided while it led the root group, by reason.";
     digest_checks: Family<Counter>["group", "result"] = "hadron_digest_checks_total", "Comparisons of this replica's digest with another's, by result: same or different.";
+    groups_asleep: Gauge = "hadron_groups_asleep", "Groups with a replica here that sleep: nothing happens in them.";
     replica_votes: Family<Gauge>["group"] = "hadron_replica_votes", "Whether this node's replica has a vote in the group, and no change of its members is under way: 1 or 0.";
     corrupt_replicas: Family<Gauge>["group", "node"] = "hadron_corrupt_replica", "1 for a node whose replica differs from the majority, until it is rebuilt.";
     unflushed_bytes: Family<Gauge>["group"] = "hadron_unflushed_bytes", "Bytes that a group's replica applied and the engine does not have yet.";

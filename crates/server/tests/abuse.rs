@@ -10,6 +10,8 @@ mod support;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
 use hadron_proto::etcdserverpb as pb;
 use pb::kv_client::KvClient;
@@ -24,12 +26,12 @@ use tonic::transport::Channel;
 const MIB: u64 = 1 << 20;
 /// A stream that lists grows the node by less than this, whatever it lists: the engine's cache, the part that is being sent, and what
 /// the allocator has not given back yet.
-const LISTING_BYTES_MAX: u64 = 96 * MIB;
+const LISTING_BYTES_MAX: u64 = 64 * MIB;
 /// What an idle watch may cost: on a stream of its own, and on one with others.
 const STREAM_BYTES_MAX: u64 = 24 << 10;
 const WATCHER_BYTES_MAX: u64 = 4 << 10;
 /// What a node may hold beyond what it held before, while one client does all it can.
-const ABUSE_BYTES_MAX: u64 = 320 * MIB;
+const ABUSE_BYTES_MAX: u64 = 128 * MIB;
 /// A node whose memory stays the same for so long does nothing beside.
 const CALM: Duration = Duration::from_secs(1);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -260,12 +262,16 @@ fn field(name: &str, value: &[u8]) -> Vec<u8> {
 }
 
 fn call(path: &str) -> Vec<u8> {
+    call_of(path, "application/grpc")
+}
+
+fn call_of(path: &str, content_type: &str) -> Vec<u8> {
     let fields = [
         (":method", "POST"),
         (":scheme", "http"),
         (":path", path),
         (":authority", "node"),
-        ("content-type", "application/grpc"),
+        ("content-type", content_type),
         ("te", "trailers"),
     ];
     fields.iter().flat_map(|(name, value)| field(name, value.as_bytes())).collect()
@@ -383,6 +389,27 @@ async fn one_client_can_do_nothing_to_the_others() {
             let stream = 2 * number + 1;
             let mut frames = frame(HEADERS, END_HEADERS, stream, &call("/etcdserverpb.KV/Range"));
             frames.extend(frame(DATA, END_STREAM, stream, &message(&range)));
+            if !raw.send(&frames).await {
+                break;
+            }
+        }
+        serves(node).await;
+        tokio::time::timeout(Duration::from_secs(2), raw.ends()).await.ok();
+    })
+    .await;
+
+    within_bounds(node, "the same listings as JSON", async || {
+        let mut raw = Raw::connect(node).await;
+        raw.send(&frame(SETTINGS, 0, 0, &[])).await;
+        raw.send(&frame(WINDOW_UPDATE, 0, 0, &(1u32 << 30).to_be_bytes())).await;
+        for number in 0..40u32 {
+            let pb::RangeRequest { key, range_end, .. } = prefix(&format!("/fill/{:07}", number % 10));
+            let (key, range_end) = (BASE64_STANDARD.encode(key), BASE64_STANDARD.encode(range_end));
+            let body = serde_json::json!({ "key": key, "range_end": range_end }).to_string();
+            let stream = 2 * number + 1;
+            let head = call_of("/v3/kv/range", "application/json");
+            let mut frames = frame(HEADERS, END_HEADERS, stream, &head);
+            frames.extend(frame(DATA, END_STREAM, stream, body.as_bytes()));
             if !raw.send(&frames).await {
                 break;
             }

@@ -73,7 +73,7 @@ fn a_pool_is_balanced_and_says_what_held() {
     for part in ["zone-2 with 12 nodes cannot be reached", "moves by reason:", "held:"] {
         assert!(report.contains(part), "{part:?} is not in\n{report}");
     }
-    assert!(text(&once.stderr).contains("The slowest plan took"));
+    assert!(text(&once.stderr).contains("the slowest plan took"));
     let small = simulate(&["--scenario", "balance", "--nodes", "9"]);
     assert_eq!(small.status.code(), Some(2));
     assert!(text(&small.stderr).contains("at least 30"));

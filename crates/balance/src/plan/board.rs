@@ -85,7 +85,7 @@ impl<'a> Board<'a> {
     }
 
     /// The number of a node; every node that has a replica has one.
-    fn number(&self, node: NodeId) -> Option<usize> {
+    pub(super) fn number(&self, node: NodeId) -> Option<usize> {
         self.seats.binary_search_by_key(&node, |seat| seat.id).ok()
     }
 
@@ -233,10 +233,18 @@ impl<'a> Board<'a> {
 
     /// Whether `node` may receive a replica of so many bytes.
     pub(super) fn may_receive(&self, node: &Seat<'_>, bytes: u64) -> bool {
-        node.receives()
-            && node.incoming < self.policy.incoming_max
-            && (node.disk.total == 0
-                || (node.disk.used + bytes) as f64 <= self.policy.disk_max * node.disk.total as f64)
+        node.receives() && node.incoming < self.policy.incoming_max && self.has_room(node, bytes)
+    }
+
+    /// Whether the disk of `node` may take so many bytes.
+    pub(super) fn has_room(&self, node: &Seat<'_>, bytes: u64) -> bool {
+        let Disk { used, total } = node.disk;
+        total == 0 || (used + bytes) as f64 <= self.policy.disk_max * total as f64
+    }
+
+    /// Whether the pool knows the node, and not only a replica on it.
+    pub(super) fn is_known(&self, node: usize) -> bool {
+        self.seats[node].zone != usize::MAX
     }
 
     /// Whether `node` may be handed the leadership of a group in which it has a replica.

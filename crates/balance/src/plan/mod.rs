@@ -17,9 +17,11 @@
 mod balance;
 mod board;
 mod mend;
+mod place;
 mod places;
 
 pub(crate) use board::Board;
+pub use place::{Wanted, place, release};
 
 use crate::moves::Move;
 use crate::policy::Policy;

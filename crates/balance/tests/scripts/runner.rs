@@ -2,7 +2,7 @@
 
 use hadron_balance::{
     Capacity, Disk, GroupLoad, GroupView, Load, MoveKind, NodeState, NodeView, Policy, ReplicaRole,
-    ReplicaView, Resource, Step, View, assess, next_step, plan,
+    ReplicaView, Resource, Simulation, Step, View, Wanted, assess, next_step, place, plan, release, simulate,
 };
 use hadron_consensus::{GroupId, NodeId, Time};
 
@@ -72,6 +72,15 @@ impl Runner {
             ["start"] => self.start(output),
             ["step", id] => self.step(group(id), output),
             ["settle"] => self.settle(output),
+            // place 3 [beside n1] [near n2] [not n4]: nodes for a new group, or for more replicas of one that is on n1
+            ["place", count, ref options @ ..] => self.place(count, options, output),
+            // release 1 g1: which replica of g1 can be missed
+            ["release", count, id] => self.release(count, group(id), output),
+            // add 2: nodes like those there are
+            ["add", count] => drop(self.view.add_nodes(count.parse().unwrap())),
+            ["lose", id] => self.view.lose(node(id)),
+            // simulate ROUNDS: what would be done, and nothing is
+            ["simulate", rounds] => self.simulate(rounds.parse().unwrap(), output),
             ["show"] => self.show(output),
             ["assess"] => self.assess(output),
             _ => panic!("no such command: {command}"),
@@ -209,6 +218,37 @@ impl Runner {
         panic!("still moving after {ROUNDS_MAX} rounds");
     }
 
+    fn place(&self, count: &str, options: &[&str], output: &mut Vec<String>) {
+        let mut wanted = Wanted { count: count.parse().unwrap(), ..Wanted::default() };
+        let mut barred = Vec::new();
+        for option in options.chunks(2) {
+            match option {
+                ["beside", ids] => wanted.present.extend(nodes(ids)),
+                ["near", id] => wanted.near = Some(node(id)),
+                ["not", ids] => barred.extend(nodes(ids)),
+                _ => panic!("no such option of a place: {option:?}"),
+            }
+        }
+        let chosen = place(&self.view, &self.policy, &wanted, |node| !barred.contains(&node));
+        output.push(listed(&chosen));
+    }
+
+    fn release(&self, count: &str, id: GroupId, output: &mut Vec<String>) {
+        let group = &self.view.groups[&id];
+        let present = group.replicas.iter().map(|replica| replica.node).collect();
+        let wanted = Wanted { present, count: count.parse().unwrap(), near: None };
+        output.push(listed(&release(&self.view, &self.policy, &wanted, group.leader)));
+    }
+
+    fn simulate(&self, rounds: usize, output: &mut Vec<String>) {
+        let Simulation { before, after, rounds, is_settled, .. } = simulate(&self.view, &self.policy, rounds);
+        for (round, moves) in (1..).zip(&rounds) {
+            output.extend(moves.iter().map(|it| format!("{round}: {it}")));
+        }
+        let end = if is_settled { "nothing is left to do" } else { "more is left to do" };
+        output.push(format!("largest {:.3} ⇒ {:.3}, {end}", before.largest, after.largest));
+    }
+
     fn show(&self, output: &mut Vec<String>) {
         for (id, it) in &self.view.groups {
             let replica = |replica: &ReplicaView| match replica.role {
@@ -241,6 +281,10 @@ impl Runner {
             it.sharing_a_zone
         ));
     }
+}
+
+fn listed(nodes: &[NodeId]) -> String {
+    nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn parts(leader: f64, replica: f64) -> GroupLoad {

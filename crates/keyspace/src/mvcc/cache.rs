@@ -1,9 +1,10 @@
-//! Values that are on disk and were lately written or read, bounded in bytes.
+//! Values that are on disk and were lately written or read, bounded in bytes for all keyspaces that share the cache.
 //!
 //! A cached value is a copy of its own: a slice would keep the whole entry alive that it arrived in, uncounted. Values
 //! leave in the order they came; one that was read meanwhile gets a second round.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -13,12 +14,15 @@ const SHARDS: usize = 8;
 /// What an entry costs beside its bytes, about.
 const OVERHEAD_BYTES: usize = 96;
 
-/// A generation and a place in the history of its keys.
-pub(crate) type ValueId = (u32, i64, u32);
+/// A group, a generation of its state, and a place in the history of its keys.
+pub(crate) type ValueId = (u64, u32, i64, u32);
 
-/// The cache of one keyspace.
+/// A cache of values. Clones are the same one.
+#[derive(Clone, Debug)]
+pub struct ValueCache(Arc<Shards>);
+
 #[derive(Debug)]
-pub(crate) struct ValueCache {
+struct Shards {
     shards: Vec<Mutex<Shard>>,
     shard_bytes: usize,
 }
@@ -32,14 +36,15 @@ struct Shard {
 
 impl ValueCache {
     /// A cache of about `bytes`; 0 keeps nothing.
-    pub(crate) fn new(bytes: usize) -> ValueCache {
+    pub fn new(bytes: usize) -> ValueCache {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        ValueCache { shards, shard_bytes: bytes / SHARDS }
+        ValueCache(Arc::new(Shards { shards, shard_bytes: bytes / SHARDS }))
     }
 
     fn shard(&self, id: &ValueId) -> &Mutex<Shard> {
-        let number = (id.1 as u64).wrapping_add(u64::from(id.2)) as usize % SHARDS;
-        &self.shards[number]
+        let (group, _, main, sub) = *id;
+        let number = group.wrapping_add(main as u64).wrapping_add(u64::from(sub)) as usize % SHARDS;
+        &self.0.shards[number]
     }
 
     /// The value, if it is here.
@@ -52,7 +57,7 @@ impl ValueCache {
 
     /// Keeps a copy of a value.
     pub(crate) fn insert(&self, id: ValueId, value: &[u8]) {
-        if value.len() + OVERHEAD_BYTES > self.shard_bytes {
+        if value.len() + OVERHEAD_BYTES > self.0.shard_bytes {
             return;
         }
         let mut shard = self.shard(&id).lock();
@@ -62,12 +67,7 @@ impl ValueCache {
         shard.values.insert(id, (Bytes::copy_from_slice(value), false));
         shard.queue.push_back(id);
         shard.bytes += value.len() + OVERHEAD_BYTES;
-        shard.evict(self.shard_bytes);
-    }
-
-    /// Forgets everything.
-    pub(crate) fn clear(&self) {
-        self.shards.iter().for_each(|shard| *shard.lock() = Shard::default());
+        shard.evict(self.0.shard_bytes);
     }
 }
 
@@ -94,10 +94,11 @@ mod tests {
     fn stays_within_its_bytes_and_favours_what_is_read() {
         let cache = ValueCache::new(SHARDS * 1000);
         for main in 0..200 {
-            cache.insert((0, main, 0), &[1; 100]);
-            assert!(cache.get(&(0, 0, 0)).is_some(), "read again and again, so it stays");
+            cache.insert((1, 0, main, 0), &[1; 100]);
+            assert!(cache.get(&(1, 0, 0, 0)).is_some(), "read again and again, so it stays");
         }
-        assert!(cache.shards.iter().all(|shard| shard.lock().bytes <= 1000));
-        assert_eq!(cache.get(&(0, 9, 0)), None);
+        assert!(cache.0.shards.iter().all(|shard| shard.lock().bytes <= 1000));
+        assert_eq!(cache.get(&(1, 0, 9, 0)), None);
+        assert_eq!(cache.get(&(2, 0, 0, 0)), None, "another keyspace's");
     }
 }

@@ -6,7 +6,7 @@ mod key_range;
 mod pins;
 mod unflushed;
 
-pub(crate) use cache::ValueCache;
+pub use cache::ValueCache;
 pub(crate) use index::{Index, Version};
 pub(crate) use key_range::KeyRange;
 pub(crate) use pins::{Pin, Pins};

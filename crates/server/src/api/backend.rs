@@ -16,12 +16,13 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
-use hadron_balance::{Assessment, View};
+use hadron_balance::{Assessment, Policy, View};
 use hadron_consensus::{GroupId, Index, NodeId, Term};
 use hadron_keyspace::{Command, Keyspace, Response};
 use hadron_node::{Catalog, Pool, Report};
 use hadron_proto::{etcdserverpb, hadron};
 
+use super::hitters::Hitters;
 use crate::metrics::Metrics;
 use crate::tls::Stream;
 
@@ -87,8 +88,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// How the pool stands, from the reports of all nodes: complete where this node votes in the root group.
     fn standing(&self) -> Standing;
 
+    /// What the planner would plan with now, from the same reports. Takes a while with thousands of groups.
+    fn outlook(&self) -> (View, Policy);
+
     /// A read of `group` was answered here with so many bytes.
     fn count_read(&self, group: GroupId, bytes: usize);
+
+    /// Who asks this node for what.
+    fn hitters(&self) -> &Hitters;
 
     /// Watch events of `group` were sent from here.
     fn count_events(&self, group: GroupId, events: usize);

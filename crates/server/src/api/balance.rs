@@ -12,6 +12,36 @@ use tonic::Status;
 use super::backend::{Backend, Standing};
 use super::context::{Context, mismatch};
 
+/// What is known of prefixes and clients.
+const HITTER_RESOURCES: [&str; 4] = ["cpu", "requests", "read", "written"];
+
+/// What people call nodes and keyspaces.
+pub(super) struct Names {
+    nodes: BTreeMap<NodeId, String>,
+    keyspaces: BTreeMap<GroupId, String>,
+}
+
+impl Names {
+    /// A node's name, once it has one.
+    pub(super) fn node(&self, id: NodeId) -> Option<&str> {
+        self.nodes.get(&id).map(String::as_str).filter(|name| !name.is_empty())
+    }
+
+    /// The keyspace of a group.
+    pub(super) fn keyspace(&self, group: GroupId) -> Option<&str> {
+        self.keyspaces.get(&group).map(String::as_str)
+    }
+
+    /// A text of the planner, with names in the place of the ids of nodes.
+    pub(super) fn in_text(&self, text: &str, name: impl Fn(NodeId) -> Option<String>) -> String {
+        let word = |word: &str| {
+            let id = word.strip_prefix('n').and_then(|digits| digits.parse().ok()).map(NodeId);
+            id.and_then(&name).filter(|name| !name.is_empty()).unwrap_or_else(|| word.to_owned())
+        };
+        text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+    }
+}
+
 impl<B: Backend> Context<B> {
     /// W and B of each node, and what is behind them.
     pub(super) fn balance_status(&self) -> pb::BalanceStatusResponse {
@@ -53,17 +83,18 @@ impl<B: Backend> Context<B> {
 
     /// The moves that are remembered.
     pub(super) fn balance_history(&self) -> Result<Vec<pb::Move>, Status> {
-        let names = self.names();
+        let names = self.node_and_keyspace_names();
+        let text = |text: String| names.in_text(&text, |id| names.node(id).map(str::to_owned));
         let root = self.backend.keyspace(ROOT_GROUP);
         let root =
             root.ok_or_else(|| Status::unavailable("hadron: this node has no replica of the root group"))?;
         let message = |record: hadron_node::MoveRecord| pb::Move {
             at_ms: record.at_ms,
             group: record.group,
-            keyspace: names.get(&GroupId(record.group)).cloned().unwrap_or_default(),
-            kind: record.kind,
+            keyspace: names.keyspace(GroupId(record.group)).unwrap_or_default().to_owned(),
+            kind: text(record.kind),
             cause: record.cause,
-            reason: record.reason,
+            reason: text(record.reason),
             effect: record.effect,
             bytes: record.bytes,
         };
@@ -112,6 +143,47 @@ impl<B: Backend> Context<B> {
             loads: loads(&load, &Load::ZERO, &Capacity::default()),
         };
         sums.into_iter().map(keyspace).collect()
+    }
+
+    /// Which prefixes or clients cause the load, the heaviest first.
+    pub(super) fn top_hitters(&self, by: pb::TopBy) -> Vec<pb::TopEntry> {
+        let (reports, mut names) = (self.backend.standing().reports, self.names());
+        names.insert(hadron_consensus::DEFAULT_GROUP, DEFAULT_KEYSPACE.to_owned());
+        let cpu: f64 = reports.values().map(|report| load_of(&report.short)[Resource::Cpu]).sum();
+        let work: f64 = reports.values().map(|report| report.work).sum();
+        let mut sums: BTreeMap<(u64, Vec<u8>), Load> = BTreeMap::new();
+        let hitters = reports.into_values().flat_map(|report| match by {
+            pb::TopBy::Client => report.clients,
+            _ => report.prefixes,
+        });
+        for hitter in hitters {
+            let load = Load::ZERO
+                .with(Resource::Cpu, if work > 0.0 { cpu * hitter.work / work } else { 0.0 })
+                .with(Resource::Requests, hitter.requests)
+                .with(Resource::Read, hitter.read)
+                .with(Resource::Written, hitter.written);
+            *sums.entry((hitter.group, hitter.name)).or_default() += &load;
+        }
+        let mut sums: Vec<_> = sums.into_iter().collect();
+        let weight = |load: &Load| (load[Resource::Cpu], load[Resource::Requests]);
+        sums.sort_by(|(_, one), (_, other)| {
+            weight(other).partial_cmp(&weight(one)).unwrap_or(std::cmp::Ordering::Equal)
+        });
+        let entry = |((group, name), load): ((u64, Vec<u8>), Load)| pb::TopEntry {
+            keyspace: names.get(&GroupId(group)).cloned().unwrap_or_default(),
+            name: name.into(),
+            loads: loads(&load, &Load::ZERO, &Capacity::default())
+                .into_iter()
+                .filter(|load| HITTER_RESOURCES.contains(&load.resource.as_str()))
+                .collect(),
+        };
+        sums.into_iter().map(entry).collect()
+    }
+
+    pub(super) fn node_and_keyspace_names(&self) -> Names {
+        let members = self.backend.members().into_iter();
+        let nodes = members.map(|member| (NodeId(member.id), member.name)).collect();
+        Names { nodes, keyspaces: self.names() }
     }
 
     fn names(&self) -> BTreeMap<GroupId, String> {

@@ -7,6 +7,7 @@
 //! A replica that lags behind may not know yet of a user or a grant. So whatever it would refuse it looks at once more after
 //! it has caught up.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hadron_consensus::Term;
@@ -17,6 +18,8 @@ use tonic::{Request, Status};
 use super::backend::Backend;
 use super::context::Context;
 use super::error::{EtcdError, refusal};
+use super::hitters::{Client, Usage};
+use super::span;
 
 /// The common name in the verified certificate of a connection that may name a user: an extension of its requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +35,8 @@ const TOKEN_KEYS: [&str; 2] = ["token", "authorization"];
 pub(super) struct Claim {
     token: Option<String>,
     common_name: Option<CommonName>,
+    /// Where it comes from: of no consequence for what it may do.
+    address: Option<IpAddr>,
 }
 
 impl Claim {
@@ -42,11 +47,17 @@ impl Claim {
             let token = token.to_str().unwrap_or_default();
             token.strip_prefix("Bearer ").unwrap_or(token).to_owned()
         });
-        Claim { token, common_name: request.extensions().get().cloned() }
+        let address = request.extensions().get().map(|span::Caller(address)| address.ip());
+        Claim { token, common_name: request.extensions().get().cloned(), address }
     }
 
     fn is_nobody(&self) -> bool {
-        *self == Claim::default()
+        self.token.is_none() && self.common_name.is_none()
+    }
+
+    fn client(&self) -> Option<Client<'_>> {
+        let named = self.common_name.as_ref().map(|CommonName(name)| Client::Name(name));
+        named.or(self.address.map(Client::Address))
     }
 }
 
@@ -67,6 +78,11 @@ impl Permit {
 }
 
 impl<B: Backend> Context<B> {
+    /// Counts a request about `key` for whoever wants to know who causes the load.
+    pub(super) fn count(&self, claim: &Claim, key: &[u8], usage: &Usage) {
+        self.backend.hitters().count(self.group, key, claim.client(), usage);
+    }
+
     /// Who makes the claim; `None` for nobody.
     pub(super) fn caller(&self, keyspace: &Keyspace, claim: &Claim) -> Result<Option<Caller>, EtcdError> {
         if let Some(token) = &claim.token {

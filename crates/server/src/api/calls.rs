@@ -174,6 +174,11 @@ impl Route {
         self.kind == UNARY
     }
 
+    /// Whether a call may read so much that it has to wait for its turn.
+    pub(super) fn may_read_long(&self) -> bool {
+        self.service == Service::Kv && matches!(self.method, "Range" | "Txn")
+    }
+
     /// Whether its calls count among the requests that a keyspace may have a second. Not what keeps leases alive, for the sake of
     /// what ends with them, nor what probes ask.
     pub(super) fn is_limited(&self) -> bool {

@@ -1,9 +1,8 @@
 //! Changes of the catalog: checked here, decided by a txn on the root group's keyspace (`hadron_node`'s `catalog`), carried out by the
 //! nodes that are named and by the groups' leaders.
 //!
-//! Which nodes a new keyspace comes to is decided here too, by the number of replicas that they have.
+//! Which nodes a keyspace comes to is decided in `placing`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hadron_consensus::{GroupId, NodeId, ROOT_GROUP};
@@ -20,8 +19,6 @@ use super::context::{Context, mismatch};
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How often another change may come first before a change gives up.
 const TRIES_MAX: usize = 16;
-/// Replicas that a keyspace gets when nobody says how many.
-const REPLICAS: usize = 3;
 
 /// What the catalog refuses, as clients are told.
 fn refused(error: CatalogError) -> Status {
@@ -34,82 +31,16 @@ fn refused(error: CatalogError) -> Status {
     Status::new(code, format!("hadron: {error}"))
 }
 
-/// The members that may carry keyspaces, the most suitable first: those who are alive and are not to be emptied, and of them those with
-/// few replicas.
-#[derive(Clone, Debug, Default)]
-struct Candidates {
-    ranked: Vec<NodeId>,
-    alive: BTreeSet<NodeId>,
+/// A group that is to have more or fewer replicas.
+struct Resized {
+    group: GroupId,
+    present: Vec<NodeId>,
+    nodes: Vec<NodeId>,
 }
 
-impl Candidates {
-    /// Of those that suit equally well, `own` comes first.
-    fn new(
-        members: &[NodeId],
-        alive: BTreeSet<NodeId>,
-        draining: impl Fn(NodeId) -> bool,
-        replicas: &BTreeMap<NodeId, usize>,
-        own: NodeId,
-    ) -> Candidates {
-        let mut ranked = members.to_vec();
-        ranked.sort_by_key(|node| {
-            let count = replicas.get(node).copied().unwrap_or_default();
-            (!alive.contains(node), draining(*node), count, *node != own, *node)
-        });
-        Candidates { ranked, alive }
-    }
-
-    /// Nodes for a new keyspace; 0 replicas stand for as many as is usual.
-    fn pick(&self, replicas: usize) -> Result<Vec<NodeId>, Status> {
-        let wanted = if replicas == 0 { REPLICAS.min(self.ranked.len()) } else { replicas };
-        let nodes = self.first(wanted, |_| true);
-        self.check(&nodes, wanted)?;
-        Ok(nodes)
-    }
-
-    /// Nodes for a keyspace that is on `present` and is to have so many replicas. Who goes is who is down or has most replicas, but
-    /// never the leader.
-    fn resize(
-        &self,
-        present: &[NodeId],
-        replicas: usize,
-        leader: Option<NodeId>,
-        may_come: impl Fn(NodeId) -> bool,
-    ) -> Result<Vec<NodeId>, Status> {
-        if replicas <= present.len() {
-            let mut ranked: Vec<NodeId> = leader.into_iter().filter(|node| present.contains(node)).collect();
-            let others = self.first(self.ranked.len(), |node| present.contains(&node));
-            ranked.extend(others.into_iter().filter(|node| Some(*node) != leader));
-            // Who is no member any more goes first.
-            ranked.extend(present.iter().filter(|node| !self.ranked.contains(node)));
-            ranked.truncate(replicas);
-            return Ok(present.iter().copied().filter(|node| ranked.contains(node)).collect());
-        }
-        let come = self.first(replicas - present.len(), |node| !present.contains(&node) && may_come(node));
-        let nodes: Vec<NodeId> = present.iter().copied().chain(come).collect();
-        self.check(&nodes, replicas)?;
-        Ok(nodes)
-    }
-
-    fn first(&self, count: usize, suits: impl Fn(NodeId) -> bool) -> Vec<NodeId> {
-        self.ranked.iter().copied().filter(|node| suits(*node)).take(count).collect()
-    }
-
-    /// Refuses what could not begin to serve, or has too few nodes.
-    fn check(&self, nodes: &[NodeId], wanted: usize) -> Result<(), Status> {
-        let (members, alive) =
-            (self.ranked.len(), nodes.iter().filter(|node| self.alive.contains(node)).count());
-        if nodes.len() < wanted {
-            let text = format!("hadron: {wanted} replicas need as many nodes, and {members} can take one");
-            return Err(Status::failed_precondition(text));
-        }
-        if alive < wanted / 2 + 1 {
-            let text =
-                format!("hadron: {wanted} replicas need a majority of nodes that are alive, and {alive} are");
-            return Err(Status::unavailable(text));
-        }
-        Ok(())
-    }
+/// Where the replicas of a group of the catalog shall be.
+fn placed(catalog: &Catalog, group: GroupId) -> Vec<NodeId> {
+    catalog.placement(group).map_or_else(Vec::new, |placement| placement.record.nodes().collect())
 }
 
 impl<B: Backend> Context<B> {
@@ -126,13 +57,12 @@ impl<B: Backend> Context<B> {
             created_at_ms: now.as_millis() as i64,
             ..KeyspaceRecord::default()
         };
-        self.change_catalog(|catalog| {
-            // What is wrong with the name comes first, whichever nodes there are.
-            catalog.create(&wanted, &[self.backend.identity().member_id]).map_err(refused)?;
-            let nodes = self.candidates(catalog).pick(request.replicas as usize)?;
-            catalog.create(&wanted, &nodes).map(Some).map_err(refused)
-        })
-        .await?;
+        self.backend.read_barrier(ROOT_GROUP).await?;
+        // What is wrong with the name comes first, whichever nodes there are.
+        let own = [self.backend.identity().member_id];
+        self.backend.with_catalog(|catalog| catalog.create(&wanted, &own)).map_err(refused)?;
+        let nodes = self.placing().await?.pick(request.replicas as usize)?;
+        self.change_catalog(|catalog| catalog.create(&wanted, &nodes).map(Some).map_err(refused)).await?;
         let record = self.keyspace_record(&wanted.name)?;
         let leader = self.wait_for_leader(&record).await?;
         Ok((record, leader))
@@ -143,16 +73,17 @@ impl<B: Backend> Context<B> {
         &self,
         change: &KeyspaceUpdateRequest,
     ) -> Result<KeyspaceRecord, Status> {
+        // Refused before anything is changed, if it cannot be.
+        self.backend.read_barrier(ROOT_GROUP).await?;
+        self.resized(change).await?;
         self.change_catalog(|catalog| {
-            // Refused before anything is changed, if it cannot be.
-            self.placed(catalog, change)?;
             let present = catalog.record(&change.name);
             let record = changed(present.cloned().unwrap_or_default(), change);
             let command = catalog.alter(&record).map_err(refused)?;
             Ok(Some(command).filter(|_| present != Some(&record)))
         })
         .await?;
-        self.change_catalog(|catalog| self.placed(catalog, change)).await?;
+        self.resize(change).await?;
         self.keyspace_record(&change.name)
     }
 
@@ -174,35 +105,44 @@ impl<B: Backend> Context<B> {
         record.ok_or_else(|| refused(CatalogError::NotFound(name.to_owned())))
     }
 
-    /// The command that places a keyspace as a request wants it, if it is to be placed and is not there yet.
-    fn placed(&self, catalog: &Catalog, change: &KeyspaceUpdateRequest) -> Result<Option<Command>, Status> {
-        let Some(replicas) = change.replicas else { return Ok(None) };
+    /// Wants the keyspace on as many nodes as the request says, if it says so.
+    async fn resize(&self, change: &KeyspaceUpdateRequest) -> Result<(), Status> {
+        for _ in 0..TRIES_MAX {
+            self.backend.read_barrier(ROOT_GROUP).await?;
+            let Some(Resized { group, present, nodes }) = self.resized(change).await? else { return Ok(()) };
+            let reason = format!("from {} replicas to {}", present.len(), nodes.len());
+            // Somebody may have moved it since.
+            let command = self.backend.with_catalog(|catalog| {
+                let is_as_seen = placed(catalog, group) == present;
+                is_as_seen.then(|| catalog.place(group, &nodes, &reason))
+            });
+            let Some(command) = command else { continue };
+            let Some(command) = command else { return Ok(()) };
+            if self.decide(command).await? {
+                return Ok(());
+            }
+        }
+        Err(Unavailable::Busy.into())
+    }
+
+    /// Where the keyspace shall be as the request wants it, if that says.
+    async fn resized(&self, change: &KeyspaceUpdateRequest) -> Result<Option<Resized>, Status> {
         // In the catalog's words, if there is no such keyspace.
-        catalog
-            .alter(&KeyspaceRecord { name: change.name.clone(), ..Default::default() })
-            .map_err(refused)?;
+        let record = KeyspaceRecord { name: change.name.clone(), ..Default::default() };
+        self.backend.with_catalog(|catalog| catalog.alter(&record)).map_err(refused)?;
+        let Some(replicas) = change.replicas else { return Ok(None) };
         if replicas == 0 {
             return Err(refused(CatalogError::NoReplicas));
         }
-        let group = catalog.record(&change.name).map(KeyspaceRecord::group_id).unwrap_or_default();
-        let present: Vec<NodeId> =
-            catalog.placement(group).map_or_else(Vec::new, |placement| placement.record.nodes().collect());
+        let placing = self.placing().await?;
+        let (group, present, leaving) = self.backend.with_catalog(|catalog| {
+            let group = catalog.record(&change.name).map(KeyspaceRecord::group_id).unwrap_or_default();
+            (group, placed(catalog, group), catalog.leaving_of(group).collect::<Vec<_>>())
+        });
         let leader = self.backend.status(group).and_then(|status| status.leader);
-        let may_come = |node| catalog.leaving(group, node).is_none();
-        let candidates = self.candidates(catalog);
-        let nodes = candidates.resize(&present, replicas as usize, leader, may_come)?;
-        let reason = format!("from {} replicas to {replicas}", present.len());
-        Ok(catalog.place(group, &nodes, &reason))
-    }
-
-    fn candidates(&self, catalog: &Catalog) -> Candidates {
-        let own = self.backend.identity().member_id;
-        let members = self.backend.members();
-        let voters = members.iter().filter(|member| !member.is_learner).map(|member| NodeId(member.id));
-        let mut alive = self.backend.alive();
-        alive.insert(own);
-        let draining = |node| catalog.is_draining(node);
-        Candidates::new(&voters.collect::<Vec<_>>(), alive, draining, &catalog.replica_counts(), own)
+        let may_come = |node| !leaving.contains(&node);
+        let nodes = placing.resize(&present, replicas as usize, leader, may_come)?;
+        Ok(Some(Resized { group, present, nodes }))
     }
 
     /// Decides a change. `change` may be called several times; it returns nothing if nothing is to be done.
@@ -213,13 +153,18 @@ impl<B: Backend> Context<B> {
         for _ in 0..TRIES_MAX {
             self.backend.read_barrier(ROOT_GROUP).await?;
             let Some(command) = self.backend.with_catalog(&mut change)? else { return Ok(()) };
-            let Written { response, .. } = self.backend.write(ROOT_GROUP, command).await?;
-            let Ok(Response::Txn(response)) = response else { return Err(mismatch()) };
-            if response.succeeded {
+            if self.decide(command).await? {
                 return Ok(());
             }
         }
         Err(Unavailable::Busy.into())
+    }
+
+    /// True if it was decided, false if another change came first.
+    async fn decide(&self, command: Command) -> Result<bool, Status> {
+        let Written { response, .. } = self.backend.write(ROOT_GROUP, command).await?;
+        let Ok(Response::Txn(response)) = response else { return Err(mismatch()) };
+        Ok(response.succeeded)
     }
 
     async fn wait_for_leader(&self, record: &KeyspaceRecord) -> Result<Option<NodeId>, Status> {
@@ -269,73 +214,5 @@ fn changed(record: KeyspaceRecord, change: &KeyspaceUpdateRequest) -> KeyspaceRe
         bytes_max: change.bytes_max.unwrap_or(record.bytes_max),
         requests_per_second_max: change.requests_per_second_max.unwrap_or(record.requests_per_second_max),
         ..record
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    fn nodes(ids: &[u64]) -> Vec<NodeId> {
-        ids.iter().copied().map(NodeId).collect()
-    }
-
-    fn none(_: NodeId) -> bool {
-        false
-    }
-
-    /// Nodes 1 to 5, of which 5 is down; node n has n replicas.
-    fn candidates() -> Candidates {
-        let counts = (1..=5).map(|id| (NodeId(id), id as usize)).collect();
-        let alive = nodes(&[1, 2, 3, 4]).into_iter().collect();
-        Candidates::new(&nodes(&[1, 2, 3, 4, 5]), alive, none, &counts, NodeId(4))
-    }
-
-    #[test]
-    fn a_new_keyspace_comes_to_those_with_the_fewest_replicas() {
-        assert_eq!(candidates().pick(0).unwrap(), nodes(&[1, 2, 3]));
-        assert_eq!(candidates().pick(5).unwrap(), nodes(&[1, 2, 3, 4, 5]), "who is down comes last");
-        let all = nodes(&[1, 2, 3, 4]);
-        let equal = Candidates::new(&all, all.iter().copied().collect(), none, &BTreeMap::new(), NodeId(4));
-        assert_eq!(equal.pick(1).unwrap(), nodes(&[4]), "the node that is asked");
-        assert_eq!(candidates().pick(6).unwrap_err().code(), Code::FailedPrecondition);
-    }
-
-    #[test]
-    fn who_is_to_be_emptied_gets_nothing_while_others_can_take_it() {
-        let all = nodes(&[1, 2, 3]);
-        let drained = |node| node == NodeId(1);
-        let alive = all.iter().copied().collect();
-        let candidates = Candidates::new(&all, alive, drained, &BTreeMap::new(), NodeId(1));
-        assert_eq!(candidates.pick(2).unwrap(), nodes(&[2, 3]));
-        assert_eq!(candidates.pick(3).unwrap(), nodes(&[2, 3, 1]));
-        assert_eq!(candidates.resize(&all, 2, None, none).unwrap(), nodes(&[2, 3]), "and is left first");
-    }
-
-    #[test]
-    fn a_pool_that_is_mostly_down_takes_no_keyspace() {
-        let alive = BTreeSet::from([NodeId(1)]);
-        let candidates = Candidates::new(&nodes(&[1, 2, 3]), alive, none, &BTreeMap::new(), NodeId(1));
-        assert_eq!(candidates.pick(0).unwrap_err().code(), Code::Unavailable);
-        assert_eq!(candidates.pick(1).unwrap(), nodes(&[1]));
-        assert_eq!(
-            Candidates::new(&nodes(&[1, 2]), BTreeSet::new(), none, &BTreeMap::new(), NodeId(1)).ranked.len(),
-            2
-        );
-    }
-
-    #[test]
-    fn who_stays_keeps_its_place_and_the_leader_stays() {
-        let resize = |present: &[u64], replicas, leader: Option<u64>| {
-            candidates().resize(&nodes(present), replicas, leader.map(NodeId), |node| node != NodeId(1))
-        };
-        assert_eq!(resize(&[3], 3, Some(3)).unwrap(), nodes(&[3, 2, 4]), "1 has yet to go");
-        assert_eq!(resize(&[5, 3, 1], 1, Some(5)).unwrap(), nodes(&[5]));
-        assert_eq!(resize(&[5, 3, 1], 2, None).unwrap(), nodes(&[3, 1]), "who is down goes");
-        assert_eq!(resize(&[9, 3, 1], 2, None).unwrap(), nodes(&[3, 1]), "who is no member goes");
-        assert_eq!(resize(&[2, 3], 2, None).unwrap(), nodes(&[2, 3]));
-        assert_eq!(resize(&[2], 5, None).unwrap_err().code(), Code::FailedPrecondition);
     }
 }

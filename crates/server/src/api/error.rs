@@ -8,6 +8,7 @@ use hadron_keyspace::auth::AuthError;
 use tonic::{Code, Status};
 
 use super::backend::Unavailable;
+use super::passed_on;
 
 /// Declares [`EtcdError`] with its code and text. Each text is preceded by `etcdserver: ` on the wire.
 macro_rules! errors {
@@ -156,7 +157,8 @@ impl From<AuthError> for EtcdError {
 
 impl From<Unavailable> for Status {
     fn from(error: Unavailable) -> Status {
-        EtcdError::from(error).into()
+        let status = EtcdError::from(error).into();
+        if error == Unavailable::NoSuchGroup { passed_on::marked(status) } else { status }
     }
 }
 

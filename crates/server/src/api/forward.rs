@@ -131,16 +131,8 @@ impl Parcel {
         Ok(Parcel::Whole { head, body: bytes.freeze(), _room: room })
     }
 
-    /// The call as it came.
-    pub(super) fn into_request(self) -> Request<Body> {
-        match self {
-            Parcel::Whole { head, body, .. } => Request::from_parts(head, Body::new(Full::new(body))),
-            Parcel::Stream(request) => request,
-        }
-    }
-
     /// What can be sent, and what is left to be sent again.
-    fn split(self) -> (Request<Body>, Option<Parcel>) {
+    pub(super) fn split(self) -> (Request<Body>, Option<Parcel>) {
         match self {
             Parcel::Whole { head, body, _room } => {
                 let copy = Request::from_parts(head.clone(), Body::new(Full::new(body.clone())));
@@ -315,9 +307,10 @@ fn address(request: &mut Request<Body>, there: &Elsewhere) {
         *request.uri_mut() = uri;
     }
     *request.version_mut() = Version::HTTP_2;
+    let named = &there.named;
     let (user, from) = (request.extensions().get().cloned(), request.extensions().get().copied());
     let told =
-        Told { keyspace: &there.name, door: there.door.as_ref(), user: user.as_ref(), from: from.as_ref() };
+        Told { keyspace: &named.name, door: named.door.as_ref(), user: user.as_ref(), from: from.as_ref() };
     let headers = request.headers_mut();
     told.write(headers);
     headers.remove(HOST);

@@ -93,11 +93,6 @@ impl<B: Backend> Front<B> {
         }
     }
 
-    /// Whether it matters where requests come from.
-    pub(super) fn is_traced(&self) -> bool {
-        self.tracer.is_some()
-    }
-
     /// How clients choose keyspaces.
     pub(super) fn keyspace_options(&self) -> &KeyspaceOptions {
         self.keyspaces.options()
@@ -108,7 +103,8 @@ impl<B: Backend> Front<B> {
         match (connection.traffic, is_grpc(request.headers())) {
             (Traffic::Everything | Traffic::Grpc, true) => {
                 let chosen = self.keyspaces.choose(&request, &connection.entrance);
-                self.answer_grpc(request, chosen, &connection.links).counted_in(&connection.unsent)
+                let Connection { links, unsent, .. } = connection;
+                self.answer_grpc(request, chosen, links, unsent).counted_in(unsent)
             }
             (Traffic::Grpc, false) => Answer::ready(not_grpc()),
             (Traffic::Everything | Traffic::Http, _) => self.answer_http(request, connection),
@@ -123,7 +119,7 @@ impl<B: Backend> Front<B> {
     }
 
     fn answer_http(self: &Arc<Self>, request: Request<Incoming>, connection: &Connection) -> Answer {
-        let Connection { entrance, end, links, .. } = connection;
+        let Connection { entrance, end, links, unsent, .. } = connection;
         let origin = self.access.allowed_origin(request.headers());
         let gateway = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path()));
         let is_stream = gateway.is_some_and(|gateway| gateway.is_stream(request.uri().path()));
@@ -135,7 +131,9 @@ impl<B: Backend> Front<B> {
         let call: Call = if let Some(answer) = refusal {
             Box::pin(std::future::ready(Ok(answer)))
         } else if let Some(gateway) = gateway {
-            Box::pin(gateway.answer(request, move |request| front.answer_grpc(request, chosen, &links)))
+            let unsent = unsent.clone();
+            let call = move |request| front.answer_grpc(request, chosen, &links, &unsent);
+            Box::pin(gateway.answer(request, call))
         } else {
             Box::pin(async move { front.answer_page(request, chosen, &links).await })
         };
@@ -144,7 +142,8 @@ impl<B: Backend> Front<B> {
             access::allow_origin(response.headers_mut(), origin);
             Ok(response)
         };
-        Answer { hidden, ..Answer::of(Box::pin(call)) }
+        let unsent = (!is_stream).then(|| unsent.clone());
+        Answer { hidden, unsent, ..Answer::of(Box::pin(call)) }
     }
 
     async fn answer_page(
@@ -158,10 +157,8 @@ impl<B: Backend> Front<B> {
                 let context = Arc::clone(&known.services.context);
                 return http::answer(context, request, http::client_port).await;
             }
-            Ok(Place::Elsewhere(there)) if !there.is_passed_on => there,
-            Ok(Place::Elsewhere(there)) => {
-                return Ok(passed_on::not_here(self.keyspaces.elsewhere(&there, &[])));
-            }
+            Ok(Place::Elsewhere(there)) if !there.named.is_passed_on => there,
+            Ok(Place::Elsewhere(there)) => return Ok(self.not_here(&there)),
             Err(status) => return Ok(http::refusal(&status)),
         };
         let parcel = Parcel::Stream(request.map(Body::new));
@@ -172,7 +169,7 @@ impl<B: Backend> Front<B> {
         })
     }
 
-    /// Answers a call that may be about a keyspace without a replica here.
+    /// Answers a call that may be about a keyspace without a replica here, or with one that is to go.
     async fn answer_anywhere<R: RequestBody>(
         &self,
         route: &Route,
@@ -180,59 +177,79 @@ impl<B: Backend> Front<B> {
         chosen: Result<Chosen<B>, Status>,
         links: &Links,
     ) -> Result<Response<Body>, Infallible> {
-        let there = match self.keyspaces.settle(chosen).await {
-            Ok(Place::Here(known)) => return begin(route, request, known).await,
-            Ok(Place::Elsewhere(there)) => there,
+        let place = match self.keyspaces.settle(chosen).await {
+            Ok(Place::Here(known)) if !known.is_leaving || known.is_passed_on || !route.is_unary() => {
+                return begin(route, request, known).await;
+            }
+            Ok(Place::Elsewhere(there)) if there.named.is_passed_on => return Ok(self.not_here(&there)),
+            Ok(place) => place,
             Err(status) => return Ok(status.into_http()),
         };
-        if there.is_passed_on {
-            return Ok(passed_on::not_here(self.keyspaces.elsewhere(&there, &[])));
-        }
         let parcel = match route.is_unary() {
             true => Parcel::whole(request, self.message_bytes_max, self.forward.room()).await,
             false => Ok(Parcel::Stream(request.map(|body| route.count_received(body)))),
         };
         match parcel {
-            Ok(parcel) => self.pass_on(route, parcel, there, links).await,
+            Ok(parcel) => self.answer_somewhere(route, parcel, place, links).await,
             Err(status) => Ok(status.into_http()),
         }
     }
 
-    /// Passes a call on to whoever serves it by then, for a while: it may be on its way from one node to another.
-    async fn pass_on(
+    /// Has a call answered by whoever serves its keyspace by then, for a while: it may be on its way from one node to another.
+    async fn answer_somewhere(
         &self,
         route: &Route,
         mut parcel: Parcel,
-        mut there: Elsewhere,
+        mut place: Place<B>,
         links: &Links,
     ) -> Result<Response<Body>, Infallible> {
         let began = Instant::now();
         loop {
-            let reasons = match self.forward.send(parcel, &there, route.wants(), links).await {
-                Outcome::Answered(response) => return Ok(response),
-                Outcome::Lost(status) => return Ok(status.into_http()),
-                Outcome::Untaken(back, reasons) => {
-                    parcel = back;
-                    reasons
+            let (named, untaken) = match place {
+                Place::Here(known) => {
+                    let named = known.named();
+                    let (request, rest) = parcel.split();
+                    let Ok(response) = begin(route, request, known).await;
+                    match rest.filter(|_| passed_on::is_not_here(&response)) {
+                        Some(rest) => (named, (rest, response)),
+                        None => return Ok(response),
+                    }
+                }
+                Place::Elsewhere(there) => {
+                    match self.forward.send(parcel, &there, route.wants(), links).await {
+                        Outcome::Answered(response) => return Ok(response),
+                        Outcome::Lost(status) => return Ok(status.into_http()),
+                        Outcome::Untaken(back, reasons) => {
+                            let refusal = self.keyspaces.elsewhere(&there, &reasons).into_http();
+                            (there.named, (back, refusal))
+                        }
+                    }
                 }
             };
+            let (back, refusal) = untaken;
             if began.elapsed() > PATIENCE {
-                return Ok(self.keyspaces.elsewhere(&there, &reasons).into_http());
+                return Ok(refusal);
             }
+            parcel = back;
             sleep(LOOK_AGAIN).await;
-            there = match self.keyspaces.find_again(there).await {
-                Ok(Place::Here(known)) => return begin(route, parcel.into_request(), known).await,
-                Ok(Place::Elsewhere(there)) => there,
+            place = match self.keyspaces.find(named).await {
+                Ok(place) => place,
                 Err(status) => return Ok(status.into_http()),
             };
         }
     }
 
+    /// The answer to another node that passed on what this one does not serve either.
+    fn not_here(&self, there: &Elsewhere) -> Response<Body> {
+        passed_on::marked(self.keyspaces.elsewhere(there, &[])).into_http()
+    }
+
     fn answer_grpc<R: RequestBody>(
         self: &Arc<Self>,
-        request: Request<R>,
+        mut request: Request<R>,
         chosen: Result<Chosen<B>, Status>,
         links: &Arc<Links>,
+        unsent: &Unsent,
     ) -> Answer {
         let Some(route) = self.routes.get(request.uri().path()) else {
             let status = calls::unknown(request.uri().path());
@@ -240,13 +257,16 @@ impl<B: Backend> Front<B> {
         };
         let waits = matches!(route.service, Service::Lock | Service::Election);
         let slow = (route.is_unary() && !waits).then(|| Arc::clone(&self.slow));
+        if route.may_read_long() {
+            request.extensions_mut().insert(unsent.clone());
+        }
         let begun = Some(Route::begin(route, &request, self.tracer.as_ref()));
         let call: Call = match chosen {
             // What calls there are is no secret of a keyspace.
             _ if matches!(route.service, Service::Reflection | Service::OldReflection) => {
                 self.reflect(route.service, request.map(|body| route.count_received(body)))
             }
-            Ok(Chosen::At(Place::Here(known))) => begin(route, request, known),
+            Ok(Chosen::At(Place::Here(known))) if !known.is_leaving => begin(route, request, known),
             chosen => {
                 let (front, route, links) = (Arc::clone(self), Arc::clone(route), Arc::clone(links));
                 Box::pin(async move { front.answer_anywhere(&route, request, chosen, &links).await })
@@ -266,7 +286,7 @@ impl<B: Backend> Front<B> {
 
 /// Begins a call in a keyspace.
 fn begin<B: Backend, R: RequestBody>(route: &Route, mut request: Request<R>, known: Known<B>) -> Call {
-    let Known { services, door, is_passed_on } = known;
+    let Known { services, door, is_passed_on, .. } = known;
     if route.is_limited()
         && let Err(status) = services.context.admit_rate()
     {

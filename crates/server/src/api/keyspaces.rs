@@ -39,17 +39,24 @@ pub(super) struct Known<B: Backend> {
     pub(super) door: Option<Door>,
     /// The request was passed on by another node.
     pub(super) is_passed_on: bool,
+    /// The replica here is to go.
+    pub(super) is_leaving: bool,
+}
+
+impl<B: Backend> Known<B> {
+    /// Its name, to find it again.
+    pub(super) fn named(&self) -> Named {
+        let name = self.services.context.name.to_string();
+        Named { name, door: self.door.clone(), is_passed_on: self.is_passed_on }
+    }
 }
 
 /// A keyspace of which this node has no replica that serves.
 pub(super) struct Elsewhere {
-    pub(super) name: String,
+    pub(super) named: Named,
     pub(super) group: GroupId,
     /// Who may have one.
     pub(super) nodes: Vec<NodeId>,
-    pub(super) door: Option<Door>,
-    /// The request was passed on by another node, and goes no further.
-    pub(super) is_passed_on: bool,
 }
 
 /// Who serves a request.
@@ -59,10 +66,12 @@ pub(super) enum Place<B: Backend> {
 }
 
 /// The keyspace that a request names.
+#[derive(Clone)]
 pub(super) struct Named {
     pub(super) name: String,
-    door: Option<Door>,
-    is_passed_on: bool,
+    pub(super) door: Option<Door>,
+    /// The request was passed on by another node, and goes no further.
+    pub(super) is_passed_on: bool,
 }
 
 /// The keyspace that a request is about.
@@ -99,7 +108,12 @@ impl<B: Backend> Keyspaces<B> {
         let is_passed_on = entrance.is_passed_on();
         if choice.by == By::Nobody || choice.name == DEFAULT_KEYSPACE {
             let services = Arc::clone(&self.default);
-            return Ok(Chosen::At(Place::Here(Known { services, door: None, is_passed_on })));
+            return Ok(Chosen::At(Place::Here(Known {
+                services,
+                door: None,
+                is_passed_on,
+                is_leaving: false,
+            })));
         }
         let door = entrance.door(request, choice.by);
         let named = Named { name: choice.name.into_owned(), door, is_passed_on };
@@ -118,18 +132,12 @@ impl<B: Backend> Keyspaces<B> {
     }
 
     /// Who serves a keyspace, once this node has heard of all that was decided.
-    async fn find(&self, named: Named) -> Result<Place<B>, Status> {
+    pub(super) async fn find(&self, named: Named) -> Result<Place<B>, Status> {
         // Whoever asks for nonsense all the time is not worth the trouble.
         if self.unheard.admits(UNHEARD_PER_SECOND_MAX) {
             self.default.context.backend.read_barrier(ROOT_GROUP).await?;
         }
         self.place(named).map_err(|named| no_keyspace(&named.name))
-    }
-
-    /// Who serves now what was served elsewhere.
-    pub(super) async fn find_again(&self, there: Elsewhere) -> Result<Place<B>, Status> {
-        let Elsewhere { name, door, is_passed_on, .. } = there;
-        self.find(Named { name, door, is_passed_on }).await
     }
 
     /// Who serves a keyspace, if it is in the catalog here: this node if it votes and is to go on doing so, or else those who
@@ -139,23 +147,23 @@ impl<B: Backend> Keyspaces<B> {
         let own = backend.identity().member_id;
         let found = backend.with_catalog(|catalog| {
             let group = catalog.record(&named.name)?.group_id();
+            let is_leaving = catalog.leaving(group, own).is_some();
             if serves(backend, group) {
-                return Some((group, None));
+                return Some((group, is_leaving, BTreeSet::new()));
             }
             let placed = catalog.placement(group)?.record.nodes();
-            let nodes: BTreeSet<NodeId> = placed.chain(catalog.leaving_of(group)).collect();
-            Some((group, Some(nodes)))
+            Some((group, is_leaving, placed.chain(catalog.leaving_of(group)).collect::<BTreeSet<NodeId>>()))
         });
-        let Some((group, elsewhere)) = found else { return Err(named) };
-        let Named { name, door, is_passed_on } = named;
-        let nodes = elsewhere.map(|mut nodes| {
-            nodes.remove(&own);
-            nodes.into_iter().collect::<Vec<_>>()
-        });
-        Ok(match nodes.filter(|nodes| !nodes.is_empty()) {
-            // Nobody else can have one: what there is here says what is wrong with it.
-            None => Place::Here(Known { services: self.services(&name, group), door, is_passed_on }),
-            Some(nodes) => Place::Elsewhere(Elsewhere { name, group, nodes, door, is_passed_on }),
+        let Some((group, is_leaving, mut nodes)) = found else { return Err(named) };
+        nodes.remove(&own);
+        // If nobody else can have one, what there is here says what is wrong with it.
+        Ok(match nodes.is_empty() {
+            true => {
+                let services = self.services(&named.name, group);
+                let Named { door, is_passed_on, .. } = named;
+                Place::Here(Known { services, door, is_passed_on, is_leaving })
+            }
+            false => Place::Elsewhere(Elsewhere { named, group, nodes: nodes.into_iter().collect() }),
         })
     }
 
@@ -194,7 +202,7 @@ impl<B: Backend> Keyspaces<B> {
             false => format!("{} ({})", member.name, member.client_ur_ls.join(" ")),
         };
         let hosts: Vec<String> = members.map(host).collect();
-        let name = &there.name;
+        let name = &there.named.name;
         let tried = if reasons.is_empty() { String::new() } else { format!(" [{}]", reasons.join("; ")) };
         Status::unavailable(format!(
             "hadron: the keyspace {name} has no replica on this node, and nobody who has one took the request: ask {}{tried}",

@@ -16,8 +16,9 @@ use super::backend::Backend;
 use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
+use super::hitters::Usage;
 use super::range_stream::{self, RangeStream};
-use super::unsent;
+use super::unsent::{self, Unsent};
 use crate::metrics::Histogram;
 
 /// A range of up to this many keys is read at once; handing it to another thread would cost more.
@@ -48,29 +49,39 @@ impl<B: Backend> Kv<B> {
         let serializable = request.get_ref().serializable;
         let learners = if serializable { Learners::Answer } else { Learners::Refuse };
         self.context.admit(request.metadata(), learners)?;
-        let claim = Claim::of(&request);
+        let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let range = request.into_inner();
         check::range(&range).map_err(refusal)?;
+        let is_long = may_be_long(&range);
+        let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         self.context.metrics.range_total.inc();
         let keyspace = match serializable {
             true => self.context.keyspace()?,
             false => self.context.keyspace_after_barrier().await?,
         };
         let permit = self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
-        let beside = Arc::clone(&keyspace);
-        let mut response = match may_be_long(&range) {
+        let (beside, key) = (Arc::clone(&keyspace), range.key.clone());
+        let mut response = match is_long {
             true => self.context.read_beside(move || beside.range(&range)).await?,
             false => keyspace.range(&range).map_err(refusal)?,
         };
         permit.check_still(&keyspace)?;
         let bytes = response.kvs.iter().map(|pair| pair.key.len() + pair.value.len()).sum();
         self.context.backend.count_read(self.context.group, bytes);
+        self.context.count(&claim, &key, &Usage::read(bytes));
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(unsent::answer(response))
     }
 
     /// A transaction that writes nothing is read from the local replica instead of being proposed.
-    async fn read_txn(&self, claim: &Claim, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+    async fn read_txn(
+        &self,
+        claim: &Claim,
+        txn: pb::TxnRequest,
+        unsent: Option<Unsent>,
+    ) -> Result<pb::TxnResponse, Status> {
+        let is_long = reads_may_be_long(&txn);
+        let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         let keyspace = match is_serializable(&txn) {
             true => self.context.keyspace()?,
             false => self.context.keyspace_after_barrier().await?,
@@ -79,8 +90,9 @@ impl<B: Backend> Kv<B> {
         let permit =
             self.context.permit_if(claim, |now, caller| now.permit_command(caller, &command)).await?;
         let Command::Txn(txn) = command else { return Err(mismatch()) };
+        self.context.count(claim, first_key(&txn), &Usage::read(0));
         let beside = Arc::clone(&keyspace);
-        let mut response = match reads_may_be_long(&txn) {
+        let mut response = match is_long {
             true => self.context.read_beside(move || beside.read_txn(&txn)).await?,
             false => keyspace.read_txn(&txn).map_err(refusal)?,
         };
@@ -91,9 +103,11 @@ impl<B: Backend> Kv<B> {
 
     async fn write_txn(&self, claim: &Claim, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         self.context.check_size(&txn)?;
-        if let Some(bytes) = cost_of_puts(&txn) {
+        let bytes = cost_of_puts(&txn);
+        if let Some(bytes) = bytes {
             self.context.check_space(bytes).await?;
         }
+        self.context.count(claim, first_key(&txn), &Usage::write(bytes.unwrap_or_default()));
         let (response, term) = self.context.write_for(claim, Command::Txn(txn)).await?;
         let hadron_keyspace::Response::Txn(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
@@ -123,6 +137,18 @@ fn reads_may_be_long(txn: &pb::TxnRequest) -> bool {
             request_op::Request::RequestRange(range) => may_be_long(range),
             _ => false,
         })
+}
+
+/// The key that a transaction counts for: that of its first operation, or else of its first comparison.
+fn first_key(txn: &pb::TxnRequest) -> &[u8] {
+    let mut operations = txn.success.iter().chain(&txn.failure).filter_map(|it| it.request.as_ref());
+    match operations.next() {
+        Some(request_op::Request::RequestRange(range)) => &range.key,
+        Some(request_op::Request::RequestPut(put)) => &put.key,
+        Some(request_op::Request::RequestDeleteRange(delete)) => &delete.key,
+        Some(request_op::Request::RequestTxn(nested)) => first_key(nested),
+        None => txn.compare.first().map_or(&[], |compare| &compare.key),
+    }
 }
 
 fn is_read_only(txn: &pb::TxnRequest) -> bool {
@@ -174,6 +200,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         self.context.check_space(cost(&put)).await?;
         self.context.metrics.put_total.inc();
         self.context.metrics.put_bytes.add((put.key.len() + put.value.len()) as u64);
+        self.context.count(&claim, &put.key, &Usage::write(put.key.len() + put.value.len()));
         let (response, term) = self.context.write_for(&claim, Command::Put(put)).await?;
         let hadron_keyspace::Response::Put(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
@@ -190,6 +217,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         check::delete_range(&delete).map_err(refusal)?;
         self.context.check_size(&delete)?;
         self.context.metrics.delete_total.inc();
+        self.context.count(&claim, &delete.key, &Usage::write(delete.key.len()));
         let (response, term) = self.context.write_for(&claim, Command::DeleteRange(delete)).await?;
         let hadron_keyspace::Response::DeleteRange(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
@@ -198,12 +226,12 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
-        let claim = Claim::of(&request);
+        let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let txn = request.into_inner();
         check::txn(&txn, self.context.limits.txn_operations).map_err(refusal)?;
         self.context.metrics.txn_total.inc();
         let response = match is_read_only(&txn) {
-            true => self.read_txn(&claim, txn).await?,
+            true => self.read_txn(&claim, txn, unsent).await?,
             false => self.write_txn(&claim, txn).await?,
         };
         Ok(unsent::answer(response))

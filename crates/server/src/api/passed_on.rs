@@ -6,14 +6,14 @@
 //! | `hadron-keyspace` | the keyspace that the call is about: whoever passes it on has decided that |
 //! | `hadron-passed-door` | the URL that leads the client back, if no other would |
 //! | `hadron-passed-user` | the common name in the client's certificate, if that may name a user |
-//! | `hadron-passed-from` | the client's address, on nodes that trace |
+//! | `hadron-passed-from` | the client's address |
 //! | `hadron-leader` | in the answer: the node that leads the keyspace's group |
 //! | `hadron-not-here` | in the answer: it was not taken, since this node has no replica that serves |
 
 use hadron_consensus::NodeId;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tonic::Status;
-use tonic::body::Body;
+use tonic::metadata::AsciiMetadataValue;
 
 use super::caller::CommonName;
 use super::choice::{Door, KEY};
@@ -23,7 +23,7 @@ const DOOR: HeaderName = HeaderName::from_static("hadron-passed-door");
 const USER: HeaderName = HeaderName::from_static("hadron-passed-user");
 const FROM: HeaderName = HeaderName::from_static("hadron-passed-from");
 const LEADER: HeaderName = HeaderName::from_static("hadron-leader");
-const NOT_HERE: HeaderName = HeaderName::from_static("hadron-not-here");
+const NOT_HERE: &str = "hadron-not-here";
 
 /// What is told with a call.
 #[derive(Debug, Default)]
@@ -83,14 +83,13 @@ pub(super) fn take_leader(headers: &mut HeaderMap) -> Option<NodeId> {
     headers.remove(LEADER)?.to_str().ok()?.parse().ok().map(NodeId)
 }
 
-/// The answer to a call that is about a keyspace without a replica here.
-pub(super) fn not_here(status: Status) -> Response<Body> {
-    let mut response = status.into_http();
-    response.headers_mut().insert(NOT_HERE, HeaderValue::from_static("1"));
-    response
+/// What says why a call was not taken, since this node has no replica that serves: it may be sent to another node.
+pub(super) fn marked(mut status: Status) -> Status {
+    status.metadata_mut().insert(NOT_HERE, AsciiMetadataValue::from_static("1"));
+    status
 }
 
-/// Whether a call was not taken.
+/// Whether a call was certainly not taken, and may be sent to another node.
 pub(super) fn is_not_here<T>(response: &Response<T>) -> bool {
     response.headers().contains_key(NOT_HERE)
 }
@@ -98,6 +97,8 @@ pub(super) fn is_not_here<T>(response: &Response<T>) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use tonic::body::Body;
 
     use super::*;
 
@@ -127,7 +128,7 @@ mod tests {
         note_leader(&mut headers, NodeId(u64::MAX));
         assert_eq!(take_leader(&mut headers), Some(NodeId(u64::MAX)));
         assert_eq!(take_leader(&mut headers), None);
-        assert!(is_not_here(&not_here(Status::unavailable("x"))));
+        assert!(is_not_here(&marked(Status::unavailable("x")).into_http::<Body>()));
         assert!(!is_not_here(&Status::unavailable("x").into_http::<Body>()));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, ROOT_GROUP};
 use hadron_keyspace::auth::Need;
-use hadron_node::KeyspaceRecord;
+use hadron_node::{KeyspaceRecord, still_needed};
 use hadron_proto::hadron as pb;
 use tonic::{Request, Response, Status};
 
@@ -91,7 +91,12 @@ impl<B: Backend> Pool<B> {
     fn nodes(&self) -> Vec<pb::Node> {
         let backend = &self.context.backend;
         let (own, alive, leaders) = (backend.identity().member_id, backend.alive(), self.leader_counts());
-        let replicas = backend.with_catalog(|catalog| catalog.replica_counts());
+        let (members, reports) = (backend.members(), backend.standing().reports);
+        let (replicas, leaving, draining) = backend.with_catalog(|catalog| {
+            let nodes = members.iter().map(|member| NodeId(member.id));
+            let draining: Vec<NodeId> = nodes.filter(|node| catalog.is_draining(*node)).collect();
+            (catalog.replica_counts(), still_needed(catalog, &reports), draining)
+        });
         let node = |member: hadron_proto::etcdserverpb::Member| {
             let id = NodeId(member.id);
             pb::Node {
@@ -104,9 +109,11 @@ impl<B: Backend> Pool<B> {
                 // `default` is everywhere.
                 replicas: 1 + replicas.get(&id).copied().unwrap_or_default() as u64,
                 leaders: leaders.get(&member.id).copied().unwrap_or_default(),
+                draining: draining.contains(&id),
+                leaving: leaving.get(&id).copied().unwrap_or_default() as u64,
             }
         };
-        backend.members().into_iter().map(node).collect()
+        members.into_iter().map(node).collect()
     }
 }
 
@@ -224,6 +231,14 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         Ok(Response::new(pb::BalancePauseResponse {}))
     }
 
+    async fn balance_simulate(
+        &self,
+        request: Request<pb::BalanceSimulateRequest>,
+    ) -> Result<Response<pb::BalanceSimulateResponse>, Status> {
+        self.permit_question(&request).await?;
+        Ok(Response::new(self.context.balance_simulate(request.into_inner()).await?))
+    }
+
     async fn node_drain(
         &self,
         request: Request<pb::NodeDrainRequest>,
@@ -236,6 +251,11 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
 
     async fn top(&self, request: Request<pb::TopRequest>) -> Result<Response<pb::TopResponse>, Status> {
         self.permit(&request).await?;
-        Ok(Response::new(pb::TopResponse { keyspaces: self.context.top() }))
+        let (mut keyspaces, mut entries) = (Vec::new(), Vec::new());
+        match request.get_ref().by() {
+            pb::TopBy::Keyspace => keyspaces = self.context.top(),
+            by => entries = self.context.top_hitters(by),
+        }
+        Ok(Response::new(pb::TopResponse { keyspaces, entries }))
     }
 }

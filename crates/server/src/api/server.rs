@@ -41,7 +41,7 @@ use super::snapshot;
 use super::socket::Socket;
 use super::span::Caller;
 use super::tokens::Tokens;
-use super::unsent::Unsent;
+use super::unsent::{LONG_READS_MAX, Unsent};
 use crate::metrics::Metrics;
 use crate::tls::{ServerTls, Stream};
 use hadron_consensus::DEFAULT_GROUP;
@@ -52,8 +52,6 @@ const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// How much of a stream's answers is buffered before the stream has to wait: bounds the memory of a slow watcher.
 const STREAM_SEND_BUFFER_BYTES: usize = 256 * 1024;
-/// Long reads of one thread's connections that run at once, beside it.
-const LONG_READS_MAX: usize = 2;
 /// A client that gives many calls up at once (deadlines under load) is no attacker.
 const RESET_STREAMS_MAX: usize = 10_000;
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -428,7 +426,7 @@ struct Opened {
     entrance: Entrance,
     /// The user that the client's certificate names.
     user: Option<CommonName>,
-    /// The client's address, on nodes that trace.
+    /// The client's address.
     caller: Option<Caller>,
 }
 
@@ -446,7 +444,7 @@ impl Opened {
                 return Some(Opened { stream, traffic, entrance, user: None, caller: None });
             }
         };
-        let caller = front.is_traced().then(|| socket.peer_addr().ok()).flatten().map(Caller);
+        let caller = socket.peer_addr().ok().map(Caller);
         let stream = open(socket, tls.as_deref(), first_word_timeout).await?;
         let user = tls.and_then(|tls| tls.user_of(&stream)).map(|name| CommonName(name.into()));
         let entrance = Entrance::new(&stream, keyspace.as_ref(), front.keyspace_options());

@@ -13,7 +13,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use tonic::{Code, Status};
 
-/// Where a request comes from: an extension of it, on nodes that trace.
+/// Where a request comes from: an extension of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caller(pub(super) SocketAddr);
 

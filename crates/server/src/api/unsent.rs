@@ -4,9 +4,14 @@
 //! thousand times as large as its question. So a connection with [`UNSENT_BYTES_MAX`] of large answers that wait for it gets no further
 //! ones made until it took some. Streams need no such thing: they make their next message when there is room for it.
 //!
+//! How large the answer to a long read is shows when it was read. So a long read waits for room and for its turn before it begins
+//! ([`Unsent::turn`]), and [`LONG_READS_MAX`] of a connection have theirs at a time. What one connection costs is at most the bound and
+//! two more answers.
+//!
 //! Large answers leave in pieces: the connection takes a whole frame as soon as its stream may send one byte, and what it took would
 //! not count any more.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +22,7 @@ use http::{Extensions, Response};
 use hyper::body::Frame;
 use parking_lot::Mutex;
 use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -24,6 +30,8 @@ use tonic::body::Body;
 const UNSENT_BYTES_MAX: usize = 32 << 20;
 /// Smaller answers do not count: what a stream occupies that nobody reads is of their size.
 const LARGE_BYTES: usize = 16 << 10;
+/// Long reads that one connection has under way; more than that are not carried out at a time beside the thread it belongs to either.
+pub(super) const LONG_READS_MAX: usize = 2;
 /// How much of an answer is handed to the connection at once.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -35,20 +43,46 @@ struct LargeAnswer(usize);
 pub(super) fn answer<M: Message>(message: M) -> tonic::Response<M> {
     let bytes = message.encoded_len();
     let mut answer = tonic::Response::new(message);
-    if bytes > LARGE_BYTES {
-        answer.extensions_mut().insert(LargeAnswer(bytes));
-    }
+    mark(answer.extensions_mut(), bytes);
     answer
 }
 
-/// What one connection has.
+/// Notes beside an answer that it has so many bytes.
+pub(super) fn mark(beside: &mut Extensions, bytes: usize) {
+    if bytes > LARGE_BYTES {
+        beside.insert(LargeAnswer(bytes));
+    }
+}
+
+/// What one connection has. Requests that may be long reads carry it as an extension.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unsent(Arc<State>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     bytes: AtomicUsize,
     waiting: Mutex<Vec<Waker>>,
+    turns: Arc<Semaphore>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        let turns = Arc::new(Semaphore::new(LONG_READS_MAX));
+        State { bytes: AtomicUsize::new(0), waiting: Mutex::default(), turns }
+    }
+}
+
+/// Held by a long read until its answer is made. It counts in the same breath ([`Unsent::count`]), before another read that waits for
+/// a turn can look.
+#[derive(Debug)]
+pub(super) struct Turn(#[expect(dead_code, reason = "gives the turn back")] Option<OwnedSemaphorePermit>);
+
+/// Waits until a long read may begin. Reads that came over no connection of their own begin at once.
+pub(super) async fn turn(unsent: Option<Unsent>) -> Turn {
+    match unsent {
+        Some(unsent) => unsent.turn().await,
+        None => Turn(None),
+    }
 }
 
 impl State {
@@ -58,6 +92,13 @@ impl State {
 }
 
 impl Unsent {
+    async fn turn(&self) -> Turn {
+        // It is never closed.
+        let turn = Arc::clone(&self.0.turns).acquire_owned().await.ok();
+        poll_fn(|task| self.poll_room(task)).await;
+        Turn(turn)
+    }
+
     /// Ready when an answer may be made: to be asked before a call goes on, each time.
     pub(super) fn poll_room(&self, task: &mut Context<'_>) -> Poll<()> {
         if self.0.has_room() {

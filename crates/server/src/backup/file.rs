@@ -40,6 +40,14 @@ pub(crate) enum FileError {
         /// What it is.
         found: String,
     },
+    /// It does not have what was asked for.
+    #[error("mvcc: required revision {what}: {}", file.display())]
+    Absent {
+        /// The file.
+        file: PathBuf,
+        /// Why, in etcd's words and then ours.
+        what: String,
+    },
     /// Its contents are not what they should be.
     #[error("{}: damaged, {what}", file.display())]
     Damaged {
@@ -55,6 +63,7 @@ pub(crate) enum FileError {
 pub(super) enum ReadError {
     Damage(Damage),
     Contents(String),
+    Absent(String),
     Restore(RestoreError),
 }
 
@@ -114,6 +123,7 @@ impl BackupFile {
                 return Ok(FileError::Io { file: self.path.clone(), error });
             }
             ReadError::Damage(damage) => damage.to_string(),
+            ReadError::Absent(what) => return Ok(FileError::Absent { file: self.path.clone(), what }),
             ReadError::Contents(what) | ReadError::Restore(RestoreError::Damaged(what)) => what,
             ReadError::Restore(error) => return Err(error),
         };

@@ -96,12 +96,10 @@ fn read_hash_kv(file: &mut BackupFile, revision: i64) -> Result<HashKv, ReadErro
     })?;
     let revision = if revision == 0 { last } else { revision };
     if revision > last {
-        return Err(ReadError::Contents(format!("revision {revision} is not in it: the newest is {last}")));
+        return Err(ReadError::Absent(format!("is a future revision: {last} is the newest")));
     }
     if revision < compacted {
-        return Err(ReadError::Contents(format!(
-            "revision {revision} is compacted: {compacted} is the oldest"
-        )));
+        return Err(ReadError::Absent(format!("has been compacted: {compacted} is the oldest")));
     }
     // What compaction kept, and of that what one at the hashed revision would keep too, unless that is nothing at all.
     let (kept, living) = (living_at(file, compacted)?, living_at(file, revision)?);

@@ -1,9 +1,11 @@
 //! A file that was damaged in any way is refused or means something else, and never hurts.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::collections::BTreeMap;
+use std::io::{Cursor, Read as _, Seek as _, SeekFrom, Write as _};
 use std::sync::Arc;
 
+use hadron_bolt::{Damage, Reader, Writer};
 use hadron_keyspace::auth::AuthCommand;
 use hadron_keyspace::{Applied, Command, Keyspace, Options, Restore};
 use hadron_proto::etcdserverpb as pb;
@@ -81,6 +83,71 @@ fn what_comes_back_is_what_was_there() {
     let lease = keyspace.lease_time_to_live(7, true, 0);
     assert_eq!((lease.ttl, lease.granted_ttl), (59, 60));
     assert!(!lease.keys.is_empty());
+}
+
+type Buckets = BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<u8>>>;
+
+/// The same file with other contents.
+fn rewritten(bytes: &[u8], change: impl FnOnce(&mut Buckets)) -> Vec<u8> {
+    let mut reader = Reader::new(Cursor::new(bytes), bytes.len() as u64).unwrap();
+    let mut buckets = Buckets::new();
+    for name in reader.buckets().unwrap() {
+        let bucket = buckets.entry(name.clone()).or_default();
+        let add = |key: &[u8], value: &[u8]| -> Result<(), Damage> {
+            bucket.insert(key.to_vec(), value.to_vec());
+            Ok(())
+        };
+        reader.visit(&name, add).unwrap();
+    }
+    change(&mut buckets);
+    let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
+    for (name, contents) in buckets {
+        let mut bucket = writer.bucket(&name);
+        contents.iter().for_each(|(key, value)| bucket.put(key, value).unwrap());
+        bucket.finish().unwrap();
+    }
+    writer.finish().unwrap().0.into_inner()
+}
+
+/// What versions of etcd write beside the keys, as their files show it: 3.4.23 knows neither term nor configuration, 3.6.14 and 3.7.1 say
+/// whose format it is. Later ones may say more.
+#[test]
+fn files_of_each_version_of_etcd_are_read() {
+    let bytes = file();
+    let expected = restored(&bytes).unwrap();
+    for version in ["3.4", "3.5", "3.6", "3.7", "3.9"] {
+        let theirs = rewritten(&bytes, |buckets| {
+            let meta = buckets.get_mut(&b"meta"[..]).unwrap();
+            match version {
+                "3.4" => meta.retain(|key, _| key != b"term" && key != b"confState"),
+                "3.5" => {}
+                version => {
+                    meta.insert(b"storageVersion".to_vec(), format!("{version}.0").into_bytes());
+                }
+            }
+            if version == "3.9" {
+                meta.insert(b"unheardOf".to_vec(), b"1".to_vec());
+                buckets.insert(b"unheardOf".to_vec(), [(b"a".to_vec(), b"b".to_vec())].into());
+            }
+            let cluster = buckets.get_mut(&b"cluster"[..]).unwrap();
+            cluster.insert(b"clusterVersion".to_vec(), format!("{version}.0").into_bytes());
+        });
+        assert_ne!(theirs, bytes);
+        let found = restored(&theirs).unwrap_or_else(|| panic!("{version} is not read"));
+        assert_eq!(found.revision(), expected.revision(), "{version}");
+        assert_eq!(found.hash_kv(0).unwrap(), expected.hash_kv(0).unwrap(), "{version}");
+        assert_eq!(
+            found.lease_time_to_live(7, true, 0),
+            expected.lease_time_to_live(7, true, 0),
+            "{version}"
+        );
+        let everything =
+            pb::RangeRequest { key: vec![0].into(), range_end: vec![0].into(), ..Default::default() };
+        assert_eq!(found.range(&everything).unwrap(), expected.range(&everything).unwrap(), "{version}");
+        let said = status(&mut open(&theirs).unwrap()).unwrap().version;
+        let says = if matches!(version, "3.4" | "3.5") { String::new() } else { format!("{version}.0") };
+        assert_eq!(said, says);
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ use super::observe;
 use super::shard::Input;
 use super::waiters::{Slot, Waiter};
 use crate::api::backend::Standing;
+use crate::api::hitters::Hitters;
 use crate::api::{Backend, GroupStatus, Identity, Unavailable, Written};
 use crate::metrics::Metrics;
 use crate::tls::Stream;
@@ -46,6 +47,8 @@ struct Inner {
     admission: Arc<Admission>,
     next_token: AtomicU64,
     balancer: Mutex<Balancer>,
+    policy: Policy,
+    hitters: Hitters,
 }
 
 impl Handle {
@@ -55,11 +58,24 @@ impl Handle {
         transport: Transport,
         identity: Identity,
         clock: Clock,
+        policy: Policy,
     ) -> Handle {
         let admission = Arc::new(Admission::new(WAITING_REQUESTS_MAX, WAITING_BYTES_MAX));
         let next_token = AtomicU64::new(1);
         let balancer = Mutex::default();
-        Handle(Arc::new(Inner { inputs, board, transport, identity, clock, admission, next_token, balancer }))
+        let hitters = Hitters::default();
+        Handle(Arc::new(Inner {
+            inputs,
+            board,
+            transport,
+            identity,
+            clock,
+            admission,
+            next_token,
+            balancer,
+            policy,
+            hitters,
+        }))
     }
 
     /// The present, on the node's clock.
@@ -70,6 +86,12 @@ impl Handle {
     /// The pool as this node knows it, for whoever plans.
     pub(super) fn view(&self) -> View {
         self.0.balancer.lock().view(self.now(), &self.0.board, self.0.identity.member_id)
+    }
+
+    /// How this node would plan now.
+    pub(super) fn policy(&self) -> Policy {
+        let is_paused = self.0.board.with_catalog(Catalog::is_paused);
+        Policy { balance: self.0.policy.balance && !is_paused, ..self.0.policy.clone() }
     }
 
     /// The node's public state.
@@ -212,14 +234,22 @@ impl Backend for Handle {
 
     fn standing(&self) -> Standing {
         let view = self.view();
-        let assessment = assess(&view, &Policy::default());
+        let assessment = assess(&view, &self.0.policy);
         Standing { view, assessment, reports: self.0.board.reports() }
+    }
+
+    fn outlook(&self) -> (View, Policy) {
+        (self.view(), self.policy())
     }
 
     fn count_read(&self, group: GroupId, bytes: usize) {
         if let Some(board) = self.0.board.group(group) {
             board.uses().count_read(bytes);
         }
+    }
+
+    fn hitters(&self) -> &Hitters {
+        &self.0.hitters
     }
 
     fn count_events(&self, group: GroupId, events: usize) {

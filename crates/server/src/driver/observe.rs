@@ -121,6 +121,8 @@ fn show_groups(groups: &[(GroupId, Arc<GroupBoard>)], metrics: &Metrics) {
     metrics.replication_lag_entries.replace(lags);
     metrics.corrupt_replicas.replace(corrupt);
     metrics.lease_expired.set_total(groups.iter().map(|(_, group)| group.leases_expired()).sum());
+    let asleep = groups.iter().filter(|(_, group)| group.is_asleep()).count();
+    metrics.groups_asleep.set_integer(asleep as u64);
     show_counts(groups, metrics);
 }
 

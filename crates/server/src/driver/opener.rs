@@ -17,9 +17,6 @@ use super::error::RunError;
 use super::fatal::Fatal;
 use super::shard::Input;
 
-/// Bytes of values that each keyspace of the catalog keeps in memory although they are on disk: there may be thousands.
-const CACHE_BYTES: usize = 4 << 20;
-
 enum Job {
     Open(OpenJob),
     Sweep(GroupId),
@@ -42,15 +39,16 @@ impl Opener {
     }
 }
 
-/// Starts the opener. It ends when its queue is gone.
+/// Starts the opener of keyspaces with these options. It ends when its queue is gone.
 pub(super) fn start(
     engine: Arc<dyn Engine>,
+    options: Options,
     shard: Sender<Input>,
     fatal: Fatal,
 ) -> Result<(Opener, JoinHandle<()>), RunError> {
     let (sender, jobs) = unbounded();
     let run = move || {
-        if let Err(error) = work(&engine, &jobs, &shard) {
+        if let Err(error) = work(&engine, &options, &jobs, &shard) {
             fatal.report(format!("{error}; this node stops, because it cannot delete what it does not need"));
         }
     };
@@ -58,13 +56,18 @@ pub(super) fn start(
     Ok((Opener(sender), thread))
 }
 
-fn work(engine: &Arc<dyn Engine>, jobs: &Receiver<Job>, shard: &Sender<Input>) -> Result<(), OpenError> {
+fn work(
+    engine: &Arc<dyn Engine>,
+    options: &Options,
+    jobs: &Receiver<Job>,
+    shard: &Sender<Input>,
+) -> Result<(), OpenError> {
     // What an earlier process did not come to.
     let mut swept: VecDeque<GroupId> = destroyed_groups(engine.as_ref())?.into_iter().map(GroupId).collect();
     while let Some(job) = next(jobs, !swept.is_empty()) {
         match job {
             Next::Job(Job::Open(job)) => {
-                let outcome = job.carry_out(engine, options());
+                let outcome = job.carry_out(engine, options.clone());
                 // Fails when the loop has ended, and then nobody wants to know.
                 let _ = shard.send(Input::Event(Event::Opened { group: job.group, outcome }));
             }
@@ -78,10 +81,6 @@ fn work(engine: &Arc<dyn Engine>, jobs: &Receiver<Job>, shard: &Sender<Input>) -
         }
     }
     Ok(())
-}
-
-fn options() -> Options {
-    Options { cache_bytes: CACHE_BYTES, ..Options::default() }
 }
 
 enum Next {

@@ -8,7 +8,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
-use hadron_balance::Policy;
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{
@@ -36,7 +35,7 @@ use super::snapshots::Snapshots;
 use super::whole::Places;
 use super::{flush, force, log, observe, opener};
 use crate::api;
-use crate::config::{self, Config, Url};
+use crate::config::{Config, Url};
 use crate::metrics::Metrics;
 use crate::tls::Stream;
 use crate::transport::{self, Inbound, MembersAnswer, Peer, PeerTls, Refusal, Setup, Transport};
@@ -77,6 +76,8 @@ struct Stored {
     wal: Wal,
     recovered: Recovered,
     keyspaces: BTreeMap<GroupId, Arc<Keyspace>>,
+    /// How keyspaces are opened. They share a cache.
+    options: KeyspaceOptions,
 }
 
 impl Running {
@@ -92,7 +93,8 @@ impl Running {
         let clock = Clock::start();
         let tls = peer_tls(config)?;
         let network = Network { listeners: &peer_listeners, tls: &tls };
-        let Stored { home, places, engine, wal, recovered, keyspaces } = Stored::open(config, &network)?;
+        let Stored { home, places, engine, wal, recovered, keyspaces, options } =
+            Stored::open(config, &network)?;
         let node_config = node_config(config, &home);
         let node =
             Node::new(node_config, recovered.groups, &keyspaces, clock.now()).map_err(RunError::Unusable)?;
@@ -104,7 +106,7 @@ impl Running {
             log::start(wal, places, inputs.clone(), metrics.clone(), fatal.clone())?;
         let (flush_queue, flush_thread) =
             flush::start(engine.clone(), inputs.clone(), metrics.clone(), fatal.clone())?;
-        let (opener, opener_thread) = opener::start(engine.clone(), inputs.clone(), fatal.clone())?;
+        let (opener, opener_thread) = opener::start(engine.clone(), options, inputs.clone(), fatal.clone())?;
         let peers = peers_runtime()?;
         let snapshots =
             Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
@@ -113,9 +115,10 @@ impl Running {
         let setup = Setup { tls, ..transport_setup(config, &home, board.clone(), receive, metrics.clone())? };
         let transport = start_transport(&peers, peer_listeners, setup)?;
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
-        let handle = Handle::new(inputs.clone(), board, transport.clone(), identity, clock);
+        let handle =
+            Handle::new(inputs.clone(), board, transport.clone(), identity, clock, config.balance.policy());
         peers.spawn(observe::run(handle.clone(), metrics.clone()));
-        let balance = Balance::new(handle.clone(), inputs.clone(), policy(config), config.zone.clone());
+        let balance = Balance::new(handle.clone(), inputs.clone(), config.zone.clone());
         peers.spawn(balance.run(metrics.clone(), config.data_dir.clone()));
 
         let outlets = Outlets {
@@ -237,17 +240,18 @@ impl Stored {
             );
         }
         let engine: Arc<dyn Engine> = Arc::new(engine);
+        let options = KeyspaceOptions::default();
         let (mut wal, mut recovered) = open_log(&disk, config, &home)?;
-        let mut keyspaces = open_keyspaces(&engine, &home)?;
+        let mut keyspaces = open_keyspaces(&engine, &home, &options)?;
         places.check_opened(&recovered, &keyspaces)?;
         if config.initial.is_forced
             && force::go_on_alone(config, &home, network, &keyspaces, &recovered.groups, &mut wal)?
         {
             drop(wal);
             (wal, recovered) = open_log(&disk, config, &home)?;
-            keyspaces = open_keyspaces(&engine, &home)?;
+            keyspaces = open_keyspaces(&engine, &home, &options)?;
         }
-        Ok(Stored { home, places, engine, wal, recovered, keyspaces })
+        Ok(Stored { home, places, engine, wal, recovered, keyspaces, options })
     }
 }
 
@@ -266,19 +270,14 @@ fn open_log(disk: &Arc<dyn Disk>, config: &Config, home: &Home) -> Result<(Wal, 
 fn open_keyspaces(
     engine: &Arc<dyn Engine>,
     home: &Home,
+    options: &KeyspaceOptions,
 ) -> Result<BTreeMap<GroupId, Arc<Keyspace>>, RunError> {
     let open = |group: GroupId| {
-        let keyspace = Keyspace::open(engine.clone(), group.0, KeyspaceOptions::default());
+        let keyspace = Keyspace::open(engine.clone(), group.0, options.clone());
         keyspace.map_err(|error| RunError::Unusable(format!("group {group}: {error}")))
     };
     let groups = home.pool.groups(home.node());
     groups.into_iter().map(|group| Ok((group.group, open(group.group)?))).collect()
-}
-
-fn policy(config: &Config) -> Policy {
-    let micros = |duration: Duration| duration.as_micros() as u64;
-    let config::Balance { grace_period, cool_down } = config.balance;
-    Policy { grace_us: micros(grace_period), cool_down_us: micros(cool_down), ..Policy::default() }
 }
 
 fn node_config(config: &Config, home: &Home) -> NodeConfig {

@@ -2,18 +2,26 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
 use crate::support::{channel, eventually, status};
 
+/// The tool beside this binary of etcd that knows snapshots: `etcdutl`, or `etcdctl` before etcd 3.5.
+pub fn snapshot_tool(binary: &Path) -> Command {
+    let utl = binary.with_file_name("etcdutl");
+    Command::new(if utl.exists() { utl } else { binary.with_file_name("etcdctl") })
+}
+
 /// A real etcd, with a directory of its own.
 pub struct Etcd {
     process: Child,
     /// Where clients reach it.
     pub url: String,
+    /// Where its peers would.
+    pub peer_url: String,
     _directory: TempDir,
 }
 
@@ -38,7 +46,7 @@ impl Etcd {
             .stderr(Stdio::null())
             .spawn();
         let process = process.unwrap_or_else(|error| panic!("ETCD={}: {error}", binary.display()));
-        let etcd = Etcd { process, url: client, _directory: directory };
+        let etcd = Etcd { process, url: client, peer_url: peer, _directory: directory };
         eventually("etcd leads", async || {
             status(channel(&etcd.url)).await.is_some_and(|one| one.leader != 0)
         })

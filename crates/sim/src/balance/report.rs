@@ -47,6 +47,8 @@ pub(super) struct Tally {
     totals: Totals,
     /// Moves of the last hour, the oldest first.
     recent: VecDeque<(Time, GroupId, MoveKind)>,
+    /// All moves of each group for the sake of balance.
+    balancing: BTreeMap<GroupId, Vec<MoveKind>>,
     /// Nodes that were emptied and have left.
     pub(super) left: usize,
 }
@@ -64,6 +66,10 @@ pub struct Totals {
     pub given_up: u64,
     /// Moves for the sake of balance that took back one of the last hour.
     pub undone: u64,
+    /// Moves for the sake of balance, at any time, that took back an earlier one: what a hot spot has driven away may come back.
+    pub returned: u64,
+    /// Replicas that went there, back and there again for the sake of balance, however long that took.
+    pub circled: u64,
     /// Replicas that were put where they must not be: on disks too full, on nodes out of reach.
     pub misplaced: u64,
     /// Nodes that were emptied and have left.
@@ -91,8 +97,21 @@ impl Tally {
         }
         let undoes =
             |(_, group, kind): &(Time, GroupId, MoveKind)| *group == it.group && kind.inverse() == it.kind;
-        self.totals.undone += u64::from(it.reason.is_balancing() && self.recent.iter().any(undoes));
+        if it.reason.is_balancing() {
+            self.totals.undone += u64::from(self.recent.iter().any(undoes));
+            self.remember(it);
+        }
         self.recent.push_back((now, it.group, it.kind));
+    }
+
+    /// What goes to and fro oscillates, also if it takes its time.
+    fn remember(&mut self, it: &Move) {
+        let earlier = self.balancing.entry(it.group).or_default();
+        let back = earlier.iter().rposition(|kind| kind.inverse() == it.kind);
+        self.totals.returned += u64::from(back.is_some());
+        let again = back.is_some_and(|back| earlier[..back].contains(&it.kind));
+        self.totals.circled += u64::from(again && it.kind.destination().is_some());
+        earlier.push(it.kind);
     }
 
     pub(super) fn sent(&mut self, reason: &'static str, is_balancing: bool, bytes: u64) {
@@ -219,6 +238,10 @@ impl Report {
                 totals.undone == 0,
             ),
             (
+                format!("{} replicas went there, back and there again, none may", totals.circled),
+                totals.circled == 0,
+            ),
+            (
                 format!("{} replicas were put where they must not be, none may", totals.misplaced),
                 totals.misplaced == 0,
             ),
@@ -266,6 +289,7 @@ impl fmt::Display for Report {
             ("of these leaderships", counts(|it| it.transfers)),
             ("moves given up", counts(|it| it.given_up)),
             ("moves that took back one of the hour before", counts(|it| it.undone)),
+            ("moves that took back an earlier one", counts(|it| it.returned)),
             ("nodes emptied that have left", counts(|it| it.left as u64)),
         ] {
             line(what, ours, theirs)?;

@@ -11,6 +11,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::{error, json};
+use crate::api::unsent;
 
 const FRAME_HEAD_BYTES: usize = 5;
 
@@ -25,7 +26,9 @@ pub(super) async fn single(
     // The status comes after the message.
     while messages.next().await?.is_some() {}
     let text = json::print_beside(descriptor, message).await?;
-    Ok(json_response(Body::new(Full::new(Bytes::from(text)))))
+    let mut response = json_response(Body::empty());
+    unsent::mark(response.extensions_mut(), text.len());
+    Ok(response.map(|_| Body::new(Full::new(Bytes::from(text)))))
 }
 
 /// The answer of a call with any number of responses, one on each line. Its HTTP status is not known before there is a

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, Term};
+use hadron_balance::{NodeState, NodeView, Policy, View, assess};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, Term, Time};
 use hadron_keyspace::{Applied, Command, Keyspace, Options};
-use hadron_node::{Catalog, KeyspaceRecord, Pool};
+use hadron_node::{Catalog, KeyspaceRecord, Pool, Report};
 use hadron_proto::{etcdserverpb, hadron};
 use hadron_storage::engine::ModelEngine;
 use parking_lot::{Mutex, RwLock};
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Channel;
 
 use crate::api::backend::Standing;
+use crate::api::hitters::{Heaviest, Hitters};
 use crate::api::{
     Backend, GroupStatus, Identity, Listener, Server, ServerOptions, Traffic, Unavailable, Written,
 };
@@ -39,6 +41,9 @@ struct Inner {
     others: Mutex<BTreeMap<NodeId, SocketAddr>>,
     /// When set, writes and barriers fail so.
     failure: Mutex<Option<Unavailable>>,
+    /// What the planner sees; without it what members and catalog tell.
+    view: Mutex<Option<View>>,
+    hitters: Hitters,
     identity: Identity,
 }
 
@@ -72,6 +77,8 @@ impl TestBackend {
             has_other: AtomicBool::new(false),
             others: Mutex::default(),
             failure: Mutex::new(None),
+            view: Mutex::new(None),
+            hitters: Hitters::default(),
             identity: Identity::new(7, id, "test"),
         }))
     }
@@ -94,6 +101,22 @@ impl TestBackend {
     /// There is another member.
     pub(super) fn add_member(&self) {
         self.0.has_other.store(true, Ordering::Relaxed);
+    }
+
+    /// The planner sees this.
+    pub(super) fn set_view(&self, view: View) {
+        *self.0.view.lock() = Some(view);
+    }
+
+    /// What a planner sees that was told nothing: OWN alone is alive.
+    fn unmeasured(&self) -> View {
+        let mut view = View { now: Time(1), ..View::default() };
+        for member in self.members() {
+            let is_own = member.id == OWN.0;
+            let state = if is_own { NodeState::Alive } else { NodeState::Suspected { since: Time(1) } };
+            view.nodes.insert(NodeId(member.id), NodeView { state, ..NodeView::default() });
+        }
+        view
     }
 
     /// Makes a keyspace on a node.
@@ -260,10 +283,23 @@ impl Backend for TestBackend {
     }
 
     fn standing(&self) -> Standing {
-        Standing::default()
+        let (view, policy) = self.outlook();
+        let Heaviest { prefixes, clients, work } = self.0.hitters.take(9);
+        // Two cores that are busy.
+        let report = Report { short: vec![2.0], prefixes, clients, work, ..Report::default() };
+        Standing { assessment: assess(&view, &policy), view, reports: [(OWN, report)].into() }
+    }
+
+    fn outlook(&self) -> (View, Policy) {
+        let view = self.0.view.lock().clone();
+        (view.unwrap_or_else(|| self.unmeasured()), Policy::default())
     }
 
     fn count_read(&self, _: GroupId, _: usize) {}
+
+    fn hitters(&self) -> &Hitters {
+        &self.0.hitters
+    }
 
     fn count_events(&self, _: GroupId, _: usize) {}
 

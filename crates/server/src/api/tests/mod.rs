@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod auth;
+mod balance;
 mod contenders;
 mod entrances;
 mod forward;

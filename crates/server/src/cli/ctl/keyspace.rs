@@ -8,6 +8,7 @@ use pb::pool_client::PoolClient;
 
 use super::failure::Failure;
 use super::print::pool::{Changed, Described};
+use super::removal::Remove;
 use super::{Global, Session};
 use crate::client::Connection;
 
@@ -39,6 +40,8 @@ pub(crate) enum Node {
     Drain(OneNode),
     /// Let a node that was drained carry keyspaces again
     Undrain(OneNode),
+    /// Empty a node, and remove it from the pool once it is empty
+    Remove(Remove),
 }
 
 /// A node.
@@ -139,6 +142,7 @@ impl Node {
             }
             Node::Drain(OneNode { node }) => session.drain(&node, true).await,
             Node::Undrain(OneNode { node }) => session.drain(&node, false).await,
+            Node::Remove(remove) => session.remove_node(&remove).await,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt as _;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
@@ -17,6 +18,9 @@ use super::failure::Failure;
 use super::print::{Format, write_out};
 use super::{Global, Session, go_text};
 use crate::client::Connection;
+
+/// How long a range that may not have been meant is not deleted yet.
+const THINK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The range end that means: every key from the first on.
 const TO_THE_END: &[u8] = b"\0";
@@ -253,7 +257,7 @@ pub(crate) struct Del {
     /// Delete all keys from this one on
     #[arg(long)]
     from_key: bool,
-    /// Say that the second argument is meant as the end of a range (accepted, not required)
+    /// Say that the second argument is meant as the end of a range: without it there are two seconds to think again
     #[arg(long)]
     range: bool,
 }
@@ -274,10 +278,23 @@ impl Del {
         Ok(DeleteRangeRequest { key, range_end, prev_kv: self.prev_kv })
     }
 
+    /// Who gives two keys may mean two keys and not a range: etcdctl 3.6 waits before it deletes.
+    async fn let_think_again(&self) {
+        let ([from, to], false) = (self.keys.as_slice(), self.range) else { return };
+        let [from, to] = [from, to].map(|key| go_text::quote(key.as_encoded_bytes()));
+        eprintln!(
+            "Warning: Keys between {from} and {to} will be deleted. Please interrupt the command within next {} seconds to cancel. \
+             You can provide `--range` flag to avoid the delay.",
+            THINK_AGAIN.as_secs()
+        );
+        tokio::time::sleep(THINK_AGAIN).await;
+    }
+
     /// Runs the command.
     pub(super) async fn run(self, global: Global) -> Result<(), Failure> {
         let request = self.request()?;
         let session = Session::new(global)?;
+        self.let_think_again().await;
         let reply = session.client.write(async |channel| client(channel).delete_range(request).await).await?;
         session.printer.print(&reply)
     }

@@ -20,6 +20,7 @@ pub(super) mod login;
 mod member;
 mod mirror;
 pub(super) mod print;
+mod removal;
 pub(super) mod secure;
 mod snapshot;
 mod txn;
@@ -178,8 +179,8 @@ enum Command {
     /// How load is spread over the nodes (Hadron's own)
     #[command(subcommand)]
     Balance(balance::Balance),
-    /// Which keyspaces cause the load (Hadron's own)
-    Top,
+    /// Which keyspaces, prefixes or clients cause the load (Hadron's own)
+    Top(balance::TopOptions),
     /// Print what a shell needs to complete commands
     Completion(super::completion::Completion),
     /// Print the version
@@ -281,7 +282,7 @@ async fn dispatch(options: Options, arguments: &[OsString]) -> Result<(), Failur
         Command::Keyspace(command) => command.run(global).await,
         Command::Node(command) => command.run(global).await,
         Command::Balance(command) => command.run(global).await,
-        Command::Top => balance::top(global).await,
+        Command::Top(options) => balance::top(&options, global).await,
         Command::Completion(command) => command.run(arguments),
         Command::Version => version(),
     }

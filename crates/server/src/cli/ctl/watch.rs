@@ -355,6 +355,8 @@ async fn interactive(session: &Session, environment: &Environment) -> Result<(),
                         next_id += 1;
                         Stream::send(&mut stream, client, create_request(&target.create)).await?;
                     }
+                    // Without a stream there is no watch whose progress could be told, and etcd would not answer.
+                    Line::Progress if stream.is_none() => {}
                     Line::Progress => Stream::send(&mut stream, client, progress_request()).await?,
                     Line::Nonsense(complaint) => eprintln!("{complaint}"),
                 },

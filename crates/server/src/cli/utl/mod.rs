@@ -75,7 +75,7 @@ fn execute(write_out: &str, command: Command, arguments: &[OsString]) -> Result<
         Command::Snapshot(command) => command.run(printer),
         Command::Hashkv { rev, arguments } => {
             let [file] = arguments.as_slice() else {
-                return Err(Failure::arguments("hashkv requires exactly one argument"));
+                return Err(Failure::error(format!("accepts 1 arg(s), received {}", arguments.len())));
             };
             let printer = printer()?;
             let mut file = BackupFile::open(file, false).map_err(Failure::error)?;

@@ -58,6 +58,7 @@ impl Measure {
         let groups = board.groups();
         let cpu_us = process::cpu_us().unwrap_or(self.cpu_us);
         let spent_us = cpu_us.saturating_sub(std::mem::replace(&mut self.cpu_us, cpu_us));
+        // In the order of their ids.
         self.replicas.retain(|id, _| groups.binary_search_by_key(id, |(group, _)| *group).is_ok());
         let leads = |group: &GroupBoard| group.leader() == Some(me);
         let works: Vec<f64> =

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Sender;
-use hadron_balance::{Policy, plan};
+use hadron_balance::plan;
 use hadron_consensus::ROOT_GROUP;
 use hadron_keyspace::Command;
-use hadron_node::{Decision, Event, decide, forget_moves};
+use hadron_node::{Decision, Event, Report, decide, forget_moves};
 use hadron_proto::etcdserverpb::CompactionRequest;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
@@ -26,6 +26,7 @@ use self::measure::Measure;
 use super::handle::Handle;
 use super::shard::Input;
 use crate::api::Backend as _;
+use crate::api::hitters::Heaviest;
 use crate::metrics::Metrics;
 
 /// How often a node measures and reports.
@@ -36,6 +37,8 @@ const REPLICAS_PER_SECOND: usize = 1_000;
 const PLAN_EVERY: u64 = 5;
 /// Plans between two looks at what the root group may forget.
 const TIDY_EVERY: u64 = 120;
+/// Prefixes and clients that a node tells of.
+const HITTERS_REPORTED: usize = 16;
 /// Moves that are remembered.
 const MOVES_KEPT: usize = 1_000;
 /// Revisions of the root group that are kept.
@@ -48,13 +51,12 @@ pub(super) struct Balance(Arc<Inner>);
 struct Inner {
     handle: Handle,
     inputs: Sender<Input>,
-    policy: Policy,
     zone: String,
 }
 
 impl Balance {
-    pub(super) fn new(handle: Handle, inputs: Sender<Input>, policy: Policy, zone: String) -> Balance {
-        Balance(Arc::new(Inner { handle, inputs, policy, zone }))
+    pub(super) fn new(handle: Handle, inputs: Sender<Input>, zone: String) -> Balance {
+        Balance(Arc::new(Inner { handle, inputs, zone }))
     }
 
     /// Measures and balances, for ever.
@@ -65,8 +67,10 @@ impl Balance {
         let mut due = 0;
         for tick in 0u64.. {
             ticks.tick().await;
+            // They fade by the second.
+            let heaviest = self.0.handle.hitters().take(HITTERS_REPORTED);
             if tick >= due {
-                due = tick + 1 + (self.report(&mut measure, &metrics) / REPLICAS_PER_SECOND) as u64;
+                due = tick + 1 + (self.report(&mut measure, heaviest, &metrics) / REPLICAS_PER_SECOND) as u64;
             }
             if tick % PLAN_EVERY == PLAN_EVERY - 1 {
                 self.plan_if_leading(&metrics).await;
@@ -78,10 +82,12 @@ impl Balance {
     }
 
     /// Measures and tells. Returns how many replicas carry something.
-    fn report(&self, measure: &mut Measure, metrics: &Metrics) -> usize {
+    fn report(&self, measure: &mut Measure, heaviest: Heaviest, metrics: &Metrics) -> usize {
         let handle = &self.0.handle;
         let me = handle.identity().member_id;
-        let report = measure.take(handle.now(), handle.board(), me, metrics);
+        let Heaviest { prefixes, clients, work } = heaviest;
+        let measured = measure.take(handle.now(), handle.board(), me, metrics);
+        let report = Report { prefixes, clients, work, ..measured };
         let carrying = report.replicas.len();
         // Fails when the loop has ended, and then nobody wants to know.
         let _ = self.0.inputs.send(Input::Event(Event::Report(report)));
@@ -98,11 +104,9 @@ impl Balance {
         if !self.leads() {
             return;
         }
-        let view = self.0.handle.view();
-        let is_paused = self.0.handle.board().with_catalog(hadron_node::Catalog::is_paused);
-        let policy = Policy { balance: self.0.policy.balance && !is_paused, ..self.0.policy.clone() };
+        let handle = self.0.handle.clone();
         // Thousands of groups take a while, and others use this thread.
-        let Ok(moves) = spawn_blocking(move || plan(&view, &policy)).await else { return };
+        let Ok(moves) = spawn_blocking(move || plan(&handle.view(), &handle.policy())).await else { return };
         for planned in moves {
             let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
             let decided = self.0.handle.board().with_catalog(|catalog| decide(catalog, &planned, at_ms));
@@ -134,10 +138,17 @@ impl Balance {
         }
     }
 
-    /// The root group's leader forgets old moves and old revisions of the root group.
+    /// The root group's leader forgets old moves, nodes that are no members any more, and old revisions of the root group.
     async fn tidy(&self) {
         let Some(root) = self.0.handle.board().group(ROOT_GROUP).filter(|_| self.leads()) else { return };
         if let Some(command) = forget_moves(&root.keyspace, MOVES_KEPT) {
+            self.write(command).await;
+        }
+        let pool = self.0.handle.board().pool();
+        let is_member = |node: hadron_consensus::NodeId| pool.roster.member(node.0).is_some();
+        if let Some(command) =
+            self.0.handle.board().with_catalog(|catalog| catalog.forget_strangers(is_member))
+        {
             self.write(command).await;
         }
         let revision = root.keyspace.revision() - REVISIONS_KEPT;

@@ -33,7 +33,7 @@ impl Reply for Done {
 }
 
 /// A part of a whole: `31.4 %`.
-fn percent(part: f64) -> String {
+pub(super) fn percent(part: f64) -> String {
     format!("{:.1} %", part * 100.0)
 }
 
@@ -52,11 +52,11 @@ fn of<'a>(loads: &'a [ResourceLoad], resource: &str) -> Option<&'a ResourceLoad>
     loads.iter().find(|load| load.resource == resource)
 }
 
-fn amounts(loads: &[ResourceLoad], resources: &[&str]) -> Vec<String> {
+pub(super) fn amounts(loads: &[ResourceLoad], resources: &[&str]) -> Vec<String> {
     resources.iter().map(|resource| of(loads, resource).map_or_else(String::new, amount)).collect()
 }
 
-fn loads_json(loads: &[ResourceLoad]) -> Vec<String> {
+pub(super) fn loads_json(loads: &[ResourceLoad]) -> Vec<String> {
     let load = |load: &ResourceLoad| {
         Object::new()
             .text("resource", &load.resource)

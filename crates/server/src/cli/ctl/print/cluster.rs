@@ -94,6 +94,7 @@ fn status_fields(out: &mut Vec<u8>, endpoint: &str, status: &StatusResponse, sty
     quoted_field(out, "StorageVersion", status.storage_version.as_bytes());
     field(out, "DBSize", status.db_size);
     field(out, "DBSizeInUse", status.db_size_in_use);
+    field(out, "DBSizeQuota", status.db_size_quota);
     field(out, "Leader", status.leader);
     field(out, "IsLearner", status.is_learner);
     field(out, "RaftIndex", status.raft_index);

@@ -6,10 +6,12 @@
 pub(crate) mod auth;
 pub(crate) mod balance;
 pub(crate) mod cluster;
+pub(crate) mod hitters;
 pub(crate) mod json;
 pub(crate) mod kv;
 pub(crate) mod lease;
 pub(crate) mod pool;
+pub(crate) mod simulated;
 pub(crate) mod table;
 
 use std::io::Write as _;

@@ -213,12 +213,17 @@ impl Reply for Described {
     }
 }
 
+fn node_state(node: &Node) -> String {
+    let state = if node.alive { "alive" } else { "down" };
+    if node.draining { format!("{state}; draining") } else { state.to_owned() }
+}
+
 fn node_table(list: &NodeListResponse) -> Table {
     let row = |node: &Node| {
         vec![
             format!("{:x}", node.id),
             node.name.clone(),
-            if node.alive { "alive" } else { "down" }.to_owned(),
+            node_state(node),
             node.learner.to_string(),
             node.replicas.to_string(),
             node.leaders.to_string(),
@@ -260,6 +265,8 @@ impl Reply for NodeListResponse {
             field(out, "IsLearner", node.learner);
             field(out, "Replicas", node.replicas);
             field(out, "Leaders", node.leaders);
+            field(out, "Draining", node.draining);
+            field(out, "Leaving", node.leaving);
             line(out, "");
         }
     }
@@ -276,6 +283,8 @@ impl Reply for NodeListResponse {
                 .flag("learner", node.learner)
                 .number("replicas", node.replicas)
                 .number("leaders", node.leaders)
+                .flag("draining", node.draining)
+                .number("leaving", node.leaving)
                 .end()
         };
         Object::new().list("nodes", self.nodes.iter().map(node).collect()).end()

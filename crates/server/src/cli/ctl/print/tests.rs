@@ -207,7 +207,7 @@ fn endpoint_status() {
         &Statuses(vec![("127.0.0.1:2379".to_owned(), status)]),
         "127.0.0.1:2379, a1, 3.6.0, 3.6.0, 20 kB, 16 kB, 20%, 0 B, true, false, 2, 9, 8, , , false\n",
         "\"ClusterID\" : 31\n\"MemberID\" : 161\n\"Revision\" : 7\n\"RaftTerm\" : 2\n\"Version\" : \"3.6.0\"\n\
-         \"StorageVersion\" : \"3.6.0\"\n\"DBSize\" : 20480\n\"DBSizeInUse\" : 16384\n\"Leader\" : 161\n\
+         \"StorageVersion\" : \"3.6.0\"\n\"DBSize\" : 20480\n\"DBSizeInUse\" : 16384\n\"DBSizeQuota\" : 0\n\"Leader\" : 161\n\
          \"IsLearner\" : false\n\"RaftIndex\" : 9\n\"RaftTerm\" : 2\n\"RaftAppliedIndex\" : 8\n\"Errors\" : []\n\
          \"Endpoint\" : \"127.0.0.1:2379\"\n\"DowngradeTargetVersion\" : \"\"\n\"DowngradeEnabled\" : false\n\n",
         r#"[{"Endpoint":"127.0.0.1:2379","Status":{"header":{"cluster_id":31,"member_id":161,"revision":7,"raft_term":2},"version":"3.6.0","dbSize":20480,"leader":161,"raftIndex":9,"raftTerm":2,"raftAppliedIndex":8,"dbSizeInUse":16384,"storageVersion":"3.6.0"}}]"#,

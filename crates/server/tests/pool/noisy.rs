@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hadron_proto::etcdserverpb::PutRequest;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::interval;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -52,10 +52,11 @@ async fn ask(
     stop: Arc<AtomicBool>,
 ) {
     let mut ticks = interval(Duration::from_secs(1) / (10 * LIMIT));
+    let mut asked = JoinSet::new();
     while !stop.load(Ordering::Relaxed) {
         ticks.tick().await;
         let (mut client, served, refused) = (KvClient::new(channel.clone()), served.clone(), refused.clone());
-        tokio::spawn(async move {
+        asked.spawn(async move {
             let put = PutRequest { key: "loud".into(), value: vec![0; 1000].into(), ..Default::default() };
             match client.put(put).await {
                 Ok(_) => served.fetch_add(1, Ordering::Relaxed),
@@ -66,6 +67,7 @@ async fn ask(
             }
         });
     }
+    asked.join_all().await;
 }
 
 /// The 99th percentile of the last writes.

@@ -301,6 +301,7 @@ impl Node {
             self.suspect(suspect, effects);
         }
         self.wake_some(effects);
+        self.stand_again(effects);
         self.show_alive();
         if self.heartbeats % PUBLISH_EVERY == 1 {
             self.publish();

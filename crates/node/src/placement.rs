@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hadron_consensus::{Event as CoreEvent, GroupId, NodeId, ROOT_GROUP, ReplicaId};
+use hadron_consensus::{Event as CoreEvent, GroupId, NodeId, ROOT_GROUP, ReplicaId, Role, Time};
 use hadron_keyspace::{Command, Keyspace};
 use hadron_storage::wal::{Record, RecoveredGroup};
 
@@ -58,6 +58,8 @@ pub(crate) struct Residents {
     recovered: BTreeMap<GroupId, RecoveredGroup>,
     /// Open replicas that are not wanted any more.
     leaving: BTreeSet<GroupId>,
+    /// New groups for whose first leadership this node stands, and since when.
+    newborn: BTreeMap<GroupId, Time>,
     /// Keys of the catalog that entries of this turn may have changed.
     changed: BTreeSet<Bytes>,
 }
@@ -203,11 +205,26 @@ impl Node {
         self.refresh_peers();
         if begins {
             // One of those who are there from the start need not wait for its timer.
+            self.residents.newborn.insert(group, self.now);
             self.step_group(group, CoreEvent::Campaign, effects);
         }
         self.reside(group, effects);
         self.look_after_dormant(group);
         self.touch(group);
+    }
+
+    /// With every heartbeat: who stands for the first leadership of a group asks again those who had no replica yet when they were asked.
+    /// From an election timeout on it has its timer for that.
+    pub(crate) fn stand_again(&mut self, effects: &mut Effects) {
+        let (now, timeout_us) = (self.now, self.config.election_timeout_us);
+        let replicas = &self.replicas;
+        self.residents.newborn.retain(|group, since| {
+            let stands = |replica: &Replica| replica.core.role() == Role::PreCandidate;
+            replicas.get(group).is_some_and(stands) && now.micros_since(*since) < timeout_us
+        });
+        for group in self.residents.newborn.keys().copied().collect::<Vec<_>>() {
+            self.step_group(group, CoreEvent::Campaign, effects);
+        }
     }
 
     /// Closes a replica that nobody needs any more, and wants its tombstone.
@@ -335,5 +352,55 @@ impl Node {
         } else if here.me == replica && self.residents.leaving.contains(&group) {
             self.destroy(group, effects);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use hadron_storage::engine::{Engine, ModelEngine};
+
+    use super::*;
+    use crate::catalog::KeyspaceRecord;
+    use crate::event::Event;
+    use crate::node::tests::leading;
+
+    /// How often node 2 was asked something in this group.
+    fn asked(effects: &Effects, group: GroupId) -> usize {
+        let is_of =
+            |message: &PeerMessage| matches!(message, PeerMessage::Group { group: of, .. } if *of == group);
+        effects.sends.iter().filter(|(to, message)| *to == NodeId(2) && is_of(message)).count()
+    }
+
+    /// The first of a new group's replicas asked the others for their votes before they were there, and waited for its election
+    /// timeout: a keyspace was made in more than a second.
+    #[test]
+    fn who_had_no_replica_when_it_was_asked_for_its_vote_is_asked_again() {
+        let mut node = leading();
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let nodes = [1, 2, 3].map(NodeId);
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
+        let mut effects = Effects::default();
+        let write = Event::Write { token: 9, group: ROOT_GROUP, command: made.to_bytes() };
+        node.step(Time(10), write, &mut effects);
+        node.settle(Time(10), &mut effects);
+        let sequence = effects.log_sequence;
+        node.step(Time(20), Event::LogDurable { sequence }, &mut effects);
+        node.settle(Time(20), &mut effects);
+        let job = effects.opens.pop().expect("a replica is wanted here");
+        let group = job.group;
+        let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
+        let outcome = job.carry_out(&engine, Default::default());
+        node.step(Time(30), Event::Opened { group, outcome }, &mut effects);
+        node.settle(Time(30), &mut effects);
+        assert_eq!(asked(&effects, group), 1);
+        let mut effects = Effects::default();
+        node.step(node.deadline(), Event::Timer, &mut effects);
+        assert_eq!(asked(&effects, group), 1, "soon again");
+        for _ in 0..30 {
+            node.step(node.deadline(), Event::Timer, &mut effects);
+        }
+        assert!(node.residents.newborn.is_empty(), "not for ever");
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
+
 use crate::nodes::{Pool, is_even, shares};
 use crate::support::eventually;
 use crate::tenants::{Seen, Tenant, is_leader_change, lost, retried};
@@ -124,9 +126,8 @@ async fn load_is_spread_while_nodes_come_and_go() {
     wait_until_served(&tenants).await;
     check(&tenants, "after another loss");
 
-    for tenant in tenants {
-        let endpoint = pool.endpoints_of(&tenant.name).pop().unwrap();
-        let seen = tenant.stop().await;
+    let stop = async |tenant: Tenant| (pool.endpoints_of(&tenant.name).pop().unwrap(), tenant.stop().await);
+    for (endpoint, seen) in join_all(tenants.into_iter().map(stop)).await {
         assert_eq!(lost(&endpoint, &seen).await, [0; 0], "acknowledged writes are lost");
     }
     let moves = pool.moves().await;

@@ -28,12 +28,13 @@ const PREFIX: &str = "t";
 /// Bytes of a value.
 const VALUE_BYTES: usize = 100;
 /// What a change of leader looks like to a client.
-const LEADER_CHANGES: [&str; 5] = [
+const LEADER_CHANGES: [&str; 6] = [
     "etcdserver: leader changed",
     "etcdserver: no leader",
     "etcdserver: not leader",
     "etcdserver: request timed out",
     "etcdserver: request timed out, possibly due to previous leader failure",
+    "etcdserver: request timed out, possibly due to connection lost",
 ];
 
 /// A tenant at work.

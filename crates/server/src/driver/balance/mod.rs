@@ -31,6 +31,8 @@ use crate::metrics::Metrics;
 
 /// How often a node measures and reports.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+/// Replicas that are measured and reported in a second: with more of them it is done less often, so that it costs no more.
+const REPLICAS_PER_SECOND: usize = 1_000;
 /// Measurements between two plans.
 const PLAN_EVERY: u64 = 5;
 /// Plans between two looks at what the root group may forget.
@@ -62,15 +64,14 @@ impl Balance {
         let mut ticks = interval(MEASURE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut measure = Measure::new(self.0.zone.clone(), disk);
+        let mut due = 0;
         for tick in 0u64.. {
             ticks.tick().await;
-            let handle = &self.0.handle;
-            let me = handle.identity().member_id;
-            let Heaviest { prefixes, clients, work } = handle.hitters().take(HITTERS_REPORTED);
-            let measured = measure.take(handle.now(), handle.board(), me, &metrics);
-            let report = Report { prefixes, clients, work, ..measured };
-            // Fails when the loop has ended, and then nobody wants to know.
-            let _ = self.0.inputs.send(Input::Event(Event::Report(report)));
+            // They fade by the second.
+            let heaviest = self.0.handle.hitters().take(HITTERS_REPORTED);
+            if tick >= due {
+                due = tick + 1 + (self.report(&mut measure, heaviest, &metrics) / REPLICAS_PER_SECOND) as u64;
+            }
             if tick % PLAN_EVERY == PLAN_EVERY - 1 {
                 self.plan_if_leading(&metrics).await;
             }
@@ -78,6 +79,19 @@ impl Balance {
                 self.tidy().await;
             }
         }
+    }
+
+    /// Measures and tells. Returns how many replicas carry something.
+    fn report(&self, measure: &mut Measure, heaviest: Heaviest, metrics: &Metrics) -> usize {
+        let handle = &self.0.handle;
+        let me = handle.identity().member_id;
+        let Heaviest { prefixes, clients, work } = heaviest;
+        let measured = measure.take(handle.now(), handle.board(), me, metrics);
+        let report = Report { prefixes, clients, work, ..measured };
+        let carrying = report.replicas.len();
+        // Fails when the loop has ended, and then nobody wants to know.
+        let _ = self.0.inputs.send(Input::Event(Event::Report(report)));
+        carrying
     }
 
     fn leads(&self) -> bool {

@@ -9,6 +9,7 @@ use hadron_proto::etcdserverpb::MemberAddRequest;
 use hadron_proto::etcdserverpb::cluster_client::ClusterClient;
 use hadron_proto::hadron as pb;
 use pb::pool_client::PoolClient;
+use rustix::fs::statvfs;
 use tonic::transport::Channel;
 
 use crate::support::{Cluster, Node, eventually};
@@ -21,6 +22,8 @@ const POLL: Duration = Duration::from_millis(250);
 const EVEN: f64 = 1.25;
 /// The load of a node that has one replica which is heavier than that, relative to that replica: it may have some that are tiny.
 const ROCK: f64 = 1.05;
+/// The part of a disk that may be used before nobody is given anything.
+const DISK_MAX: f64 = 0.85;
 /// Keyspaces that are made at a time.
 const MADE_AT_ONCE: usize = 16;
 
@@ -41,6 +44,7 @@ impl Pool {
         let arguments: Vec<&str> =
             extra.iter().flat_map(|(flag, value)| [flag.as_str(), value.as_str()]).collect();
         let pool = Pool { cluster: Cluster::start(count, &arguments).await, extra };
+        pool.check_disk();
         for node in pool.running() {
             eventually("all nodes hear each other", async || {
                 let ask = PoolClient::new(node.channel()).balance_status(pb::BalanceStatusRequest {}).await;
@@ -49,6 +53,14 @@ impl Pool {
             .await;
         }
         pool
+    }
+
+    /// Nobody is given a replica whose disk is fuller than 85 %, and here all have the same.
+    fn check_disk(&self) {
+        let disk = statvfs(&self.cluster.nodes[0].data_dir()).unwrap();
+        let used = disk.f_blocks - disk.f_bfree;
+        let full = used as f64 / (used + disk.f_bavail) as f64;
+        assert!(full < DISK_MAX, "the disk is {:.0} % full: nothing would be moved", 100.0 * full);
     }
 
     /// The nodes that run.

@@ -176,30 +176,24 @@ impl<M: Default> Family<M> {
 impl Family<Gauge> {
     /// Replaces all members by these label values and numbers at once: no page shows some of them.
     pub fn replace(&self, members: impl IntoIterator<Item = (Vec<String>, f64)>) {
-        let member = |(values, number): (Vec<String>, f64)| {
-            assert_eq!(values.len(), self.label_names.len(), "one value for each of {:?}", self.label_names);
-            let gauge = Gauge::default();
-            gauge.set(number);
-            (values, Arc::new(gauge))
-        };
-        let members = members.into_iter().map(member).collect();
+        let members = members.into_iter().map(|(values, number)| self.member(values, number)).collect();
         *self.members.write() = members;
     }
 
     /// Replaces the members whose first label value is `first` by these, at once; the others stay as they are.
     pub fn replace_of(&self, first: &str, members: impl IntoIterator<Item = (Vec<String>, f64)>) {
         let mut all = self.members.write();
-        let from = vec![first.to_owned()];
-        let stale = all.range(from..).map(|(values, _)| values).take_while(|values| values[0] == first);
-        for values in stale.cloned().collect::<Vec<_>>() {
-            all.remove(&values);
-        }
-        for (values, number) in members {
-            assert_eq!(values.len(), self.label_names.len(), "one value for each of {:?}", self.label_names);
-            let gauge = Gauge::default();
-            gauge.set(number);
-            all.insert(values, Arc::new(gauge));
-        }
+        let from = all.range(vec![first.to_owned()]..).map(|(values, _)| values);
+        let stale: Vec<_> = from.take_while(|values| values[0] == first).cloned().collect();
+        stale.iter().for_each(|values| drop(all.remove(values)));
+        all.extend(members.into_iter().map(|(values, number)| self.member(values, number)));
+    }
+
+    fn member(&self, values: Vec<String>, number: f64) -> (Vec<String>, Arc<Gauge>) {
+        assert_eq!(values.len(), self.label_names.len(), "one value for each of {:?}", self.label_names);
+        let gauge = Gauge::default();
+        gauge.set(number);
+        (values, Arc::new(gauge))
     }
 }
 

@@ -163,12 +163,19 @@ async fn keyspaces_are_limited_frozen_and_resized() {
     let all = cluster.endpoints().join(",");
     let one = ctl(&all, &["keyspace", "create", "b", "--replicas", "1", "-w", "json"]);
     assert_eq!(serde_json::from_str::<Value>(&one).unwrap()["keyspace"]["replicas"], 1);
-    ctl(&cluster.nodes[0].client_url, &["--keyspace", "b", "put", "k", "v"]);
-    let told =
-        format!("the keyspace b has no replica on this node: ask n0 ({})", cluster.nodes[0].client_url);
+    // The least loaded node has it.
+    let get: Value = serde_json::from_str(&ctl(&all, &["keyspace", "get", "b", "-w", "json"])).unwrap();
+    let name = get["replicas"][0]["name"].as_str().unwrap();
+    let is_it = |node: &&support::Node| node.argument("--name") == name;
+    let first = cluster.nodes.iter().find(is_it).unwrap();
+    let others: Vec<_> = cluster.nodes.iter().filter(|node| !is_it(node)).collect();
+    let is_led = async || run(&first.client_url, &["--keyspace", "b", "get", "k"]).status.success();
+    eventually("its only replica leads", is_led).await;
+    ctl(&first.client_url, &["--keyspace", "b", "put", "k", "v"]);
+    let told = format!("the keyspace b has no replica on this node: ask {name} ({})", first.client_url);
     // A node says where its clients find it soon after its start.
     let elsewhere =
-        async || complaint(&cluster.nodes[1].client_url, &["--keyspace", "b", "get", "k"]).contains(&told);
+        async || complaint(&others[0].client_url, &["--keyspace", "b", "get", "k"]).contains(&told);
     eventually(&told, elsewhere).await;
 
     assert_eq!(ctl(&all, &["keyspace", "update", "b", "--replicas=3"]), "Keyspace b updated\n");
@@ -176,27 +183,26 @@ async fn keyspaces_are_limited_frozen_and_resized() {
     let get = ctl(&all, &["keyspace", "get", "b", "-w", "json"]);
     let get: Value = serde_json::from_str(&get).unwrap();
     assert_eq!((get["replicas"].as_array().unwrap().len(), &get["revision"]), (3, &2.into()));
-    // The first node leads, and stays.
+    // It leads, and stays.
     ctl(&all, &["keyspace", "update", "b", "--replicas=1"]);
     let gone = async || {
-        let answers =
-            cluster.nodes[1..].iter().map(|node| run(&node.client_url, &["--keyspace", "b", "get", "k"]));
+        let answers = others.iter().map(|node| run(&node.client_url, &["--keyspace", "b", "get", "k"]));
         answers.into_iter().all(|answer| text(&answer.stderr).contains("has no replica on this node"))
     };
     eventually("two replicas are gone", gone).await;
-    assert_eq!(ctl(&all, &["--keyspace", "b", "get", "k", "--print-value-only"]), "v\n");
+    assert_eq!(ctl(&first.client_url, &["--keyspace", "b", "get", "k", "--print-value-only"]), "v\n");
 
     ctl(&all, &["keyspace", "freeze", "b"]);
-    let frozen = complaint(&all, &["--keyspace", "b", "put", "k", "w"]);
+    let frozen = complaint(&first.client_url, &["--keyspace", "b", "put", "k", "w"]);
     assert!(frozen.contains("the keyspace b is frozen: it can only be read"), "{frozen}");
-    assert_eq!(ctl(&all, &["--keyspace", "b", "get", "k", "--print-value-only"]), "v\n");
+    assert_eq!(ctl(&first.client_url, &["--keyspace", "b", "get", "k", "--print-value-only"]), "v\n");
     ctl(&all, &["keyspace", "thaw", "b"]);
-    ctl(&all, &["--keyspace", "b", "put", "k", "w"]);
+    ctl(&first.client_url, &["--keyspace", "b", "put", "k", "w"]);
 
     ctl(&all, &["keyspace", "update", "b", "--bytes-max", "1"]);
-    let full = complaint(&all, &["--keyspace", "b", "put", "k", "x"]);
+    let full = complaint(&first.client_url, &["--keyspace", "b", "put", "k", "x"]);
     assert_eq!(full, "Error: etcdserver: mvcc: database space exceeded\n");
-    let alarms = ctl(&all, &["--keyspace", "b", "alarm", "list"]);
+    let alarms = ctl(&first.client_url, &["--keyspace", "b", "alarm", "list"]);
     assert!(alarms.contains("alarm:NOSPACE") && ctl(&all, &["alarm", "list"]).is_empty(), "{alarms}");
     ctl(&all, &["put", "k", "x"]);
     let nodes = ctl(&all, &["node", "list"]);

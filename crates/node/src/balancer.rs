@@ -66,7 +66,7 @@ impl Balancer {
         for node in &alive {
             self.alive_at.insert(*node, now);
         }
-        let leads = leads(&reports);
+        let leads = leads(&reports, &alive);
         board.with_catalog(|catalog| {
             let mut view = View { now, ..View::default() };
             for member in &pool.roster.members {
@@ -193,8 +193,12 @@ fn node_view(state: NodeState, draining: bool, report: Option<&Report>) -> NodeV
 
 /// Replicas that are wanted elsewhere and still needed where they are, by node. A node that is gone for good does not tell that its
 /// replicas are; that they are not needed any more their groups' leaders do.
-pub fn still_needed(catalog: &Catalog, reports: &BTreeMap<NodeId, Report>) -> BTreeMap<NodeId, usize> {
-    let leads = leads(reports);
+pub fn still_needed(
+    catalog: &Catalog,
+    reports: &BTreeMap<NodeId, Report>,
+    alive: &BTreeSet<NodeId>,
+) -> BTreeMap<NodeId, usize> {
+    let leads = leads(reports, alive);
     let mut counts = BTreeMap::new();
     for (group, placement) in catalog.placements() {
         let is_over = leads.get(&group).is_some_and(|lead| lead.settled >= placement.revision);
@@ -213,10 +217,10 @@ struct Lead {
     settled: i64,
 }
 
-/// What leaders say of their groups.
-fn leads(reports: &BTreeMap<NodeId, Report>) -> BTreeMap<GroupId, Lead> {
+/// What leaders say of their groups. The last word of a node that cannot be reached is none.
+fn leads(reports: &BTreeMap<NodeId, Report>, alive: &BTreeSet<NodeId>) -> BTreeMap<GroupId, Lead> {
     let mut leads = BTreeMap::new();
-    for (node, report) in reports {
+    for (node, report) in reports.iter().filter(|(node, _)| alive.contains(node)) {
         // A node of another version does not say how far.
         let settled = report.settled.iter().copied().chain(std::iter::repeat(0));
         for (group, settled) in report.leads.iter().zip(settled) {
@@ -343,7 +347,9 @@ mod tests {
         let told = |settled| {
             let report = Report { leads: vec![GROUP.0], settled: vec![settled], ..Report::default() };
             world.board.set_report(NodeId(1), report);
-            let needed = world.board.with_catalog(|catalog| still_needed(catalog, &world.board.reports()));
+            let needed = world
+                .board
+                .with_catalog(|catalog| still_needed(catalog, &world.board.reports(), &[ME].into()));
             (Balancer::default().view(Time(5), &world.board, ME), needed.get(&NodeId(2)).copied())
         };
         let (view, needed) = told(revision - 1);
@@ -352,6 +358,25 @@ mod tests {
         assert_eq!((view.moves.get(&GROUP), needed), (None, None));
         assert!(view.groups[&GROUP].replica(NodeId(2)).is_none());
         assert!(view.groups[&GROUP].replica(NodeId(4)).is_some());
+    }
+
+    /// What a node that died had said of itself last counted for ever. A group that it had led was taken for one without a leader within
+    /// reach, of which nothing can be changed, and was not rebuilt.
+    #[test]
+    fn a_group_whose_leader_died_is_rebuilt() {
+        let world = World::new();
+        world.board.set_report(NodeId(2), Report { leads: vec![GROUP.0], ..Report::default() });
+        let view = |alive: &[u64]| {
+            world.board.set_alive(alive.iter().copied().map(NodeId).collect());
+            Balancer::default().view(Time(1), &world.board, ME)
+        };
+        assert_eq!(view(&[2, 3, 4]).groups[&GROUP].leader, Some(NodeId(2)));
+        assert_eq!(view(&[3, 4]).groups[&GROUP].leader, Some(ME), "one of those within reach");
+        world.board.set_report(NodeId(3), Report { leads: vec![GROUP.0], ..Report::default() });
+        let view = view(&[3, 4]);
+        assert_eq!(view.groups[&GROUP].leader, Some(NodeId(3)));
+        let planned = plan(&view, &Policy { grace_us: 0, ..Policy::default() });
+        assert_eq!(planned[0].kind, MoveKind::MoveReplica { from: NodeId(2), to: NodeId(4) }, "{planned:?}");
     }
 
     #[test]

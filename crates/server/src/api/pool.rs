@@ -92,10 +92,12 @@ impl<B: Backend> Pool<B> {
         let backend = &self.context.backend;
         let (own, alive, leaders) = (backend.identity().member_id, backend.alive(), self.leader_counts());
         let (members, reports) = (backend.members(), backend.standing().reports);
+        let mut within_reach = alive.clone();
+        within_reach.insert(own);
         let (replicas, leaving, draining) = backend.with_catalog(|catalog| {
             let nodes = members.iter().map(|member| NodeId(member.id));
             let draining: Vec<NodeId> = nodes.filter(|node| catalog.is_draining(*node)).collect();
-            (catalog.replica_counts(), still_needed(catalog, &reports), draining)
+            (catalog.replica_counts(), still_needed(catalog, &reports, &within_reach), draining)
         });
         let node = |member: hadron_proto::etcdserverpb::Member| {
             let id = NodeId(member.id);

@@ -1,7 +1,7 @@
 //! What a planner would do with a view, round after round, and where that leads: without anybody doing it.
 //!
 //! Loads stay as they are, moves take no time and none fails. Between two rounds passes what a group rests after a change, so that
-//! the first round is what would be decided now.
+//! the first round is what would be decided now. A disk that is slow now is not in later rounds.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ pub fn simulate(view: &View, policy: &Policy, rounds_max: usize) -> Simulation {
     let mut rounds = Vec::new();
     let is_settled = loop {
         let moves = plan(&next, policy);
-        if moves.is_empty() {
+        if moves.is_empty() && !next.has_slow_nodes(policy) {
             break true;
         }
         if rounds.len() == rounds_max {
@@ -45,7 +45,7 @@ pub fn simulate(view: &View, policy: &Policy, rounds_max: usize) -> Simulation {
         }
         moves.iter().for_each(|it| next.carry_out(it.group, &it.kind));
         next.pass(policy);
-        rounds.push(moves);
+        rounds.extend(Some(moves).filter(|moves| !moves.is_empty()));
     };
     Simulation { before, after: assess(&next, policy), rounds, is_settled, view: next }
 }
@@ -99,8 +99,14 @@ impl View {
         change(kind.source(), u64::saturating_sub);
     }
 
-    /// Lets groups rest. Who is out of reach is so no longer than before.
+    /// Whether somebody is given nothing because an fsync takes long.
+    fn has_slow_nodes(&self, policy: &Policy) -> bool {
+        self.nodes.values().any(|node| node.fsync_us > policy.fsync_us_max)
+    }
+
+    /// Lets groups rest, and disks recover. Who is out of reach is so no longer than before.
     fn pass(&mut self, policy: &Policy) {
+        self.nodes.values_mut().for_each(|node| node.fsync_us = 0.0);
         let now = self.now;
         self.now = now.plus_micros(policy.cool_down_us);
         for node in self.nodes.values_mut().filter(|node| !node.is_lost(now, policy.grace_us)) {

@@ -118,6 +118,9 @@ impl<'a> Source<'a> {
             return false;
         }
         let Some(previous) = self.log.position_at(progress.next.previous()) else {
+            if progress.leaving.is_some() {
+                return false;
+            }
             progress.become_snapshot();
             effects.snapshots.push(progress.replica);
             return false;

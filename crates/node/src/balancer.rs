@@ -394,6 +394,25 @@ mod tests {
         assert_eq!(led_by(Some(2), 4), Some(Time(4)));
     }
 
+    /// What a node that died had said of itself last counted for ever. A group that it had led was taken for one without a leader within
+    /// reach, of which nothing can be changed, and was not rebuilt.
+    #[test]
+    fn a_group_whose_leader_died_is_rebuilt() {
+        let world = World::new();
+        world.board.set_report(NodeId(2), Report { leads: vec![GROUP.0], ..Report::default() });
+        let view = |alive: &[u64]| {
+            world.board.set_alive(alive.iter().copied().map(NodeId).collect());
+            Balancer::default().view(Time(1), &world.board, ME)
+        };
+        assert_eq!(view(&[2, 3, 4]).groups[&GROUP].leader, Some(NodeId(2)));
+        assert_eq!(view(&[3, 4]).groups[&GROUP].leader, Some(ME), "one of those within reach");
+        world.board.set_report(NodeId(3), Report { leads: vec![GROUP.0], ..Report::default() });
+        let view = view(&[3, 4]);
+        assert_eq!(view.groups[&GROUP].leader, Some(NodeId(3)));
+        let planned = plan(&view, &Policy { grace_us: 0, ..Policy::default() });
+        assert_eq!(planned[0].kind, MoveKind::MoveReplica { from: NodeId(2), to: NodeId(4) }, "{planned:?}");
+    }
+
     #[test]
     fn who_is_no_member_any_more_is_dead_and_rebuilt_elsewhere() {
         let world = World::new();

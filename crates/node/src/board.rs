@@ -358,8 +358,8 @@ impl GroupBoard {
         self.applied.load(Ordering::Acquire)
     }
 
-    /// The newest revision of the roster for which the group's members were changed, and that is over, as far as this
-    /// replica has applied it; 0 if they are those of the beginning.
+    /// The newest revision of the roster, or of the group's placement, for which the group's members were changed, and that is over, as far
+    /// as this replica has applied it; 0 if they are those of the beginning.
     pub fn settled(&self) -> i64 {
         self.settled.load(Ordering::Acquire)
     }

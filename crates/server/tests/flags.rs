@@ -11,14 +11,19 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
 use hadron_proto::etcdserverpb::cluster_client::ClusterClient;
-use hadron_proto::etcdserverpb::{MemberAddRequest, MemberListRequest};
+use hadron_proto::etcdserverpb::lease_client::LeaseClient;
+use hadron_proto::etcdserverpb::{LeaseGrantRequest, MemberAddRequest, MemberListRequest};
 use place::{PATIENCE, Place, Served, text};
 use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
 
-async fn cluster(served: &Served, traffic: &str) -> ClusterClient<Channel> {
+async fn channel(served: &Served, traffic: &str) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", served.address(traffic))).unwrap();
-    ClusterClient::new(endpoint.connect().await.unwrap())
+    endpoint.connect().await.unwrap()
+}
+
+async fn cluster(served: &Served, traffic: &str) -> ClusterClient<Channel> {
+    ClusterClient::new(channel(served, traffic).await)
 }
 
 fn page(address: SocketAddr, path: &str) -> String {
@@ -45,6 +50,7 @@ async fn etcd_in_an_environment_serves_and_says_so_in_etcds_words() {
         .env("ETCD_LISTEN_CLIENT_URLS", "http://127.0.0.1:0")
         .env("ETCD_ADVERTISE_CLIENT_URLS", "http://etcd.example:2379")
         .env("ETCD_MAX_LEARNERS", "2")
+        .env("ETCD_ELECTION_TIMEOUT", "4000")
         .env("ETCD_SNAPSHOT_COUNT", "10000")
         .env("ETCD_NO_SUCH_FLAG", "x");
     let served = place.serve(&mut command);
@@ -73,6 +79,9 @@ async fn etcd_in_an_environment_serves_and_says_so_in_etcds_words() {
     cluster.member_add(add(2)).await.unwrap();
     let third = cluster.member_add(add(3)).await.unwrap_err();
     assert_eq!(third.message(), "etcdserver: too many learner members in cluster");
+    let mut leases = LeaseClient::new(channel(&served, "grpc+http").await);
+    let short = leases.lease_grant(LeaseGrantRequest { id: 0, ttl: 1 }).await.unwrap().into_inner();
+    assert_eq!(short.ttl, 6, "a lease outlives an election and a half");
 }
 
 #[tokio::test]

@@ -170,20 +170,24 @@ async fn keyspaces_are_limited_frozen_and_resized() {
     let all = cluster.endpoints().join(",");
     let one = ctl(&all, &["keyspace", "create", "b", "--replicas", "1", "-w", "json"]);
     assert_eq!(serde_json::from_str::<Value>(&one).unwrap()["keyspace"]["replicas"], 1);
-    ctl(&cluster.nodes[0].client_url, &["--keyspace", "b", "put", "k", "v"]);
-    // The others have no replica, and pass on what they are asked.
+    // The least loaded node has it. The others pass on what they are asked.
+    let get: Value = serde_json::from_str(&ctl(&all, &["keyspace", "get", "b", "-w", "json"])).unwrap();
+    let name = get["replicas"][0]["name"].as_str().unwrap();
+    let first = cluster.nodes.iter().position(|node| node.argument("--name") == name).unwrap();
+    let others = [(first + 1) % 3, (first + 2) % 3];
+    ctl(&cluster.nodes[others[0]].client_url, &["--keyspace", "b", "put", "k", "v"]);
     everywhere(&cluster, &["--keyspace", "b", "get", "k", "--print-value-only"], "v\n").await;
-    assert_eq!(passed_on(&cluster, 0).await, 0);
-    assert!(passed_on(&cluster, 1).await > 0 && passed_on(&cluster, 2).await > 0);
+    assert_eq!(passed_on(&cluster, first).await, 0);
+    assert!(passed_on(&cluster, others[0]).await > 0 && passed_on(&cluster, others[1]).await > 0);
 
     assert_eq!(ctl(&all, &["keyspace", "update", "b", "--replicas=3"]), "Keyspace b updated\n");
     everywhere(&cluster, &["--keyspace", "b", "get", "k", "--print-value-only"], "v\n").await;
     let get = ctl(&all, &["keyspace", "get", "b", "-w", "json"]);
     let get: Value = serde_json::from_str(&get).unwrap();
     assert_eq!((get["replicas"].as_array().unwrap().len(), &get["revision"]), (3, &2.into()));
-    // The first node leads, and stays.
+    // It leads, and stays.
     ctl(&all, &["keyspace", "update", "b", "--replicas=1"]);
-    for number in [1, 2] {
+    for number in others {
         let before = passed_on(&cluster, number).await;
         let passes_on = async || {
             ctl(&cluster.nodes[number].client_url, &["--keyspace", "b", "get", "k"]);

@@ -98,6 +98,7 @@ const CALLS: &[(Service, &str, &[&str], &str)] = &[
             "NodeList",
             "BalanceStatus",
             "BalanceHistory",
+            "BalanceSimulate",
             "BalancePause",
             "NodeDrain",
             "Top",

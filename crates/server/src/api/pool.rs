@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, ROOT_GROUP};
 use hadron_keyspace::auth::Need;
-use hadron_node::{KeyspaceRecord, still_needed};
+use hadron_node::{KeyspaceRecord, Report, still_needed};
 use hadron_proto::hadron as pb;
 use tonic::{Request, Response, Status};
 
@@ -75,14 +75,22 @@ impl<B: Backend> Pool<B> {
         replicas
     }
 
+    /// Who leads a group: by its replica here, or else by what the nodes report, which comes to those who vote in the root group.
+    fn leader_of(&self, group: GroupId, reports: &BTreeMap<NodeId, Report>) -> Option<NodeId> {
+        if let Some(status) = self.context.backend.status(group) {
+            return status.leader;
+        }
+        reports.iter().find(|(_, report)| report.leads(group)).map(|(node, _)| *node)
+    }
+
     /// How many keyspaces each node leads, as far as this one knows.
-    fn leader_counts(&self) -> BTreeMap<u64, u64> {
+    fn leader_counts(&self, reports: &BTreeMap<NodeId, Report>) -> BTreeMap<u64, u64> {
         let backend = &self.context.backend;
         let mut groups: Vec<GroupId> =
             backend.with_catalog(|catalog| catalog.placements().map(|(group, _)| group).collect());
         groups.push(DEFAULT_GROUP);
         let mut counts = BTreeMap::new();
-        for leader in groups.into_iter().filter_map(|group| backend.status(group)?.leader) {
+        for leader in groups.into_iter().filter_map(|group| self.leader_of(group, reports)) {
             *counts.entry(leader.0).or_default() += 1;
         }
         counts
@@ -90,8 +98,9 @@ impl<B: Backend> Pool<B> {
 
     fn nodes(&self) -> Vec<pb::Node> {
         let backend = &self.context.backend;
-        let (own, alive, leaders) = (backend.identity().member_id, backend.alive(), self.leader_counts());
+        let (own, alive) = (backend.identity().member_id, backend.alive());
         let (members, reports) = (backend.members(), backend.standing().reports);
+        let leaders = self.leader_counts(&reports);
         let (replicas, leaving, draining) = backend.with_catalog(|catalog| {
             let nodes = members.iter().map(|member| NodeId(member.id));
             let draining: Vec<NodeId> = nodes.filter(|node| catalog.is_draining(*node)).collect();
@@ -166,7 +175,7 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         self.permit_question(&request).await?;
         let record = self.context.keyspace_record(&request.get_ref().name)?;
         let (backend, group) = (&self.context.backend, record.group_id());
-        let leader = backend.status(group).and_then(|status| status.leader);
+        let leader = self.leader_of(group, &backend.standing().reports);
         let replicas = self.replicas(group).await;
         let keyspace = backend.keyspace(group);
         Ok(Response::new(pb::KeyspaceGetResponse {

@@ -208,7 +208,7 @@ pub struct Report {
     pub by_load: (Seen, Totals),
     /// The pool that is planned by counts.
     pub by_counts: (Seen, Totals),
-    /// The longest that a plan took on this machine. Not part of what is displayed, which follows from the settings alone.
+    /// The longest that a plan took of a processor of this machine. Not part of what is displayed, which follows from the settings alone.
     pub slowest_round: Duration,
 }
 

@@ -124,6 +124,8 @@ fn a_lease_without_an_id_gets_a_positive_one_and_its_time_runs_on_the_groups_clo
         let question = pb::LeaseTimeToLiveRequest { id: granted.id, keys: false };
         let answer = client.lease_time_to_live(question).await.unwrap().into_inner();
         assert_eq!((answer.ttl, answer.granted_ttl), (6, 10));
+        let short = client.lease_grant(pb::LeaseGrantRequest { id: 0, ttl: 1 }).await.unwrap().into_inner();
+        assert_eq!(short.ttl, 2, "it must outlive an election");
     });
 }
 

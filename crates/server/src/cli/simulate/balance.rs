@@ -8,7 +8,7 @@ use super::{Options, say};
 
 const NODES: u64 = 100;
 const KEYSPACES_PER_NODE: u64 = 100;
-/// What a plan may take.
+/// What a plan may take of a processor.
 const ROUND_MAX: Duration = Duration::from_secs(1);
 
 /// Runs the pool of each seed. True if every bound held.
@@ -49,6 +49,9 @@ fn again(settings: &Settings) -> String {
 fn tell_duration(report: &Report) -> bool {
     let in_time = report.slowest_round < ROUND_MAX;
     let verdict = if in_time { "held:   " } else { "BROKEN: " };
-    eprintln!("  {verdict}the slowest plan took {:?}, at most {ROUND_MAX:?}", report.slowest_round);
+    eprintln!(
+        "  {verdict}the slowest plan took {:?} of a processor, at most {ROUND_MAX:?}",
+        report.slowest_round
+    );
     in_time
 }

@@ -101,6 +101,6 @@ mod tests {
         assert!(
             text(Format::Json, TopBy::Prefix).contains(r#"{"keyspace":"a","prefix":"L3JlZ2lzdHJ5L3BvZHMv","#)
         );
-        assert!(text(Format::Table, TopBy::Client).contains("| CLIENT"));
+        assert!(text(Format::Table, TopBy::Client).contains(" CLIENT "));
     }
 }

@@ -122,8 +122,11 @@ impl Replica {
         self.places = Places::of(configuration).unwrap_or_default();
         self.board.set_configuration(configuration.clone(), self.me);
         // What a joint configuration said of those who left is still there, and the leader has yet to tell them.
-        let is_member = |replica: &ReplicaId| configuration.members().any(|member| member == *replica);
-        let gone = self.places.nodes.extract_if(.., |replica, _| !is_member(replica));
+        let is_member =
+            |(replica, _): &(ReplicaId, NodeId)| configuration.members().any(|member| member == *replica);
+        let nodes = std::mem::take(&mut self.places.nodes).into_iter();
+        let (members, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = nodes.partition(is_member);
+        self.places.nodes = members;
         self.routes.extend(gone);
         self.routes.retain(|replica, _| !self.places.nodes.contains_key(replica));
     }

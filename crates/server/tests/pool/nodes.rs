@@ -57,7 +57,7 @@ impl Pool {
 
     /// Nobody is given a replica whose disk is fuller than 85 %, and here all have the same.
     fn check_disk(&self) {
-        let disk = statvfs(&self.cluster.nodes[0].data_dir()).unwrap();
+        let disk = statvfs(self.cluster.nodes[0].data_dir()).unwrap();
         let used = disk.f_blocks - disk.f_bfree;
         let full = used as f64 / (used + disk.f_bavail) as f64;
         assert!(full < DISK_MAX, "the disk is {:.0} % full: nothing would be moved", 100.0 * full);

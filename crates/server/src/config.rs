@@ -169,6 +169,8 @@ pub struct Balance {
     pub cool_down: Duration,
     /// How long a node may be out of reach before its replicas are rebuilt elsewhere.
     pub grace_period: Duration,
+    /// Percentage of its disk beyond which a node is given nothing, and gives some away; 1 to 100.
+    pub disk_max: u8,
 }
 
 impl Balance {
@@ -176,7 +178,8 @@ impl Balance {
     pub fn policy(&self) -> Policy {
         let micros = |time: Duration| time.as_micros().try_into().unwrap_or(u64::MAX);
         let (cool_down_us, grace_us) = (micros(self.cool_down), micros(self.grace_period));
-        Policy { cool_down_us, grace_us, ..Policy::default() }
+        let disk_max = f64::from(self.disk_max) / 100.0;
+        Policy { cool_down_us, grace_us, disk_max, ..Policy::default() }
     }
 }
 
@@ -231,6 +234,7 @@ impl Config {
             balance: Balance {
                 cool_down: duration(settings, "balance-cool-down"),
                 grace_period: duration(settings, "balance-grace-period"),
+                disk_max: percentage(settings, "balance-disk-max")?,
             },
             retention: retention(settings)?,
             log: log::read(settings)?,
@@ -389,6 +393,14 @@ fn number<T: TryFrom<i128>>(settings: &Settings, flag: &'static str) -> Result<T
     let text = settings.text(flag);
     let number = value::number(text).and_then(|number| T::try_from(number).ok());
     number.ok_or_else(|| ConfigError::Range { flag, value: text.to_owned() })
+}
+
+/// A number from 1 to 100.
+fn percentage(settings: &Settings, flag: &'static str) -> Result<u8, ConfigError> {
+    match number(settings, flag)? {
+        percentage @ 1..=100 => Ok(percentage),
+        other => Err(ConfigError::Range { flag, value: other.to_string() }),
+    }
 }
 
 /// A number that must not be zero.

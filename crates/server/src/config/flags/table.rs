@@ -194,6 +194,7 @@ const OWN: &[Flag] = &[
     flag("zone", Text, "", Works, "Where this node stands: what fails together. Replicas of a keyspace do not share a zone while another has room"),
     flag("balance-cool-down", Duration, "1h0m0s", Works, "How long a keyspace is left alone after it was moved, unless something is broken; to be given to all members"),
     flag("balance-grace-period", Duration, "10m0s", Works, "How long a node may be out of reach before its replicas are rebuilt elsewhere; to be given to all members"),
+    flag("balance-disk-max", Number, "85", Works, "Percentage of its disk beyond which a node is given no replicas, and gives some away; to be given to all members"),
     flag("keyspace-listen", List, "", Works, "URLs to listen on for clients of one keyspace alone: name=url,name=url"),
     flag("keyspace-host-suffix", Text, "", Works, "Host names that end so choose the keyspace that is named before: with hadron.example, a.hadron.example is for the keyspace a"),
     flag("keyspace-from-certificate", Text, "", Works, "Clients with certificates are for the keyspace that these name: cn:{name} by the common name, o:{name} by an organization, with text before and after if wanted; needs --client-cert-auth"),

@@ -216,6 +216,8 @@ struct Sketch {
     capacity: usize,
     /// Of the counters with the same numbers: a look through them is one through a few lines of cache.
     hashes: Vec<u64>,
+    /// Likewise; with the rank of those who had the place before.
+    ranks: Vec<f64>,
     counters: Vec<Counter>,
 }
 
@@ -223,14 +225,17 @@ struct Sketch {
 struct Counter {
     group: GroupId,
     name: Vec<u8>,
-    /// With that of those who had the place before.
-    rank: f64,
     usage: Usage,
 }
 
 impl Sketch {
     fn new(capacity: usize) -> Sketch {
-        Sketch { capacity, hashes: Vec::with_capacity(capacity), counters: Vec::with_capacity(capacity) }
+        Sketch {
+            capacity,
+            hashes: Vec::with_capacity(capacity),
+            ranks: Vec::with_capacity(capacity),
+            counters: Vec::with_capacity(capacity),
+        }
     }
 
     fn count(&mut self, group: GroupId, name: &[u8], usage: &Usage) {
@@ -240,21 +245,20 @@ impl Sketch {
         let is_it = |counter: &Counter| counter.group == group && counter.name == name;
         let found = (0..self.hashes.len()).find(|at| self.hashes[*at] == hash && is_it(&self.counters[*at]));
         let at = found.unwrap_or_else(|| self.make_room(hash, group, name));
-        let counter = &mut self.counters[at];
-        counter.rank += usage.rank();
-        counter.usage.add(usage);
+        self.ranks[at] += usage.rank();
+        self.counters[at].usage.add(usage);
     }
 
     /// The place of somebody new.
     fn make_room(&mut self, hash: u64, group: GroupId, name: &[u8]) -> usize {
         if self.counters.len() < self.capacity {
             self.hashes.push(hash);
-            let usage = Usage::default();
-            self.counters.push(Counter { group, name: name.to_vec(), rank: 0.0, usage });
+            self.ranks.push(0.0);
+            self.counters.push(Counter { group, name: name.to_vec(), usage: Usage::default() });
             return self.counters.len() - 1;
         }
-        let ranks = self.counters.iter().map(|counter| counter.rank).enumerate();
-        let lightest = ranks.min_by(|(_, one), (_, other)| one.total_cmp(other)).map_or(0, |(at, _)| at);
+        let least = self.ranks.iter().copied().fold(f64::INFINITY, f64::min);
+        let lightest = self.ranks.iter().position(|rank| *rank <= least).unwrap_or_default();
         self.hashes[lightest] = hash;
         let counter = &mut self.counters[lightest];
         counter.group = group;
@@ -270,8 +274,8 @@ impl Sketch {
             let sum = sums.entry((counter.group, counter.name.clone())).or_default();
             sum.add(&counter.usage.times(1.0 - fading));
             counter.usage = counter.usage.times(fading);
-            counter.rank *= fading;
         }
+        self.ranks.iter_mut().for_each(|rank| *rank *= fading);
     }
 }
 

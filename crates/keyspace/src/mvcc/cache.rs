@@ -41,6 +41,11 @@ impl ValueCache {
         ValueCache(Arc::new(Shards { shards, shard_bytes: bytes / SHARDS }))
     }
 
+    /// An empty one of the same size.
+    pub fn to_empty(&self) -> ValueCache {
+        ValueCache::new(self.0.shard_bytes * SHARDS)
+    }
+
     fn shard(&self, id: &ValueId) -> &Mutex<Shard> {
         let (group, _, main, sub) = *id;
         let number = group.wrapping_add(main as u64).wrapping_add(u64::from(sub)) as usize % SHARDS;

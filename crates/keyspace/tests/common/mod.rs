@@ -96,6 +96,8 @@ impl Replica {
     }
 
     pub fn open(&mut self) -> Result<(), OpenError> {
+        // Another process: nothing of the former one's memory is left.
+        self.options.cache = self.options.cache.to_empty();
         self.keyspace = Keyspace::open(self.engine.clone(), GROUP, self.options.clone())?;
         Ok(())
     }

@@ -123,7 +123,8 @@ impl<B: Backend> Front<B> {
         let origin = self.access.allowed_origin(request.headers());
         let gateway = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path()));
         let is_stream = gateway.is_some_and(|gateway| gateway.is_stream(request.uri().path()));
-        let hidden = if is_stream { None } else { hidden(&request, end) };
+        let shows_end = is_stream || Gateway::waits(request.uri().path());
+        let hidden = if shows_end { None } else { hidden(&request, end) };
         let chosen = self.keyspaces.choose(&request, entrance);
         let (front, links) = (Arc::clone(self), Arc::clone(links));
         // Whoever passed it on has looked at that.

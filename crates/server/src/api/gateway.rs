@@ -57,6 +57,9 @@ struct Call {
     streams_responses: bool,
 }
 
+/// Calls that are answered when it is the client's turn.
+const WAITING: [&str; 2] = ["lock/lock", "election/campaign"];
+
 /// The gateway. Holds the calls only: who answers them is said with each.
 pub(super) struct Gateway {
     /// By what follows the prefix.
@@ -80,6 +83,12 @@ impl Gateway {
     pub(super) fn is_stream(&self, path: &str) -> bool {
         let call = rest_of_path(path).and_then(|rest| self.calls.get(rest));
         call.is_some_and(|call| call.streams_responses)
+    }
+
+    /// Whether the answer to a path may be long in coming for other reasons than that there is much to do: a client that is gone must not
+    /// go on waiting, and then own what it waited for.
+    pub(super) fn waits(path: &str) -> bool {
+        rest_of_path(path).is_some_and(|rest| WAITING.contains(&rest))
     }
 
     /// Answers a request; `call` carries out the gRPC call that it stands for.

@@ -2,8 +2,8 @@
 //!
 //! A client that closes its half of a connection may want the answer to what it asked before (shells and probes do that),
 //! or it may be gone. For HTTP/1 the answer tells: a page is sent all the same, so the end is hidden until it is there; a
-//! stream of the gateway, which may be silent for days, ends with its client, as it does in etcd. In HTTP/2 streams have
-//! ends of their own, and the end of the connection is the end of all.
+//! stream of the gateway, which may be silent for days, ends with its client, as it does in etcd, and so does a call that waits
+//! for its turn. In HTTP/2 streams have ends of their own, and the end of the connection is the end of all.
 
 use std::io;
 use std::pin::Pin;

@@ -350,3 +350,37 @@ fn a_watch_ends_with_its_client() {
         assert!(Instant::now() < deadline, "the stream of a client that is gone stays open");
     }
 }
+
+/// Whoever waited over HTTP/1 and went away stayed in the queue, and owned the lock when it was free.
+#[test]
+fn who_waits_for_a_lock_leaves_the_queue_when_it_is_gone() {
+    let harness = Harness::start();
+    let ask = |path: &str, body: &str| post(harness.address, path, body).json();
+    for (path, name) in [("/v3/lock/lock", "UQ=="), ("/v3/election/campaign", "Rg==")] {
+        let contend = |lease: u64| format!(r#"{{"name":"{name}","lease":"{lease}"}}"#);
+        for lease in [7, 8] {
+            ask("/v3/lease/grant", &format!(r#"{{"ID":"{lease}","TTL":"600"}}"#));
+        }
+        ask(path, &contend(7));
+        let queue = || {
+            let end = if name == "UQ==" { "Ug==" } else { "Rw==" };
+            let range = format!(r#"{{"key":"{name}","range_end":"{end}","count_only":true}}"#);
+            ask("/v3/kv/range", &range)["count"].as_str().unwrap().to_owned()
+        };
+        let mut waiter = TcpStream::connect(harness.address).unwrap();
+        let body = contend(8);
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+        waiter.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        let deadline = Instant::now() + TIMEOUT;
+        while queue() != "2" {
+            assert!(Instant::now() < deadline, "it waits its turn");
+        }
+        drop(waiter);
+        while queue() != "1" {
+            assert!(Instant::now() < deadline, "a client that is gone waits");
+        }
+        for lease in [7, 8] {
+            ask("/v3/lease/revoke", &format!(r#"{{"ID":"{lease}"}}"#));
+        }
+    }
+}

@@ -77,8 +77,7 @@ impl Balancer {
                 view.nodes.insert(node, node_view(state, catalog.is_draining(node), reports.get(&node)));
             }
             for (group, placement) in catalog.placements() {
-                let settled = reports.values().filter_map(|report| report.settled(group)).max();
-                let under_way = move_under_way(catalog, group, &placement.record, settled);
+                let under_way = move_under_way(catalog, group, &placement.record, settled(&reports, group));
                 view.moves.extend(under_way.map(|kind| (group, kind)));
                 let who = (leads.get(&group).copied(), &reports, &alive);
                 let seen = self.group_view(now, (group, placement), under_way, who);
@@ -194,8 +193,8 @@ fn node_view(state: NodeState, draining: bool, report: Option<&Report>) -> NodeV
     }
 }
 
-/// Who leads what. The last report of a node that died says for ever that it leads.
-fn leads(reports: &BTreeMap<NodeId, Report>, alive: &BTreeSet<NodeId>) -> BTreeMap<GroupId, NodeId> {
+/// Who leads what, as the nodes that are alive report. The last report of a node that died says for ever that it leads.
+pub fn leads(reports: &BTreeMap<NodeId, Report>, alive: &BTreeSet<NodeId>) -> BTreeMap<GroupId, NodeId> {
     let mut leads = BTreeMap::new();
     for (node, report) in reports.iter().filter(|(node, _)| alive.contains(node)) {
         for group in &report.leads {
@@ -205,14 +204,23 @@ fn leads(reports: &BTreeMap<NodeId, Report>, alive: &BTreeSet<NodeId>) -> BTreeM
     leads
 }
 
+/// The revision of the newest placement to which a group has come, as whoever led it reports.
+fn settled(reports: &BTreeMap<NodeId, Report>, group: GroupId) -> Option<i64> {
+    reports.values().filter_map(|report| report.settled(group)).max()
+}
+
+/// Since which revision the group's replica on a node is to leave.
+fn leaving_since(catalog: &Catalog, group: GroupId, node: NodeId) -> Option<i64> {
+    catalog.leaving(group, node).map(|leaving| leaving.revision)
+}
+
 /// Replicas that are wanted elsewhere and still needed where they are, by node. A node that is gone for good does not tell that its
 /// replicas are; that they are not needed any more their groups' leaders do.
 pub fn still_needed(catalog: &Catalog, reports: &BTreeMap<NodeId, Report>) -> BTreeMap<NodeId, usize> {
     let mut counts = BTreeMap::new();
     for (group, _) in catalog.placements() {
-        let settled = reports.values().filter_map(|report| report.settled(group)).max();
-        let since = |node: &NodeId| catalog.leaving(group, *node).map(|leaving| leaving.revision);
-        for node in catalog.leaving_of(group).filter(|node| settled < since(node)) {
+        let settled = settled(reports, group);
+        for node in catalog.leaving_of(group).filter(|node| settled < leaving_since(catalog, group, *node)) {
             *counts.entry(node).or_default() += 1;
         }
     }
@@ -227,9 +235,9 @@ fn move_under_way(
     placement: &Placement,
     settled: Option<i64>,
 ) -> Option<MoveKind> {
-    let since = |node: &NodeId| catalog.leaving(group, *node).map(|leaving| leaving.revision);
-    let from = catalog.leaving_of(group).max_by_key(since)?;
-    if settled >= since(&from) {
+    let since = |node| leaving_since(catalog, group, node);
+    let from = catalog.leaving_of(group).max_by_key(|node| since(*node))?;
+    if settled >= since(from) {
         return None;
     }
     // Who came last came in its place, unless all were there from the start.

@@ -317,7 +317,7 @@ impl Board {
 
 impl GroupBoard {
     /// A replica of which nothing is known but its state.
-    pub fn new(keyspace: Arc<Keyspace>) -> GroupBoard {
+    fn new(keyspace: Arc<Keyspace>) -> GroupBoard {
         GroupBoard {
             keyspace,
             leader: AtomicU64::new(0),
@@ -435,8 +435,7 @@ impl GroupBoard {
         self.settled.store(revision, Ordering::Release);
     }
 
-    /// Shows whether it sleeps.
-    pub fn set_asleep(&self, asleep: bool) {
+    pub(crate) fn set_asleep(&self, asleep: bool) {
         self.asleep.store(asleep, Ordering::Release);
     }
 

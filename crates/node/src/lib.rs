@@ -52,7 +52,7 @@ mod roster;
 mod sleep;
 mod snapshot;
 
-pub use balancer::{Balancer, Decision, decide, still_needed};
+pub use balancer::{Balancer, Decision, decide, leads, still_needed};
 pub use board::{
     Board, DigestComparisons, ElectionRecord, GroupBoard, LogShare, NotAdmitted, UseTotals, Uses,
 };

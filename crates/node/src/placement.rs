@@ -86,6 +86,15 @@ impl Residents {
     }
 }
 
+impl Replica {
+    /// Tells whoever waits for something that certainly did not happen that there is no such group here.
+    fn refuse_waiting(&mut self, effects: &mut Effects) {
+        let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(token, _)| token);
+        let certain = waiting.chain(self.reads.take_all());
+        effects.replies.extend(certain.map(|token| (token, Reply::Failed(Failure::NoSuchGroup))));
+    }
+}
+
 impl Node {
     /// The root group's state is another one altogether: after the start, or a snapshot.
     pub(crate) fn reread_catalog(&mut self, effects: &mut Effects) {
@@ -240,9 +249,7 @@ impl Node {
         if let Some(timer) = replica.timer {
             self.forget_timer(timer, group);
         }
-        let waiting = std::mem::take(&mut replica.waiting).into_iter().map(|(token, _)| token);
-        let certain = waiting.chain(replica.reads.take_all());
-        effects.replies.extend(certain.map(|token| (token, Reply::Failed(Failure::NoSuchGroup))));
+        replica.refuse_waiting(effects);
         replica.give_up_proposals(effects);
         if let Some((token, _)) = replica.transfer {
             effects.replies.push((token, Reply::Failed(Failure::Unknown)));
@@ -329,9 +336,7 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group).filter(|here| here.does_without(here.me, 0)) else {
             return;
         };
-        let waiting = std::mem::take(&mut replica.waiting).into_iter().map(|(token, _)| token);
-        let certain = waiting.chain(replica.reads.take_all());
-        effects.replies.extend(certain.map(|token| (token, Reply::Failed(Failure::NoSuchGroup))));
+        replica.refuse_waiting(effects);
     }
 
     /// Another node asks whether its replica is not needed any more, or says that ours is not.

@@ -85,6 +85,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Connects to another member, to pass calls of clients on: it speaks HTTP/2 there.
     fn connect(&self, node: NodeId) -> impl Future<Output = io::Result<Stream>> + Send;
 
+    /// The newest report of each node that sends them here.
+    fn reports(&self) -> BTreeMap<NodeId, Report>;
+
     /// How the pool stands, from the reports of all nodes: complete where this node votes in the root group.
     fn standing(&self) -> Standing;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hadron_balance::{Capacity, Load, NodeAssessment, Resource};
-use hadron_consensus::{GroupId, NodeId, ROOT_GROUP};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, ROOT_GROUP};
 use hadron_keyspace::{Command, Response};
 use hadron_node::{Catalog, DEFAULT_KEYSPACE, Report, load_of, moves};
 use hadron_proto::hadron as pb;
@@ -40,6 +40,13 @@ impl Names {
         };
         text.split(' ').map(word).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// The answer to who names a node that is no member.
+pub(super) fn no_node(id: u64) -> Status {
+    Status::not_found(format!(
+        "hadron: there is no node {id:x}: `hadron ctl node list` shows those there are"
+    ))
 }
 
 impl<B: Backend> Context<B> {
@@ -109,9 +116,7 @@ impl<B: Backend> Context<B> {
     /// Wants a member emptied, or not any more.
     pub(super) async fn drain_node(&self, node: u64, drain: bool) -> Result<(), Status> {
         if !self.backend.members().iter().any(|member| member.id == node) {
-            let text =
-                format!("hadron: there is no node {node:x}: `hadron ctl node list` shows those there are");
-            return Err(Status::not_found(text));
+            return Err(no_node(node));
         }
         self.change_pool(Catalog::drain(NodeId(node), drain)).await
     }
@@ -125,10 +130,9 @@ impl<B: Backend> Context<B> {
 
     /// Which keyspaces cause the load, the heaviest first.
     pub(super) fn top(&self) -> Vec<pb::TopKeyspace> {
-        let mut names = self.names();
-        names.insert(hadron_consensus::DEFAULT_GROUP, DEFAULT_KEYSPACE.to_owned());
+        let names = self.names();
         let mut sums: BTreeMap<GroupId, Load> = BTreeMap::new();
-        for replica in self.backend.standing().reports.values().flat_map(|report| &report.replicas) {
+        for replica in self.backend.reports().values().flat_map(|report| &report.replicas) {
             let sum = sums.entry(GroupId(replica.group)).or_default();
             *sum += &load_of(&replica.short);
         }
@@ -147,8 +151,7 @@ impl<B: Backend> Context<B> {
 
     /// Which prefixes or clients cause the load, the heaviest first.
     pub(super) fn top_hitters(&self, by: pb::TopBy) -> Vec<pb::TopEntry> {
-        let (reports, mut names) = (self.backend.standing().reports, self.names());
-        names.insert(hadron_consensus::DEFAULT_GROUP, DEFAULT_KEYSPACE.to_owned());
+        let (reports, names) = (self.backend.reports(), self.names());
         let cpu: f64 = reports.values().map(|report| load_of(&report.short)[Resource::Cpu]).sum();
         let work: f64 = reports.values().map(|report| report.work).sum();
         let mut sums: BTreeMap<(u64, Vec<u8>), Load> = BTreeMap::new();
@@ -186,10 +189,13 @@ impl<B: Backend> Context<B> {
         Names { nodes, keyspaces: self.names() }
     }
 
+    /// The keyspaces of groups, `default` included.
     fn names(&self) -> BTreeMap<GroupId, String> {
-        self.backend.with_catalog(|catalog| {
+        let mut names: BTreeMap<GroupId, String> = self.backend.with_catalog(|catalog| {
             catalog.keyspaces().map(|record| (record.group_id(), record.name.clone())).collect()
-        })
+        });
+        names.insert(DEFAULT_GROUP, DEFAULT_KEYSPACE.to_owned());
+        names
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, ROOT_GROUP};
 use hadron_keyspace::auth::Need;
-use hadron_node::{KeyspaceRecord, Report, still_needed};
+use hadron_node::{KeyspaceRecord, leads, still_needed};
 use hadron_proto::hadron as pb;
 use tonic::{Request, Response, Status};
 
@@ -75,32 +75,35 @@ impl<B: Backend> Pool<B> {
         replicas
     }
 
-    /// Who leads a group: by its replica here, or else by what the nodes report, which comes to those who vote in the root group.
-    fn leader_of(&self, group: GroupId, reports: &BTreeMap<NodeId, Report>) -> Option<NodeId> {
-        if let Some(status) = self.context.backend.status(group) {
-            return status.leader;
-        }
-        reports.iter().find(|(_, report)| report.leads(group)).map(|(node, _)| *node)
+    /// Who leads which group: by the replica here, or else by what the nodes report, which comes to those who vote in the root group.
+    fn leaders(&self, groups: &[GroupId]) -> BTreeMap<GroupId, NodeId> {
+        let backend = &self.context.backend;
+        let mut alive = backend.alive();
+        alive.insert(backend.identity().member_id);
+        let reported = leads(&backend.reports(), &alive);
+        let leader = |group: GroupId| match backend.status(group) {
+            Some(status) => status.leader,
+            None => reported.get(&group).copied(),
+        };
+        groups.iter().filter_map(|group| Some((*group, leader(*group)?))).collect()
     }
 
     /// How many keyspaces each node leads, as far as this one knows.
-    fn leader_counts(&self, reports: &BTreeMap<NodeId, Report>) -> BTreeMap<u64, u64> {
-        let backend = &self.context.backend;
-        let mut groups: Vec<GroupId> =
-            backend.with_catalog(|catalog| catalog.placements().map(|(group, _)| group).collect());
-        groups.push(DEFAULT_GROUP);
+    fn leader_counts(&self) -> BTreeMap<NodeId, u64> {
+        let placed = self.context.backend.with_catalog(|catalog| {
+            catalog.placements().map(|(group, _)| group).chain([DEFAULT_GROUP]).collect::<Vec<_>>()
+        });
         let mut counts = BTreeMap::new();
-        for leader in groups.into_iter().filter_map(|group| self.leader_of(group, reports)) {
-            *counts.entry(leader.0).or_default() += 1;
+        for leader in self.leaders(&placed).into_values() {
+            *counts.entry(leader).or_default() += 1;
         }
         counts
     }
 
     fn nodes(&self) -> Vec<pb::Node> {
         let backend = &self.context.backend;
-        let (own, alive) = (backend.identity().member_id, backend.alive());
-        let (members, reports) = (backend.members(), backend.standing().reports);
-        let leaders = self.leader_counts(&reports);
+        let (own, alive, leaders) = (backend.identity().member_id, backend.alive(), self.leader_counts());
+        let (members, reports) = (backend.members(), backend.reports());
         let (replicas, leaving, draining) = backend.with_catalog(|catalog| {
             let nodes = members.iter().map(|member| NodeId(member.id));
             let draining: Vec<NodeId> = nodes.filter(|node| catalog.is_draining(*node)).collect();
@@ -117,7 +120,7 @@ impl<B: Backend> Pool<B> {
                 learner: member.is_learner,
                 // `default` is everywhere.
                 replicas: 1 + replicas.get(&id).copied().unwrap_or_default() as u64,
-                leaders: leaders.get(&member.id).copied().unwrap_or_default(),
+                leaders: leaders.get(&id).copied().unwrap_or_default(),
                 draining: draining.contains(&id),
                 leaving: leaving.get(&id).copied().unwrap_or_default() as u64,
             }
@@ -175,7 +178,7 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         self.permit_question(&request).await?;
         let record = self.context.keyspace_record(&request.get_ref().name)?;
         let (backend, group) = (&self.context.backend, record.group_id());
-        let leader = self.leader_of(group, &backend.standing().reports);
+        let leader = self.leaders(&[group]).remove(&group);
         let replicas = self.replicas(group).await;
         let keyspace = backend.keyspace(group);
         Ok(Response::new(pb::KeyspaceGetResponse {

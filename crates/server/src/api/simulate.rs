@@ -8,7 +8,7 @@ use hadron_proto::hadron as pb;
 use tonic::Status;
 
 use super::backend::{Backend, Unavailable};
-use super::balance::Names;
+use super::balance::{Names, no_node};
 use super::context::Context;
 use super::placing::unheard;
 
@@ -44,8 +44,7 @@ fn check(request: &pb::BalanceSimulateRequest, view: &View) -> Result<(), Status
     let unknown =
         request.drain.iter().chain(&request.remove).find(|id| !view.nodes.contains_key(&NodeId(**id)));
     if let Some(node) = unknown {
-        let text = format!("hadron: there is no node {node:x}: `hadron ctl node list` shows those there are");
-        return Err(Status::not_found(text));
+        return Err(no_node(*node));
     }
     if request.add > ADDED_MAX {
         let text = format!("hadron: at most {ADDED_MAX} nodes can be added, not {}", request.add);

@@ -1,6 +1,6 @@
 //! What the services hold: questions go into the loop, everything else is read beside it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use crossbeam_channel::Sender;
 use hadron_balance::{Policy, View, assess};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, Time};
 use hadron_keyspace::{Command, Keyspace};
-use hadron_node::{Balancer, Board, Catalog, ElectionRecord, Event, GroupBoard, Pool};
+use hadron_node::{Balancer, Board, Catalog, ElectionRecord, Event, GroupBoard, Pool, Report};
 use hadron_proto::{etcdserverpb, hadron};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -232,10 +232,14 @@ impl Backend for Handle {
         self.0.transport.open_calls(node).await
     }
 
+    fn reports(&self) -> BTreeMap<NodeId, Report> {
+        self.0.board.reports()
+    }
+
     fn standing(&self) -> Standing {
         let view = self.view();
         let assessment = assess(&view, &self.0.policy);
-        Standing { view, assessment, reports: self.0.board.reports() }
+        Standing { view, assessment, reports: self.reports() }
     }
 
     fn outlook(&self) -> (View, Policy) {

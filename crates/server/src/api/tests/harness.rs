@@ -282,6 +282,10 @@ impl Backend for TestBackend {
         if to == NodeId(1) { Ok(()) } else { Err(Unavailable::BadTransferTarget) }
     }
 
+    fn reports(&self) -> BTreeMap<NodeId, Report> {
+        self.standing().reports
+    }
+
     fn standing(&self) -> Standing {
         let (view, policy) = self.outlook();
         let Heaviest { prefixes, clients, work } = self.0.hitters.take(9);

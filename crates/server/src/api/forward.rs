@@ -24,9 +24,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use hadron_consensus::{GroupId, NodeId};
-use http::header::{HOST, TE};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, request};
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, Request, Response, Version, request};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Frame, Incoming};
 use parking_lot::{Mutex, RwLock};
@@ -40,11 +39,11 @@ use super::keyspaces::Elsewhere;
 use super::pace::Pace;
 use super::passed_on::{self, Told};
 use super::services::RequestBody;
-use crate::client::links::{Keepalive, Target};
-use crate::metrics::Metrics;
+use crate::client::links::{self, Keepalive, Target};
+use crate::metrics::{Counter, Metrics};
 
 /// The connections that one client's calls are passed on over.
-pub(super) type Links = crate::client::links::Links<Body>;
+pub(super) type Links = links::Links<Body>;
 
 /// A node that does not answer pings for so long is taken for dead, and what was sent to it for lost.
 const KEEPALIVE: Keepalive =
@@ -72,6 +71,8 @@ struct Node {
     id: NodeId,
     target: Arc<Target<Body>>,
     pace: Pace,
+    /// The calls that it took.
+    taken: Arc<Counter>,
 }
 
 /// Who should get a call.
@@ -181,7 +182,7 @@ impl<B: Backend> Forward<B> {
             let (request, rest) = parcel.split();
             match self.attempt(&node, request, there, links).await {
                 Attempt::Answered(response) if !passed_on::is_not_here(&response) => {
-                    self.metrics.calls_passed_on.with(&[&format!("{:x}", node.id.0)]).inc();
+                    node.taken.inc();
                     return Outcome::Answered(self.take(response, there.group));
                 }
                 Attempt::Answered(refusal) => match rest {
@@ -277,8 +278,10 @@ impl<B: Backend> Forward<B> {
                 let backend = backend.clone();
                 async move { backend.connect(id).await }.boxed()
             };
-            let target = Arc::new(Target::new(format!("node {:x}", id.0), KEEPALIVE, dial));
-            Arc::new(Node { id, target, pace: Pace::default() })
+            let name = format!("{:x}", id.0);
+            let taken = self.metrics.calls_passed_on.with(&[&name]);
+            let target = Arc::new(Target::new(format!("node {name}"), KEEPALIVE, dial));
+            Arc::new(Node { id, target, pace: Pace::default(), taken })
         };
         Arc::clone(nodes.entry(id).or_insert_with(new))
     }
@@ -299,22 +302,13 @@ impl<B: Backend> Forward<B> {
 
 /// Makes the request one to another node.
 fn address(request: &mut Request<Body>, there: &Elsewhere) {
-    let path = request.uri().path_and_query().cloned();
-    let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    // HTTP/2 wants one. Nobody looks at it: which keyspace is meant is told.
-    let authority = Authority::from_static("hadron");
-    if let Ok(uri) = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build() {
-        *request.uri_mut() = uri;
-    }
-    *request.version_mut() = Version::HTTP_2;
+    // HTTP/2 wants an authority. Nobody looks at it: which keyspace is meant is told.
+    links::address(request, Scheme::HTTP, Authority::from_static("hadron"));
     let named = &there.named;
     let (user, from) = (request.extensions().get().cloned(), request.extensions().get().copied());
     let told =
         Told { keyspace: &named.name, door: named.door.as_ref(), user: user.as_ref(), from: from.as_ref() };
-    let headers = request.headers_mut();
-    told.write(headers);
-    headers.remove(HOST);
-    headers.insert(TE, HeaderValue::from_static("trailers"));
+    told.write(request.headers_mut());
 }
 
 /// The body of an answer of another node. If it breaks off, the client is told in gRPC's words.

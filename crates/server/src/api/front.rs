@@ -123,8 +123,8 @@ impl<B: Backend> Front<B> {
         let origin = self.access.allowed_origin(request.headers());
         let gateway = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path()));
         let is_stream = gateway.is_some_and(|gateway| gateway.is_stream(request.uri().path()));
-        let shows_end = is_stream || Gateway::waits(request.uri().path());
-        let hidden = if shows_end { None } else { hidden(&request, end) };
+        let waits = gateway.is_some_and(|gateway| gateway.waits(request.uri().path()));
+        let hidden = if is_stream || waits { None } else { hidden(&request, end) };
         let chosen = self.keyspaces.choose(&request, entrance);
         let (front, links) = (Arc::clone(self), Arc::clone(links));
         // Whoever passed it on has looked at that.
@@ -206,13 +206,13 @@ impl<B: Backend> Front<B> {
     ) -> Result<Response<Body>, Infallible> {
         let began = Instant::now();
         loop {
-            let (named, untaken) = match place {
+            let (named, back, refusal) = match place {
                 Place::Here(known) => {
                     let named = known.named();
                     let (request, rest) = parcel.split();
                     let Ok(response) = begin(route, request, known).await;
                     match rest.filter(|_| passed_on::is_not_here(&response)) {
-                        Some(rest) => (named, (rest, response)),
+                        Some(rest) => (named, rest, response),
                         None => return Ok(response),
                     }
                 }
@@ -222,12 +222,11 @@ impl<B: Backend> Front<B> {
                         Outcome::Lost(status) => return Ok(status.into_http()),
                         Outcome::Untaken(back, reasons) => {
                             let refusal = self.keyspaces.elsewhere(&there, &reasons).into_http();
-                            (there.named, (back, refusal))
+                            (there.named, back, refusal)
                         }
                     }
                 }
             };
-            let (back, refusal) = untaken;
             if began.elapsed() > PATIENCE {
                 return Ok(refusal);
             }

@@ -55,10 +55,9 @@ struct Call {
     response: MessageDescriptor,
     streams_requests: bool,
     streams_responses: bool,
+    /// It is answered when it is the client's turn.
+    waits: bool,
 }
-
-/// Calls that are answered when it is the client's turn.
-const WAITING: [&str; 2] = ["lock/lock", "election/campaign"];
 
 /// The gateway. Holds the calls only: who answers them is said with each.
 pub(super) struct Gateway {
@@ -81,14 +80,17 @@ impl Gateway {
 
     /// Whether the answer to a path is a stream, which may have no end.
     pub(super) fn is_stream(&self, path: &str) -> bool {
-        let call = rest_of_path(path).and_then(|rest| self.calls.get(rest));
-        call.is_some_and(|call| call.streams_responses)
+        self.call_at(path).is_some_and(|call| call.streams_responses)
     }
 
     /// Whether the answer to a path may be long in coming for other reasons than that there is much to do: a client that is gone must not
     /// go on waiting, and then own what it waited for.
-    pub(super) fn waits(path: &str) -> bool {
-        rest_of_path(path).is_some_and(|rest| WAITING.contains(&rest))
+    pub(super) fn waits(&self, path: &str) -> bool {
+        self.call_at(path).is_some_and(|call| call.waits)
+    }
+
+    fn call_at(&self, path: &str) -> Option<&Arc<Call>> {
+        self.calls.get(rest_of_path(path)?)
     }
 
     /// Answers a request; `call` carries out the gRPC call that it stands for.
@@ -112,8 +114,7 @@ impl Gateway {
     }
 
     fn find(&self, request: &Request<Incoming>) -> Result<Arc<Call>, Status> {
-        let path = rest_of_path(request.uri().path()).unwrap_or_default();
-        let call = self.calls.get(path).ok_or_else(|| Status::not_found("Not Found"))?;
+        let call = self.call_at(request.uri().path()).ok_or_else(|| Status::not_found("Not Found"))?;
         match *request.method() {
             Method::POST => Ok(Arc::clone(call)),
             // grpc-gateway says it with this code, which makes it HTTP's 501.

@@ -4,6 +4,7 @@
 //! once and one that was made anew under an old name is never mistaken for it; their services are made when they are first asked
 //! for, and kept. What has no replica here is served elsewhere: see `forward`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -66,7 +67,6 @@ pub(super) enum Place<B: Backend> {
 }
 
 /// The keyspace that a request names.
-#[derive(Clone)]
 pub(super) struct Named {
     pub(super) name: String,
     pub(super) door: Option<Door>,
@@ -116,8 +116,7 @@ impl<B: Backend> Keyspaces<B> {
             })));
         }
         let door = entrance.door(request, choice.by);
-        let named = Named { name: choice.name.into_owned(), door, is_passed_on };
-        Ok(match self.place(named) {
+        Ok(match self.place(choice.name, door, is_passed_on) {
             Ok(place) => Chosen::At(place),
             Err(named) => Chosen::Unheard(named),
         })
@@ -137,16 +136,17 @@ impl<B: Backend> Keyspaces<B> {
         if self.unheard.admits(UNHEARD_PER_SECOND_MAX) {
             self.default.context.backend.read_barrier(ROOT_GROUP).await?;
         }
-        self.place(named).map_err(|named| no_keyspace(&named.name))
+        let Named { name, door, is_passed_on } = named;
+        self.place(name.into(), door, is_passed_on).map_err(|named| no_keyspace(&named.name))
     }
 
     /// Who serves a keyspace, if it is in the catalog here: this node if it votes and is to go on doing so, or else those who
     /// shall have a replica and those who are to lose theirs. Some of them have none yet, or none any more.
-    fn place(&self, named: Named) -> Result<Place<B>, Named> {
+    fn place(&self, name: Cow<'_, str>, door: Option<Door>, is_passed_on: bool) -> Result<Place<B>, Named> {
         let backend = &self.default.context.backend;
         let own = backend.identity().member_id;
         let found = backend.with_catalog(|catalog| {
-            let group = catalog.record(&named.name)?.group_id();
+            let group = catalog.record(&name)?.group_id();
             let is_leaving = catalog.leaving(group, own).is_some();
             if serves(backend, group) {
                 return Some((group, is_leaving, BTreeSet::new()));
@@ -154,16 +154,18 @@ impl<B: Backend> Keyspaces<B> {
             let placed = catalog.placement(group)?.record.nodes();
             Some((group, is_leaving, placed.chain(catalog.leaving_of(group)).collect::<BTreeSet<NodeId>>()))
         });
-        let Some((group, is_leaving, mut nodes)) = found else { return Err(named) };
+        let named = |door| Named { name: name.to_string(), door, is_passed_on };
+        let Some((group, is_leaving, mut nodes)) = found else { return Err(named(door)) };
         nodes.remove(&own);
         // If nobody else can have one, what there is here says what is wrong with it.
         Ok(match nodes.is_empty() {
             true => {
-                let services = self.services(&named.name, group);
-                let Named { door, is_passed_on, .. } = named;
+                let services = self.services(&name, group);
                 Place::Here(Known { services, door, is_passed_on, is_leaving })
             }
-            false => Place::Elsewhere(Elsewhere { named, group, nodes: nodes.into_iter().collect() }),
+            false => {
+                Place::Elsewhere(Elsewhere { named: named(door), group, nodes: nodes.into_iter().collect() })
+            }
         })
     }
 

@@ -228,8 +228,8 @@ impl<B: Backend> Server<B> {
         }
     }
 
-    /// Serves the listeners, and the connections of other nodes that pass calls on, until `shutdown` completes, then lets running calls finish for a moment (streams, which
-    /// have no end of their own, are cut) and returns when all threads of the server have ended.
+    /// Serves the listeners, and the connections of other nodes that pass calls on, until `shutdown` completes, then lets running calls
+    /// finish for a moment (streams, which have no end of their own, are cut) and returns when all threads of the server have ended.
     ///
     /// Runs on any tokio runtime with IO and time enabled. Fails only if a listener or a thread cannot be set up.
     pub async fn serve(

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use http::header::{HOST, HeaderValue, TE};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Uri, Version};
 use hyper::body::Body;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -185,4 +188,17 @@ where
         });
         Ok(sender)
     }
+}
+
+/// Makes a client's request one that is passed on to whoever is called so.
+pub(crate) fn address<B>(request: &mut Request<B>, scheme: Scheme, authority: Authority) {
+    let path = request.uri().path_and_query().cloned();
+    let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let parts = Uri::builder().scheme(scheme).authority(authority).path_and_query(path);
+    if let Ok(uri) = parts.build() {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().remove(HOST);
+    request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
 }

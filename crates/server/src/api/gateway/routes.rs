@@ -82,6 +82,7 @@ impl Call {
             response: method.output(),
             streams_requests: method.is_client_streaming(),
             streams_responses: method.is_server_streaming(),
+            waits: matches!(method.full_name(), "v3lockpb.Lock.Lock" | "v3electionpb.Election.Campaign"),
         }
     }
 }

@@ -4,16 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt as _;
-use http::header::{HOST, HeaderValue, TE};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Response, Uri, Version};
+use http::uri::{Authority, Scheme};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tonic::Status;
 use tracing::{info, warn};
 
 use super::messages::AnyBody;
-use crate::client::links::{Keepalive, Target};
+use crate::client::links::{Keepalive, Target, address};
 use crate::client::{Security, dial, endpoint_parts};
 
 /// The connections that one client has.
@@ -92,7 +91,7 @@ impl Upstream {
                     continue;
                 }
             };
-            node.address(&mut request);
+            address(&mut request, node.scheme.clone(), node.authority.clone());
             let mut error = match sender.try_send_request(request).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
@@ -134,19 +133,5 @@ impl Node {
         let connect = move || dial(address.clone(), tls.clone()).boxed();
         let target = Arc::new(Target::new(endpoint.to_owned(), keepalive, connect));
         Ok(Node { authority, scheme, target })
-    }
-
-    /// Makes the request one to this node.
-    fn address<B>(&self, request: &mut Request<B>) {
-        let path = request.uri().path_and_query().cloned();
-        let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let parts =
-            Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(path);
-        if let Ok(uri) = parts.build() {
-            *request.uri_mut() = uri;
-        }
-        *request.version_mut() = Version::HTTP_2;
-        request.headers_mut().remove(HOST);
-        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
     }
 }

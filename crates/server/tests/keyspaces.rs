@@ -3,15 +3,17 @@
 
 #[path = "support/authority.rs"]
 mod authority;
+#[path = "support/ctl.rs"]
+mod ctl;
 #[path = "support/place.rs"]
 mod place;
 mod support;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
 use authority::Authority;
+use ctl::{complaint, ctl, run};
 use hadron_proto::etcdserverpb::RangeRequest;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use place::{Place, text};
@@ -29,26 +31,6 @@ async fn cluster() -> Cluster {
     }
     assert!(cluster.bring_up().await, "{}", cluster.logs());
     cluster
-}
-
-fn run(endpoints: &str, words: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hadron"));
-    command.args(["ctl", "--endpoints", endpoints]).args(words).stdin(Stdio::null());
-    command.output().unwrap()
-}
-
-/// What `hadron ctl` prints when all goes well.
-fn ctl(endpoints: &str, words: &[&str]) -> String {
-    let output = run(endpoints, words);
-    assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-/// What it complains about.
-fn complaint(endpoints: &str, words: &[&str]) -> String {
-    let output = run(endpoints, words);
-    assert!(!output.status.success(), "{words:?}: {}", text(&output.stdout));
-    text(&output.stderr)
 }
 
 /// Waits until it prints this at every node.

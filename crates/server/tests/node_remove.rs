@@ -2,36 +2,15 @@
 //! `hadron ctl balance simulate` says before.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/ctl.rs"]
+mod ctl;
 mod support;
 
-use std::process::{Command, Output, Stdio};
-
+use ctl::{complaint, ctl, run, text};
 use serde_json::Value;
 use support::{Cluster, eventually};
 
 const KEYSPACES: [&str; 3] = ["a", "b", "c"];
-
-fn run(endpoints: &str, words: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hadron"));
-    command.args(["ctl", "--endpoints", endpoints]).args(words).stdin(Stdio::null());
-    command.output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn ctl(endpoints: &str, words: &[&str]) -> String {
-    let output = run(endpoints, words);
-    assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-fn complaint(endpoints: &str, words: &[&str]) -> String {
-    let output = run(endpoints, words);
-    assert!(!output.status.success(), "{words:?}: {}", text(&output.stdout));
-    text(&output.stderr)
-}
 
 fn json(endpoints: &str, words: &[&str]) -> Value {
     serde_json::from_str(&ctl(endpoints, words)).unwrap()

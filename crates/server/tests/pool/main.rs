@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+#[path = "../support/ctl.rs"]
+mod ctl;
 mod idle;
 #[path = "../torture/leases.rs"]
 #[allow(dead_code)]

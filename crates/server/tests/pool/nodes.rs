@@ -1,7 +1,6 @@
 //! A pool of real processes, as its operator sees it.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -11,6 +10,7 @@ use hadron_proto::hadron as pb;
 use pb::pool_client::PoolClient;
 use tonic::transport::Channel;
 
+use crate::ctl::ctl;
 use crate::support::{Cluster, Node, eventually};
 
 /// What host names of keyspaces end with.
@@ -75,12 +75,7 @@ impl Pool {
 
     /// What `hadron ctl` prints when all goes well.
     pub fn ctl(&self, words: &[&str]) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hadron"));
-        command.args(["ctl", "--endpoints", &self.endpoints().join(",")]).args(words).stdin(Stdio::null());
-        let output = command.output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
-        text(&output.stdout)
+        ctl(&self.endpoints().join(","), words)
     }
 
     /// Makes keyspaces with three replicas. Returns the group of each, and the node that led it first if one is known.

@@ -56,6 +56,30 @@ pub(super) fn amounts(loads: &[ResourceLoad], resources: &[&str]) -> Vec<String>
     resources.iter().map(|resource| of(loads, resource).map_or_else(String::new, amount)).collect()
 }
 
+/// A move as lines of names and values, after what is told of it beside.
+pub(super) fn move_fields(it: &Move, out: &mut Vec<u8>) {
+    field(out, "Group", it.group);
+    quoted_field(out, "Keyspace", it.keyspace.as_bytes());
+    quoted_field(out, "Move", it.kind.as_bytes());
+    quoted_field(out, "Cause", it.cause.as_bytes());
+    quoted_field(out, "Reason", it.reason.as_bytes());
+    quoted_field(out, "Effect", it.effect.as_bytes());
+    field(out, "Bytes", it.bytes);
+    line(out, "");
+}
+
+/// The same for an object.
+pub(super) fn move_json(object: Object, it: &Move) -> Object {
+    object
+        .number("group", it.group)
+        .text("keyspace", &it.keyspace)
+        .text("move", &it.kind)
+        .text("cause", &it.cause)
+        .text("reason", &it.reason)
+        .text("effect", &it.effect)
+        .raw("bytes", &it.bytes.to_string())
+}
+
 pub(super) fn loads_json(loads: &[ResourceLoad]) -> Vec<String> {
     let load = |load: &ResourceLoad| {
         Object::new()
@@ -213,30 +237,13 @@ impl Reply for BalanceHistoryResponse {
     fn fields(&self, _: Style, out: &mut Vec<u8>) {
         for planned in &self.moves {
             field(out, "AtMs", planned.at_ms);
-            field(out, "Group", planned.group);
-            quoted_field(out, "Keyspace", planned.keyspace.as_bytes());
-            quoted_field(out, "Move", planned.kind.as_bytes());
-            quoted_field(out, "Cause", planned.cause.as_bytes());
-            quoted_field(out, "Reason", planned.reason.as_bytes());
-            quoted_field(out, "Effect", planned.effect.as_bytes());
-            field(out, "Bytes", planned.bytes);
-            line(out, "");
+            move_fields(planned, out);
         }
     }
 
     fn json(&self, _: Style) -> String {
-        let planned = |planned: &Move| {
-            Object::new()
-                .raw("at_ms", &planned.at_ms.to_string())
-                .number("group", planned.group)
-                .text("keyspace", &planned.keyspace)
-                .text("move", &planned.kind)
-                .text("cause", &planned.cause)
-                .text("reason", &planned.reason)
-                .text("effect", &planned.effect)
-                .raw("bytes", &planned.bytes.to_string())
-                .end()
-        };
+        let planned =
+            |planned: &Move| move_json(Object::new().raw("at_ms", &planned.at_ms.to_string()), planned).end();
         Object::new().list("moves", self.moves.iter().map(planned).collect()).end()
     }
 
@@ -302,13 +309,8 @@ impl Reply for Top {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::{Format, Printer};
+    use super::super::{Format, text};
     use super::*;
-
-    fn text(format: Format, reply: &dyn Reply) -> String {
-        let printer = Printer { format, style: Style::default() };
-        String::from_utf8(printer.render(reply).unwrap()).unwrap()
-    }
 
     #[test]
     fn the_load_of_each_node_is_shown_with_what_is_behind_it() {

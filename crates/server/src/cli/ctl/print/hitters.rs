@@ -79,12 +79,12 @@ mod tests {
 
     use hadron_proto::hadron::ResourceLoad;
 
-    use super::super::{Format, Printer};
+    use super::super::{Format, text};
     use super::*;
 
     #[test]
     fn prefixes_are_lines_and_objects_with_bytes_in_base64() {
-        let text = |format, by| {
+        let shown = |format, by| {
             let cpu = ResourceLoad { resource: "cpu".into(), short: 0.25, ..Default::default() };
             let entry = |name: &[u8]| TopEntry {
                 keyspace: "a".into(),
@@ -92,15 +92,14 @@ mod tests {
                 loads: vec![cpu.clone()],
             };
             let entries = vec![entry(b"/registry/pods/"), entry(b"")];
-            let printer = Printer { format, style: Style::default() };
-            let reply = Hitters(by, TopResponse { entries, ..Default::default() });
-            String::from_utf8(printer.render(&reply).unwrap()).unwrap()
+            text(format, &Hitters(by, TopResponse { entries, ..Default::default() }))
         };
-        let simple = text(Format::Simple, TopBy::Prefix);
+        let simple = shown(Format::Simple, TopBy::Prefix);
         assert_eq!(simple, "a, /registry/pods/, 0.25, , , \na, *, 0.25, , , \n");
         assert!(
-            text(Format::Json, TopBy::Prefix).contains(r#"{"keyspace":"a","prefix":"L3JlZ2lzdHJ5L3BvZHMv","#)
+            shown(Format::Json, TopBy::Prefix)
+                .contains(r#"{"keyspace":"a","prefix":"L3JlZ2lzdHJ5L3BvZHMv","#)
         );
-        assert!(text(Format::Table, TopBy::Client).contains(" CLIENT "));
+        assert!(shown(Format::Table, TopBy::Client).contains(" CLIENT "));
     }
 }

@@ -156,3 +156,5 @@ pub(crate) fn header_fields(out: &mut Vec<u8>, header: Option<&ResponseHeader>, 
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+use tests::text;

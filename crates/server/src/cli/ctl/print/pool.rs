@@ -299,13 +299,8 @@ impl Reply for NodeListResponse {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::{Format, Printer};
+    use super::super::{Format, text};
     use super::*;
-
-    fn text(format: Format, reply: &dyn Reply) -> String {
-        let printer = Printer { format, style: Style::default() };
-        String::from_utf8(printer.render(reply).unwrap()).unwrap()
-    }
 
     fn keyspace() -> Keyspace {
         Keyspace {

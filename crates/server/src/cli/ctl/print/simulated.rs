@@ -4,7 +4,7 @@ use hadron_proto::hadron::{BalanceSimulateResponse, Move, SimulatedMove, Simulat
 use prost::Message as _;
 
 use super::super::go_text;
-use super::balance::percent;
+use super::balance::{move_fields, move_json, percent};
 use super::json::Object;
 use super::table::Table;
 use super::{Reply, Style, field, id_field, line, quoted_field};
@@ -106,14 +106,7 @@ impl Reply for Simulated {
         for it in &self.0.moves {
             let planned = it.planned.clone().unwrap_or_default();
             field(out, "Round", it.round);
-            field(out, "Group", planned.group);
-            quoted_field(out, "Keyspace", planned.keyspace.as_bytes());
-            quoted_field(out, "Move", planned.kind.as_bytes());
-            quoted_field(out, "Cause", planned.cause.as_bytes());
-            quoted_field(out, "Reason", planned.reason.as_bytes());
-            quoted_field(out, "Effect", planned.effect.as_bytes());
-            field(out, "Bytes", planned.bytes);
-            line(out, "");
+            move_fields(&planned, out);
         }
         for node in &self.0.nodes {
             id_field(out, "ID", node.id, style);
@@ -140,7 +133,7 @@ impl Reply for Simulated {
         let it = &self.0;
         Object::new()
             .list("nodes", it.nodes.iter().map(node_json).collect())
-            .list("moves", it.moves.iter().map(move_json).collect())
+            .list("moves", it.moves.iter().map(simulated_json).collect())
             .raw("move_count", &it.move_count.to_string())
             .raw("bytes", &it.bytes.to_string())
             .raw("rounds", &it.rounds.to_string())
@@ -177,31 +170,17 @@ fn node_json(node: &SimulatedNode) -> String {
         .end()
 }
 
-fn move_json(it: &SimulatedMove) -> String {
+fn simulated_json(it: &SimulatedMove) -> String {
     let planned = it.planned.clone().unwrap_or_default();
-    Object::new()
-        .raw("round", &it.round.to_string())
-        .number("group", planned.group)
-        .text("keyspace", &planned.keyspace)
-        .text("move", &planned.kind)
-        .text("cause", &planned.cause)
-        .text("reason", &planned.reason)
-        .text("effect", &planned.effect)
-        .raw("bytes", &planned.bytes.to_string())
-        .end()
+    move_json(Object::new().raw("round", &it.round.to_string()), &planned).end()
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::{Format, Printer};
+    use super::super::{Format, text};
     use super::*;
-
-    fn text(format: Format, reply: &dyn Reply) -> String {
-        let printer = Printer { format, style: Style::default() };
-        String::from_utf8(printer.render(reply).unwrap()).unwrap()
-    }
 
     #[test]
     fn moves_come_first_then_nodes_and_then_what_it_comes_to() {

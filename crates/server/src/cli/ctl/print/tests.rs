@@ -25,6 +25,11 @@ fn render(reply: &dyn Reply, format: Format, style: Style) -> String {
     String::from_utf8_lossy(&Printer { format, style }.render(reply).unwrap()).into_owned()
 }
 
+/// The form that the operator of a pool sees.
+pub(super) fn text(format: Format, reply: &dyn Reply) -> String {
+    render(reply, format, Style::default())
+}
+
 /// Checks the three forms that every reply has.
 fn check(reply: &dyn Reply, simple: &str, fields: &str, json: &str) {
     assert_eq!(render(reply, Format::Simple, Style::default()), simple);

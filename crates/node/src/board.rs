@@ -14,8 +14,10 @@ use parking_lot::{Mutex, RwLock};
 use crate::catalog::Catalog;
 use crate::clock::GroupClock;
 use crate::membership::Member;
+use crate::memory::MemorySum;
 use crate::report::Report;
 use crate::roster::Pool;
+use crate::shards::Notes;
 
 /// Elections that are remembered, all groups together.
 const ELECTIONS_MAX: usize = 1_000;
@@ -34,6 +36,8 @@ pub struct Board {
     /// The revision of the newest roster that others told of; 0 for none.
     heard: AtomicI64,
     elections: Mutex<VecDeque<ElectionRecord>>,
+    memory: MemorySum,
+    notes: Mutex<Notes>,
 }
 
 /// Why a node may not be talked to.
@@ -264,6 +268,14 @@ impl Board {
     /// The elections that this node knows of, oldest first.
     pub fn elections(&self) -> Vec<ElectionRecord> {
         self.elections.lock().iter().cloned().collect()
+    }
+
+    pub(crate) fn memory(&self) -> &MemorySum {
+        &self.memory
+    }
+
+    pub(crate) fn notes(&self) -> &Mutex<Notes> {
+        &self.notes
     }
 
     pub(crate) fn add_group(&self, group: GroupId, keyspace: Arc<Keyspace>) -> Arc<GroupBoard> {

@@ -14,9 +14,9 @@ pub struct Assessment {
     pub at: Time,
     /// The nodes that can be reached, by id.
     pub nodes: Vec<NodeAssessment>,
-    /// The mean of W over the nodes that stay.
+    /// The mean of W over the nodes that carry it: those that stay, and those that have yet to be emptied. At most the largest.
     pub mean: f64,
-    /// What each node would carry if load could be poured around the replicas that are heavier than that; at most the mean.
+    /// What each node would carry if load could be poured around the replicas that are heavier than that, once all who shall be emptied are.
     pub level: f64,
     /// The largest W.
     pub largest: f64,
@@ -24,7 +24,7 @@ pub struct Assessment {
     pub heaviest_replica: f64,
     /// The standard deviation of W.
     pub spread: f64,
-    /// Groups with fewer voters that can be reached than they shall have.
+    /// Groups with fewer voters that can be reached and are well than they shall have.
     pub short_of_replicas: usize,
     /// Groups of which no majority can be reached.
     pub without_quorum: usize,
@@ -59,7 +59,7 @@ pub fn assess(view: &View, policy: &Policy) -> Assessment {
     nodes.iter_mut().zip(shares(&loads)).for_each(|(node, share)| node.share = share);
     Assessment {
         at: view.now,
-        mean: board.mean(),
+        mean: board.mean_carried(),
         level: board.level(),
         largest: loads.iter().copied().fold(0.0, f64::max),
         heaviest_replica: nodes.iter().map(|node| node.heaviest_replica).fold(0.0, f64::max),

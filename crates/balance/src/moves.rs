@@ -105,6 +105,15 @@ pub enum Reason {
         /// Voters it shall have.
         want: usize,
     },
+    /// The replica on the node differs from the others, or cannot be opened.
+    Damaged {
+        /// The node.
+        node: NodeId,
+        /// Voters that can be reached and are well.
+        left: usize,
+        /// Voters it shall have.
+        want: usize,
+    },
     /// The group has fewer replicas than it shall have.
     TooFew {
         /// Voters it has.
@@ -157,6 +166,7 @@ impl Reason {
         match self {
             Reason::TooMany { .. } => "too-many",
             Reason::Lost { .. } => "lost",
+            Reason::Damaged { .. } => "damaged",
             Reason::TooFew { .. } => "too-few",
             Reason::Drained { .. } => "drained",
             Reason::ZoneShared { .. } => "zone-shared",
@@ -218,6 +228,9 @@ impl fmt::Display for Reason {
             Reason::TooMany { have, want } => write!(f, "it has {have} replicas and shall have {want}"),
             Reason::Lost { node, left, want } => {
                 write!(f, "{node} is lost and {left} of {want} replicas are left")
+            }
+            Reason::Damaged { node, left, want } => {
+                write!(f, "the replica on {node} is damaged and {left} of {want} replicas are well")
             }
             Reason::TooFew { have, want } => write!(f, "it has {have} replicas and shall have {want}"),
             Reason::Drained { node } => write!(f, "{node} is drained"),

@@ -123,6 +123,13 @@ impl Balancer {
             Some(leader) => GroupLoad::split(&measured(leader), &followers),
             None => GroupLoad::split(&Default::default(), &followers),
         };
+        let is_damaged = |node: NodeId| {
+            let damaged = reports.get(&node).and_then(|report| report.damaged(group));
+            // A report may be older than the replica that is there now.
+            damaged.is_some() && damaged == placement.record.replica_on(node)
+        };
+        let may_lead = |node: &NodeId| alive.contains(node) && !is_damaged(*node);
+        let replica = |node| ReplicaView { is_damaged: is_damaged(node), ..ReplicaView::voter(node) };
         GroupView {
             factor: nodes.len(),
             bytes: nodes
@@ -131,8 +138,8 @@ impl Balancer {
                 .max()
                 .unwrap_or_default(),
             // A group that sleeps since all its nodes were started has no leader, and gets one as soon as it is wanted elsewhere.
-            leader: leader.or_else(|| nodes.iter().find(|node| alive.contains(node)).copied()),
-            replicas: nodes.into_iter().map(ReplicaView::voter).collect(),
+            leader: leader.or_else(|| nodes.iter().copied().find(may_lead)),
+            replicas: nodes.into_iter().map(replica).collect(),
             load,
             changed_at: self.changed_at(now, group, placement.revision, leader),
         }

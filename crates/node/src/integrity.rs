@@ -2,16 +2,17 @@
 //!
 //! Every few seconds the leader of a group that changed logs a mark; each replica remembers its live digest at that
 //! index. The leader then asks for them. When a majority agrees, whoever differs from it is named: in the log, in the
-//! metrics and by a CORRUPT alarm for that member alone. The named replica stops serving; the group goes on. A group that sleeps is
+//! metrics and by a CORRUPT alarm for that member alone. The named replica stops serving; the group goes on. Where the catalog
+//! says where replicas are, whoever plans has it rebuilt, as its node reports it; the alarm ends with the replica. A group that sleeps is
 //! woken once for what was changed since the last comparison, and then left alone.
 //!
 //! Here too is C(x), each node's share of the entries that were acknowledged within the last window.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use hadron_consensus::{Divergence, Event as CoreEvent, GroupId, NodeId, ReplicaId, Time};
+use hadron_consensus::{Divergence, Event as CoreEvent, GroupId, Index, NodeId, ReplicaId, Time};
 use hadron_keyspace::Command;
-use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
+use hadron_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, alarm_request::AlarmAction};
 
 use crate::board::LogShare;
 use crate::envelope::Origin;
@@ -43,6 +44,8 @@ pub(crate) struct Integrity {
     acknowledged: VecDeque<BTreeMap<ReplicaId, u64>>,
     /// The first sample of this leadership was put off.
     has_waited: bool,
+    /// The end of the leader's log when it proposed last to lift alarms.
+    lifting: Option<Index>,
 }
 
 #[derive(Debug)]
@@ -60,6 +63,7 @@ impl Integrity {
             questions: VecDeque::new(),
             acknowledged: VecDeque::new(),
             has_waited: false,
+            lifting: None,
         }
     }
 }
@@ -75,6 +79,8 @@ impl Node {
         let is_sampled = replica.sample_shares();
         let wait_us = if is_sampled { interval_us } else { interval_us / FIRST_SAMPLE_PART };
         replica.integrity.next_at = now.plus_micros(wait_us);
+        self.lift_alarms(group, effects);
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
         let revision = replica.keyspace.revision();
         if replica.integrity.marked_revision == Some(revision) {
             return;
@@ -168,7 +174,7 @@ impl Node {
         let differing: Vec<(NodeId, u64)> = round
             .digests
             .iter()
-            .filter(|(_, live)| **live != agreed)
+            .filter(|(node, live)| **live != agreed && replica.has_place_on(**node))
             .map(|(node, live)| (*node, *live))
             .collect();
         for (node, found) in differing {
@@ -205,9 +211,8 @@ impl Node {
     /// Names `node` in an alarm that every replica learns of. Ignored where this replica does not lead.
     fn raise_corrupt(&mut self, group: GroupId, node: NodeId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        let is_raised = |alarm: &hadron_proto::etcdserverpb::AlarmMember| {
-            alarm.member_id == node.0 && alarm.alarm == AlarmType::Corrupt as i32
-        };
+        let is_raised =
+            |alarm: &AlarmMember| alarm.member_id == node.0 && alarm.alarm == AlarmType::Corrupt as i32;
         if !replica.core.is_leader() || replica.keyspace.alarms().iter().any(is_raised) {
             return;
         }
@@ -216,18 +221,48 @@ impl Node {
             member_id: node.0,
             alarm: AlarmType::Corrupt as i32,
         };
+        self.propose_alarms(group, vec![alarm], effects);
+    }
+
+    fn propose_alarms(&mut self, group: GroupId, alarms: Vec<AlarmRequest>, effects: &mut Effects) {
         let nobody = Origin { node: self.config.node, incarnation: self.config.incarnation, token: 0 };
-        self.propose_entry(group, vec![(nobody, Command::Alarm(alarm).to_bytes())], effects);
+        let commands = alarms.into_iter().map(|alarm| (nobody, Command::Alarm(alarm).to_bytes()));
+        self.propose_entry(group, commands.collect(), effects);
+    }
+
+    /// Leader of a group of the catalog: an alarm about a replica that is gone is over. True while there is such a one. A new replica on that
+    /// node must come after its end in the log, or it would take the alarm for its own.
+    pub(crate) fn lift_alarms(&mut self, group: GroupId, effects: &mut Effects) -> bool {
+        let Some(replica) = self.replicas.get_mut(&group) else { return false };
+        if replica.follows_roster || !replica.core.is_leader() {
+            return false;
+        }
+        let is_over = |alarm: &AlarmMember| {
+            alarm.alarm == AlarmType::Corrupt as i32 && !replica.has_place_on(NodeId(alarm.member_id))
+        };
+        let over: Vec<AlarmMember> = replica.keyspace.alarms().into_iter().filter(is_over).collect();
+        let is_under_way = replica.integrity.lifting.is_some_and(|end| replica.applied() <= end);
+        if over.is_empty() || is_under_way {
+            return !over.is_empty();
+        }
+        replica.integrity.lifting = Some(replica.core.last());
+        let lift = |alarm: AlarmMember| AlarmRequest {
+            action: AlarmAction::Deactivate as i32,
+            member_id: alarm.member_id,
+            alarm: alarm.alarm,
+        };
+        self.propose_alarms(group, over.into_iter().map(lift).collect(), effects);
+        true
     }
 
     /// A replica that an alarm names stops serving and leading.
     pub(crate) fn heed_alarms(&mut self, group: GroupId, effects: &mut Effects) {
         let me = self.config.node.0;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        let names_me = |alarm: &hadron_proto::etcdserverpb::AlarmMember| {
-            alarm.member_id == me && alarm.alarm == AlarmType::Corrupt as i32
-        };
-        if !replica.quarantined && replica.keyspace.alarms().iter().any(names_me) {
+        let names_me =
+            |alarm: &AlarmMember| alarm.member_id == me && alarm.alarm == AlarmType::Corrupt as i32;
+        // Whoever reads of it before it belonged to the group reads of another replica that was on this node.
+        if !replica.quarantined && replica.keyspace.alarms().iter().any(names_me) && replica.belongs() {
             self.quarantine(group, effects);
         }
     }
@@ -289,12 +324,23 @@ impl Replica {
         true
     }
 
+    /// Whether the configuration in force has a replica on `node`.
+    fn has_place_on(&self, node: NodeId) -> bool {
+        self.places.nodes.values().any(|place| *place == node)
+    }
+
+    /// Whether this replica was in the group as of what is applied.
+    fn belongs(&self) -> bool {
+        self.applied_configuration().is_ok_and(|applied| applied.members().any(|member| member == self.me))
+    }
+
     /// Forgets what only a leader knows.
     pub(crate) fn forget_checks(&mut self) {
         self.integrity.round = None;
         self.integrity.marked_revision = None;
         self.integrity.acknowledged.clear();
         self.integrity.has_waited = false;
+        self.integrity.lifting = None;
         self.board.set_shares(Vec::new());
     }
 }

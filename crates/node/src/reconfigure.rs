@@ -276,6 +276,9 @@ impl Node {
     /// Leader: takes the group a step towards the roster, if it is not there.
     pub(crate) fn maybe_reconfigure(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(wanted) = self.wanted_configuration(group) else { return };
+        if self.lift_alarms(group, effects) {
+            return;
+        }
         let Some(revision) = Places::of(&wanted).map(|places| places.revision) else { return };
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let stays = wanted.voters.contains(&replica.me);

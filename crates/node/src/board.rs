@@ -14,8 +14,10 @@ use parking_lot::{Mutex, RwLock};
 use crate::catalog::Catalog;
 use crate::clock::GroupClock;
 use crate::membership::Member;
+use crate::memory::MemorySum;
 use crate::report::Report;
 use crate::roster::Pool;
+use crate::shards::Notes;
 
 /// Elections that are remembered, all groups together.
 const ELECTIONS_MAX: usize = 1_000;
@@ -36,6 +38,8 @@ pub struct Board {
     elections: Mutex<VecDeque<ElectionRecord>>,
     /// Replicas that cannot be opened because they are damaged.
     unopened: RwLock<BTreeMap<GroupId, ReplicaId>>,
+    memory: MemorySum,
+    notes: Mutex<Notes>,
 }
 
 /// Why a node may not be talked to.
@@ -267,6 +271,14 @@ impl Board {
     /// The elections that this node knows of, oldest first.
     pub fn elections(&self) -> Vec<ElectionRecord> {
         self.elections.lock().iter().cloned().collect()
+    }
+
+    pub(crate) fn memory(&self) -> &MemorySum {
+        &self.memory
+    }
+
+    pub(crate) fn notes(&self) -> &Mutex<Notes> {
+        &self.notes
     }
 
     pub(crate) fn add_group(&self, group: GroupId, keyspace: Arc<Keyspace>) -> Arc<GroupBoard> {

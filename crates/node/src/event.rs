@@ -148,6 +148,15 @@ pub enum Event {
         /// The group.
         group: GroupId,
     },
+    /// To the shards beside the first: the members, or who is to be connected, may have changed; the board shows it.
+    PoolChanged,
+    /// To the shards beside the first: the catalog says something else about these groups; the board shows it.
+    CatalogChanged {
+        /// The groups.
+        groups: Vec<GroupId>,
+    },
+    /// To the shards beside the first: the catalog is another one altogether.
+    CatalogReread,
     /// The switch that [`Effects::installs`] allowed is made and durable: the engine holds the snapshot's state.
     SnapshotInstalled {
         /// The group.
@@ -155,6 +164,39 @@ pub enum Event {
         /// What it contains.
         applied: Applied,
     },
+}
+
+impl Event {
+    /// The one group that this is about; `None` if it is about several, or the node.
+    pub fn group(&self) -> Option<GroupId> {
+        match self {
+            Event::Write { group, .. }
+            | Event::Read { group, .. }
+            | Event::TransferLeader { group, .. }
+            | Event::Lags { group, .. }
+            | Event::HandOverTo { group, .. }
+            | Event::Cancel { group, .. }
+            | Event::Flushed { group, .. }
+            | Event::Swept { group }
+            | Event::SnapshotSent { group, .. }
+            | Event::SnapshotOffered { group, .. }
+            | Event::Opened { group, .. }
+            | Event::Destroyed { group }
+            | Event::SnapshotInstalled { group, .. } => Some(*group),
+            Event::Peer { message, .. } => message.group(),
+            Event::Timer
+            | Event::PeerUp { .. }
+            | Event::PeerDown { .. }
+            | Event::Report(_)
+            | Event::HandOver
+            | Event::LogDurable { .. }
+            | Event::LogPinned { .. }
+            | Event::EnginePersisted { .. }
+            | Event::PoolChanged
+            | Event::CatalogChanged { .. }
+            | Event::CatalogReread => None,
+        }
+    }
 }
 
 /// What a step wants done. The driver may do these in any order and in parallel.
@@ -187,6 +229,8 @@ pub struct Effects {
     pub destroys: Vec<DestroyJob>,
     /// Others are to be connected than before: see [`crate::Board::peers`].
     pub are_peers_new: bool,
+    /// For the other shards of this node: to be given to [`crate::route`].
+    pub tells: Vec<Event>,
     /// The node must stop now, and must not be restarted without a look: what was found, and what to do.
     pub fatal: Option<String>,
 }
@@ -205,6 +249,7 @@ impl Effects {
             && self.opens.is_empty()
             && self.destroys.is_empty()
             && !self.are_peers_new
+            && self.tells.is_empty()
             && self.fatal.is_none()
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Replica {
     pub(crate) hold_until: Option<Time>,
     /// Other nodes' commands of this turn, with the term they are meant for.
     pub(crate) forwarded: Vec<(Term, Origin, Bytes)>,
+    /// The newest forward of each node that was taken: incarnation and number.
+    pub(crate) forwards_seen: BTreeMap<NodeId, (u64, u64)>,
     /// Own clients' commands that were proposed or forwarded, by token. Once an entry of a later term is applied,
     /// those of earlier terms are known not to have happened.
     pub(crate) proposed: HashMap<u64, Proposed>,
@@ -153,6 +155,7 @@ impl Replica {
             waiting: VecDeque::new(),
             hold_until: None,
             forwarded: Vec::new(),
+            forwards_seen: BTreeMap::new(),
             proposed: HashMap::new(),
             unapplied: VecDeque::new(),
             applied_term: in_engine.term,

@@ -12,7 +12,8 @@
 //! beside it `read`, `flush`, `snapshot`, `lease`, `integrity`, `liveness`, `sleep`. Who belongs to the pool: `membership` at its
 //! beginning, `roster` from then on, `reconfigure` for what follows from it; `catalog` says which keyspaces there are and where their groups
 //! shall be, `placement` opens and destroys replicas here accordingly, `report` and
-//! `balancer` are for whoever plans where they shall be; `force` for who is left alone.
+//! `balancer` are for whoever plans where they shall be; `force` for who is left alone. `shards` is about a node whose groups are
+//! spread over several loops: a [`Node`] is then the part of the node that one of them drives.
 //!
 //! Invariants:
 //! - No clock, thread, socket, file or unseeded randomness: the same events at the same times give the same effects.
@@ -49,6 +50,7 @@ mod reconfigure;
 mod replicate;
 mod report;
 mod roster;
+mod shards;
 mod sleep;
 mod snapshot;
 
@@ -72,3 +74,4 @@ pub use node::Node;
 pub use peer::{Forward, PeerDecodeError, PeerMessage};
 pub use report::{Damaged, Hitter, ReplicaReport, Report, Settled, amounts_of, damaged, load_of, settled};
 pub use roster::{NODES_PREFIX, Pool, REMOVED_PREFIX, ROSTER_KEY, Removed, Roster, RosterError};
+pub use shards::{route, shard_of};

@@ -8,6 +8,8 @@
 //! A follower over its bound takes no entries. A leader over its bound refuses proposals; if that lasts for an election
 //! timeout it hands over to a replica that keeps up.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use hadron_consensus::{Event as CoreEvent, GroupId, ReplicaId, Time};
 
 use crate::event::Effects;
@@ -23,6 +25,32 @@ pub struct MemoryUse {
     pub log: usize,
 }
 
+/// What the groups of all shards of a node hold.
+#[derive(Debug, Default)]
+pub(crate) struct MemorySum {
+    unflushed: AtomicUsize,
+    log: AtomicUsize,
+}
+
+impl MemorySum {
+    fn get(&self) -> MemoryUse {
+        let load = |sum: &AtomicUsize| sum.load(Ordering::Relaxed);
+        MemoryUse { unflushed: load(&self.unflushed), log: load(&self.log) }
+    }
+
+    /// Somebody who held `before` holds `now`.
+    fn replace(&self, before: MemoryUse, now: MemoryUse) {
+        let change = |sum: &AtomicUsize, before: usize, now: usize| {
+            if before != now {
+                // Adding wraps around, so that this takes away too.
+                sum.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+            }
+        };
+        change(&self.unflushed, before.unflushed, now.unflushed);
+        change(&self.log, before.log, now.log);
+    }
+}
+
 /// Whether a replica holds as much as it may.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pressure {
@@ -33,27 +61,27 @@ pub(crate) struct Pressure {
 }
 
 impl Node {
-    /// What all groups hold together.
+    /// What all groups of the node hold together, whichever shard they belong to.
     pub fn memory_use(&self) -> MemoryUse {
-        self.memory
+        self.board.memory().get()
     }
 
     /// How many bytes of applied state `group` may keep from the engine.
     pub(crate) fn unflushed_bytes_max(&self) -> usize {
-        let free = self.config.limits.node_unflushed_bytes.saturating_sub(self.memory.unflushed);
+        let free = self.config.limits.node_unflushed_bytes.saturating_sub(self.memory_use().unflushed);
         self.config.limits.unflushed_bytes.min(free)
     }
 
     /// How long to wait between two fsyncs of the engine, which are what lets logs be cut.
     pub(crate) fn persist_interval_us(&self) -> u64 {
         let limits = &self.config.limits;
-        let hurry = self.memory.log > limits.node_log_bytes / 2;
+        let hurry = self.memory_use().log > limits.node_log_bytes / 2;
         if hurry { limits.persist_interval_us / 8 } else { limits.persist_interval_us }
     }
 
     /// How many bytes of its log a group may retain.
     pub(crate) fn log_bytes_free(&self) -> usize {
-        self.config.limits.node_log_bytes.saturating_sub(self.memory.log)
+        self.config.limits.node_log_bytes.saturating_sub(self.memory_use().log)
     }
 
     /// Brings the sums up to date with what `group` holds now.
@@ -61,14 +89,12 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let held = MemoryUse { unflushed: replica.keyspace.unflushed_bytes(), log: replica.core.log_bytes() };
         let counted = std::mem::replace(&mut replica.pressure.counted, held);
-        self.memory.unflushed = self.memory.unflushed - counted.unflushed + held.unflushed;
-        self.memory.log = self.memory.log - counted.log + held.log;
+        self.board.memory().replace(counted, held);
     }
 
     /// A replica is gone, with what it held.
     pub(crate) fn forget_memory(&mut self, replica: &Replica) {
-        self.memory.unflushed -= replica.pressure.counted.unflushed;
-        self.memory.log -= replica.pressure.counted.log;
+        self.board.memory().replace(replica.pressure.counted, MemoryUse::default());
     }
 
     /// Lets the group know whether its state keeps up, and hands over what has not kept up for too long.

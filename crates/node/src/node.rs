@@ -1,4 +1,4 @@
-//! The node: one `step` per event, one `settle` per turn.
+//! The node, or the part of it that one of its shards drives: one `step` per event, one `settle` per turn.
 //!
 //! The driver drains whatever waits, steps each event, then settles once: what the turn gathered becomes one entry,
 //! one forward, one read question and one message per follower. So the cost of a turn is shared by all its clients.
@@ -16,12 +16,12 @@ use crate::event::{Effects, Event};
 use crate::flush::EnginePersist;
 use crate::groups::Replica;
 use crate::liveness::{Liveness, News};
-use crate::memory::MemoryUse;
 use crate::peer::PeerMessage;
 use crate::persist::LogQueue;
 use crate::placement::Residents;
 use crate::propose::RETRY_US;
 use crate::roster::{self, KnownRoster, Pool};
+use crate::shards::Shard;
 use crate::sleep::Dormant;
 
 /// Tokens of requests that the node makes itself; nobody waits for their replies.
@@ -31,9 +31,10 @@ const PUBLISH_EVERY: u64 = 5;
 /// Heartbeats after which a publication that was not applied is taken for lost. Another one does no harm.
 const PUBLISH_LOST_AFTER: u64 = 100;
 
-/// A node without sockets, threads and files.
+/// A node without sockets, threads and files; or the part of one that one of its [shards](Node::shards) drives.
 #[derive(Debug)]
 pub struct Node {
+    pub(crate) shard: Shard,
     pub(crate) config: Config,
     pub(crate) now: Time,
     pub(crate) replicas: BTreeMap<GroupId, Replica>,
@@ -51,16 +52,16 @@ pub struct Node {
     pub(crate) are_peers_stale: bool,
     /// Others are to be connected since the last turn.
     pub(crate) are_peers_new: bool,
+    /// The other shards must hear of the pool, or of who is to be connected.
+    pub(crate) is_pool_new: bool,
+    /// How often the others' needs had changed when they were last looked at.
+    pub(crate) needs_seen: u64,
     pub(crate) log: LogQueue,
     /// Groups for which old segments of the log were kept when somebody last looked.
     pub(crate) pinning: BTreeSet<GroupId>,
-    /// What all groups hold.
-    pub(crate) memory: MemoryUse,
     pub(crate) engine_persist: EnginePersist,
     /// Nodes with a connection, and the incarnation at its other end.
     pub(crate) connected: BTreeMap<NodeId, u64>,
-    /// The newest forward of each node that was taken: incarnation and number.
-    pub(crate) forwards_seen: BTreeMap<NodeId, (u64, u64)>,
     pub(crate) forward_number: u64,
     pub(crate) entry_token: u64,
     /// Reused by every step of a group.
@@ -73,17 +74,28 @@ pub struct Node {
 }
 
 impl Node {
-    /// Builds a node from its configuration, what its log holds, and the open keyspace of each configured group.
+    /// Builds a node with one shard from its configuration, what its log holds, and the open keyspace of each configured group.
     ///
     /// # Errors
     /// Says which group cannot be used, why, and what to do. Nothing was changed.
     pub fn new(
         config: Config,
+        recovered: BTreeMap<GroupId, RecoveredGroup>,
+        keyspaces: &BTreeMap<GroupId, Arc<Keyspace>>,
+        now: Time,
+    ) -> Result<Node, String> {
+        Node::of_shard(Shard::ONLY, Arc::default(), config, recovered, keyspaces, now)
+    }
+
+    /// Like [`Node::new`], for the part that `shard` drives. The first one has to be built first.
+    pub(crate) fn of_shard(
+        shard: Shard,
+        board: Arc<Board>,
+        config: Config,
         mut recovered: BTreeMap<GroupId, RecoveredGroup>,
         keyspaces: &BTreeMap<GroupId, Arc<Keyspace>>,
         now: Time,
     ) -> Result<Node, String> {
-        let board = Arc::new(Board::default());
         let mut replicas = BTreeMap::new();
         for group in &config.groups {
             let id = group.group;
@@ -95,6 +107,7 @@ impl Node {
         let residents = Residents::new(recovered);
         let liveness = Liveness::new(config.node, config.election_timeout_us);
         let mut node = Node {
+            shard,
             now,
             replicas,
             liveness,
@@ -106,12 +119,12 @@ impl Node {
             started_at: now,
             are_peers_stale: false,
             are_peers_new: false,
+            is_pool_new: false,
+            needs_seen: 0,
             log: LogQueue::default(),
             pinning: BTreeSet::new(),
-            memory: MemoryUse::default(),
             engine_persist: EnginePersist::new(now),
             connected: BTreeMap::new(),
-            forwards_seen: BTreeMap::new(),
             forward_number: 0,
             entry_token: 0,
             core_effects: CoreEffects::default(),
@@ -191,6 +204,9 @@ impl Node {
             Event::SnapshotInstalled { group, applied } => {
                 self.on_snapshot_installed(group, applied, effects)
             }
+            Event::PoolChanged => self.on_pool_changed(),
+            Event::CatalogChanged { groups } => self.heed_catalog(groups, effects),
+            Event::CatalogReread => self.reread_catalog(effects),
         }
     }
 
@@ -218,6 +234,9 @@ impl Node {
             self.refresh_peers();
         }
         effects.are_peers_new |= std::mem::take(&mut self.are_peers_new);
+        if std::mem::take(&mut self.is_pool_new) {
+            self.tell_shards(Event::PoolChanged, effects);
+        }
     }
 
     fn settle_group(&mut self, group: GroupId, effects: &mut Effects) {
@@ -290,23 +309,37 @@ impl Node {
     fn heartbeat(&mut self, effects: &mut Effects) {
         self.heartbeat_at = self.now.plus_micros(self.config.heartbeat_us);
         self.heartbeats += 1;
-        let vouches = self.log.stalled_us(self.now) < self.config.election_timeout_us / 2;
-        for node in self.liveness.nodes() {
-            let hears = self.liveness.hears(self.now, node);
-            let heartbeat = PeerMessage::Heartbeat { incarnation: self.config.incarnation, hears, vouches };
-            effects.sends.push((node, heartbeat));
-        }
+        self.leave_note();
+        self.send_heartbeats(effects);
         for suspect in self.liveness.new_suspects(self.now) {
-            tracing::warn!(node = suspect.0, "no word from a node: its groups elect");
+            if self.shard.is_first() {
+                tracing::warn!(node = suspect.0, "no word from a node: its groups elect");
+            }
             self.suspect(suspect, effects);
         }
         self.wake_some(effects);
         self.stand_again(effects);
         self.show_alive();
+        if self.are_needs_new() {
+            self.refresh_peers();
+        }
         if self.heartbeats % PUBLISH_EVERY == 1 {
             self.publish();
             self.tell_roster(self.connected.keys().copied().collect(), effects);
             self.ask_to_leave(effects);
+        }
+    }
+
+    /// One to each of the others, for all shards.
+    fn send_heartbeats(&mut self, effects: &mut Effects) {
+        if !self.shard.is_first() {
+            return;
+        }
+        let vouches = self.vouches();
+        for node in self.liveness.nodes() {
+            let hears = self.liveness.hears(self.now, node);
+            let heartbeat = PeerMessage::Heartbeat { incarnation: self.config.incarnation, hears, vouches };
+            effects.sends.push((node, heartbeat));
         }
     }
 
@@ -362,6 +395,9 @@ impl Node {
     }
 
     fn show_alive(&self) {
+        if !self.shard.is_first() {
+            return;
+        }
         let mut alive = self.liveness.alive(self.now);
         alive.retain(|node| self.connected.contains_key(node));
         self.board.set_alive(alive);
@@ -450,8 +486,8 @@ pub(crate) mod tests {
     use crate::groups::Proposed;
     use crate::membership::{Bootstrap, Member};
 
-    /// A node that is alone and leads.
-    pub(crate) fn leading() -> Node {
+    /// A node that is alone, and its keyspaces.
+    pub(crate) fn alone() -> (Config, BTreeMap<GroupId, Arc<Keyspace>>) {
         let own = Member { id: 1, data_dir_id: 5, ..Member::default() };
         let pool = Bootstrap::of(vec![own.clone()]);
         let config = Config {
@@ -468,6 +504,12 @@ pub(crate) mod tests {
         let engine = Arc::new(ModelEngine::new());
         let open = |id: GroupId| (id, Keyspace::open(engine.clone(), id.0, Default::default()).unwrap());
         let keyspaces = config.groups.iter().map(|group| open(group.group)).collect();
+        (config, keyspaces)
+    }
+
+    /// A node that is alone and leads.
+    pub(crate) fn leading() -> Node {
+        let (config, keyspaces) = alone();
         let mut node = Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap();
         let mut effects = Effects::default();
         node.start(Time(1), &mut effects);

@@ -154,6 +154,26 @@ const REPORT: u8 = 10;
 const HAND_OVER: u8 = 11;
 
 impl PeerMessage {
+    /// The group that this is about; `None` if it is about the node.
+    pub fn group(&self) -> Option<GroupId> {
+        match self {
+            PeerMessage::Group { group, .. }
+            | PeerMessage::Forward(Forward { group, .. })
+            | PeerMessage::NotProposed { group, .. }
+            | PeerMessage::Elected { group, .. }
+            | PeerMessage::Digest { group, .. }
+            | PeerMessage::Leaving { group, .. }
+            | PeerMessage::HandOver { group, .. }
+            | PeerMessage::Lags { group, .. } => Some(*group),
+            PeerMessage::Heartbeat { .. } | PeerMessage::Roster(_) | PeerMessage::Report(_) => None,
+        }
+    }
+
+    /// Whether every shard must hear it, and not only one.
+    pub fn is_for_all_shards(&self) -> bool {
+        matches!(self, PeerMessage::Heartbeat { .. } | PeerMessage::Roster(_))
+    }
+
     /// Appends the message's bytes to `out`.
     pub fn encode(&self, out: &mut BytesMut) {
         match self {

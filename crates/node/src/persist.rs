@@ -56,9 +56,9 @@ impl LogQueue {
         groups
     }
 
-    /// How long the oldest batch has been waiting for the disk, in microseconds.
-    pub(crate) fn stalled_us(&self, now: Time) -> u64 {
-        self.outstanding.front().map_or(0, |batch| now.micros_since(batch.since))
+    /// Since when the oldest batch has been waiting for the disk.
+    pub(crate) fn waits_since(&self) -> Option<Time> {
+        self.outstanding.front().map(|batch| batch.since)
     }
 }
 
@@ -100,9 +100,9 @@ mod tests {
         assert_eq!(queue.add(Time(1), GroupId(1), 1, true), 1);
         assert_eq!(queue.add(Time(1), GroupId(2), 1, false), 1);
         assert_eq!(queue.add(Time(5), GroupId(1), 2, true), 2);
-        assert_eq!(queue.stalled_us(Time(11)), 10);
+        assert_eq!(queue.waits_since(), Some(Time(1)));
         let durable = queue.complete(2);
         assert_eq!(durable, BTreeMap::from([(GroupId(1), 2), (GroupId(2), 1)]));
-        assert_eq!(queue.stalled_us(Time(11)), 0);
+        assert_eq!(queue.waits_since(), None);
     }
 }

@@ -31,7 +31,7 @@ use hadron_storage::wal::{Record, RecoveredGroup};
 
 use crate::catalog::{Catalog, keys_of};
 use crate::config::GroupConfig;
-use crate::event::{DestroyJob, Effects, Failure, OpenJob, OpenOutcome, Reply};
+use crate::event::{DestroyJob, Effects, Event, Failure, OpenJob, OpenOutcome, Reply};
 use crate::groups::{Install, Replica, applied_configuration};
 use crate::node::Node;
 use crate::peer::PeerMessage;
@@ -101,11 +101,14 @@ impl Replica {
 impl Node {
     /// The root group's state is another one altogether: after the start, or a snapshot.
     pub(crate) fn reread_catalog(&mut self, effects: &mut Effects) {
-        let Some(root) = self.replicas.get(&ROOT_GROUP) else { return };
-        self.board.set_catalog(Catalog::read(&root.keyspace));
-        let placed =
-            self.board.with_catalog(|catalog| catalog.placements().map(|(group, _)| group).collect());
-        let placed: BTreeSet<GroupId> = placed;
+        if let Some(root) = self.replicas.get(&ROOT_GROUP) {
+            self.board.set_catalog(Catalog::read(&root.keyspace));
+            self.tell_shards(Event::CatalogReread, effects);
+        }
+        let shard = self.shard;
+        let placed: BTreeSet<GroupId> = self.board.with_catalog(|catalog| {
+            catalog.placements().map(|(group, _)| group).filter(|group| shard.owns(*group)).collect()
+        });
         let here = self.replicas.keys().chain(self.residents.recovered.keys());
         let concerned: BTreeSet<GroupId> = here.copied().chain(placed).collect();
         for group in concerned {
@@ -117,7 +120,18 @@ impl Node {
     pub(crate) fn refresh_catalog(&mut self, effects: &mut Effects) {
         let changed = std::mem::take(&mut self.residents.changed);
         let Some(root) = self.replicas.get(&ROOT_GROUP).filter(|_| !changed.is_empty()) else { return };
-        for group in self.board.refresh_catalog(&root.keyspace, &changed) {
+        let groups = self.board.refresh_catalog(&root.keyspace, &changed);
+        let (own, others) = groups.into_iter().partition(|group| self.shard.owns(*group));
+        self.heed_catalog(own, effects);
+        let groups: Vec<GroupId> = others;
+        if !groups.is_empty() {
+            self.tell_shards(Event::CatalogChanged { groups }, effects);
+        }
+    }
+
+    /// The catalog says something else about these groups.
+    pub(crate) fn heed_catalog(&mut self, groups: Vec<GroupId>, effects: &mut Effects) {
+        for group in groups {
             self.reside(group, effects);
             self.look_after_dormant(group);
             self.touch(group);
@@ -327,17 +341,26 @@ impl Node {
 
     /// The command that says which replicas are gone from this node, if the catalog has yet to hear of any.
     pub(crate) fn left(&self) -> Option<Bytes> {
+        let own = self.gone().into_iter().map(|(group, _)| group);
+        let mut gone: Vec<GroupId> = own.chain(self.gone_elsewhere()).collect();
+        gone.truncate(LEFT_AT_ONCE);
+        (!gone.is_empty()).then(|| Catalog::left(&gone, self.config.node).to_bytes())
+    }
+
+    /// This shard's replicas that are gone and of which the catalog has yet to hear, and since which revision they are to leave.
+    pub(crate) fn gone(&self) -> Vec<(GroupId, i64)> {
         let is_gone = |group: &GroupId| {
             let residents = &self.residents;
             self.replica_here(*group).is_none()
                 && !residents.steps.contains_key(group)
                 && !residents.recovered.contains_key(group)
         };
-        let me = self.config.node;
-        let gone: Vec<GroupId> = self
-            .board
-            .with_catalog(|catalog| catalog.leaving_node(me).filter(is_gone).take(LEFT_AT_ONCE).collect());
-        (!gone.is_empty()).then(|| Catalog::left(&gone, me).to_bytes())
+        let (me, shard) = (self.config.node, self.shard);
+        self.board.with_catalog(|catalog| {
+            let own = catalog.leaving_node(me).filter(|group| shard.owns(*group) && is_gone(group));
+            let since = |group| Some((group, catalog.leaving(group, me)?.revision));
+            own.filter_map(since).take(LEFT_AT_ONCE).collect()
+        })
     }
 
     /// Asks the members of groups that are to do without this node's replica whether they do.
@@ -408,7 +431,6 @@ mod tests {
 
     use super::*;
     use crate::catalog::KeyspaceRecord;
-    use crate::event::Event;
     use crate::node::tests::leading;
 
     /// How often node 2 was asked something in this group.

@@ -63,7 +63,7 @@ impl Node {
     /// Another node's clients' commands, for the leader of `term`.
     pub(crate) fn on_forward(&mut self, from: NodeId, forward: Forward, effects: &mut Effects) {
         let Forward { group, term, incarnation, number, commands } = forward;
-        if !self.is_new_forward(from, incarnation, number) {
+        if self.replicas.get_mut(&group).is_some_and(|here| !here.is_new_forward(from, incarnation, number)) {
             return;
         }
         match self.replicas.get_mut(&group) {
@@ -234,8 +234,11 @@ impl Node {
         let forward = Forward { group, term, incarnation, number, commands };
         effects.sends.push((leader, PeerMessage::Forward(forward)));
     }
+}
 
-    /// Whether this forward has not been seen: a leader takes each number of a sender's process once.
+impl Replica {
+    /// Whether this forward has not been seen: a leader takes each number of a sender's process once. The forwards of one group are
+    /// numbered upwards; those of two groups need not be, since two shards of the sender may count them.
     fn is_new_forward(&mut self, from: NodeId, incarnation: u64, number: u64) -> bool {
         let seen = self.forwards_seen.entry(from).or_default();
         let new = (incarnation, number) > *seen;
@@ -244,9 +247,7 @@ impl Node {
         }
         new
     }
-}
 
-impl Replica {
     /// An entry of `term` is about to be applied: what was proposed in earlier terms and is not applied by now never
     /// will be. It waits again.
     pub(crate) fn reclaim_proposals_before(&mut self, term: Term) {
@@ -395,10 +396,11 @@ pub(crate) mod tests {
     #[test]
     fn a_forward_is_taken_once() {
         let mut node = node();
-        assert!(node.is_new_forward(NodeId(2), 1, 1));
-        assert!(!node.is_new_forward(NodeId(2), 1, 1));
-        assert!(node.is_new_forward(NodeId(2), 2, 1), "a new process counts anew");
-        assert!(!node.is_new_forward(NodeId(2), 1, 9), "an old one is over");
+        let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
+        assert!(replica.is_new_forward(NodeId(2), 1, 1));
+        assert!(!replica.is_new_forward(NodeId(2), 1, 1));
+        assert!(replica.is_new_forward(NodeId(2), 2, 1), "a new process counts anew");
+        assert!(!replica.is_new_forward(NodeId(2), 1, 9), "an old one is over");
     }
 
     #[test]

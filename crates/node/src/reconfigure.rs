@@ -34,6 +34,7 @@ use crate::membership::Member;
 use crate::node::Node;
 use crate::peer::PeerMessage;
 use crate::roster::{KnownRoster, Pool, Roster, replica_of};
+use crate::shards::Needs;
 
 /// A learner that lacks no more entries than these has caught up: it gets the rest in a moment.
 const CAUGHT_UP_ENTRIES: u64 = 512;
@@ -172,6 +173,23 @@ impl Replica {
 impl Node {
     /// Reads what the root group says about the pool, as far as it is applied here.
     pub(crate) fn refresh_pool(&mut self) {
+        let pool = if self.shard.is_first() { Arc::new(self.read_pool()) } else { self.board.pool() };
+        if self.pool == pool {
+            return;
+        }
+        let is_changed = self.pool.revision != pool.revision;
+        self.pool = pool;
+        if self.shard.is_first() {
+            self.board.set_pool(self.pool.clone(), self.config.node);
+            self.is_pool_new = true;
+        }
+        self.refresh_peers();
+        if is_changed {
+            self.touch_all();
+        }
+    }
+
+    fn read_pool(&self) -> Pool {
         let initial = &self.config.roster;
         let mut pool = match self.replicas.get(&ROOT_GROUP) {
             Some(root) => Pool::read(&root.keyspace, initial),
@@ -179,28 +197,45 @@ impl Node {
         };
         // Also before the others have heard of it, and after the record of an earlier start.
         pool.said.insert(self.config.own.id, self.config.own.clone());
-        if *self.pool == pool {
-            return;
-        }
-        let is_changed = self.pool.revision != pool.revision;
-        self.pool = Arc::new(pool);
-        self.board.set_pool(self.pool.clone(), self.config.node);
+        pool
+    }
+
+    /// The first shard says that the pool, or who is to be connected, may have changed.
+    pub(crate) fn on_pool_changed(&mut self) {
+        self.refresh_pool();
         self.refresh_peers();
-        if is_changed {
-            self.touch_all();
-        }
+        self.touch_all();
     }
 
     /// Who is to be connected: the members, and those who were removed as long as a group here may need them.
     pub(crate) fn refresh_peers(&mut self) {
+        let needs = self.share_needs(self.needs());
+        if self.shard.is_first() {
+            let are_new = self.board.set_peers(self.wanted_peers(&needs));
+            self.are_peers_new |= are_new;
+            self.is_pool_new |= are_new;
+        }
+        self.liveness.set_nodes(&self.board.peers().iter().map(Member::node).collect());
+    }
+
+    fn needs(&self) -> Needs {
         let following = self.replicas.values().filter(|replica| replica.follows_roster);
-        let settled = following.map(|replica| replica.settled).min().unwrap_or_default();
+        Needs {
+            settled: following.map(|replica| replica.settled).min(),
+            nodes: self
+                .replicas
+                .values()
+                .flat_map(|replica| replica.places.nodes.values().copied())
+                .collect(),
+        }
+    }
+
+    fn wanted_peers(&self, needs: &Needs) -> Vec<Member> {
+        let settled = needs.settled.unwrap_or_default();
         let mut peers: BTreeMap<u64, Member> =
             self.pool.members().into_iter().map(|member| (member.id, member)).collect();
-        let in_use: BTreeSet<NodeId> =
-            self.replicas.values().flat_map(|replica| replica.places.nodes.values().copied()).collect();
         for (id, removed) in &self.pool.removed {
-            if removed.revision > settled || in_use.contains(&removed.member.node()) {
+            if removed.revision > settled || needs.nodes.contains(&removed.member.node()) {
                 peers.insert(*id, removed.member.clone());
             }
         }
@@ -209,14 +244,16 @@ impl Node {
             peers.extend(heard.map(|member| (member.id, member.clone())));
         }
         peers.remove(&self.config.node.0);
-        self.liveness.set_nodes(&peers.values().map(Member::node).collect());
-        self.are_peers_new |= self.board.set_peers(peers.into_values().collect());
+        peers.into_values().collect()
     }
 
     /// Tells these nodes who the members are, as far as this one knows. It is told again and again, so it may be lost.
     ///
     /// Without it a node that was away while the leader was replaced would neither know the new one nor admit it.
     pub(crate) fn tell_roster(&self, nodes: Vec<NodeId>, effects: &mut Effects) {
+        if !self.shard.is_first() {
+            return;
+        }
         let known = self.known_roster();
         if known.revision > 0 {
             let told = PeerMessage::Roster(known);
@@ -238,8 +275,10 @@ impl Node {
 
     /// Another node says who the members are.
     pub(crate) fn on_roster(&mut self, known: KnownRoster) {
-        if known.revision > self.board.roster_revision() {
-            self.board.set_heard(known.revision);
+        if known.revision > self.newest_roster().0 {
+            if self.shard.is_first() {
+                self.board.set_heard(known.revision);
+            }
             self.heard = known;
             self.refresh_peers();
             self.touch_all();
@@ -270,6 +309,7 @@ impl Node {
         // The others wait for the root group.
         if group == ROOT_GROUP {
             self.touch_all();
+            self.is_pool_new = true;
         }
     }
 
@@ -336,7 +376,7 @@ impl Node {
             });
         }
         let (revision, roster) = self.newest_roster();
-        let root_is_done = self.replicas.get(&ROOT_GROUP).is_none_or(|root| root.settled >= revision);
+        let root_is_done = self.board.group(ROOT_GROUP).is_none_or(|root| root.settled() >= revision);
         // Who is to go may never hear that the root group is done without it.
         let stays = roster.member(self.config.node.0).is_some();
         let must_wait = replica.id != ROOT_GROUP && !root_is_done && stays;

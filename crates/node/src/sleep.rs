@@ -78,7 +78,8 @@ impl Node {
             return;
         }
         self.look_for_dormant();
-        let mut left = (WAKES_PER_SECOND * self.config.heartbeat_us / 1_000_000).max(1);
+        let shards = self.shard.count() as u64;
+        let mut left = (WAKES_PER_SECOND * self.config.heartbeat_us / 1_000_000 / shards).max(1);
         while left > 0
             && let Some(group) = self.dormant.groups.pop_front()
         {

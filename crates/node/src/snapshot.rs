@@ -100,8 +100,8 @@ impl Node {
         let installed = CoreEvent::SnapshotInstalled { position, configuration: configuration.clone() };
         self.step_group(group, installed, effects);
         self.on_configuration_applied(group, &configuration);
-        self.refresh_pool();
         if group == ROOT_GROUP {
+            self.refresh_pool();
             self.reread_catalog(effects);
         }
         self.touch(group);

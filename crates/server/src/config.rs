@@ -27,6 +27,7 @@ mod value;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use hadron_balance::Policy;
@@ -50,6 +51,8 @@ const DEFAULT_PEER_URL: &str = "http://127.0.0.1:2380";
 const ELECTION_TIMEOUT_MS_MAX: u64 = 50_000;
 /// How many heartbeats must fit into an election timeout, so that a single lost one starts no election.
 const HEARTBEATS_PER_ELECTION_MIN: u64 = 5;
+/// More shards than any machine has a use for.
+const SHARDS_MAX: usize = 256;
 
 /// A checked configuration: what `driver::run` gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +87,8 @@ pub struct Config {
     pub zone: String,
     /// How the pool is balanced while this node leads its root group.
     pub balance: Balance,
+    /// Threads among which the groups are divided; at least 1.
+    pub shards: usize,
     /// How much history is kept; `None` for all of it.
     pub retention: Option<Retention>,
     /// What is logged, and where.
@@ -231,6 +236,7 @@ impl Config {
                 promotes: switch(settings, "auto-promote"),
             },
             zone: settings.text("zone").to_owned(),
+            shards: shards(settings)?,
             balance: Balance {
                 cool_down: duration(settings, "balance-cool-down"),
                 grace_period: duration(settings, "balance-grace-period"),
@@ -393,6 +399,16 @@ fn number<T: TryFrom<i128>>(settings: &Settings, flag: &'static str) -> Result<T
     let text = settings.text(flag);
     let number = value::number(text).and_then(|number| T::try_from(number).ok());
     number.ok_or_else(|| ConfigError::Range { flag, value: text.to_owned() })
+}
+
+/// How many shards are wanted; 0 for half of the cores.
+fn shards(settings: &Settings) -> Result<usize, ConfigError> {
+    let cores = || thread::available_parallelism().map_or(1, usize::from);
+    match number(settings, "shards")? {
+        0 => Ok((cores() / 2).max(1)),
+        shards @ 1..=SHARDS_MAX => Ok(shards),
+        other => Err(ConfigError::Range { flag: "shards", value: other.to_string() }),
+    }
 }
 
 /// A number from 1 to 100.

@@ -92,6 +92,11 @@ impl Total {
         self.0.set(value);
     }
 
+    /// Adds `amount`, which is not negative.
+    pub fn add(&self, amount: f64) {
+        self.0.add(amount);
+    }
+
     /// The number now.
     pub fn get(&self) -> f64 {
         self.0.get()
@@ -410,7 +415,8 @@ metrics! {
     unflushed_bytes: Family<Gauge>["group"] = "hadron_unflushed_bytes", "Bytes that a group's replica applied and the engine does not have yet.";
     unflushed_entries: Family<Gauge>["group"] = "hadron_unflushed_entries", "Entries that a group's replica applied and the engine does not have yet.";
     engine_flush_duration: Histogram = "hadron_engine_flush_duration_seconds", "Time to write one flush to the engine, not yet durable.";
-    turn_duration: Histogram = "hadron_turn_duration_seconds", "Time of one turn of the node's loop: requests, messages, proposals and applies taken together.";
+    turn_duration: Histogram = "hadron_turn_duration_seconds", "Time of one turn of a shard's loop: requests, messages, proposals and applies taken together.";
+    shard_busy: Family<Total>["shard"] = "hadron_shard_busy_seconds_total", "Time that a shard's loop was not waiting, in seconds.";
     wal_segments: Gauge = "hadron_wal_segments", "Segments that hold the log.";
     wal_batch_records: Counter = "hadron_wal_batch_records_total", "Records written to the log; divided by the fsyncs, the batch size.";
     snapshots_sent: Counter = "hadron_snapshots_sent_total", "Snapshots streamed to other nodes.";

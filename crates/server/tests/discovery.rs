@@ -8,7 +8,6 @@ mod place;
 mod support;
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use place::{Place, text};
 use rustix::process::Signal;
+use support::ports::Port;
 use support::{Cluster, channel, eventually, status};
 
 const SIZE: &str = "/_etcd/registry/t0k3n/_config/size";
@@ -27,15 +27,14 @@ const MEMBERS: &str = "/_etcd/registry/t0k3n/members/";
 /// The other etcd: it keeps its port and its data when it is stopped.
 struct Service {
     place: Place,
-    address: SocketAddr,
+    port: Port,
     process: Option<Child>,
 }
 
 impl Service {
     /// One that runs, and knows of no cluster.
     async fn start() -> Service {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut service = Service { place: Place::new(), address: free, process: None };
+        let mut service = Service { place: Place::new(), port: Port::hold(), process: None };
         service.run().await;
         service
     }
@@ -74,7 +73,7 @@ impl Service {
     }
 
     fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.port.url()
     }
 
     async fn put(&self, key: &str, value: &str) {

@@ -6,20 +6,19 @@
 mod place;
 mod support;
 
-use std::net::TcpListener;
-
 use hadron_proto::etcdserverpb as pb;
 use pb::kv_client::KvClient;
 use place::Place;
+use support::ports::Port;
 use support::{Cluster, eventually};
 
 #[tokio::test]
 async fn connections_go_to_the_nodes_that_are_there() {
     let mut cluster = Cluster::start(3, &[]).await;
     let place = Place::new();
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = Port::hold();
     let mut endpoints = cluster.endpoints();
-    endpoints.push(format!("http://{nobody}"));
+    endpoints.push(nobody.url());
     let mut command = place.command("etcd");
     command.args(["gateway", "start", "--listen-addr=127.0.0.1:0", "--retry-delay=100ms"]);
     command.arg(format!("--endpoints={}", endpoints.join(",")));

@@ -8,7 +8,6 @@ mod authority;
 mod place;
 mod support;
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 
 use authority::Authority;
@@ -23,6 +22,7 @@ use pb::watch_client::WatchClient;
 use pb::watch_request::RequestUnion;
 use place::{Place, Served, text};
 use prost::Message as _;
+use support::ports::Port;
 use support::{Cluster, eventually};
 use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
@@ -150,9 +150,9 @@ async fn a_client_that_takes_nothing_holds_up_no_other() {
 #[tokio::test]
 async fn calls_go_to_the_nodes_that_are_there() {
     let mut cluster = Cluster::start(3, &[]).await;
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = Port::hold();
     let mut endpoints = cluster.endpoints();
-    endpoints.push(format!("http://{nobody}"));
+    endpoints.push(nobody.url());
     let proxy = start(&endpoints, &["--advertise-client-url=http://proxy.example:23790"]);
     let channel = proxy.channel();
 

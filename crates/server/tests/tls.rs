@@ -185,19 +185,14 @@ fn certificates_that_cannot_be_used_are_named() {
 
 /// Three nodes whose peer URLs are `https`, with these flags.
 async fn cluster(flags: &[&str]) -> Cluster {
-    // Somebody else may take a port meanwhile.
-    for _ in 0..5 {
-        let mut cluster = Cluster::at_rest(3, flags, &[]).await;
-        for node in &mut cluster.nodes {
-            for flag in ["--listen-peer-urls", "--initial-advertise-peer-urls", "--initial-cluster"] {
-                node.set_argument(flag, &node.argument(flag).replace("http://", "https://"));
-            }
-        }
-        if cluster.bring_up().await {
-            return cluster;
+    let mut cluster = Cluster::at_rest(3, flags, &[]).await;
+    for node in &mut cluster.nodes {
+        for flag in ["--listen-peer-urls", "--initial-advertise-peer-urls", "--initial-cluster"] {
+            node.set_argument(flag, &node.argument(flag).replace("http://", "https://"));
         }
     }
-    panic!("no cluster");
+    cluster.bring_up().await;
+    cluster
 }
 
 async fn assert_works(cluster: &mut Cluster) {

@@ -7,7 +7,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use opentelemetry_proto::tonic::trace::v1::{Span, status::StatusCode};
 use pb::kv_client::KvClient;
 use pb::watch_client::WatchClient;
 use place::{PATIENCE, Place, Served};
+use support::ports::Port;
 use support::{channel, eventually};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -229,14 +230,14 @@ async fn callers_decide_for_their_traces_and_the_rate_for_the_rest() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_stops_sends_its_last_spans_and_does_not_wait_for_nobody() {
     let (collector, address) = Collector::start().await;
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for collector_address in [address, nobody] {
+    let nobody = Port::hold();
+    for collector_address in [address, nobody.address()] {
         let place = Place::new();
         let hour = 3_600_000;
         let mut served =
             node(&place, collector_address, hour, &["--distributed-tracing-sampling-rate=1000000"]);
         KvClient::new(channel(&url(&served))).range(get("k")).await.unwrap();
-        assert!(collector_address == nobody || collector.spans("etcdserverpb.KV/Range").is_empty());
+        assert!(collector_address == nobody.address() || collector.spans("etcdserverpb.KV/Range").is_empty());
         let began = Instant::now();
         assert!(served.stop().success(), "{}", served.log());
         assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());

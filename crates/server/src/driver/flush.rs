@@ -15,14 +15,15 @@ use hadron_storage::engine::{Batch, Engine};
 
 use super::error::RunError;
 use super::fatal::Fatal;
-use super::shard::Input;
+use super::inputs::Inputs;
 use crate::metrics::Metrics;
 
 enum Job {
     Flush(FlushJob),
     Sweep(GroupId, Batch),
     Destroy(DestroyJob),
-    Persist(u64),
+    /// For the shard beside.
+    Persist(usize, u64),
 }
 
 /// Sends work to the flush thread.
@@ -45,9 +46,9 @@ impl FlushQueue {
         self.push(Job::Destroy(job));
     }
 
-    /// Makes everything queued before durable; [`Event::EnginePersisted`] follows.
-    pub(super) fn persist(&self, ticket: u64) {
-        self.push(Job::Persist(ticket));
+    /// Makes everything queued before durable; [`Event::EnginePersisted`] for the shard follows.
+    pub(super) fn persist(&self, shard: usize, ticket: u64) {
+        self.push(Job::Persist(shard, ticket));
     }
 
     fn push(&self, job: Job) {
@@ -59,7 +60,7 @@ impl FlushQueue {
 /// Starts the flush thread. It ends, with the engine durable, when the queue is gone.
 pub(super) fn start(
     engine: Arc<dyn Engine>,
-    shard: Sender<Input>,
+    inputs: Inputs,
     metrics: Arc<Metrics>,
     fatal: Fatal,
 ) -> Result<(FlushQueue, JoinHandle<()>), RunError> {
@@ -68,8 +69,7 @@ pub(super) fn start(
         let outcome: Result<(), OpenError> = (|| {
             metrics.db_total_bytes.set_integer(engine.disk_bytes());
             for job in jobs {
-                let done = carry_out(&*engine, job, &metrics)?;
-                let _ = shard.send(Input::Event(done));
+                carry_out(&*engine, job, &metrics, &inputs)?;
             }
             Ok(engine.persist()?)
         })();
@@ -81,28 +81,29 @@ pub(super) fn start(
     Ok((FlushQueue(sender), thread))
 }
 
-fn carry_out(engine: &dyn Engine, job: Job, metrics: &Metrics) -> Result<Event, OpenError> {
+fn carry_out(engine: &dyn Engine, job: Job, metrics: &Metrics, inputs: &Inputs) -> Result<(), OpenError> {
     match job {
         Job::Flush(FlushJob { group, mut flush }) => {
             let began = Instant::now();
             engine.write(std::mem::take(&mut flush.batch))?;
             metrics.engine_flush_duration.observe(began.elapsed());
-            Ok(Event::Flushed { group, flush })
+            inputs.event(Event::Flushed { group, flush });
         }
         Job::Sweep(group, batch) => {
             engine.write(batch)?;
-            Ok(Event::Swept { group })
+            inputs.event(Event::Swept { group });
         }
         Job::Destroy(job) => {
             job.carry_out(engine)?;
-            Ok(Event::Destroyed { group: job.group })
+            inputs.event(Event::Destroyed { group: job.group });
         }
-        Job::Persist(ticket) => {
+        Job::Persist(shard, ticket) => {
             let began = Instant::now();
             engine.persist()?;
             metrics.backend_commit_duration.observe(began.elapsed());
             metrics.db_total_bytes.set_integer(engine.disk_bytes());
-            Ok(Event::EnginePersisted { ticket })
+            inputs.to_shard(shard, Event::EnginePersisted { ticket });
         }
     }
+    Ok(())
 }

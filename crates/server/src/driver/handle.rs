@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crossbeam_channel::Sender;
 use hadron_balance::{Policy, View, assess};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, Time};
 use hadron_keyspace::{Command, Keyspace};
@@ -17,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::admission::{Admission, Admitted};
 use super::clock::Clock;
+use super::inputs::Inputs;
 use super::observe;
 use super::shard::Input;
 use super::waiters::{Slot, Waiter};
@@ -39,7 +39,7 @@ const WAITING_BYTES_MAX: usize = 64 << 20;
 pub struct Handle(Arc<Inner>);
 
 struct Inner {
-    inputs: Sender<Input>,
+    inputs: Inputs,
     board: Arc<Board>,
     transport: Transport,
     identity: Identity,
@@ -53,7 +53,7 @@ struct Inner {
 
 impl Handle {
     pub(super) fn new(
-        inputs: Sender<Input>,
+        inputs: Inputs,
         board: Arc<Board>,
         transport: Transport,
         identity: Identity,
@@ -118,7 +118,9 @@ impl Handle {
         let waiter =
             Waiter { slot: slot(sender), group, term: board.term(), began: Instant::now(), admitted };
         let request = Input::Request { token, event: event(token), waiter };
-        self.0.inputs.send(request).map_err(|_| Unavailable::Stopped)?;
+        if !self.0.inputs.request(group, request) {
+            return Err(Unavailable::Stopped);
+        }
         let mut pending = Pending { handle: self, token, group, is_answered: false };
         let answer = receiver.await;
         pending.is_answered = true;
@@ -139,8 +141,7 @@ impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
             let cancel = Input::Cancel { token: self.token, group: self.group };
-            // Fails when the loop has ended, and the request with it.
-            let _ = self.handle.0.inputs.send(cancel);
+            self.handle.0.inputs.request(self.group, cancel);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! A failed write or fsync is fatal. Nothing that waits is ever reported durable after it. Before the first batch of a node's
 //! life is reported, the data directory remembers that its log is in use ([`Places::mark`]).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use tracing::{info, warn};
 
 use super::error::RunError;
 use super::fatal::Fatal;
-use super::shard::Input;
+use super::inputs::Inputs;
 use super::whole::Places;
 use crate::metrics::Metrics;
 
@@ -29,8 +30,9 @@ const PINNING_INTERVAL: Duration = Duration::from_secs(5);
 /// alive (see `Limits::node_log_bytes`), so that little of what is written is written twice.
 const PINNED_BYTES_MAX: u64 = 1 << 30;
 
-/// Records of one turn.
+/// Records of one turn of a shard.
 struct Batch {
+    shard: usize,
     sequence: u64,
     records: Vec<Record>,
 }
@@ -40,10 +42,10 @@ struct Batch {
 pub(super) struct LogQueue(Sender<Batch>);
 
 impl LogQueue {
-    /// Queues `records`; [`Event::LogDurable`] with `sequence` follows.
-    pub(super) fn append(&self, sequence: u64, records: Vec<Record>) {
+    /// Queues `records` of a shard; [`Event::LogDurable`] with `sequence` follows.
+    pub(super) fn append(&self, shard: usize, sequence: u64, records: Vec<Record>) {
         // Fails only after the thread died of something fatal, which ends the process.
-        let _ = self.0.send(Batch { sequence, records });
+        let _ = self.0.send(Batch { shard, sequence, records });
     }
 }
 
@@ -51,7 +53,7 @@ impl LogQueue {
 pub(super) fn start(
     wal: Wal,
     places: Places,
-    shard: Sender<Input>,
+    inputs: Inputs,
     metrics: Arc<Metrics>,
     fatal: Fatal,
 ) -> Result<(LogQueue, JoinHandle<()>), RunError> {
@@ -61,7 +63,7 @@ pub(super) fn start(
         .spawn(move || preparer.run())
         .map_err(RunError::Threads)?;
     let (sender, batches) = unbounded();
-    let writer = LogWriter { wal, places, batches, shard, metrics, looked_at: Instant::now() };
+    let writer = LogWriter { wal, places, batches, inputs, metrics, looked_at: Instant::now() };
     let thread = thread::Builder::new()
         .name("log".into())
         .spawn(move || {
@@ -79,7 +81,7 @@ struct LogWriter {
     wal: Wal,
     places: Places,
     batches: Receiver<Batch>,
-    shard: Sender<Input>,
+    inputs: Inputs,
     metrics: Arc<Metrics>,
     looked_at: Instant,
 }
@@ -100,14 +102,15 @@ impl LogWriter {
         Ok(())
     }
 
-    /// One write and one fsync for everything that waits.
+    /// One write and one fsync for everything that waits, whichever shard it comes from.
     fn write(&mut self, first: Batch) -> Result<(), RunError> {
-        let Batch { mut sequence, mut records } = first;
+        let Batch { shard, sequence, mut records } = first;
+        let mut sequences = BTreeMap::from([(shard, sequence)]);
         let mut bytes = data_bytes(&records);
         while bytes < BATCH_BYTES_MAX
             && let Ok(next) = self.batches.try_recv()
         {
-            sequence = next.sequence;
+            sequences.insert(next.shard, next.sequence);
             bytes += data_bytes(&next.records);
             records.extend(next.records);
         }
@@ -117,7 +120,9 @@ impl LogWriter {
         self.wal.sync()?;
         let durable = Instant::now();
         self.places.mark()?;
-        let _ = self.shard.send(Input::Event(Event::LogDurable { sequence }));
+        for (shard, sequence) in sequences {
+            self.inputs.to_shard(shard, Event::LogDurable { sequence });
+        }
         self.metrics.wal_write_duration.observe(written - began);
         self.metrics.wal_fsync_duration.observe(durable - written);
         self.metrics.wal_write_bytes.set_total(self.wal.written_bytes());
@@ -147,7 +152,7 @@ impl LogWriter {
         }
         let groups = self.wal.pinning(PINNED_BYTES_MAX);
         if !groups.is_empty() {
-            let _ = self.shard.send(Input::Event(Event::LogPinned { groups }));
+            self.inputs.event(Event::LogPinned { groups });
         }
     }
 }

@@ -24,6 +24,7 @@ mod fatal;
 mod flush;
 mod force;
 mod handle;
+mod inputs;
 mod join;
 mod log;
 mod observe;

@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::error::RunError;
 use super::fatal::Fatal;
-use super::shard::Input;
+use super::inputs::Inputs;
 
 enum Job {
     Open(OpenJob),
@@ -44,12 +44,12 @@ impl Opener {
 pub(super) fn start(
     engine: Arc<dyn Engine>,
     options: Options,
-    shard: Sender<Input>,
+    inputs: Inputs,
     fatal: Fatal,
 ) -> Result<(Opener, JoinHandle<()>), RunError> {
     let (sender, jobs) = unbounded();
     let run = move || {
-        if let Err(error) = work(&engine, &options, &jobs, &shard) {
+        if let Err(error) = work(&engine, &options, &jobs, &inputs) {
             fatal.report(format!("{error}; this node stops, because it cannot delete what it does not need"));
         }
     };
@@ -61,7 +61,7 @@ fn work(
     engine: &Arc<dyn Engine>,
     options: &Options,
     jobs: &Receiver<Job>,
-    shard: &Sender<Input>,
+    inputs: &Inputs,
 ) -> Result<(), OpenError> {
     // What an earlier process did not come to.
     let mut swept: VecDeque<GroupId> = destroyed_groups(engine.as_ref())?.into_iter().map(GroupId).collect();
@@ -69,8 +69,7 @@ fn work(
         match job {
             Next::Job(Job::Open(job)) => {
                 let outcome = job.carry_out(engine, options.clone());
-                // Fails when the loop has ended, and then nobody wants to know.
-                let _ = shard.send(Input::Event(Event::Opened { group: job.group, outcome }));
+                inputs.event(Event::Opened { group: job.group, outcome });
             }
             Next::Job(Job::Sweep(group)) => swept.push_back(group),
             Next::Idle => {

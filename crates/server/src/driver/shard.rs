@@ -1,4 +1,4 @@
-//! The loop: everything that happens to the node passes through here, one turn at a time, on one thread.
+//! The loop of a shard: everything that happens to its groups passes through here, one turn at a time, on one thread.
 //!
 //! A turn drains what waits, steps the node with each of it, settles once, and hands the effects to those who carry
 //! them out. It waits for nothing but its own queue. That queue has no bound of its own, so that nobody who completes
@@ -20,13 +20,14 @@ use tracing::{error, info, warn};
 use super::clock::Clock;
 use super::fatal::Fatal;
 use super::flush::FlushQueue;
+use super::inputs::Inputs;
 use super::log::LogQueue;
 use super::opener::Opener;
 use super::snapshots::Snapshots;
 use super::start::peers_of;
 use super::waiters::{Waiter, Waiters};
 use crate::api::Unavailable;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Total};
 use crate::transport::{MessageBatch, Transport};
 
 /// Inputs taken in one turn. Bounds how long the first of them waits for its effects.
@@ -62,14 +63,17 @@ pub(super) enum Input {
         /// What it says.
         messages: Vec<PeerMessage>,
         /// Given back after the turn, which lets the transport read on.
-        permit: OwnedSemaphorePermit,
+        permit: Arc<OwnedSemaphorePermit>,
     },
     /// End the loop after this turn.
     Stop,
 }
 
 /// Those who carry effects out.
+#[derive(Clone)]
 pub(super) struct Outlets {
+    /// To the other shards.
+    pub(super) inputs: Inputs,
     /// To other nodes.
     pub(super) transport: Transport,
     /// To the log.
@@ -88,7 +92,9 @@ pub(super) struct Outlets {
 pub(super) struct Setup {
     /// Whose loop it is.
     pub(super) id: NodeId,
-    /// The node, not started.
+    /// Which of the node's shards; the first is 0.
+    pub(super) number: usize,
+    /// The shard's part of the node, not started.
     pub(super) node: Node,
     /// The process's clock.
     pub(super) clock: Clock,
@@ -108,6 +114,7 @@ pub(super) struct Setup {
 
 /// The loop's own state.
 pub(super) struct Shard {
+    number: usize,
     node: Node,
     clock: Clock,
     inputs: Receiver<Input>,
@@ -121,18 +128,33 @@ pub(super) struct Shard {
     /// When the connection to a node was last lost: tells a lost connection from a slow leader.
     lost_at: HashMap<NodeId, Instant>,
     /// Permits of the messages of this turn.
-    permits: Vec<OwnedSemaphorePermit>,
+    permits: Vec<Arc<OwnedSemaphorePermit>>,
     default_group: DefaultGroup,
+    busy: Arc<Total>,
     stopping: bool,
 }
 
 impl Shard {
     /// A loop that is not running yet.
     pub(super) fn new(setup: Setup) -> Shard {
-        let Setup { id, node, clock, inputs, outlets, request_timeout, election_timeout, metrics, ready } =
-            setup;
-        let default_group = DefaultGroup::new(id, node.board().group(DEFAULT_GROUP), metrics, ready);
+        let Setup {
+            id,
+            number,
+            node,
+            clock,
+            inputs,
+            outlets,
+            request_timeout,
+            election_timeout,
+            metrics,
+            ready,
+        } = setup;
+        let group = node.board().group(DEFAULT_GROUP).filter(|_| number == 0);
+        let busy = metrics.shard_busy.with(&[&number.to_string()]);
+        let default_group = DefaultGroup::new(id, group, metrics, ready);
         Shard {
+            number,
+            busy,
             node,
             clock,
             inputs,
@@ -192,7 +214,9 @@ impl Shard {
         self.carry_out();
         self.permits.clear();
         self.default_group.look();
-        self.default_group.count_turn(began.elapsed());
+        let took = began.elapsed();
+        self.busy.add(took.as_secs_f64());
+        self.default_group.count_turn(took);
     }
 
     fn take(&mut self, input: Input) {
@@ -259,7 +283,7 @@ impl Shard {
     /// Hands the effects of the turn to those who carry them out. The messages go first: other nodes may begin while
     /// this one's disk is still writing.
     fn carry_out(&mut self) {
-        let Shard { effects, outlets, batches, waiters, .. } = self;
+        let Shard { number, effects, outlets, batches, waiters, .. } = self;
         for (node, message) in effects.sends.drain(..) {
             let batch = batches.entry(node).or_default();
             if let Err(too_long) = batch.push(|out| message.encode(out)) {
@@ -270,7 +294,7 @@ impl Shard {
             outlets.transport.send(*node, batch.take());
         }
         if !effects.log.is_empty() {
-            outlets.log.append(effects.log_sequence, std::mem::take(&mut effects.log));
+            outlets.log.append(*number, effects.log_sequence, std::mem::take(&mut effects.log));
         }
         for (token, reply) in effects.replies.drain(..) {
             waiters.answer(token, reply);
@@ -280,10 +304,11 @@ impl Shard {
         effects.destroys.drain(..).for_each(|job| outlets.flush.destroy(job));
         effects.opens.drain(..).for_each(|job| outlets.opener.open(job));
         if let Some(ticket) = effects.persist_engine.take() {
-            outlets.flush.persist(ticket);
+            outlets.flush.persist(*number, ticket);
         }
         effects.snapshots.drain(..).for_each(|job| outlets.snapshots.send(&outlets.transport, job));
         effects.installs.drain(..).for_each(|(ticket, yes)| outlets.snapshots.decide(ticket, yes));
+        effects.tells.drain(..).for_each(|event| outlets.inputs.event(event));
         if std::mem::take(&mut effects.are_peers_new) {
             outlets.transport.set_peers(peers_of(&self.node.board()));
         }
@@ -310,7 +335,7 @@ fn tell_leader(node: NodeId, before: Option<NodeId>, leader: Option<NodeId>, ter
     }
 }
 
-/// Notices who leads the group `default`, for the log and for those who wait until the node is of use, and how long its
+/// Where the group `default` is: notices who leads it, for the log and for those who wait until the node is of use, and how long its
 /// entries take.
 struct DefaultGroup {
     /// This node.

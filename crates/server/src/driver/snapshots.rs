@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use crossbeam_channel::Sender;
 use hadron_consensus::{GroupId, Index, LogPosition, NodeId, ReplicaId, Term};
 use hadron_keyspace::{Applied, Exporter, Importer};
 use hadron_node::{Event, SnapshotJob};
@@ -22,7 +21,7 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::fatal::Fatal;
-use super::shard::Input;
+use super::inputs::Inputs;
 use crate::metrics::Metrics;
 use crate::transport::{IncomingSnapshot, Transport};
 
@@ -43,7 +42,7 @@ pub(super) struct Snapshots(Arc<Inner>);
 struct Inner {
     runtime: runtime::Handle,
     engine: Arc<dyn Engine>,
-    shard: Sender<Input>,
+    inputs: Inputs,
     metrics: Arc<Metrics>,
     fatal: Fatal,
     /// One permit per receiving node.
@@ -60,14 +59,14 @@ impl Snapshots {
     pub(super) fn new(
         runtime: runtime::Handle,
         engine: Arc<dyn Engine>,
-        shard: Sender<Input>,
+        inputs: Inputs,
         metrics: Arc<Metrics>,
         fatal: Fatal,
     ) -> Snapshots {
         Snapshots(Arc::new(Inner {
             runtime,
             engine,
-            shard,
+            inputs,
             metrics,
             fatal,
             sending: Mutex::default(),
@@ -126,8 +125,7 @@ impl Snapshots {
 
 impl Inner {
     fn tell(&self, event: Event) {
-        // Fails when the loop has ended, and then nobody wants to know.
-        let _ = self.shard.send(Input::Event(event));
+        self.inputs.event(event);
     }
 
     async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<LogPosition, String> {

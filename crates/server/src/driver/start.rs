@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, unbounded};
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{
@@ -28,9 +27,10 @@ use super::data_dir::Home;
 use super::error::RunError;
 use super::fatal::Fatal;
 use super::handle::Handle;
+use super::inputs::Inputs;
 use super::peers::Network;
 use super::pool_file::PoolFile;
-use super::shard::{Input, Outlets, Setup as ShardSetup, Shard};
+use super::shard::{Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
 use super::whole::Places;
 use super::{flush, force, log, observe, opener};
@@ -56,7 +56,7 @@ pub struct Running {
     handle: Handle,
     /// Connections of other nodes that pass calls on.
     passed_on: mpsc::Receiver<Stream>,
-    inputs: Sender<Input>,
+    inputs: Inputs,
     ready: watch::Receiver<bool>,
     fatal: Fatal,
     election_timeout: Duration,
@@ -96,12 +96,12 @@ impl Running {
         let Stored { home, places, engine, wal, recovered, keyspaces, options } =
             Stored::open(config, &network)?;
         let node_config = node_config(config, &home);
-        let node =
-            Node::new(node_config, recovered.groups, &keyspaces, clock.now()).map_err(RunError::Unusable)?;
-        let board = node.board();
+        let nodes = Node::shards(&node_config, config.shards, recovered.groups, &keyspaces, clock.now());
+        let nodes = nodes.map_err(RunError::Unusable)?;
+        let board = nodes[0].board();
 
         let fatal = Fatal::new();
-        let (inputs, shard_inputs) = unbounded();
+        let (inputs, queues) = Inputs::new(nodes.len());
         let (log_queue, log_thread) =
             log::start(wal, places, inputs.clone(), metrics.clone(), fatal.clone())?;
         let (flush_queue, flush_thread) =
@@ -122,6 +122,7 @@ impl Running {
         peers.spawn(balance.run(metrics.clone(), config.data_dir.clone()));
 
         let outlets = Outlets {
+            inputs: inputs.clone(),
             transport: transport.clone(),
             log: log_queue,
             flush: flush_queue,
@@ -130,25 +131,27 @@ impl Running {
             fatal: fatal.clone(),
         };
         let (ready_sender, ready) = watch::channel(false);
-        let shard = Shard::new(ShardSetup {
-            id: home.node(),
-            node,
-            clock,
-            inputs: shard_inputs,
-            outlets,
-            request_timeout: REQUEST_TIMEOUT + 2 * config.election_timeout,
-            election_timeout: config.election_timeout,
-            metrics,
-            ready: ready_sender,
-        });
+        let mut threads = Vec::new();
+        for (number, (node, inputs)) in nodes.into_iter().zip(queues).enumerate() {
+            let shard = Shard::new(ShardSetup {
+                id: home.node(),
+                number,
+                node,
+                clock,
+                inputs,
+                outlets: outlets.clone(),
+                request_timeout: REQUEST_TIMEOUT + 2 * config.election_timeout,
+                election_timeout: config.election_timeout,
+                metrics: metrics.clone(),
+                ready: ready_sender.clone(),
+            });
+            threads.push(spawn(&format!("shard-{number}"), move || shard.run())?);
+        }
+        // The threads behind the shards end when nobody can give them anything any more.
+        drop(outlets);
         let (peers_end, peers_ended) = oneshot::channel();
-        let threads = vec![
-            spawn("shard", move || shard.run())?,
-            log_thread,
-            flush_thread,
-            opener_thread,
-            spawn("peers", move || run_peers(peers, peers_ended))?,
-        ];
+        threads.extend([log_thread, flush_thread, opener_thread]);
+        threads.push(spawn("peers", move || run_peers(peers, peers_ended))?);
         Ok(Running {
             handle,
             passed_on,
@@ -194,7 +197,7 @@ impl Running {
         if is_alone || !leads() {
             return;
         }
-        let _ = self.inputs.send(Input::Event(Event::HandOver));
+        self.inputs.event(Event::HandOver);
         let handed_over = async {
             while leads() {
                 sleep(HAND_OVER_POLL).await;
@@ -209,7 +212,7 @@ impl Running {
     /// Stops all threads: the log is sealed and the engine durable when it returns. Requests that still wait are told.
     pub async fn stop(self) {
         let _ = timeout(PEERS_GRACE, self.transport.drained()).await;
-        let _ = self.inputs.send(Input::Stop);
+        self.inputs.stop();
         drop(self.peers_end);
         let threads = self.threads;
         let join = move || {
@@ -386,27 +389,25 @@ pub(super) fn peer_urls(member: &Member) -> Result<Vec<Url>, RunError> {
     })
 }
 
-/// What the transport does with what arrives: decodes messages, so that the loop need not, and passes everything on.
+/// What the transport does with what arrives: decodes messages, so that the loops need not, and passes everything on.
 fn receive(
-    inputs: Sender<Input>,
+    inputs: Inputs,
     snapshots: Snapshots,
     calls: mpsc::Sender<Stream>,
     fatal: Fatal,
 ) -> transport::Receive {
     Arc::new(move |from, inbound| {
-        let input = match inbound {
-            Inbound::Up { incarnation, .. } => Input::Event(Event::PeerUp { node: from, incarnation }),
-            Inbound::Down => Input::Event(Event::PeerDown { node: from }),
+        match inbound {
+            Inbound::Up { incarnation, .. } => inputs.event(Event::PeerUp { node: from, incarnation }),
+            Inbound::Down => inputs.event(Event::PeerDown { node: from }),
             Inbound::Messages { messages, permit } => {
-                Input::Messages { from, messages: observe::decode(from, messages), permit }
+                inputs.messages(from, observe::decode(from, messages), permit);
             }
-            Inbound::Removed { reason } => return fatal.removed(reason),
-            Inbound::Snapshot(snapshot) => return snapshots.receive(from, snapshot),
+            Inbound::Removed { reason } => fatal.removed(reason),
+            Inbound::Snapshot(snapshot) => snapshots.receive(from, snapshot),
             // Hung up if too many wait: the other node tries again, or another one.
-            Inbound::Calls(stream) => return drop(calls.try_send(stream)),
-        };
-        // Fails when the loop has ended, and then nobody wants it.
-        let _ = inputs.send(input);
+            Inbound::Calls(stream) => drop(calls.try_send(stream)),
+        }
     })
 }
 

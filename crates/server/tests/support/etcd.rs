@@ -1,12 +1,12 @@
 //! A real etcd to compare with.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
+use crate::support::ports::Port;
 use crate::support::{channel, eventually, status};
 
 /// The tool beside this binary of etcd that knows snapshots: `etcdutl`, or `etcdctl` before etcd 3.5.
@@ -22,6 +22,7 @@ pub struct Etcd {
     pub url: String,
     /// Where its peers would.
     pub peer_url: String,
+    _ports: [Port; 2],
     _directory: TempDir,
 }
 
@@ -33,8 +34,8 @@ impl Etcd {
 
     /// One with the data in `data` below this directory.
     pub async fn start_in(binary: PathBuf, directory: TempDir) -> Etcd {
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (client, peer) = (format!("http://{}", free()), format!("http://{}", free()));
+        let ports = [Port::hold(), Port::hold()];
+        let [client, peer] = ports.each_ref().map(Port::url);
         let process = Command::new(&binary)
             .arg("--data-dir")
             .arg(directory.path().join("data"))
@@ -46,7 +47,7 @@ impl Etcd {
             .stderr(Stdio::null())
             .spawn();
         let process = process.unwrap_or_else(|error| panic!("ETCD={}: {error}", binary.display()));
-        let etcd = Etcd { process, url: client, peer_url: peer, _directory: directory };
+        let etcd = Etcd { process, url: client, peer_url: peer, _ports: ports, _directory: directory };
         eventually("etcd leads", async || {
             status(channel(&etcd.url)).await.is_some_and(|one| one.leader != 0)
         })

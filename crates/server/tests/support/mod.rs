@@ -4,9 +4,10 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 pub mod load;
+pub mod ports;
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 
+use ports::Port;
+
 /// How long anything that must happen may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The root group and `default`.
@@ -34,8 +37,6 @@ const GROUPS: usize = 2;
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 /// A node that is to refuse to start has so much time for it.
 const START_MUST_FAIL_WITHIN: Duration = Duration::from_secs(30);
-/// Attempts to start on ports that somebody else may have taken meanwhile.
-const START_ATTEMPTS: usize = 5;
 
 /// Processes that form one cluster.
 pub struct Cluster {
@@ -55,19 +56,16 @@ pub struct Node {
     environment: Vec<(&'static str, PathBuf)>,
     log: PathBuf,
     child: Option<Child>,
+    /// For clients and for peers.
+    _ports: [Port; 2],
 }
 
 impl Cluster {
     /// Starts `count` nodes with `extra` arguments each and waits until they have a leader.
     pub async fn start(count: usize, extra: &[&str]) -> Cluster {
-        for _ in 0..START_ATTEMPTS {
-            let mut cluster = Cluster::at_rest(count, extra, &[]).await;
-            if cluster.bring_up().await {
-                return cluster;
-            }
-            eprintln!("starting again: {}", cluster.logs());
-        }
-        panic!("no cluster after {START_ATTEMPTS} attempts");
+        let mut cluster = Cluster::at_rest(count, extra, &[]).await;
+        cluster.bring_up().await;
+        cluster
     }
 
     /// `count` nodes that know each other, none of them started.
@@ -81,11 +79,19 @@ impl Cluster {
         Cluster::prepare(count, extra, advertised, ONE_AT_A_TIME.lock().await)
     }
 
-    /// Starts all nodes; false if they have no leader in time, for which a port that somebody else took is the likely
-    /// reason.
-    pub async fn bring_up(&mut self) -> bool {
+    /// Starts all nodes and waits until they have a leader.
+    pub async fn bring_up(&mut self) {
         self.nodes.iter_mut().for_each(Node::start);
-        self.has_leader_within(PATIENCE).await
+        let led = async |node: &Node| node.status().await.is_some_and(|status| status.leader != 0);
+        eventually("all nodes serve and name a leader", async || {
+            for node in &self.nodes {
+                if !led(node).await {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
     }
 
     fn prepare(
@@ -95,28 +101,22 @@ impl Cluster {
         turn: MutexGuard<'static, ()>,
     ) -> Cluster {
         let directory = tempfile::tempdir().unwrap();
-        // Held until all are known, so that no port is given out twice.
-        let listeners: Vec<TcpListener> =
-            (0..2 * count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses: Vec<SocketAddr> =
-            listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
-        drop(listeners);
-        let urls = |addresses: &[SocketAddr]| -> Vec<String> {
-            addresses.iter().map(|address| format!("http://{address}")).collect()
+        let ports: Vec<[Port; 2]> = (0..count).map(|_| [Port::hold(), Port::hold()]).collect();
+        let reached: Vec<String> = match advertised {
+            [] => ports.iter().map(|[_, peer]| peer.url()).collect(),
+            addresses => addresses.iter().map(|address| format!("http://{address}")).collect(),
         };
-        let (clients, peers) = addresses.split_at(count);
-        let reached = urls(if advertised.is_empty() { peers } else { advertised });
-        let clients = urls(clients);
         let members: Vec<String> =
             reached.iter().enumerate().map(|(number, url)| format!("n{number}={url}")).collect();
-        let node = |number: usize| {
+        let node = |(number, ports): (usize, [Port; 2])| {
             let data_dir = directory.path().join(format!("n{number}"));
+            let [client_url, peer_url] = ports.each_ref().map(Port::url);
             let mut arguments: Vec<String> = [
                 ("--name", format!("n{number}")),
                 ("--data-dir", data_dir.display().to_string()),
-                ("--listen-client-urls", clients[number].clone()),
-                ("--advertise-client-urls", clients[number].clone()),
-                ("--listen-peer-urls", format!("http://{}", peers[number])),
+                ("--listen-client-urls", client_url.clone()),
+                ("--advertise-client-urls", client_url.clone()),
+                ("--listen-peer-urls", peer_url),
                 ("--initial-advertise-peer-urls", reached[number].clone()),
                 ("--initial-cluster", members.join(",")),
             ]
@@ -126,8 +126,9 @@ impl Cluster {
             arguments.extend(extra.iter().map(|argument| (*argument).to_owned()));
             Node {
                 name: format!("n{number}"),
-                client_url: clients[number].clone(),
-                peer_address: peers[number],
+                client_url,
+                peer_address: ports[1].address(),
+                _ports: ports,
                 binary: binary(),
                 arguments,
                 environment: Vec::new(),
@@ -135,18 +136,17 @@ impl Cluster {
                 child: None,
             }
         };
-        let nodes = (0..count).map(node).collect();
+        let nodes = ports.into_iter().enumerate().map(node).collect();
         Cluster { nodes, directory, _turn: turn }
     }
 
     /// One more node, which is not started: it is to join the cluster, whose present nodes it is told of. Returns its number.
     pub fn prepare_to_join(&mut self) -> usize {
         let number = self.nodes.len();
-        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [client, peer] = listeners.map(|listener| listener.local_addr().unwrap());
+        let ports = [(); 2].map(|()| Port::hold());
+        let [client_url, peer_url] = ports.each_ref().map(Port::url);
         let name = format!("n{number}");
         let log = self.directory.path().join(format!("{name}.log"));
-        let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
         let present = self.nodes.iter().map(|node| format!("{}=http://{}", node.name, node.peer_address));
         let listed: Vec<String> = present.chain([format!("{name}={peer_url}")]).collect();
         let arguments = [
@@ -163,7 +163,8 @@ impl Cluster {
         self.nodes.push(Node {
             name,
             client_url,
-            peer_address: peer,
+            peer_address: ports[1].address(),
+            _ports: ports,
             binary: binary(),
             arguments,
             environment: Vec::new(),
@@ -196,23 +197,6 @@ impl Cluster {
         })
         .await;
         found.unwrap()
-    }
-
-    async fn has_leader_within(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        while Instant::now() < deadline {
-            let mut ready = 0;
-            for node in &self.nodes {
-                if node.status().await.is_some_and(|status| status.leader != 0) {
-                    ready += 1;
-                }
-            }
-            if ready == self.nodes.len() {
-                return true;
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        false
     }
 
     /// Waits until all nodes have applied what any of them has committed by now.

@@ -25,8 +25,6 @@ use crate::support::{Cluster, Node, PATIENCE, eventually};
 const FLAGS: [&str; 6] =
     ["--election-timeout", "500", "--heartbeat-interval", "100", "--initial-cluster-token", TOKEN];
 const TOKEN: &str = "torture";
-/// How often a cluster is made again because somebody else took one of its ports.
-const START_ATTEMPTS: usize = 5;
 /// A node that was asked to stop must have done so in this time.
 const STOP_MAX: Duration = Duration::from_secs(20);
 /// A node that is asked who leads gets this long.
@@ -119,42 +117,37 @@ fn compile_bad_disk(directory: &Path) -> Option<PathBuf> {
 impl Patient {
     /// Starts a cluster that is well.
     pub async fn admit(nodes: usize, seed: u64) -> Patient {
-        for _ in 0..START_ATTEMPTS {
-            let network = Network::start(nodes, SmallRng::seed_from_u64(seed)).await;
-            let mut cluster = Cluster::at_rest(nodes, &FLAGS, network.addresses()).await;
-            let urls = network.addresses().iter().map(|address| format!("http://{address}"));
-            let ids: Vec<u64> = urls.map(|url| node_id(TOKEN, &[url]).0).collect();
-            network.connect((0..nodes).map(|number| (cluster.nodes[number].peer_address, ids[number])));
-            let tools = Tools::new(nodes);
-            if let Some(library) = &tools.bad_disk {
-                for (number, node) in cluster.nodes.iter_mut().enumerate() {
-                    node.set_environment(&[
-                        ("LD_PRELOAD", library.clone()),
-                        ("SLOW_DISK", tools.slowness(number)),
-                        ("FULL_DISK", tools.fullness(number)),
-                    ]);
-                }
+        let network = Network::start(nodes, SmallRng::seed_from_u64(seed)).await;
+        let mut cluster = Cluster::at_rest(nodes, &FLAGS, network.addresses()).await;
+        let urls = network.addresses().iter().map(|address| format!("http://{address}"));
+        let ids: Vec<u64> = urls.map(|url| node_id(TOKEN, &[url]).0).collect();
+        network.connect((0..nodes).map(|number| (cluster.nodes[number].peer_address, ids[number])));
+        let tools = Tools::new(nodes);
+        if let Some(library) = &tools.bad_disk {
+            for (number, node) in cluster.nodes.iter_mut().enumerate() {
+                node.set_environment(&[
+                    ("LD_PRELOAD", library.clone()),
+                    ("SLOW_DISK", tools.slowness(number)),
+                    ("FULL_DISK", tools.fullness(number)),
+                ]);
             }
-            if cluster.bring_up().await {
-                return Patient {
-                    cluster,
-                    network,
-                    tools,
-                    rng: SmallRng::seed_from_u64(seed),
-                    down: BTreeSet::new(),
-                    paused: BTreeSet::new(),
-                    slow: BTreeSet::new(),
-                    full: BTreeSet::new(),
-                    ids,
-                    replacement: None,
-                    joining: None,
-                    tally: BTreeMap::new(),
-                    began: Instant::now(),
-                };
-            }
-            eprintln!("starting again: {}", cluster.logs());
         }
-        panic!("no cluster after {START_ATTEMPTS} attempts");
+        cluster.bring_up().await;
+        Patient {
+            cluster,
+            network,
+            tools,
+            rng: SmallRng::seed_from_u64(seed),
+            down: BTreeSet::new(),
+            paused: BTreeSet::new(),
+            slow: BTreeSet::new(),
+            full: BTreeSet::new(),
+            ids,
+            replacement: None,
+            joining: None,
+            tally: BTreeMap::new(),
+            began: Instant::now(),
+        }
     }
 
     /// Times in the story are those of `load` from now on.

@@ -89,10 +89,10 @@ impl World {
             let Some(process) = &machine.process else { continue };
             // Who has not heard yet what a new member says of itself knows it from the first handshake: what the server
             // writes down of that is not simulated.
-            if came_later && process.node.board().data_dir_id(NodeId(node)).is_none() {
+            if came_later && process.node().board().data_dir_id(NodeId(node)).is_none() {
                 continue;
             }
-            if process.node.board().admit(NodeId(node), stranger, 0).is_ok() {
+            if process.node().board().admit(NodeId(node), stranger, 0).is_ok() {
                 let found = format!("n{other} admits n{node}, which has lost all its data");
                 return Err(Violation::new("identity", found));
             }

@@ -145,7 +145,7 @@ impl World {
     /// The node that the newest term's leader is on, as the nodes see it.
     pub(super) fn leader(&self) -> Option<u64> {
         let boards = self.machines.values().filter_map(|machine| machine.process.as_ref());
-        let groups = boards.filter_map(|process| process.node.board().group(DEFAULT_GROUP));
+        let groups = boards.filter_map(|process| process.node().board().group(DEFAULT_GROUP));
         let led = groups.filter_map(|group| group.leader().map(|leader| (group.term(), leader.0)));
         led.max().map(|(_, leader)| leader)
     }

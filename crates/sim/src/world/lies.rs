@@ -204,9 +204,9 @@ impl World {
     /// [`Lie::DurableBeforeFsync`].
     pub(super) fn report_too_early(&mut self, life: Life) {
         if self.lies(Lie::DurableBeforeFsync)
-            && let Some(sequence) = self.process(life).and_then(|process| process.log.writing)
+            && let Some(sequences) = self.process(life).and_then(|process| process.log.writing.clone())
         {
-            self.deliver(life, NodeEvent::LogDurable { sequence });
+            self.tell_durable(life, sequences);
         }
     }
 
@@ -362,7 +362,7 @@ impl World {
         if !self.lies(Lie::DeafSleeper) {
             return false;
         }
-        let board = self.process(life).and_then(|process| process.node.board().group(*group));
+        let board = self.process(life).and_then(|process| process.node().board().group(*group));
         board.is_some_and(|board| board.is_asleep())
     }
 

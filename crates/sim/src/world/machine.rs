@@ -62,7 +62,7 @@ pub(super) struct Machine {
 
 /// A running node and its threads.
 pub(super) struct Process {
-    pub(super) node: Node,
+    shards: Vec<Shard>,
     pub(super) log: LogThread,
     pub(super) engine: EngineThread,
     pub(super) observed: Watched,
@@ -74,16 +74,21 @@ pub(super) struct Process {
     /// Whether the clock stands still in the present pause.
     clock_pauses: bool,
     clock_rate: u64,
-    inbox: Vec<NodeEvent>,
-    turn_is_due: bool,
-    timer: Option<u64>,
-    /// Timers that fired since the moment beside.
-    timers_fired: (u32, u64),
     next_token: u64,
     /// The operation that waits for the reply of each token.
     pub(super) asked: BTreeMap<u64, Asked>,
     /// Snapshots that are being received, by ticket.
     pub(super) incoming: BTreeMap<u64, Incoming>,
+}
+
+/// The loop of one of the node's shards.
+struct Shard {
+    node: Node,
+    inbox: Vec<NodeEvent>,
+    turn_is_due: bool,
+    timer: Option<u64>,
+    /// Timers that fired since the moment beside.
+    timers_fired: (u32, u64),
 }
 
 /// Who waits for a reply.
@@ -154,10 +159,12 @@ struct Stored {
 }
 
 impl Process {
-    fn new(node: Node, wal: Wal, now: u64, clock_rate: u64) -> Process {
+    fn new(nodes: Vec<Node>, wal: Wal, now: u64, clock_rate: u64) -> Process {
+        let shard =
+            |node| Shard { node, inbox: Vec::new(), turn_is_due: false, timer: None, timers_fired: (0, now) };
         Process {
             observed: Watched::default(),
-            node,
+            shards: nodes.into_iter().map(shard).collect(),
             log: LogThread::new(wal),
             engine: EngineThread::default(),
             started_at: now,
@@ -165,18 +172,19 @@ impl Process {
             stood_still_us: 0,
             clock_pauses: false,
             clock_rate,
-            inbox: Vec::new(),
-            turn_is_due: false,
-            timer: None,
-            timers_fired: (0, now),
             next_token: 1,
             asked: BTreeMap::new(),
             incoming: BTreeMap::new(),
         }
     }
 
+    /// The first shard's part of the node, which shows what all of them show.
+    pub(super) fn node(&self) -> &Node {
+        &self.shards[0].node
+    }
+
     pub(super) fn keyspace(&self, group: GroupId) -> Option<Arc<Keyspace>> {
-        self.node.board().group(group).map(|group| group.keyspace.clone())
+        self.node().board().group(group).map(|group| group.keyspace.clone())
     }
 
     /// A token that no request has had.
@@ -257,6 +265,7 @@ impl World {
     fn try_boot(&mut self, node: u64, now: u64) -> Result<(), String> {
         self.falsify_disks(node);
         let options = self.log_options(node);
+        let shards = self.draw_shards();
         let Some(machine) = self.machines.get_mut(&node) else { return Ok(()) };
         machine.incarnation += 1;
         let life = Life { node, incarnation: machine.incarnation };
@@ -271,13 +280,13 @@ impl World {
         let torn = recovered.torn_tail.is_some();
         let positions: Vec<u64> = keyspaces.values().map(|keyspace| keyspace.applied().index).collect();
         self.logs.recovered(node, &recovered.groups);
-        let shell = Node::new(config, recovered.groups, &keyspaces, Time(1))?;
+        let shell = Node::shards(&config, shards, recovered.groups, &keyspaces, Time(1))?;
         if let Some(machine) = self.machines.get_mut(&node) {
             machine.process = Some(Process::new(shell, wal, now, clock_rate));
         }
         self.tell(StoryEvent::Starts { node, start: life.incarnation });
         self.trace.note(now, format_args!("n{node} applied {positions:?}, torn tail {torn}"));
-        self.first_turn(life);
+        (0..shards).for_each(|shard| self.first_turn(life, shard));
         for other in self.nodes().into_iter().filter(|other| *other != node) {
             // Connections with its former life are found dead at once.
             self.disconnect((other, node));
@@ -285,6 +294,14 @@ impl World {
             self.schedule.after(delay, Happening::Connect((node, other), life));
         }
         Ok(())
+    }
+
+    /// A process may have another number of shards than the one before.
+    fn draw_shards(&mut self) -> usize {
+        match self.settings.shards_max {
+            1 => 1,
+            most => self.rng.random_range(1..=most),
+        }
     }
 
     fn node_config(&mut self, life: Life) -> Config {
@@ -315,76 +332,85 @@ impl World {
         (1..=self.settings.nodes).map(member).collect()
     }
 
-    fn first_turn(&mut self, life: Life) {
+    fn first_turn(&mut self, life: Life, shard: usize) {
         let now = self.schedule.now();
         let mut effects = Effects::default();
         if let Some(process) = self.process(life) {
             let time = process.time(now);
-            process.node.start(time, &mut effects);
+            process.shards[shard].node.start(time, &mut effects);
         }
-        self.after_turn(life, effects);
+        self.after_turn(life, shard, effects);
     }
 
-    /// Puts an event into the node's inbox.
+    /// Puts an event into the inboxes of the shards that it concerns.
     pub(super) fn deliver(&mut self, life: Life, event: NodeEvent) {
+        let shards = self.process(life).map_or(1, |process| process.shards.len());
+        hadron_node::route(event, shards, |shard, event| self.deliver_to(life, shard, event));
+    }
+
+    /// Puts an event into the inbox of one shard.
+    pub(super) fn deliver_to(&mut self, life: Life, shard: usize, event: NodeEvent) {
         let delay = self.rng.random_range(0..TURN_US_MAX);
         let Some(process) = self.process(life) else { return };
-        process.inbox.push(event);
-        if !process.turn_is_due {
-            process.turn_is_due = true;
-            self.schedule.after(delay, Happening::Turn(life));
+        let to = &mut process.shards[shard];
+        to.inbox.push(event);
+        if !to.turn_is_due {
+            to.turn_is_due = true;
+            self.schedule.after(delay, Happening::Turn(life, shard));
         }
     }
 
-    /// One turn of the loop: everything that waits, then one settle.
-    pub(super) fn turn(&mut self, life: Life) {
+    /// One turn of a shard's loop: everything that waits, then one settle.
+    pub(super) fn turn(&mut self, life: Life, shard: usize) {
         let now = self.schedule.now();
         let Some(process) = self.process(life) else { return };
         if process.paused_until > now {
             let until = process.paused_until;
-            return self.schedule.at(until, Happening::Turn(life));
+            return self.schedule.at(until, Happening::Turn(life, shard));
         }
-        process.turn_is_due = false;
         let time = process.time(now);
+        let Shard { node, inbox, turn_is_due, .. } = &mut process.shards[shard];
+        *turn_is_due = false;
         let mut effects = Effects::default();
-        for event in std::mem::take(&mut process.inbox) {
-            process.node.step(time, event, &mut effects);
+        for event in std::mem::take(inbox) {
+            node.step(time, event, &mut effects);
         }
-        process.node.settle(time, &mut effects);
-        self.after_turn(life, effects);
+        node.settle(time, &mut effects);
+        self.after_turn(life, shard, effects);
     }
 
-    pub(super) fn on_timer(&mut self, life: Life, deadline: u64) {
+    pub(super) fn on_timer(&mut self, life: Life, shard: usize, deadline: u64) {
         let now = self.schedule.now();
         let Some(process) = self.process(life) else { return };
-        if process.timer != Some(deadline) {
+        let here = &mut process.shards[shard];
+        if here.timer != Some(deadline) {
             return;
         }
-        process.timer = None;
-        let (fired, since) = process.timers_fired;
-        process.timers_fired = if now > since + SPIN_US { (1, now) } else { (fired + 1, since) };
+        here.timer = None;
+        let (fired, since) = here.timers_fired;
+        here.timers_fired = if now > since + SPIN_US { (1, now) } else { (fired + 1, since) };
         if fired > SPIN_TIMERS {
             let found = format!("n{} had {fired} timers within {} µs", life.node, now - since);
             return self.violate(Violation::new("quiet_timers", found));
         }
-        self.deliver(life, NodeEvent::Timer);
+        self.deliver_to(life, shard, NodeEvent::Timer);
     }
 
-    fn after_turn(&mut self, life: Life, effects: Effects) {
+    fn after_turn(&mut self, life: Life, shard: usize, effects: Effects) {
         self.observe_records(life, &effects.log);
         self.observe(life);
-        self.carry_out(life, effects);
+        self.carry_out(life, shard, effects);
         let now = self.schedule.now();
         let Some(process) = self.process(life) else { return };
-        let due = process.moment_of(process.node.deadline());
-        let due = due.max(now + 1);
-        if process.timer.is_none_or(|timer| timer != due) {
-            process.timer = Some(due);
-            self.schedule.at(due, Happening::Timer(life, due));
+        let due = process.moment_of(process.shards[shard].node.deadline()).max(now + 1);
+        let here = &mut process.shards[shard];
+        if here.timer.is_none_or(|timer| timer != due) {
+            here.timer = Some(due);
+            self.schedule.at(due, Happening::Timer(life, shard, due));
         }
     }
 
-    fn carry_out(&mut self, life: Life, effects: Effects) {
+    fn carry_out(&mut self, life: Life, shard: usize, effects: Effects) {
         let Effects {
             log,
             log_sequence,
@@ -398,8 +424,10 @@ impl World {
             opens,
             destroys,
             are_peers_new,
+            tells,
             fatal,
         } = effects;
+        tells.into_iter().for_each(|event| self.deliver(life, event));
         if are_peers_new {
             self.set_peers(life);
         }
@@ -410,12 +438,12 @@ impl World {
             self.send(life, to.0, message);
         }
         if !log.is_empty() {
-            self.append_to_log(life, log_sequence, log);
+            self.append_to_log(life, (shard, log_sequence), log);
         }
         for (token, reply) in replies {
             self.on_reply(life, token, reply);
         }
-        self.queue_engine_jobs(life, flushes, sweeps, persist_engine);
+        self.queue_engine_jobs(life, flushes, sweeps, persist_engine.map(|ticket| (shard, ticket)));
         let opens = opens.into_iter().map(EngineJob::Open);
         for job in destroys.into_iter().map(EngineJob::Destroy).chain(opens) {
             self.queue_engine_job(life, job);

@@ -63,7 +63,7 @@ impl World {
     /// The newest pool that any running node knows.
     fn newest_pool(&self) -> Option<std::sync::Arc<Pool>> {
         let processes = self.machines.values().filter_map(|machine| machine.process.as_ref());
-        processes.map(|process| process.node.board().pool()).max_by_key(|pool| pool.revision)
+        processes.map(|process| process.node().board().pool()).max_by_key(|pool| pool.revision)
     }
 
     /// The members, as those know who know most.
@@ -80,7 +80,7 @@ impl World {
             pool.roster.voters().map(|member| ReplicaId(member.replica)).collect();
         for (node, machine) in self.machines.iter().filter(|(_, machine)| !machine.is_gone) {
             let Some(process) = &machine.process else { continue };
-            for (group, board) in process.node.board().groups() {
+            for (group, board) in process.node().board().groups() {
                 let configuration = board.configuration();
                 let voters: BTreeSet<ReplicaId> = configuration.voters.iter().copied().collect();
                 let is_done =
@@ -120,7 +120,7 @@ impl World {
             Reply::Written { response: Ok(Response::Txn(response)), .. } if response.succeeded => {
                 self.administrator.changes += 1;
                 self.administrator.in_doubt_until = 0;
-                if let Some(pool) = self.process(life).map(|process| process.node.board().pool()) {
+                if let Some(pool) = self.process(life).map(|process| process.node().board().pool()) {
                     self.start_new_members(&pool);
                 }
             }
@@ -130,7 +130,7 @@ impl World {
 
     /// The node shows the roster as it was when the question began, or newer.
     fn look_at_roster(&mut self, life: Life) {
-        let Some(pool) = self.process(life).map(|process| process.node.board().pool()) else { return };
+        let Some(pool) = self.process(life).map(|process| process.node().board().pool()) else { return };
         // Also those whose addition nobody acknowledged.
         self.start_new_members(&pool);
         if !self.faults_on {
@@ -217,7 +217,7 @@ impl World {
     /// The node is to be connected with others than before.
     pub(super) fn set_peers(&mut self, life: Life) {
         let Some(process) = self.process(life) else { return };
-        let peers: BTreeSet<u64> = process.node.board().peers().iter().map(|member| member.id).collect();
+        let peers: BTreeSet<u64> = process.node().board().peers().iter().map(|member| member.id).collect();
         // Also those whose machine does not exist yet.
         for other in &peers {
             let delay = self.rng.random_range(100..20_000);
@@ -232,12 +232,12 @@ impl World {
     /// Whether `life` and `target` talk to each other; one that is told that it was removed ends.
     pub(super) fn shake_hands(&mut self, life: Life, target: Life) -> Handshake {
         let Some(dialer) = self.process(life) else { return Handshake::Never };
-        if !dialer.node.board().peers().iter().any(|member| member.id == target.node) {
+        if !dialer.node().board().peers().iter().any(|member| member.id == target.node) {
             return Handshake::Never;
         }
-        let revision = dialer.node.board().roster_revision();
+        let revision = dialer.node().board().roster_revision();
         let Some(acceptor) = self.process(target) else { return Handshake::Later };
-        match acceptor.node.board().admit(NodeId(life.node), life.node, revision) {
+        match acceptor.node().board().admit(NodeId(life.node), life.node, revision) {
             Ok(()) => Handshake::Done,
             Err(NotAdmitted::Refused(_)) => Handshake::Later,
             Err(NotAdmitted::Removed(_)) => {
@@ -255,7 +255,7 @@ impl World {
             .iter()
             .filter(|(node, _)| pool.roster.member(**node).is_some())
             .filter_map(|(_, machine)| machine.process.as_ref())
-            .flat_map(|process| process.node.board().peers())
+            .flat_map(|process| process.node().board().peers())
             .map(|member| member.id)
             .collect();
         let is_forgotten = |node: &u64| pool.removed.contains_key(node) && !needed.contains(node);

@@ -18,7 +18,7 @@ impl World {
         let limits = &self.settings.limits;
         for (node, machine) in &self.machines {
             let Some(process) = &machine.process else { continue };
-            let held = process.node.memory_use();
+            let held = process.node().memory_use();
             let usage =
                 Usage { unflushed: held.unflushed, log: held.log, log_on_disk: process.log.disk_bytes() };
             let bounds = Bounds {

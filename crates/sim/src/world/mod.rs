@@ -85,10 +85,10 @@ struct Life {
 /// Something that is due.
 #[derive(Debug)]
 enum Happening {
-    /// The node's loop takes what is in its inbox.
-    Turn(Life),
-    /// The node's deadline, as it was set.
-    Timer(Life, u64),
+    /// The loop of one of the node's shards takes what is in its inbox.
+    Turn(Life, usize),
+    /// The shard's deadline, as it was set.
+    Timer(Life, usize, u64),
     /// A peer message arrives on the connection of this number.
     Message { direction: Direction, number: u64, to: Life, bytes: Bytes },
     /// The log thread's write and sync end.
@@ -376,8 +376,8 @@ impl World {
 
     fn happen(&mut self, happening: Happening) {
         match happening {
-            Happening::Turn(life) => self.turn(life),
-            Happening::Timer(life, deadline) => self.on_timer(life, deadline),
+            Happening::Turn(life, shard) => self.turn(life, shard),
+            Happening::Timer(life, shard, deadline) => self.on_timer(life, shard, deadline),
             Happening::Message { direction, number, to, bytes } => {
                 self.on_message(direction, number, to, bytes)
             }

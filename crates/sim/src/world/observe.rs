@@ -135,7 +135,7 @@ impl World {
     /// Looks at all replicas of a node after its turn.
     pub(super) fn observe(&mut self, life: Life) {
         let Some(process) = self.process(life) else { return };
-        let board = process.node.board();
+        let board = process.node().board();
         process.observed.look(&board);
         let observed = &mut process.observed.replicas;
         let terms = |observed: &Observed| (observed.seen.0, observed.seen.1);
@@ -180,7 +180,7 @@ impl World {
     /// Tells of the elections that this node knows and nobody has told of.
     fn tell_elections(&mut self, life: Life) {
         let Some(process) = self.process(life) else { return };
-        for record in process.node.board().elections() {
+        for record in process.node().board().elections() {
             let (group, term, candidate) = (record.group.0, record.term.0, record.candidate.0);
             if self.observer.elections_told.insert((group, term, candidate)) {
                 let votes = record.votes.iter().map(|(node, count)| (node.0, *count)).collect();
@@ -192,7 +192,7 @@ impl World {
     /// Tells of C(x) in the group `default`, if its leader has measured anew.
     pub(super) fn tell_shares(&mut self) {
         let boards = self.machines.iter().filter_map(|(node, machine)| {
-            let group = machine.process.as_ref()?.node.board().group(DEFAULT_GROUP)?;
+            let group = machine.process.as_ref()?.node().board().group(DEFAULT_GROUP)?;
             Some((*node, group)).filter(|(_, group)| !group.shares().is_empty())
         });
         let newest = boards.max_by_key(|(_, group)| group.term());
@@ -219,7 +219,7 @@ impl World {
         let are_here = |(node, machine): &(&u64, &Machine)| !machine.is_gone && members.contains(node);
         for (_, machine) in self.machines.iter().filter(are_here) {
             let Some(process) = &machine.process else { return false };
-            for (group, board) in process.node.board().groups() {
+            for (group, board) in process.node().board().groups() {
                 let keyspace = &board.keyspace;
                 let newest = self.observer.last_revisions.get(&group);
                 let here = (keyspace.applied().index, keyspace.digest());
@@ -240,7 +240,7 @@ impl World {
                 text.push_str(&format!("; n{node} down"));
                 continue;
             };
-            for (group, status) in process.node.board().groups() {
+            for (group, status) in process.node().board().groups() {
                 text.push_str(&format!(
                     "; n{node} {group}: {} leader {:?} commit {} applied {}",
                     status.term(),

@@ -54,7 +54,7 @@ impl World {
 
     /// The node shows the catalog as it was when the question began, or newer.
     fn change_catalog(&mut self, life: Life) {
-        let Some(board) = self.process(life).map(|process| process.node.board()) else { return };
+        let Some(board) = self.process(life).map(|process| process.node().board()) else { return };
         let made = 1 + board.with_catalog(|catalog| catalog.keyspaces().count()) as u64;
         let command = match made < self.settings.keyspaces {
             true => {
@@ -89,7 +89,7 @@ impl World {
     /// Whether the groups of the catalog are where they are wanted, and nowhere else; says what is missing otherwise.
     pub(super) fn check_placed(&self) -> Result<(), String> {
         let boards = self.machines.iter().filter_map(|(node, machine)| {
-            let board = machine.process.as_ref()?.node.board();
+            let board = machine.process.as_ref()?.node().board();
             Some((*node, board))
         });
         let boards: Vec<_> = boards.collect();

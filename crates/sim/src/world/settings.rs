@@ -19,6 +19,8 @@ pub struct Settings {
     pub nodes: u64,
     /// Keyspaces, the first of which is `default`; each has a group of its own.
     pub keyspaces: u64,
+    /// Shards that a node has at most; each of its processes has as many as it happens to.
+    pub shards_max: usize,
     /// Clients that read and write, each in one keyspace. They take turns.
     pub clients: u64,
     /// Clients that hold leases.
@@ -111,6 +113,12 @@ impl Settings {
         let mut rng = SmallRng::seed_from_u64(seed ^ 0x5e77_1465);
         let mut settings = Settings::draw(seed, &mut rng);
         scenario.change(&mut settings);
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0x51a2_d500);
+        settings.shards_max = *pick(&mut rng, &[1, 3, 3]);
+        if settings.shards_max > 1 && rng.random_bool(0.5) {
+            // So that there is something to be divided.
+            settings.keyspaces = settings.keyspaces.max(3);
+        }
         settings
     }
 
@@ -126,6 +134,7 @@ impl Settings {
             seed,
             nodes: *pick(rng, &[3, 3, 5]),
             keyspaces: *pick(rng, &[1, 1, 1, 3]),
+            shards_max: 1,
             clients: rng.random_range(4..=8),
             lease_clients: 1,
             lock_clients: *pick(rng, &[0, 2, 3]),

@@ -43,13 +43,14 @@ impl World {
     }
 
     fn all_sleep(&self) -> bool {
-        self.running().all(|process| process.node.board().groups().iter().all(|(_, board)| board.is_asleep()))
+        self.running()
+            .all(|process| process.node().board().groups().iter().all(|(_, board)| board.is_asleep()))
     }
 
     /// Every replica that runs knows a leader, on a node that runs.
     fn all_are_led(&self) -> bool {
         self.running().all(|process| {
-            let groups = process.node.board().groups();
+            let groups = process.node().board().groups();
             groups.iter().all(|(_, board)| board.leader().is_some_and(|leader| self.life(leader.0).is_some()))
         })
     }

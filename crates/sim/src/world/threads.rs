@@ -1,7 +1,7 @@
 //! The threads beside a node's loop: one that writes and syncs the log, one that works for the engine. Each does one
 //! thing at a time and takes its time for it; what waits meanwhile is done together next.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use hadron_consensus::GroupId;
@@ -24,9 +24,10 @@ pub(super) struct LogThread {
     pub(super) wal: Wal,
     /// Records that wait for the write that is under way.
     waiting: Vec<Record>,
-    waiting_sequence: u64,
-    /// The newest batch in the write that is under way: written, not yet synced.
-    pub(super) writing: Option<u64>,
+    /// The newest batch of each shard in it.
+    waiting_sequences: BTreeMap<usize, u64>,
+    /// The newest batch of each shard in the write that is under way: written, not yet synced.
+    pub(super) writing: Option<BTreeMap<usize, u64>>,
     looked_at: u64,
 }
 
@@ -43,7 +44,8 @@ pub(super) struct EngineThread {
 pub(super) enum EngineJob {
     Flush(FlushJob),
     Sweep(GroupId, Batch),
-    Persist(u64),
+    /// For the shard beside.
+    Persist(usize, u64),
     Open(OpenJob),
     Destroy(DestroyJob),
     /// Switch to a received snapshot; `Some` until that is done, then it is made durable.
@@ -78,15 +80,22 @@ impl LogThread {
     }
 
     pub(super) fn new(wal: Wal) -> LogThread {
-        LogThread { wal, waiting: Vec::new(), waiting_sequence: 0, writing: None, looked_at: 0 }
+        let waiting_sequences = BTreeMap::new();
+        LogThread { wal, waiting: Vec::new(), waiting_sequences, writing: None, looked_at: 0 }
     }
 }
 
 impl World {
-    pub(super) fn append_to_log(&mut self, life: Life, sequence: u64, records: Vec<Record>) {
+    /// The batch's shard and number come with it.
+    pub(super) fn append_to_log(
+        &mut self,
+        life: Life,
+        (shard, sequence): (usize, u64),
+        records: Vec<Record>,
+    ) {
         let Some(process) = self.process(life) else { return };
         process.log.waiting.extend(records);
-        process.log.waiting_sequence = sequence;
+        process.log.waiting_sequences.insert(shard, sequence);
         self.write_log(life);
     }
 
@@ -98,7 +107,7 @@ impl World {
             return;
         }
         let records = std::mem::take(&mut log.waiting);
-        log.writing = Some(log.waiting_sequence);
+        log.writing = Some(std::mem::take(&mut log.waiting_sequences));
         if let Err(error) = log.wal.append(&records) {
             return self.on_disk_failure(life, &format!("cannot append to its log: {error}"));
         }
@@ -118,7 +127,7 @@ impl World {
             let until = process.paused_until;
             return self.schedule.at(until, Happening::LogSynced(life));
         }
-        let Some(sequence) = process.log.writing.take() else { return };
+        let Some(sequences) = process.log.writing.take() else { return };
         if let Err(error) = self.sync_log(life) {
             return self.on_disk_failure(life, &format!("cannot sync its log: {error}"));
         }
@@ -132,7 +141,7 @@ impl World {
             pinning.clear();
         }
         if !self.lies(Lie::DurableBeforeFsync) {
-            self.deliver(life, NodeEvent::LogDurable { sequence });
+            self.tell_durable(life, sequences);
         }
         if !pinning.is_empty() {
             self.deliver(life, NodeEvent::LogPinned { groups: pinning });
@@ -140,16 +149,23 @@ impl World {
         self.write_log(life);
     }
 
+    /// Tells each shard that its batches are durable up to the one beside.
+    pub(super) fn tell_durable(&mut self, life: Life, sequences: BTreeMap<usize, u64>) {
+        for (shard, sequence) in sequences {
+            self.deliver_to(life, shard, NodeEvent::LogDurable { sequence });
+        }
+    }
+
     pub(super) fn queue_engine_jobs(
         &mut self,
         life: Life,
         flushes: Vec<FlushJob>,
         sweeps: Vec<(GroupId, Batch)>,
-        persist: Option<u64>,
+        persist: Option<(usize, u64)>,
     ) {
         let flushes = flushes.into_iter().map(EngineJob::Flush);
         let sweeps = sweeps.into_iter().map(|(group, batch)| EngineJob::Sweep(group, batch));
-        let persist = persist.into_iter().map(EngineJob::Persist);
+        let persist = persist.into_iter().map(|(shard, ticket)| EngineJob::Persist(shard, ticket));
         for job in flushes.chain(sweeps).chain(persist) {
             self.queue_engine_job(life, job);
         }
@@ -216,12 +232,12 @@ impl World {
                 engine.write(batch).map_err(|error| error.to_string())?;
                 self.deliver(life, NodeEvent::Swept { group });
             }
-            EngineJob::Persist(ticket) => {
+            EngineJob::Persist(shard, ticket) => {
                 if !self.lies(Lie::EngineForgets) {
                     engine.persist().map_err(|error| error.to_string())?;
                 }
                 self.delicate_moment(life.node);
-                self.deliver(life, NodeEvent::EnginePersisted { ticket });
+                self.deliver_to(life, shard, NodeEvent::EnginePersisted { ticket });
             }
             EngineJob::Open(job) => self.open_replica(life, job)?,
             EngineJob::Destroy(job) => {

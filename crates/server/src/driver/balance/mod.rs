@@ -12,7 +12,6 @@ mod measure;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::Sender;
 use hadron_balance::plan;
 use hadron_consensus::ROOT_GROUP;
 use hadron_keyspace::Command;
@@ -24,7 +23,7 @@ use tracing::{info, warn};
 
 use self::measure::Measure;
 use super::handle::Handle;
-use super::shard::Input;
+use super::inputs::Inputs;
 use crate::api::Backend as _;
 use crate::api::hitters::Heaviest;
 use crate::metrics::Metrics;
@@ -50,12 +49,12 @@ pub(super) struct Balance(Arc<Inner>);
 
 struct Inner {
     handle: Handle,
-    inputs: Sender<Input>,
+    inputs: Inputs,
     zone: String,
 }
 
 impl Balance {
-    pub(super) fn new(handle: Handle, inputs: Sender<Input>, zone: String) -> Balance {
+    pub(super) fn new(handle: Handle, inputs: Inputs, zone: String) -> Balance {
         Balance(Arc::new(Inner { handle, inputs, zone }))
     }
 
@@ -89,8 +88,7 @@ impl Balance {
         let measured = measure.take(handle.now(), handle.board(), me, metrics);
         let report = Report { prefixes, clients, work, ..measured };
         let carrying = report.replicas.len();
-        // Fails when the loop has ended, and then nobody wants to know.
-        let _ = self.0.inputs.send(Input::Event(Event::Report(report)));
+        self.0.inputs.event(Event::Report(report));
         carrying
     }
 
@@ -113,8 +111,11 @@ impl Balance {
             let begun = match decided {
                 Some(Decision::Place(command)) => self.write(command).await,
                 Some(Decision::HandOver { group, from, to, record }) => {
-                    self.write(record).await
-                        && self.0.inputs.send(Input::Event(Event::HandOverTo { group, from, to })).is_ok()
+                    let is_recorded = self.write(record).await;
+                    if is_recorded {
+                        self.0.inputs.event(Event::HandOverTo { group, from, to });
+                    }
+                    is_recorded
                 }
                 None => false,
             };

@@ -76,3 +76,32 @@ fn deviation(loads: &[f64]) -> f64 {
     let mean = loads.iter().sum::<f64>() / count;
     (loads.iter().map(|load| (load - mean).powi(2)).sum::<f64>() / count).sqrt()
 }
+
+#[cfg(test)]
+mod tests {
+    use hadron_consensus::GroupId;
+
+    use super::*;
+    use crate::load::{Capacity, GroupLoad, Load};
+    use crate::view::{GroupView, NodeView, ReplicaView};
+
+    /// All load was divided by the nodes that stay, also that of those who had yet to be emptied: with two of three of them the mean was three
+    /// times the largest.
+    #[test]
+    fn the_mean_is_not_above_the_largest_while_nodes_are_emptied() {
+        let mut view = View::default();
+        for id in 1..=3 {
+            let capacity = Capacity::of(Load::each(|_| 10.0));
+            view.nodes.insert(NodeId(id), NodeView { capacity, draining: id > 1, ..NodeView::default() });
+            let load = GroupLoad { replica: Load::each(|_| 2.0), ..GroupLoad::default() };
+            let replicas = vec![ReplicaView::voter(NodeId(id))];
+            view.groups.insert(GroupId(id), GroupView { factor: 1, replicas, load, ..GroupView::default() });
+        }
+        let rounded = |it: Assessment| ((it.largest * 100.0).round(), (it.mean * 100.0).round());
+        assert_eq!(rounded(assess(&view, &Policy::default())), (20.0, 20.0));
+        for id in 2..=3 {
+            view.groups.entry(GroupId(id)).and_modify(|it| it.replicas = vec![ReplicaView::voter(NodeId(1))]);
+        }
+        assert_eq!(rounded(assess(&view, &Policy::default())), (60.0, 60.0), "who is empty does not count");
+    }
+}

@@ -279,6 +279,7 @@ mod tests {
     use super::*;
     use crate::catalog::{KeyspaceRecord, keys_of};
     use crate::membership::Member;
+    use crate::report::Damaged;
     use crate::roster::Roster;
 
     const GROUP: GroupId = GroupId(2);
@@ -389,6 +390,22 @@ mod tests {
         world.board.set_report(NodeId(3), leading());
         world.board.set_alive([3, 4].map(NodeId).into());
         assert_eq!(leader(&world), Some(NodeId(3)));
+    }
+
+    /// A damaged replica was named in the log and by an alarm, and stayed where it was for ever.
+    #[test]
+    fn a_damaged_replica_is_rebuilt() {
+        let world = World::new();
+        world.board.set_report(NodeId(2), Report { leads: vec![GROUP.0], ..Report::default() });
+        let planned = |replica| {
+            let damaged = vec![Damaged { group: GROUP.0, replica }];
+            world.board.set_report(NodeId(3), Report { damaged, ..Report::default() });
+            plan(&Balancer::default().view(Time(1), &world.board, ME), &Policy::default())
+        };
+        let moves = planned(3);
+        assert_eq!(moves[0].kind, MoveKind::MoveReplica { from: NodeId(3), to: NodeId(4) });
+        assert_eq!(moves[0].reason, Reason::Damaged { node: NodeId(3), left: 2, want: 3 });
+        assert_eq!(planned(2), [], "that is not the replica that is there");
     }
 
     /// A keyspace that was just made was left alone for an hour, because it had no leader when it was seen first.

@@ -8,11 +8,11 @@
 //!
 //! Here too is C(x), each node's share of the entries that were acknowledged within the last window.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hadron_consensus::{Divergence, Event as CoreEvent, GroupId, Index, NodeId, ReplicaId, Time};
 use hadron_keyspace::Command;
-use hadron_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, alarm_request::AlarmAction};
+use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
 
 use crate::board::LogShare;
 use crate::envelope::Origin;
@@ -211,9 +211,7 @@ impl Node {
     /// Names `node` in an alarm that every replica learns of. Ignored where this replica does not lead.
     fn raise_corrupt(&mut self, group: GroupId, node: NodeId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        let is_raised =
-            |alarm: &AlarmMember| alarm.member_id == node.0 && alarm.alarm == AlarmType::Corrupt as i32;
-        if !replica.core.is_leader() || replica.keyspace.alarms().iter().any(is_raised) {
+        if !replica.core.is_leader() || replica.accused().contains(&node) {
             return;
         }
         let alarm = AlarmRequest {
@@ -237,19 +235,17 @@ impl Node {
         if replica.follows_roster || !replica.core.is_leader() {
             return false;
         }
-        let is_over = |alarm: &AlarmMember| {
-            alarm.alarm == AlarmType::Corrupt as i32 && !replica.has_place_on(NodeId(alarm.member_id))
-        };
-        let over: Vec<AlarmMember> = replica.keyspace.alarms().into_iter().filter(is_over).collect();
+        let over: Vec<NodeId> =
+            replica.accused().into_iter().filter(|node| !replica.has_place_on(*node)).collect();
         let is_under_way = replica.integrity.lifting.is_some_and(|end| replica.applied() <= end);
         if over.is_empty() || is_under_way {
             return !over.is_empty();
         }
         replica.integrity.lifting = Some(replica.core.last());
-        let lift = |alarm: AlarmMember| AlarmRequest {
+        let lift = |node: NodeId| AlarmRequest {
             action: AlarmAction::Deactivate as i32,
-            member_id: alarm.member_id,
-            alarm: alarm.alarm,
+            member_id: node.0,
+            alarm: AlarmType::Corrupt as i32,
         };
         self.propose_alarms(group, over.into_iter().map(lift).collect(), effects);
         true
@@ -257,12 +253,9 @@ impl Node {
 
     /// A replica that an alarm names stops serving and leading.
     pub(crate) fn heed_alarms(&mut self, group: GroupId, effects: &mut Effects) {
-        let me = self.config.node.0;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        let names_me =
-            |alarm: &AlarmMember| alarm.member_id == me && alarm.alarm == AlarmType::Corrupt as i32;
         // Whoever reads of it before it belonged to the group reads of another replica that was on this node.
-        if !replica.quarantined && replica.keyspace.alarms().iter().any(names_me) && replica.belongs() {
+        if !replica.quarantined && replica.accused().contains(&self.config.node) && replica.belongs() {
             self.quarantine(group, effects);
         }
     }
@@ -324,6 +317,13 @@ impl Replica {
         true
     }
 
+    /// The nodes whose replicas an alarm names as damaged.
+    pub(crate) fn accused(&self) -> BTreeSet<NodeId> {
+        let alarms = self.keyspace.alarms().into_iter();
+        let corrupt = alarms.filter(|alarm| alarm.alarm == AlarmType::Corrupt as i32);
+        corrupt.map(|alarm| NodeId(alarm.member_id)).collect()
+    }
+
     /// Whether the configuration in force has a replica on `node`.
     fn has_place_on(&self, node: NodeId) -> bool {
         self.places.nodes.values().any(|place| *place == node)
@@ -354,12 +354,18 @@ fn majority(digests: &BTreeMap<NodeId, u64>, replicas: usize) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use hadron_consensus::{DEFAULT_GROUP, Term};
+    use std::sync::Arc;
+
+    use hadron_consensus::{DEFAULT_GROUP, ROOT_GROUP, Term};
     use hadron_keyspace::Applied;
+    use hadron_storage::engine::{Engine, ModelEngine};
 
     use super::*;
     use crate::board::DigestComparisons;
+    use crate::catalog::KeyspaceRecord;
+    use crate::event::Event;
     use crate::groups::Proposed;
+    use crate::node::tests::leading;
     use crate::propose::tests::node;
 
     /// A node whose replica of `default` has a mark at index 1, and the digest there.
@@ -415,6 +421,70 @@ mod tests {
         effects.replies.clear();
         node.on_write(4, DEFAULT_GROUP, Command::DigestMark.to_bytes(), &mut effects);
         assert_eq!(effects.replies, [failed(4, quarantined)]);
+    }
+
+    /// Takes an event, and what follows from it as soon as the log is durable.
+    fn take(node: &mut Node, event: Event) -> Effects {
+        let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));
+        node.step(now, event, &mut effects);
+        node.settle(now, &mut effects);
+        while !std::mem::take(&mut effects.log).is_empty() {
+            node.step(now, Event::LogDurable { sequence: effects.log_sequence }, &mut effects);
+            node.settle(now, &mut effects);
+        }
+        effects
+    }
+
+    /// A node that is alone with a keyspace of the catalog.
+    fn placed() -> (Node, GroupId) {
+        let mut node = leading();
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &[NodeId(1)]));
+        let command = made.expect("a good name").to_bytes();
+        let job = take(&mut node, Event::Write { token: 9, group: ROOT_GROUP, command }).opens.pop();
+        let job = job.expect("a replica is wanted here");
+        let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
+        let outcome = job.carry_out(&engine, Default::default());
+        take(&mut node, Event::Opened { group: job.group, outcome });
+        assert!(node.replicas[&job.group].core.is_leader());
+        (node, job.group)
+    }
+
+    fn accuse(node: &mut Node, group: GroupId, accused: u64) {
+        let alarm = AlarmType::Corrupt as i32;
+        let action = AlarmAction::Activate as i32;
+        let command = Command::Alarm(AlarmRequest { action, member_id: accused, alarm }).to_bytes();
+        take(node, Event::Write { token: 10, group, command });
+    }
+
+    #[test]
+    fn an_alarm_ends_with_the_replica_that_it_is_about() {
+        let (mut node, group) = placed();
+        accuse(&mut node, group, 7);
+        assert_eq!(node.replicas[&group].accused(), BTreeSet::from([NodeId(7)]));
+        let mut effects = Effects::default();
+        assert!(node.lift_alarms(group, &mut effects), "a new replica there has to wait");
+        let before = node.replicas[&group].core.last();
+        assert!(node.lift_alarms(group, &mut effects));
+        assert_eq!(node.replicas[&group].core.last(), before, "it is on its way");
+        take(&mut node, Event::LogDurable { sequence: effects.log_sequence });
+        assert_eq!(node.replicas[&group].accused(), BTreeSet::new());
+        assert!(!node.lift_alarms(group, &mut effects));
+    }
+
+    /// A replica that came to a node whose former replica had been damaged read of that in the log, and took it for its own.
+    #[test]
+    fn an_alarm_about_a_former_replica_is_none_of_the_new_ones_business() {
+        let (mut node, group) = placed();
+        let replica = node.replicas.get_mut(&group).expect("it is there");
+        let me = std::mem::replace(&mut replica.me, ReplicaId(9));
+        accuse(&mut node, group, 1);
+        assert!(!node.replicas[&group].quarantined, "it does not belong to the group yet");
+        node.replicas.get_mut(&group).expect("it is there").me = me;
+        node.heed_alarms(group, &mut Effects::default());
+        assert!(node.replicas[&group].quarantined);
+        let found = node.board.damaged();
+        assert_eq!(found, BTreeMap::from([(group, me)]));
     }
 
     #[test]

@@ -470,4 +470,47 @@ mod tests {
         }
         assert!(node.residents.newborn.is_empty(), "not for ever");
     }
+
+    /// A replica that could not be opened was named in the log, and kept its place for ever.
+    #[test]
+    fn a_replica_that_cannot_be_opened_is_reported_and_leaves_when_it_is_not_needed() {
+        let mut node = leading();
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let nodes = [1, 2, 3].map(NodeId);
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
+        let mut effects = write(&mut node, &made);
+        let group = effects.opens.pop().expect("a replica is wanted here").group;
+        let outcome = OpenOutcome::Damaged("a bit flipped".into());
+        node.step(Time(30), Event::Opened { group, outcome }, &mut effects);
+        assert_eq!(node.board.damaged(), BTreeMap::from([(group, ReplicaId(1))]));
+
+        let nodes = [2, 3, 4].map(NodeId);
+        let moved = node.board.with_catalog(|catalog| catalog.place(group, &nodes, "test")).unwrap();
+        let mut effects = write(&mut node, &moved);
+        assert_eq!((effects.opens.len(), effects.destroys.len()), (0, 0), "it may be needed");
+        node.ask_to_leave(&mut effects);
+        let asks = |(_, message): &(NodeId, PeerMessage)| matches!(message, PeerMessage::Leaving { .. });
+        assert_eq!(effects.sends.iter().filter(|sent| asks(sent)).count(), 3);
+        assert_eq!(node.left(), None);
+        node.on_leaving(NodeId(2), (group, ReplicaId(1)), 0, true, &mut effects);
+        assert_eq!(effects.destroys, [DestroyJob { group, replica: ReplicaId(1) }]);
+        assert_eq!(node.board.damaged(), BTreeMap::new());
+        node.on_destroyed(group, &mut effects);
+        let sequence = effects.log_sequence;
+        node.step(Time(60), Event::LogDurable { sequence }, &mut effects);
+        node.step(Time(70), Event::Opened { group, outcome: OpenOutcome::Gone }, &mut effects);
+        assert!(node.left().is_some());
+    }
+
+    /// Lets the root group decide something.
+    fn write(node: &mut Node, command: &Command) -> Effects {
+        let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));
+        let write = Event::Write { token: 9, group: ROOT_GROUP, command: command.to_bytes() };
+        node.step(now, write, &mut effects);
+        node.settle(now, &mut effects);
+        let sequence = effects.log_sequence;
+        node.step(now, Event::LogDurable { sequence }, &mut effects);
+        node.settle(now, &mut effects);
+        effects
+    }
 }

@@ -396,7 +396,7 @@ impl Node {
         let (voters, others): (Vec<Seat>, Vec<Seat>) = wanted.seats.iter().partition(|seat| may_vote(seat));
         // A member that was removed goes at once. A replica that moves goes when the one in its place can vote.
         let is_complete = replica.follows_roster || others.is_empty();
-        if is_complete && self.can_decide(&voters) {
+        if is_complete && self.can_decide(&voters) && self.is_any_well(replica, &voters) {
             return (wanted.revision, ids(&voters), ids(&others));
         }
         // Given to those, the group would be lost, or have fewer replicas for a while: who votes now goes on until enough of the
@@ -404,6 +404,12 @@ impl Node {
         let following = wanted.seats.iter().filter(|seat| !current.contains(&seat.replica));
         let learners = following.map(|seat| seat.replica).collect();
         (replica.places.revision, current.clone(), learners)
+    }
+
+    /// Whether one of `voters` at least is not known to be damaged: to those alone a group would be lost.
+    fn is_any_well(&self, replica: &Replica, voters: &[Seat]) -> bool {
+        let accused = replica.accused();
+        voters.iter().any(|seat| !accused.contains(&seat.node))
     }
 
     /// Whether a majority of `voters` is alive.

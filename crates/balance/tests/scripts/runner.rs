@@ -253,7 +253,9 @@ impl Runner {
     fn release(&self, count: &str, id: GroupId, output: &mut Vec<String>) {
         let group = &self.view.groups[&id];
         let present = group.replicas.iter().map(|replica| replica.node).collect();
-        let wanted = Wanted { present, count: count.parse().unwrap(), near: None };
+        let is_damaged = |it: &&ReplicaView| it.is_damaged;
+        let damaged = group.replicas.iter().filter(is_damaged).map(|it| it.node).collect();
+        let wanted = Wanted { present, count: count.parse().unwrap(), near: None, damaged };
         output.push(listed(&release(&self.view, &self.policy, &wanted, group.leader)));
     }
 

@@ -31,7 +31,7 @@ pub mod view;
 pub use assess::{Assessment, NodeAssessment, assess};
 pub use detect::{LatencyMeter, Meter, Totals};
 pub use load::{Capacity, GroupLoad, Load, Resource, shares};
-pub use moves::{Bytes, Change, Effect, Move, MoveKind, Reason};
+pub use moves::{Bytes, Change, Effect, Move, MoveKind, Reason, with_names};
 pub use plan::{Hindrance, Wanted, place, plan, release, waiting};
 pub use policy::{Band, Policy};
 pub use simulate::{Simulation, simulate};

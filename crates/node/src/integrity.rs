@@ -79,8 +79,6 @@ impl Node {
         let is_sampled = replica.sample_shares();
         let wait_us = if is_sampled { interval_us } else { interval_us / FIRST_SAMPLE_PART };
         replica.integrity.next_at = now.plus_micros(wait_us);
-        self.lift_alarms(group, effects);
-        let Some(replica) = self.replicas.get_mut(&group) else { return };
         let revision = replica.keyspace.revision();
         if replica.integrity.marked_revision == Some(revision) {
             return;
@@ -158,7 +156,7 @@ impl Node {
                 index,
                 mine,
                 theirs,
-                leader = to.0,
+                leader = %format_args!("{:x}", to.0),
                 "this replica's state differs from the leader's"
             );
         }
@@ -181,7 +179,7 @@ impl Node {
             tracing::error!(
                 group = group.0,
                 index,
-                node = node.0,
+                node = %format_args!("{:x}", node.0),
                 found,
                 agreed,
                 "a replica's state differs from the majority: it is damaged and must be rebuilt"
@@ -197,7 +195,7 @@ impl Node {
         tracing::error!(
             group = group.0,
             index = divergence.index.0,
-            node = node.0,
+            node = %format_args!("{:x}", node.0),
             expected = divergence.expected,
             found = divergence.found,
             "the log of a replica differs from the leader's: it is damaged and must be rebuilt"
@@ -251,12 +249,16 @@ impl Node {
         true
     }
 
-    /// A replica that an alarm names stops serving and leading.
+    /// After applying: a replica that an alarm names stops serving and leading, and an alarm about one that is gone is lifted.
     pub(crate) fn heed_alarms(&mut self, group: GroupId, effects: &mut Effects) {
-        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let Some(replica) = self.replicas.get(&group) else { return };
+        let accused = replica.accused();
         // Whoever reads of it before it belonged to the group reads of another replica that was on this node.
-        if !replica.quarantined && replica.accused().contains(&self.config.node) && replica.belongs() {
+        if accused.contains(&self.config.node) && replica.belongs() {
             self.quarantine(group, effects);
+        }
+        if !accused.is_empty() {
+            self.lift_alarms(group, effects);
         }
     }
 
@@ -450,23 +452,24 @@ mod tests {
         (node, job.group)
     }
 
-    fn accuse(node: &mut Node, group: GroupId, accused: u64) {
-        let alarm = AlarmType::Corrupt as i32;
-        let action = AlarmAction::Activate as i32;
-        let command = Command::Alarm(AlarmRequest { action, member_id: accused, alarm }).to_bytes();
-        take(node, Event::Write { token: 10, group, command });
+    fn accusation(member_id: u64) -> Command {
+        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
+        Command::Alarm(AlarmRequest { action, member_id, alarm })
     }
 
     #[test]
     fn an_alarm_ends_with_the_replica_that_it_is_about() {
         let (mut node, group) = placed();
-        accuse(&mut node, group, 7);
+        let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));
+        let write = Event::Write { token: 10, group, command: accusation(7).to_bytes() };
+        node.step(now, write, &mut effects);
+        node.settle(now, &mut effects);
+        node.step(now, Event::LogDurable { sequence: effects.log_sequence }, &mut effects);
+        node.settle(now, &mut effects);
         assert_eq!(node.replicas[&group].accused(), BTreeSet::from([NodeId(7)]));
-        let mut effects = Effects::default();
-        assert!(node.lift_alarms(group, &mut effects), "a new replica there has to wait");
         let before = node.replicas[&group].core.last();
-        assert!(node.lift_alarms(group, &mut effects));
-        assert_eq!(node.replicas[&group].core.last(), before, "it is on its way");
+        assert!(node.lift_alarms(group, &mut effects), "a new replica there has to wait");
+        assert_eq!(node.replicas[&group].core.last(), before, "its end is on its way already");
         take(&mut node, Event::LogDurable { sequence: effects.log_sequence });
         assert_eq!(node.replicas[&group].accused(), BTreeSet::new());
         assert!(!node.lift_alarms(group, &mut effects));
@@ -478,7 +481,7 @@ mod tests {
         let (mut node, group) = placed();
         let replica = node.replicas.get_mut(&group).expect("it is there");
         let me = std::mem::replace(&mut replica.me, ReplicaId(9));
-        accuse(&mut node, group, 1);
+        take(&mut node, Event::Write { token: 10, group, command: accusation(1).to_bytes() });
         assert!(!node.replicas[&group].quarantined, "it does not belong to the group yet");
         node.replicas.get_mut(&group).expect("it is there").me = me;
         node.heed_alarms(group, &mut Effects::default());

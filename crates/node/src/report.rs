@@ -199,7 +199,9 @@ impl Node {
     pub(crate) fn on_report(&mut self, from: NodeId, bytes: Bytes) {
         match Report::from_bytes(bytes) {
             Ok(report) => self.board.set_report(from, report),
-            Err(error) => tracing::warn!(node = from.0, %error, "cannot understand a report"),
+            Err(error) => {
+                tracing::warn!(node = %format_args!("{:x}", from.0), %error, "cannot understand a report")
+            }
         }
     }
 }

@@ -24,7 +24,8 @@ impl Default for Runner {
 }
 
 fn node(text: &str) -> NodeId {
-    NodeId(text.trim_start_matches('n').parse().unwrap_or_else(|_| panic!("{text} is not a node")))
+    let id = u64::from_str_radix(text.trim_start_matches('n'), 16);
+    NodeId(id.unwrap_or_else(|_| panic!("{text} is not a node")))
 }
 
 fn group(text: &str) -> GroupId {

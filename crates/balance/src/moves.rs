@@ -166,7 +166,7 @@ impl Reason {
         match self {
             Reason::TooMany { .. } => "too-many",
             Reason::Lost { .. } => "lost",
-            Reason::Damaged { .. } => "damaged",
+            Reason::Damaged { .. } => "damaged-replica",
             Reason::TooFew { .. } => "too-few",
             Reason::Drained { .. } => "drained",
             Reason::ZoneShared { .. } => "zone-shared",

@@ -102,7 +102,7 @@ impl World {
         for planned in plan(&view, &policy) {
             let decided = board.with_catalog(|catalog| decide(catalog, &planned, 0));
             let Some(Decision::Place(command)) = decided else { continue };
-            self.repairs.decided += u64::from(planned.reason.name() == "damaged");
+            self.repairs.decided += u64::from(planned.reason.name() == "damaged-replica");
             self.tell(StoryEvent::MoveDecided { planned: planned.to_string() });
             let command = command.to_bytes();
             self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });

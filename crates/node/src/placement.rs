@@ -43,8 +43,8 @@ const LEFT_AT_ONCE: usize = 100;
 /// What is under way for a group that has no open replica here.
 #[derive(Debug)]
 enum Step {
-    /// The driver opens it.
-    Opening,
+    /// The driver opens it: this replica, or whichever is there.
+    Opening(Option<ReplicaId>),
     /// The driver leaves the tombstone.
     Destroying,
     /// The log's records of a former replica are being forgotten, in the batch of this number.
@@ -152,8 +152,9 @@ impl Node {
             // Wanted, or of a time that the catalog has yet to come to.
             Some(_) => drop(self.residents.leaving.remove(&group)),
             None if is_placed && (wanted.or(leaving).is_some() || is_in_log) || is_deleted && is_in_log => {
-                self.residents.steps.insert(group, Step::Opening);
-                effects.opens.push(OpenJob { group, replica: wanted.or(leaving), is_in_log });
+                let replica = wanted.or(leaving);
+                self.residents.steps.insert(group, Step::Opening(replica));
+                effects.opens.push(OpenJob { group, replica, is_in_log });
             }
             None => {}
         }
@@ -174,16 +175,24 @@ impl Node {
 
     /// A job of [`Effects::opens`] ended.
     pub(crate) fn on_opened(&mut self, group: GroupId, outcome: OpenOutcome, effects: &mut Effects) {
-        self.residents.steps.remove(&group);
+        let step = self.residents.steps.remove(&group);
         match outcome {
             OpenOutcome::Open(replica, keyspace) => self.take_in(group, replica, keyspace, effects),
             OpenOutcome::LogIsOfAnother => self.forget_log(group, effects),
             OpenOutcome::Gone if self.residents.recovered.contains_key(&group) => {
                 self.forget_log(group, effects);
             }
-            // An old catalog: a newer one is on its way.
-            OpenOutcome::Gone => {}
-            OpenOutcome::Damaged(why) => self.give_up_damaged(group, None, &why, effects),
+            // An old catalog: a newer one is on its way, or came meanwhile.
+            OpenOutcome::Gone => {
+                let Known { wanted, leaving, .. } = self.known(group);
+                if matches!(step, Some(Step::Opening(asked)) if asked != wanted.or(leaving)) {
+                    self.reside(group, effects);
+                }
+            }
+            OpenOutcome::Damaged(why) => {
+                let asked = if let Some(Step::Opening(asked)) = step { asked } else { None };
+                self.give_up_damaged(group, asked, &why, effects);
+            }
             OpenOutcome::Unusable(why) => give_up(group, &why),
         }
     }
@@ -194,7 +203,7 @@ impl Node {
         open.or_else(|| self.residents.unopened.get(&group).copied())
     }
 
-    /// A replica is too damaged to be opened; without a number it is the one that the catalog names. The node reports it, and whoever plans has
+    /// A replica is too damaged to be opened; without a number it is the one that the catalog names now. The node reports it, and whoever plans has
     /// it rebuilt.
     fn give_up_damaged(
         &mut self,
@@ -429,6 +438,8 @@ mod tests {
 
     use hadron_storage::engine::{Engine, ModelEngine};
 
+    use hadron_keyspace::Applied;
+
     use super::*;
     use crate::catalog::KeyspaceRecord;
     use crate::node::tests::leading;
@@ -512,5 +523,44 @@ mod tests {
         node.step(now, Event::LogDurable { sequence }, &mut effects);
         node.settle(now, &mut effects);
         effects
+    }
+
+    /// A node that came back with an old catalog found that the replica which that names had been destroyed. While it looked, the catalog
+    /// came to name another one, which was never opened: the group could not be moved any more.
+    #[test]
+    fn what_the_catalog_came_to_want_while_another_replica_was_looked_for_is_opened() {
+        let mut node = leading();
+        let (group, me) = (GroupId(2), NodeId(1));
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let root = node.replicas[&ROOT_GROUP].keyspace.clone();
+        let apply = |node: &mut Node, command: Command, effects: &mut Effects| {
+            let applied = Applied { index: root.applied().index + 1, ..root.applied() };
+            node.residents.note(&command);
+            root.apply(applied, vec![command]);
+            node.refresh_catalog(effects);
+        };
+        let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
+        hadron_keyspace::Owner::claim(engine.as_ref(), group.0, 1).unwrap();
+        DestroyJob { group, replica: ReplicaId(1) }.carry_out(engine.as_ref()).unwrap();
+
+        let mut effects = Effects::default();
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &[me])).unwrap();
+        apply(&mut node, made, &mut effects);
+        let job = effects.opens.pop().expect("the first replica is looked for");
+        let outcome = job.carry_out(&engine, Default::default());
+        assert!(matches!(outcome, OpenOutcome::Gone));
+        // Meanwhile it was moved away, was gone, and came back as another one.
+        let moved = node.board.with_catalog(|catalog| catalog.place(group, &[NodeId(2)], "")).unwrap();
+        apply(&mut node, moved, &mut effects);
+        apply(&mut node, Catalog::left(&[group], me), &mut effects);
+        let back = node.board.with_catalog(|catalog| catalog.place(group, &[me], "")).unwrap();
+        apply(&mut node, back, &mut effects);
+        assert!(effects.opens.is_empty(), "one at a time");
+        node.on_opened(group, outcome, &mut effects);
+        let job = effects.opens.pop().expect("the other one is wanted now");
+        assert!(job.replica > Some(ReplicaId(1)), "{job:?}");
+        let outcome = job.carry_out(&engine, Default::default());
+        node.on_opened(group, outcome, &mut effects);
+        assert!(node.replicas.contains_key(&group));
     }
 }

@@ -29,8 +29,10 @@ const SUFFIX: &str = "hadron.example";
 /// Three nodes, each with a port for the keyspace a.
 async fn cluster() -> Cluster {
     let mut cluster = Cluster::at_rest(3, &["--keyspace-host-suffix", SUFFIX], &[]).await;
-    for node in &mut cluster.nodes {
+    for (number, node) in cluster.nodes.iter_mut().enumerate() {
         node.set_argument("--keyspace-listen", "a=http://127.0.0.1:0");
+        // How a node divides its groups is its own affair.
+        node.set_argument("--shards", &(number + 1).to_string());
     }
     cluster.bring_up().await;
     cluster

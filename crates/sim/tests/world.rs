@@ -24,8 +24,14 @@ fn scenario() -> Scenario {
     std::env::var("SIM_SCENARIO").map_or(Scenario::Usual, |name| name.parse().unwrap())
 }
 
+/// `SIM_SHARDS` says how many shards a node has at most.
+fn settings(seed: u64) -> Settings {
+    let drawn = Settings::of(scenario(), seed);
+    Settings { shards_max: variable("SIM_SHARDS").map_or(drawn.shards_max, |most| most as usize), ..drawn }
+}
+
 fn run(seed: u64) -> Report {
-    match World::run(Settings::of(scenario(), seed)) {
+    match World::run(settings(seed)) {
         Ok(report) => report,
         Err(failure) => {
             panic!("{failure}\nagain: SIM_SEED={seed} cargo test -p hadron-sim --test world many")

@@ -35,7 +35,7 @@ impl Pool {
     pub async fn start(count: usize, extra: &[(&str, &str)]) -> Pool {
         // All have the same disk, and how full that is is not what is looked at.
         let extra: Vec<(String, String)> =
-            [("--keyspace-host-suffix", SUFFIX), ("--balance-disk-max", "100")]
+            [("--keyspace-host-suffix", SUFFIX), ("--balance-disk-max", "100"), ("--shards", "2")]
                 .iter()
                 .chain(extra)
                 .map(|(flag, value)| ((*flag).into(), (*value).into()))

@@ -122,6 +122,10 @@ impl Patient {
         let urls = network.addresses().iter().map(|address| format!("http://{address}"));
         let ids: Vec<u64> = urls.map(|url| node_id(TOKEN, &[url]).0).collect();
         network.connect((0..nodes).map(|number| (cluster.nodes[number].peer_address, ids[number])));
+        for (number, node) in cluster.nodes.iter_mut().enumerate() {
+            // Nodes whose groups are spread in different ways understand each other.
+            node.set_argument("--shards", &(number % 3 + 1).to_string());
+        }
         let tools = Tools::new(nodes);
         if let Some(library) = &tools.bad_disk {
             for (number, node) in cluster.nodes.iter_mut().enumerate() {

@@ -297,6 +297,12 @@ impl World {
         let Some(process) = machine.process.as_mut().filter(|process| process.paused_until <= now) else {
             return;
         };
+        let shards = process.shards();
+        if !clock && shards > 1 && self.rng.random_bool(0.5) {
+            let shard = self.rng.random_range(0..shards);
+            process.hang(shard, now + for_us);
+            return self.tell(StoryEvent::Hangs { node, shard, for_us });
+        }
         process.pause(now, for_us, clock);
         self.tell(StoryEvent::Pauses { node, for_us, clock });
     }

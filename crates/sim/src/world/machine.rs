@@ -86,6 +86,8 @@ struct Shard {
     node: Node,
     inbox: Vec<NodeEvent>,
     turn_is_due: bool,
+    /// This loop stands still until then.
+    paused_until: u64,
     timer: Option<u64>,
     /// Timers that fired since the moment beside.
     timers_fired: (u32, u64),
@@ -160,8 +162,14 @@ struct Stored {
 
 impl Process {
     fn new(nodes: Vec<Node>, wal: Wal, now: u64, clock_rate: u64) -> Process {
-        let shard =
-            |node| Shard { node, inbox: Vec::new(), turn_is_due: false, timer: None, timers_fired: (0, now) };
+        let shard = |node| Shard {
+            node,
+            inbox: Vec::new(),
+            turn_is_due: false,
+            paused_until: 0,
+            timer: None,
+            timers_fired: (0, now),
+        };
         Process {
             observed: Watched::default(),
             shards: nodes.into_iter().map(shard).collect(),
@@ -212,8 +220,19 @@ impl Process {
         self.stood_still_us += if clock { for_us } else { 0 };
     }
 
+    /// How many shards it has.
+    pub(super) fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// The loop of one shard stands still.
+    pub(super) fn hang(&mut self, shard: usize, until: u64) {
+        self.shards[shard].paused_until = until;
+    }
+
     /// The process goes on.
     pub(super) fn resume(&mut self, now: u64) {
+        self.shards.iter_mut().for_each(|shard| shard.paused_until = 0);
         let rest = self.paused_until.saturating_sub(now);
         self.stood_still_us -= if self.clock_pauses { rest } else { 0 };
         self.paused_until -= rest;
@@ -344,7 +363,7 @@ impl World {
 
     /// Puts an event into the inboxes of the shards that it concerns.
     pub(super) fn deliver(&mut self, life: Life, event: NodeEvent) {
-        let shards = self.process(life).map_or(1, |process| process.shards.len());
+        let shards = self.process(life).map_or(1, |process| process.shards());
         hadron_node::route(event, shards, |shard, event| self.deliver_to(life, shard, event));
     }
 
@@ -364,8 +383,8 @@ impl World {
     pub(super) fn turn(&mut self, life: Life, shard: usize) {
         let now = self.schedule.now();
         let Some(process) = self.process(life) else { return };
-        if process.paused_until > now {
-            let until = process.paused_until;
+        let until = process.paused_until.max(process.shards[shard].paused_until);
+        if until > now {
             return self.schedule.at(until, Happening::Turn(life, shard));
         }
         let time = process.time(now);

@@ -101,6 +101,15 @@ pub enum StoryEvent {
         /// Whether its clock stands still as well, like that of a suspended machine.
         clock: bool,
     },
+    /// The loop of one of a process's shards stands still.
+    Hangs {
+        /// The node.
+        node: u64,
+        /// The shard; the first is 0.
+        shard: usize,
+        /// For how long, in microseconds.
+        for_us: u64,
+    },
     /// A leader is asked to hand over.
     HandsOver {
         /// The node that leads.
@@ -245,6 +254,9 @@ impl fmt::Display for StoryEvent {
             StoryEvent::Pauses { node, for_us, clock } => {
                 let with = if *clock { ", and its clock with it" } else { "" };
                 write!(f, "n{node} stands still for {} ms{with}", for_us / 1_000)
+            }
+            StoryEvent::Hangs { node, shard, for_us } => {
+                write!(f, "shard {shard} of n{node} stands still for {} ms", for_us / 1_000)
             }
             StoryEvent::HandsOver { from, to } => write!(f, "n{from} is to hand over to n{to}"),
             StoryEvent::Snapshot { group, from, to, index } => {

@@ -70,6 +70,7 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
         StoryEvent::FailingDisk { .. } => "failing disks",
         StoryEvent::Pauses { clock: false, .. } => "paused processes",
         StoryEvent::Pauses { clock: true, .. } => "suspended machines",
+        StoryEvent::Hangs { .. } => "shards that stood still",
         StoryEvent::HandsOver { .. } => "leaderships handed over",
         StoryEvent::Snapshot { .. } => "snapshots installed",
         StoryEvent::Compacted { .. } => "compactions",

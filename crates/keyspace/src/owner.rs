@@ -208,4 +208,21 @@ mod tests {
         }
         assert_eq!(Owner::of(engine.as_ref(), GROUP).unwrap(), Owner::Destroyed(1), "the tombstone stays");
     }
+
+    /// Whoever could not be opened could not be destroyed either, and stopped the node.
+    #[test]
+    fn what_is_damaged_can_be_destroyed_and_comes_back_empty() {
+        let engine = Arc::new(ModelEngine::new());
+        Owner::claim(engine.as_ref(), GROUP, 1).unwrap();
+        put_and_flush(&engine, &open(&engine), "a");
+        Owner::destroy(engine.as_ref(), GROUP, 1).unwrap();
+        Owner::claim(engine.as_ref(), GROUP, 2).unwrap();
+        put_and_flush(&engine, &open(&engine), "b");
+        engine.damage(Space::State, record::state_key(GROUP));
+        let error = Keyspace::open(engine.clone(), GROUP, Options::default()).unwrap_err();
+        assert!(error.is_damage(), "{error}");
+        Owner::destroy(engine.as_ref(), GROUP, 2).unwrap();
+        Owner::claim(engine.as_ref(), GROUP, 3).unwrap();
+        assert_eq!((open(&engine).len(), open(&engine).applied().index), (0, 0));
+    }
 }

@@ -24,10 +24,14 @@ fn scenario() -> Scenario {
     std::env::var("SIM_SCENARIO").map_or(Scenario::Usual, |name| name.parse().unwrap())
 }
 
-/// `SIM_SHARDS` says how many shards a node has at most.
+/// `SIM_SHARDS` says how many shards a node has at most, `SIM_SECONDS` for how long there are faults.
 fn settings(seed: u64) -> Settings {
     let drawn = Settings::of(scenario(), seed);
-    Settings { shards_max: variable("SIM_SHARDS").map_or(drawn.shards_max, |most| most as usize), ..drawn }
+    Settings {
+        shards_max: variable("SIM_SHARDS").map_or(drawn.shards_max, |most| most as usize),
+        faults_us: variable("SIM_SECONDS").map_or(drawn.faults_us, |seconds| seconds * 1_000_000),
+        ..drawn
+    }
 }
 
 fn run(seed: u64) -> Report {

@@ -154,9 +154,14 @@ pub enum Event {
     CatalogChanged {
         /// The groups.
         groups: Vec<GroupId>,
+        /// The revision of the root group since which it says so.
+        revision: i64,
     },
     /// To the shards beside the first: the catalog is another one altogether.
-    CatalogReread,
+    CatalogReread {
+        /// The revision of the root group that it is of.
+        revision: i64,
+    },
     /// The switch that [`Effects::installs`] allowed is made and durable: the engine holds the snapshot's state.
     SnapshotInstalled {
         /// The group.
@@ -194,7 +199,7 @@ impl Event {
             | Event::EnginePersisted { .. }
             | Event::PoolChanged
             | Event::CatalogChanged { .. }
-            | Event::CatalogReread => None,
+            | Event::CatalogReread { .. } => None,
         }
     }
 }

@@ -205,8 +205,8 @@ impl Node {
                 self.on_snapshot_installed(group, applied, effects)
             }
             Event::PoolChanged => self.on_pool_changed(),
-            Event::CatalogChanged { groups } => self.heed_catalog(groups, effects),
-            Event::CatalogReread => self.reread_catalog(effects),
+            Event::CatalogChanged { groups, revision } => self.heed_catalog(groups, revision, effects),
+            Event::CatalogReread { revision } => self.heed_whole_catalog(revision, effects),
         }
     }
 

@@ -63,6 +63,8 @@ pub(crate) struct Residents {
     newborn: BTreeMap<GroupId, Time>,
     /// Replicas that cannot be opened because they are damaged. They keep their place until the catalog does without them.
     unopened: BTreeMap<GroupId, ReplicaId>,
+    /// Up to this revision of the root group this shard has done what the catalog says. What is on the board may be newer.
+    heeded: i64,
     /// Keys of the catalog that entries of this turn may have changed.
     changed: BTreeSet<Bytes>,
 }
@@ -101,10 +103,15 @@ impl Replica {
 impl Node {
     /// The root group's state is another one altogether: after the start, or a snapshot.
     pub(crate) fn reread_catalog(&mut self, effects: &mut Effects) {
-        if let Some(root) = self.replicas.get(&ROOT_GROUP) {
-            self.board.set_catalog(Catalog::read(&root.keyspace));
-            self.tell_shards(Event::CatalogReread, effects);
-        }
+        let Some(root) = self.replicas.get(&ROOT_GROUP) else { return };
+        let revision = root.keyspace.revision();
+        self.board.set_catalog(Catalog::read(&root.keyspace));
+        self.tell_shards(Event::CatalogReread { revision }, effects);
+        self.heed_whole_catalog(revision, effects);
+    }
+
+    /// The catalog as of `revision`, or a later one, is on the board.
+    pub(crate) fn heed_whole_catalog(&mut self, revision: i64, effects: &mut Effects) {
         let shard = self.shard;
         let placed: BTreeSet<GroupId> = self.board.with_catalog(|catalog| {
             catalog.placements().map(|(group, _)| group).filter(|group| shard.owns(*group)).collect()
@@ -114,6 +121,7 @@ impl Node {
         for group in concerned {
             self.reside(group, effects);
         }
+        self.residents.heeded = self.residents.heeded.max(revision);
     }
 
     /// Takes over what the root group's entries of this turn changed.
@@ -121,21 +129,23 @@ impl Node {
         let changed = std::mem::take(&mut self.residents.changed);
         let Some(root) = self.replicas.get(&ROOT_GROUP).filter(|_| !changed.is_empty()) else { return };
         let groups = self.board.refresh_catalog(&root.keyspace, &changed);
+        let revision = root.keyspace.revision();
         let (own, others) = groups.into_iter().partition(|group| self.shard.owns(*group));
-        self.heed_catalog(own, effects);
+        self.heed_catalog(own, revision, effects);
         let groups: Vec<GroupId> = others;
         if !groups.is_empty() {
-            self.tell_shards(Event::CatalogChanged { groups }, effects);
+            self.tell_shards(Event::CatalogChanged { groups, revision }, effects);
         }
     }
 
-    /// The catalog says something else about these groups.
-    pub(crate) fn heed_catalog(&mut self, groups: Vec<GroupId>, effects: &mut Effects) {
+    /// The catalog says something else about these groups since `revision`.
+    pub(crate) fn heed_catalog(&mut self, groups: Vec<GroupId>, revision: i64, effects: &mut Effects) {
         for group in groups {
             self.reside(group, effects);
             self.look_after_dormant(group);
             self.touch(group);
         }
+        self.residents.heeded = self.residents.heeded.max(revision);
     }
 
     /// Takes a group a step towards what the catalog wants on this node.
@@ -364,11 +374,12 @@ impl Node {
                 && !residents.steps.contains_key(group)
                 && !residents.recovered.contains_key(group)
         };
-        let (me, shard) = (self.config.node, self.shard);
+        let (me, shard, heeded) = (self.config.node, self.shard, self.residents.heeded);
         self.board.with_catalog(|catalog| {
             let own = catalog.leaving_node(me).filter(|group| shard.owns(*group) && is_gone(group));
             let since = |group| Some((group, catalog.leaving(group, me)?.revision));
-            own.filter_map(since).take(LEFT_AT_ONCE).collect()
+            // A replica that this shard has yet to hear of may be about to come.
+            own.filter_map(since).filter(|(_, since)| *since <= heeded).take(LEFT_AT_ONCE).collect()
         })
     }
 

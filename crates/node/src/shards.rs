@@ -68,10 +68,12 @@ pub fn route(event: Event, shards: usize, mut deliver: impl FnMut(usize, Event))
             parts.for_each(|(shard, groups)| deliver(shard, Event::LogPinned { groups }));
         }
         Event::PoolChanged => (1..shards).for_each(|shard| deliver(shard, Event::PoolChanged)),
-        Event::CatalogReread => (1..shards).for_each(|shard| deliver(shard, Event::CatalogReread)),
-        Event::CatalogChanged { groups } => {
+        Event::CatalogReread { revision } => {
+            (1..shards).for_each(|shard| deliver(shard, Event::CatalogReread { revision }));
+        }
+        Event::CatalogChanged { groups, revision } => {
             let parts = split(groups, shards).into_iter();
-            parts.for_each(|(shard, groups)| deliver(shard, Event::CatalogChanged { groups }));
+            parts.for_each(|(shard, groups)| deliver(shard, Event::CatalogChanged { groups, revision }));
         }
         event => deliver(event.group().map_or(0, |group| shard_of(group, shards)), event),
     }
@@ -364,6 +366,35 @@ mod tests {
             }
         }
         assert!(!shards.nodes[0].vouches(), "its log waits");
+    }
+
+    /// A shard had yet to hear that a replica was wanted when the board said that it was to leave already: it said that the replica was
+    /// gone, and opened it then. The catalog knew of it no more, and it stayed for ever.
+    #[test]
+    fn a_shard_does_not_say_what_is_gone_before_it_heard_what_was_wanted() {
+        let mut shards = Shards::new();
+        let (board, group) = (shards.nodes[0].board(), GROUPS[1]);
+        let mut late = Vec::new();
+        let mut apply = |shards: &mut Shards, command: hadron_keyspace::Command| {
+            let mut effects = Effects::default();
+            let root = &shards.nodes[0].replicas[&ROOT_GROUP].keyspace;
+            let applied = hadron_keyspace::Applied { index: root.applied().index + 1, ..root.applied() };
+            root.apply(applied, vec![command.clone()]);
+            shards.nodes[0].residents.note(&command);
+            shards.nodes[0].refresh_catalog(&mut effects);
+            late.extend(effects.tells);
+        };
+        for name in ["a", "b"] {
+            let wanted = KeyspaceRecord { name: name.into(), ..Default::default() };
+            let made = board.with_catalog(|catalog| catalog.create(&wanted, &[NodeId(1)])).unwrap();
+            apply(&mut shards, made);
+        }
+        let elsewhere = board.with_catalog(|catalog| catalog.place(group, &[NodeId(2)], "")).unwrap();
+        apply(&mut shards, elsewhere);
+        assert!(shards.nodes[1].gone().is_empty(), "it has yet to hear of it");
+        late.into_iter().for_each(|event| shards.route(event));
+        assert!(shards.nodes[1].replicas.contains_key(&group), "it is there until the others do without it");
+        assert!(shards.nodes[1].gone().is_empty());
     }
 
     /// The note may be older than the replica that the catalog wants to leave now.

@@ -9,7 +9,7 @@
 //! * [`load`]: W(x), a node's load in its scarcest resource relative to its capacity, and B(x) = W(x) / ΣW(i), its share.
 //! * [`view`]: what a planner sees. [`plan()`]: what it decides. [`next_step`]: how that is carried out, resumed by whoever comes next.
 //! * [`assess()`]: how the pool stands. [`simulate()`]: what would be decided, and where that would lead.
-//! * [`place`], [`release`]: where a new group goes, and which replicas can be missed.
+//! * [`waiting`]: why a node that is to be emptied is not. [`place`], [`release`]: where a new group goes, and which replicas can be missed.
 //!
 //! The root group's leader plans for the whole pool; the simulation (`hadron simulate --scenario balance`) calls the same functions.
 //! Left out: who measures, who sends, and everything that needs a disk or a network.
@@ -31,8 +31,8 @@ pub mod view;
 pub use assess::{Assessment, NodeAssessment, assess};
 pub use detect::{LatencyMeter, Meter, Totals};
 pub use load::{Capacity, GroupLoad, Load, Resource, shares};
-pub use moves::{Bytes, Change, Effect, Move, MoveKind, Reason};
-pub use plan::{Wanted, place, plan, release};
+pub use moves::{Bytes, Change, Effect, Move, MoveKind, Reason, with_names};
+pub use plan::{Hindrance, Wanted, place, plan, release, waiting};
 pub use policy::{Band, Policy};
 pub use simulate::{Simulation, simulate};
 pub use step::{Obstacle, Step, next_step};

@@ -105,6 +105,15 @@ pub enum Reason {
         /// Voters it shall have.
         want: usize,
     },
+    /// The replica on the node differs from the others, or cannot be opened.
+    Damaged {
+        /// The node.
+        node: NodeId,
+        /// Voters that can be reached and are well.
+        left: usize,
+        /// Voters it shall have.
+        want: usize,
+    },
     /// The group has fewer replicas than it shall have.
     TooFew {
         /// Voters it has.
@@ -157,6 +166,7 @@ impl Reason {
         match self {
             Reason::TooMany { .. } => "too-many",
             Reason::Lost { .. } => "lost",
+            Reason::Damaged { .. } => "damaged-replica",
             Reason::TooFew { .. } => "too-few",
             Reason::Drained { .. } => "drained",
             Reason::ZoneShared { .. } => "zone-shared",
@@ -219,6 +229,9 @@ impl fmt::Display for Reason {
             Reason::Lost { node, left, want } => {
                 write!(f, "{node} is lost and {left} of {want} replicas are left")
             }
+            Reason::Damaged { node, left, want } => {
+                write!(f, "the replica on {node} is damaged and {left} of {want} replicas are well")
+            }
             Reason::TooFew { have, want } => write!(f, "it has {have} replicas and shall have {want}"),
             Reason::Drained { node } => write!(f, "{node} is drained"),
             Reason::ZoneShared { zone } => {
@@ -255,6 +268,19 @@ impl fmt::Display for Change {
     }
 }
 
+/// The text of a move, a reason or a step with names in the place of the ids of nodes, as far as `name` knows them.
+pub fn with_names(text: &str, name: impl Fn(NodeId) -> Option<String>) -> String {
+    let named = |word: &str| {
+        let digits = word.strip_prefix('n')?;
+        let id = u64::from_str_radix(digits, 16).ok().map(NodeId);
+        // Earlier versions wrote them in decimal.
+        let earlier = digits.parse().ok().map(NodeId);
+        id.and_then(&name).or_else(|| earlier.and_then(&name)).filter(|name| !name.is_empty())
+    };
+    let word = |word: &str| named(word).unwrap_or_else(|| word.to_owned());
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
 /// A fraction, shown with one decimal: 31.4 %.
 struct Percent(f64);
 
@@ -282,6 +308,17 @@ impl fmt::Display for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_are_shown_by_their_names_or_in_hexadecimal() {
+        let kind = MoveKind::MoveReplica { from: NodeId(0xfeed), to: NodeId(31) };
+        let reason = Reason::Damaged { node: NodeId(31), left: 2, want: 3 }.to_string();
+        assert_eq!(kind.to_string(), "replica nfeed → n1f");
+        let name = |id: NodeId| (id == NodeId(31)).then(|| "paris".to_owned());
+        assert_eq!(with_names(&kind.to_string(), name), "replica nfeed → paris");
+        assert_eq!(with_names(&reason, name), "the replica on paris is damaged and 2 of 3 replicas are well");
+        assert_eq!(with_names("n31 is needed", name), "paris is needed", "as it was written before");
+    }
 
     #[test]
     fn bytes_are_shown_in_the_largest_unit_there_is_one_of() {

@@ -187,7 +187,9 @@ impl Scene<'_> {
     fn can_lead(&self, node: NodeId) -> bool {
         let replica = self.group.replica(node);
         self.is_alive(node)
-            && replica.is_some_and(|it| it.role == ReplicaRole::Voter && it.lag <= self.policy.lag_max)
+            && replica.is_some_and(|it| {
+                it.role == ReplicaRole::Voter && it.lag <= self.policy.lag_max && !it.is_damaged
+            })
     }
 
     /// Who lacks least of those that can lead.

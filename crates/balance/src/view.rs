@@ -93,6 +93,8 @@ pub struct ReplicaView {
     pub role: ReplicaRole,
     /// The entries that it lacks.
     pub lag: u64,
+    /// Its state is damaged: it votes at most, and serves nobody.
+    pub is_damaged: bool,
 }
 
 /// Whether a replica votes.
@@ -107,12 +109,12 @@ pub enum ReplicaRole {
 impl ReplicaView {
     /// A voter that lacks nothing.
     pub fn voter(node: NodeId) -> ReplicaView {
-        ReplicaView { node, role: ReplicaRole::Voter, lag: 0 }
+        ReplicaView { node, role: ReplicaRole::Voter, lag: 0, is_damaged: false }
     }
 
     /// A learner that lacks `lag` entries.
     pub fn learner(node: NodeId, lag: u64) -> ReplicaView {
-        ReplicaView { node, role: ReplicaRole::Learner, lag }
+        ReplicaView { node, role: ReplicaRole::Learner, lag, is_damaged: false }
     }
 }
 

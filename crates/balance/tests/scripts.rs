@@ -72,6 +72,11 @@ fn loss() {
 }
 
 #[test]
+fn damage() {
+    check("damage.txt");
+}
+
+#[test]
 fn drain() {
     check("drain.txt");
 }

@@ -3,14 +3,14 @@
 use std::fmt;
 
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+    ($(#[$doc:meta])* $name:ident, $form:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(pub u64);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!($prefix, "{}"), self.0)
+                write!(f, $form, self.0)
             }
         }
     };
@@ -18,24 +18,24 @@ macro_rules! id {
 
 id! {
     /// A Raft group. 0 is the root group, 1 carries the keyspace `default`. Never used again after deletion.
-    GroupId, "g"
+    GroupId, "g{}"
 }
 id! {
     /// A voter or learner of one group. Allocated once and never used again: a replica that lost its disk comes
     /// back under a new one, because it has forgotten its votes.
-    ReplicaId, "r"
+    ReplicaId, "r{}"
 }
 id! {
-    /// A node (a process with a data directory); what etcd calls a member.
-    NodeId, "n"
+    /// A node (a process with a data directory); what etcd calls a member. Shown in hexadecimal, as everywhere.
+    NodeId, "n{:x}"
 }
 id! {
     /// A Raft term: at most one leader is elected in each. 0 is before the first election.
-    Term, "t"
+    Term, "t{}"
 }
 id! {
     /// A position in a group's log. The first entry has index 1; 0 is the position before it.
-    Index, "i"
+    Index, "i{}"
 }
 
 impl Index {

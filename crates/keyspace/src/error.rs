@@ -91,3 +91,10 @@ pub enum OpenError {
         supported: u8,
     },
 }
+
+impl OpenError {
+    /// Whether something that was written is not there as it was written.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, OpenError::Damaged { .. } | OpenError::Engine(EngineError::Damaged(_)))
+    }
+}

@@ -96,17 +96,26 @@ pub fn destroyed_groups(engine: &dyn Engine) -> Result<Vec<u64>, OpenError> {
 /// All records in one batch: a crash leaves the former owner with its state, or the new one without.
 fn hand_over(engine: &dyn Engine, group: u64, owner: Owner) -> Result<(), OpenError> {
     let mut batch: Batch = vec![Change::Put(Space::State, record::owner_key(group), encode(owner))];
-    let stored = engine.get(Space::State, &record::state_key(group))?;
-    let current = stored.map(|bytes| StateRecord::decode(group, &bytes)).transpose()?;
-    if let Some(state) = current {
+    if let Some(generation) = generation(engine, group)? {
         // The next generation is one after the highest.
-        let highest = highest_generation(engine, group)?.unwrap_or(0).max(state.generation);
+        let highest = highest_generation(engine, group)?.unwrap_or(0).max(generation);
         let number = Bytes::copy_from_slice(&highest.to_be_bytes());
         batch.push(Change::Put(Space::State, record::generations_key(group), number));
         batch.push(Change::Delete(Space::State, record::state_key(group)));
     }
     engine.write(batch)?;
     Ok(engine.persist()?)
+}
+
+/// The generation of the state that there is. Of one that is damaged it is at most one after the highest that is known.
+fn generation(engine: &dyn Engine, group: u64) -> Result<Option<u32>, OpenError> {
+    let stored = engine.get(Space::State, &record::state_key(group)).map_err(OpenError::from);
+    let state = stored.and_then(|bytes| bytes.map(|bytes| StateRecord::decode(group, &bytes)).transpose());
+    match state {
+        Ok(state) => Ok(state.map(|state| state.generation)),
+        Err(error) if error.is_damage() => Ok(Some(highest_generation(engine, group)?.unwrap_or(0) + 1)),
+        Err(error) => Err(error),
+    }
 }
 
 fn encode(owner: Owner) -> Bytes {
@@ -198,5 +207,22 @@ mod tests {
             engine.scan(space, &from, &to, &mut |key, _| panic!("{space:?} still has {key:?}")).unwrap();
         }
         assert_eq!(Owner::of(engine.as_ref(), GROUP).unwrap(), Owner::Destroyed(1), "the tombstone stays");
+    }
+
+    /// Whoever could not be opened could not be destroyed either, and stopped the node.
+    #[test]
+    fn what_is_damaged_can_be_destroyed_and_comes_back_empty() {
+        let engine = Arc::new(ModelEngine::new());
+        Owner::claim(engine.as_ref(), GROUP, 1).unwrap();
+        put_and_flush(&engine, &open(&engine), "a");
+        Owner::destroy(engine.as_ref(), GROUP, 1).unwrap();
+        Owner::claim(engine.as_ref(), GROUP, 2).unwrap();
+        put_and_flush(&engine, &open(&engine), "b");
+        engine.damage(Space::State, record::state_key(GROUP));
+        let error = Keyspace::open(engine.clone(), GROUP, Options::default()).unwrap_err();
+        assert!(error.is_damage(), "{error}");
+        Owner::destroy(engine.as_ref(), GROUP, 2).unwrap();
+        Owner::claim(engine.as_ref(), GROUP, 3).unwrap();
+        assert_eq!((open(&engine).len(), open(&engine).applied().index), (0, 0));
     }
 }

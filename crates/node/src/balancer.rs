@@ -123,6 +123,13 @@ impl Balancer {
             Some(leader) => GroupLoad::split(&measured(leader), &followers),
             None => GroupLoad::split(&Default::default(), &followers),
         };
+        let is_damaged = |node: NodeId| {
+            let damaged = reports.get(&node).and_then(|report| report.damaged(group));
+            // A report may be older than the replica that is there now.
+            damaged.is_some() && damaged == placement.record.replica_on(node)
+        };
+        let may_lead = |node: &NodeId| alive.contains(node) && !is_damaged(*node);
+        let replica = |node| ReplicaView { is_damaged: is_damaged(node), ..ReplicaView::voter(node) };
         GroupView {
             factor: nodes.len(),
             bytes: nodes
@@ -131,8 +138,8 @@ impl Balancer {
                 .max()
                 .unwrap_or_default(),
             // A group that sleeps since all its nodes were started has no leader, and gets one as soon as it is wanted elsewhere.
-            leader: leader.or_else(|| nodes.iter().find(|node| alive.contains(node)).copied()),
-            replicas: nodes.into_iter().map(ReplicaView::voter).collect(),
+            leader: leader.or_else(|| nodes.iter().copied().find(may_lead)),
+            replicas: nodes.into_iter().map(replica).collect(),
             load,
             changed_at: self.changed_at(now, group, placement.revision, leader),
         }
@@ -272,6 +279,7 @@ mod tests {
     use super::*;
     use crate::catalog::{KeyspaceRecord, keys_of};
     use crate::membership::Member;
+    use crate::report::Damaged;
     use crate::roster::Roster;
 
     const GROUP: GroupId = GroupId(2);
@@ -382,6 +390,22 @@ mod tests {
         world.board.set_report(NodeId(3), leading());
         world.board.set_alive([3, 4].map(NodeId).into());
         assert_eq!(leader(&world), Some(NodeId(3)));
+    }
+
+    /// A damaged replica was named in the log and by an alarm, and stayed where it was for ever.
+    #[test]
+    fn a_damaged_replica_is_rebuilt() {
+        let world = World::new();
+        world.board.set_report(NodeId(2), Report { leads: vec![GROUP.0], ..Report::default() });
+        let planned = |replica| {
+            let damaged = vec![Damaged { group: GROUP.0, replica }];
+            world.board.set_report(NodeId(3), Report { damaged, ..Report::default() });
+            plan(&Balancer::default().view(Time(1), &world.board, ME), &Policy::default())
+        };
+        let moves = planned(3);
+        assert_eq!(moves[0].kind, MoveKind::MoveReplica { from: NodeId(3), to: NodeId(4) });
+        assert_eq!(moves[0].reason, Reason::Damaged { node: NodeId(3), left: 2, want: 3 });
+        assert_eq!(planned(2), [], "that is not the replica that is there");
     }
 
     /// A keyspace that was just made was left alone for an hour, because it had no leader when it was seen first.

@@ -36,6 +36,8 @@ pub struct Board {
     /// The revision of the newest roster that others told of; 0 for none.
     heard: AtomicI64,
     elections: Mutex<VecDeque<ElectionRecord>>,
+    /// Replicas that cannot be opened because they are damaged.
+    unopened: RwLock<BTreeMap<GroupId, ReplicaId>>,
     memory: MemorySum,
     notes: Mutex<Notes>,
 }
@@ -59,6 +61,7 @@ pub enum NotAdmitted {
 pub struct GroupBoard {
     /// The replica's state; read it directly.
     pub keyspace: Arc<Keyspace>,
+    replica: AtomicU64,
     leader: AtomicU64,
     term: AtomicU64,
     commit: AtomicU64,
@@ -288,6 +291,24 @@ impl Board {
         self.groups.write().remove(&group);
     }
 
+    /// The replicas here that are damaged, by group: those that differ from the others, and those that cannot be opened.
+    pub fn damaged(&self) -> BTreeMap<GroupId, ReplicaId> {
+        let mut damaged = self.unopened.read().clone();
+        let quarantined = self.groups.read();
+        let quarantined = quarantined.iter().filter(|(_, group)| group.quarantined());
+        damaged.extend(quarantined.map(|(id, group)| (*id, group.replica())));
+        damaged
+    }
+
+    /// `replica` cannot be opened because it is damaged; `None`: there is none such any more.
+    pub(crate) fn set_unopened(&self, group: GroupId, replica: Option<ReplicaId>) {
+        let mut unopened = self.unopened.write();
+        match replica {
+            Some(replica) => drop(unopened.insert(group, replica)),
+            None => drop(unopened.remove(&group)),
+        }
+    }
+
     pub(crate) fn set_pool(&self, pool: Arc<Pool>, own: NodeId) {
         let is_learner = pool.roster.member(own.0).is_some_and(|member| member.is_learner);
         self.is_learner.store(is_learner, Ordering::Relaxed);
@@ -332,6 +353,7 @@ impl GroupBoard {
     fn new(keyspace: Arc<Keyspace>) -> GroupBoard {
         GroupBoard {
             keyspace,
+            replica: AtomicU64::new(0),
             leader: AtomicU64::new(0),
             term: AtomicU64::new(0),
             commit: AtomicU64::new(0),
@@ -348,6 +370,11 @@ impl GroupBoard {
             configuration: Mutex::default(),
             shares: Mutex::default(),
         }
+    }
+
+    /// The replica's id within its group.
+    pub fn replica(&self) -> ReplicaId {
+        ReplicaId(self.replica.load(Ordering::Acquire))
     }
 
     /// The node that leads the group, as far as this one knows.
@@ -460,6 +487,7 @@ impl GroupBoard {
     }
 
     pub(crate) fn set_configuration(&self, configuration: Configuration, me: ReplicaId) {
+        self.replica.store(me.0, Ordering::Release);
         self.voter.store(configuration.voters.contains(&me), Ordering::Release);
         *self.configuration.lock() = configuration;
     }

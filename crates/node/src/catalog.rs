@@ -170,11 +170,15 @@ pub enum CatalogError {
     /// There is none of that name.
     #[error("there is no keyspace {0}: `hadron ctl keyspace list` shows those there are")]
     NotFound(String),
-    /// `default` follows the members and is always there.
-    #[error(
-        "the keyspace default is on every member and is always there: it can be neither made, placed nor deleted"
-    )]
+    /// `default` is always there.
+    #[error("the keyspace default is always there: it can be neither made nor deleted")]
     IsDefault,
+    /// `default` follows the members, and is what etcd's clients expect.
+    #[error(
+        "the keyspace default can be neither frozen nor limited, and has a replica on every member: what needs that belongs into a \
+         keyspace of its own (`hadron ctl keyspace create`)"
+    )]
+    DefaultIsFixed,
     /// A group without replicas cannot be.
     #[error("a keyspace needs at least one replica")]
     NoReplicas,
@@ -374,6 +378,11 @@ impl Catalog {
         self.leaving.keys().map(|(group, _)| *group)
     }
 
+    /// The nodes that are to be emptied.
+    pub fn draining(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.draining.iter().copied()
+    }
+
     /// Whether `node` is to be emptied.
     pub fn is_draining(&self, node: NodeId) -> bool {
         self.draining.contains(&node)
@@ -465,9 +474,9 @@ impl Catalog {
     /// The command that puts `record` in the place of the keyspace of its name, with its group kept.
     ///
     /// # Errors
-    /// [`CatalogError::NotFound`], [`CatalogError::IsDefault`].
+    /// [`CatalogError::NotFound`], [`CatalogError::DefaultIsFixed`].
     pub fn alter(&self, record: &KeyspaceRecord) -> Result<Command, CatalogError> {
-        let present = self.recorded(&record.name)?;
+        let present = self.recorded(&record.name, CatalogError::DefaultIsFixed)?;
         let record = KeyspaceRecord { group: present.record.group, ..record.clone() };
         let key = keyspace_key(&record.name);
         let compare = vec![condition(key.clone(), present.revision)];
@@ -479,7 +488,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::NotFound`], [`CatalogError::IsDefault`].
     pub fn delete(&self, name: &str) -> Result<Command, CatalogError> {
-        let present = self.recorded(name)?;
+        let present = self.recorded(name, CatalogError::IsDefault)?;
         let key = keyspace_key(name);
         let compare = vec![condition(key.clone(), present.revision)];
         Ok(txn(compare, vec![delete(key), delete(group_key(present.record.group_id()))]))
@@ -520,9 +529,13 @@ impl Catalog {
         txn(Vec::new(), vec![remembered(group, record)])
     }
 
-    fn recorded(&self, name: &str) -> Result<&Recorded<KeyspaceRecord>, CatalogError> {
+    fn recorded(
+        &self,
+        name: &str,
+        if_default: CatalogError,
+    ) -> Result<&Recorded<KeyspaceRecord>, CatalogError> {
         if name == DEFAULT_KEYSPACE {
-            return Err(CatalogError::IsDefault);
+            return Err(if_default);
         }
         self.keyspaces.get(name).ok_or_else(|| CatalogError::NotFound(name.to_owned()))
     }
@@ -720,6 +733,8 @@ mod tests {
         let root = Root::new();
         assert_eq!(root.1.keyspace("default").unwrap().group_id(), DEFAULT_GROUP);
         assert_eq!(root.1.delete("default"), Err(CatalogError::IsDefault));
+        let altered = root.1.alter(&root.1.keyspace("default").unwrap());
+        assert_eq!(altered, Err(CatalogError::DefaultIsFixed));
         assert_eq!(root.1.delete("none"), Err(CatalogError::NotFound("none".into())));
     }
 }

@@ -308,6 +308,8 @@ pub enum OpenOutcome {
     LogIsOfAnother,
     /// There is none, or it was destroyed: it must not come back.
     Gone,
+    /// The engine's records are damaged: what is, and what to do.
+    Damaged(String),
     /// The engine's records cannot be used: why, and what to do.
     Unusable(String),
 }
@@ -315,7 +317,10 @@ pub enum OpenOutcome {
 impl OpenJob {
     /// Opens the replica's state, or makes it. A new replica owns its records durably before anybody hears of it.
     pub fn carry_out(self, engine: &Arc<dyn Engine>, options: Options) -> OpenOutcome {
-        self.try_open(engine, options).unwrap_or_else(|error| OpenOutcome::Unusable(error.to_string()))
+        self.try_open(engine, options).unwrap_or_else(|error| match error.is_damage() {
+            true => OpenOutcome::Damaged(error.to_string()),
+            false => OpenOutcome::Unusable(error.to_string()),
+        })
     }
 
     fn try_open(self, engine: &Arc<dyn Engine>, options: Options) -> Result<OpenOutcome, OpenError> {

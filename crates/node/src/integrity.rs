@@ -2,14 +2,15 @@
 //!
 //! Every few seconds the leader of a group that changed logs a mark; each replica remembers its live digest at that
 //! index. The leader then asks for them. When a majority agrees, whoever differs from it is named: in the log, in the
-//! metrics and by a CORRUPT alarm for that member alone. The named replica stops serving; the group goes on. A group that sleeps is
+//! metrics and by a CORRUPT alarm for that member alone. The named replica stops serving; the group goes on. Where the catalog
+//! says where replicas are, whoever plans has it rebuilt, as its node reports it; the alarm ends with the replica. A group that sleeps is
 //! woken once for what was changed since the last comparison, and then left alone.
 //!
 //! Here too is C(x), each node's share of the entries that were acknowledged within the last window.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use hadron_consensus::{Divergence, Event as CoreEvent, GroupId, NodeId, ReplicaId, Time};
+use hadron_consensus::{Divergence, Event as CoreEvent, GroupId, Index, NodeId, ReplicaId, Time};
 use hadron_keyspace::Command;
 use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
 
@@ -43,6 +44,8 @@ pub(crate) struct Integrity {
     acknowledged: VecDeque<BTreeMap<ReplicaId, u64>>,
     /// The first sample of this leadership was put off.
     has_waited: bool,
+    /// The end of the leader's log when it proposed last to lift alarms.
+    lifting: Option<Index>,
 }
 
 #[derive(Debug)]
@@ -60,6 +63,7 @@ impl Integrity {
             questions: VecDeque::new(),
             acknowledged: VecDeque::new(),
             has_waited: false,
+            lifting: None,
         }
     }
 }
@@ -152,7 +156,7 @@ impl Node {
                 index,
                 mine,
                 theirs,
-                leader = to.0,
+                leader = %format_args!("{:x}", to.0),
                 "this replica's state differs from the leader's"
             );
         }
@@ -168,14 +172,14 @@ impl Node {
         let differing: Vec<(NodeId, u64)> = round
             .digests
             .iter()
-            .filter(|(_, live)| **live != agreed)
+            .filter(|(node, live)| **live != agreed && replica.has_place_on(**node))
             .map(|(node, live)| (*node, *live))
             .collect();
         for (node, found) in differing {
             tracing::error!(
                 group = group.0,
                 index,
-                node = node.0,
+                node = %format_args!("{:x}", node.0),
                 found,
                 agreed,
                 "a replica's state differs from the majority: it is damaged and must be rebuilt"
@@ -191,7 +195,7 @@ impl Node {
         tracing::error!(
             group = group.0,
             index = divergence.index.0,
-            node = node.0,
+            node = %format_args!("{:x}", node.0),
             expected = divergence.expected,
             found = divergence.found,
             "the log of a replica differs from the leader's: it is damaged and must be rebuilt"
@@ -205,10 +209,7 @@ impl Node {
     /// Names `node` in an alarm that every replica learns of. Ignored where this replica does not lead.
     fn raise_corrupt(&mut self, group: GroupId, node: NodeId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        let is_raised = |alarm: &hadron_proto::etcdserverpb::AlarmMember| {
-            alarm.member_id == node.0 && alarm.alarm == AlarmType::Corrupt as i32
-        };
-        if !replica.core.is_leader() || replica.keyspace.alarms().iter().any(is_raised) {
+        if !replica.core.is_leader() || replica.accused().contains(&node) {
             return;
         }
         let alarm = AlarmRequest {
@@ -216,19 +217,48 @@ impl Node {
             member_id: node.0,
             alarm: AlarmType::Corrupt as i32,
         };
-        let nobody = Origin { node: self.config.node, incarnation: self.config.incarnation, token: 0 };
-        self.propose_entry(group, vec![(nobody, Command::Alarm(alarm).to_bytes())], effects);
+        self.propose_alarms(group, vec![alarm], effects);
     }
 
-    /// A replica that an alarm names stops serving and leading.
-    pub(crate) fn heed_alarms(&mut self, group: GroupId, effects: &mut Effects) {
-        let me = self.config.node.0;
-        let Some(replica) = self.replicas.get_mut(&group) else { return };
-        let names_me = |alarm: &hadron_proto::etcdserverpb::AlarmMember| {
-            alarm.member_id == me && alarm.alarm == AlarmType::Corrupt as i32
+    fn propose_alarms(&mut self, group: GroupId, alarms: Vec<AlarmRequest>, effects: &mut Effects) {
+        let nobody = Origin { node: self.config.node, incarnation: self.config.incarnation, token: 0 };
+        let commands = alarms.into_iter().map(|alarm| (nobody, Command::Alarm(alarm).to_bytes()));
+        self.propose_entry(group, commands.collect(), effects);
+    }
+
+    /// Leader of a group of the catalog: an alarm about a replica that is gone is over. True while there is such a one. A new replica on that
+    /// node must come after its end in the log, or it would take the alarm for its own.
+    pub(crate) fn lift_alarms(&mut self, group: GroupId, effects: &mut Effects) -> bool {
+        let Some(replica) = self.replicas.get_mut(&group) else { return false };
+        if replica.follows_roster || !replica.core.is_leader() {
+            return false;
+        }
+        let over: Vec<NodeId> =
+            replica.accused().into_iter().filter(|node| !replica.has_place_on(*node)).collect();
+        let is_under_way = replica.integrity.lifting.is_some_and(|end| replica.applied() <= end);
+        if over.is_empty() || is_under_way {
+            return !over.is_empty();
+        }
+        replica.integrity.lifting = Some(replica.core.last());
+        let lift = |node: NodeId| AlarmRequest {
+            action: AlarmAction::Deactivate as i32,
+            member_id: node.0,
+            alarm: AlarmType::Corrupt as i32,
         };
-        if !replica.quarantined && replica.keyspace.alarms().iter().any(names_me) {
+        self.propose_alarms(group, over.into_iter().map(lift).collect(), effects);
+        true
+    }
+
+    /// After applying: a replica that an alarm names stops serving and leading, and an alarm about one that is gone is lifted.
+    pub(crate) fn heed_alarms(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get(&group) else { return };
+        let accused = replica.accused();
+        // Whoever reads of it before it belonged to the group reads of another replica that was on this node.
+        if accused.contains(&self.config.node) && replica.belongs() {
             self.quarantine(group, effects);
+        }
+        if !accused.is_empty() {
+            self.lift_alarms(group, effects);
         }
     }
 
@@ -289,12 +319,30 @@ impl Replica {
         true
     }
 
+    /// The nodes whose replicas an alarm names as damaged.
+    pub(crate) fn accused(&self) -> BTreeSet<NodeId> {
+        let alarms = self.keyspace.alarms().into_iter();
+        let corrupt = alarms.filter(|alarm| alarm.alarm == AlarmType::Corrupt as i32);
+        corrupt.map(|alarm| NodeId(alarm.member_id)).collect()
+    }
+
+    /// Whether the configuration in force has a replica on `node`.
+    fn has_place_on(&self, node: NodeId) -> bool {
+        self.places.nodes.values().any(|place| *place == node)
+    }
+
+    /// Whether this replica was in the group as of what is applied.
+    fn belongs(&self) -> bool {
+        self.applied_configuration().is_ok_and(|applied| applied.members().any(|member| member == self.me))
+    }
+
     /// Forgets what only a leader knows.
     pub(crate) fn forget_checks(&mut self) {
         self.integrity.round = None;
         self.integrity.marked_revision = None;
         self.integrity.acknowledged.clear();
         self.integrity.has_waited = false;
+        self.integrity.lifting = None;
         self.board.set_shares(Vec::new());
     }
 }
@@ -308,12 +356,18 @@ fn majority(digests: &BTreeMap<NodeId, u64>, replicas: usize) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use hadron_consensus::{DEFAULT_GROUP, Term};
+    use std::sync::Arc;
+
+    use hadron_consensus::{DEFAULT_GROUP, ROOT_GROUP, Term};
     use hadron_keyspace::Applied;
+    use hadron_storage::engine::{Engine, ModelEngine};
 
     use super::*;
     use crate::board::DigestComparisons;
+    use crate::catalog::KeyspaceRecord;
+    use crate::event::Event;
     use crate::groups::Proposed;
+    use crate::node::tests::leading;
     use crate::propose::tests::node;
 
     /// A node whose replica of `default` has a mark at index 1, and the digest there.
@@ -369,6 +423,71 @@ mod tests {
         effects.replies.clear();
         node.on_write(4, DEFAULT_GROUP, Command::DigestMark.to_bytes(), &mut effects);
         assert_eq!(effects.replies, [failed(4, quarantined)]);
+    }
+
+    /// Takes an event, and what follows from it as soon as the log is durable.
+    fn take(node: &mut Node, event: Event) -> Effects {
+        let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));
+        node.step(now, event, &mut effects);
+        node.settle(now, &mut effects);
+        while !std::mem::take(&mut effects.log).is_empty() {
+            node.step(now, Event::LogDurable { sequence: effects.log_sequence }, &mut effects);
+            node.settle(now, &mut effects);
+        }
+        effects
+    }
+
+    /// A node that is alone with a keyspace of the catalog.
+    fn placed() -> (Node, GroupId) {
+        let mut node = leading();
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &[NodeId(1)]));
+        let command = made.expect("a good name").to_bytes();
+        let job = take(&mut node, Event::Write { token: 9, group: ROOT_GROUP, command }).opens.pop();
+        let job = job.expect("a replica is wanted here");
+        let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
+        let outcome = job.carry_out(&engine, Default::default());
+        take(&mut node, Event::Opened { group: job.group, outcome });
+        assert!(node.replicas[&job.group].core.is_leader());
+        (node, job.group)
+    }
+
+    fn accusation(member_id: u64) -> Command {
+        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
+        Command::Alarm(AlarmRequest { action, member_id, alarm })
+    }
+
+    #[test]
+    fn an_alarm_ends_with_the_replica_that_it_is_about() {
+        let (mut node, group) = placed();
+        let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));
+        let write = Event::Write { token: 10, group, command: accusation(7).to_bytes() };
+        node.step(now, write, &mut effects);
+        node.settle(now, &mut effects);
+        node.step(now, Event::LogDurable { sequence: effects.log_sequence }, &mut effects);
+        node.settle(now, &mut effects);
+        assert_eq!(node.replicas[&group].accused(), BTreeSet::from([NodeId(7)]));
+        let before = node.replicas[&group].core.last();
+        assert!(node.lift_alarms(group, &mut effects), "a new replica there has to wait");
+        assert_eq!(node.replicas[&group].core.last(), before, "its end is on its way already");
+        take(&mut node, Event::LogDurable { sequence: effects.log_sequence });
+        assert_eq!(node.replicas[&group].accused(), BTreeSet::new());
+        assert!(!node.lift_alarms(group, &mut effects));
+    }
+
+    /// A replica that came to a node whose former replica had been damaged read of that in the log, and took it for its own.
+    #[test]
+    fn an_alarm_about_a_former_replica_is_none_of_the_new_ones_business() {
+        let (mut node, group) = placed();
+        let replica = node.replicas.get_mut(&group).expect("it is there");
+        let me = std::mem::replace(&mut replica.me, ReplicaId(9));
+        take(&mut node, Event::Write { token: 10, group, command: accusation(1).to_bytes() });
+        assert!(!node.replicas[&group].quarantined, "it does not belong to the group yet");
+        node.replicas.get_mut(&group).expect("it is there").me = me;
+        node.heed_alarms(group, &mut Effects::default());
+        assert!(node.replicas[&group].quarantined);
+        let found = node.board.damaged();
+        assert_eq!(found, BTreeMap::from([(group, me)]));
     }
 
     #[test]

@@ -72,6 +72,6 @@ pub use membership::{Bootstrap, Member, node_id};
 pub use memory::MemoryUse;
 pub use node::Node;
 pub use peer::{Forward, PeerDecodeError, PeerMessage};
-pub use report::{Hitter, ReplicaReport, Report, Settled, amounts_of, load_of, settled};
+pub use report::{Damaged, Hitter, ReplicaReport, Report, Settled, amounts_of, damaged, load_of, settled};
 pub use roster::{NODES_PREFIX, Pool, REMOVED_PREFIX, ROSTER_KEY, Removed, Roster, RosterError};
 pub use shards::{route, shard_of};

@@ -313,7 +313,7 @@ impl Node {
         self.send_heartbeats(effects);
         for suspect in self.liveness.new_suspects(self.now) {
             if self.shard.is_first() {
-                tracing::warn!(node = suspect.0, "no word from a node: its groups elect");
+                tracing::warn!(node = %format_args!("{:x}", suspect.0), "no word from a node: its groups elect");
             }
             self.suspect(suspect, effects);
         }

@@ -32,9 +32,10 @@ use hadron_storage::wal::{Record, RecoveredGroup};
 use crate::catalog::{Catalog, keys_of};
 use crate::config::GroupConfig;
 use crate::event::{DestroyJob, Effects, Event, Failure, OpenJob, OpenOutcome, Reply};
-use crate::groups::{Install, Replica};
+use crate::groups::{Install, Replica, applied_configuration};
 use crate::node::Node;
 use crate::peer::PeerMessage;
+use crate::reconfigure::first_configuration;
 
 /// Replicas that one command says are gone.
 const LEFT_AT_ONCE: usize = 100;
@@ -60,6 +61,8 @@ pub(crate) struct Residents {
     leaving: BTreeSet<GroupId>,
     /// New groups for whose first leadership this node stands, and since when.
     newborn: BTreeMap<GroupId, Time>,
+    /// Replicas that cannot be opened because they are damaged. They keep their place until the catalog does without them.
+    unopened: BTreeMap<GroupId, ReplicaId>,
     /// Up to this revision of the root group this shard has done what the catalog says. What is on the board may be newer.
     heeded: i64,
     /// Keys of the catalog that entries of this turn may have changed.
@@ -153,7 +156,7 @@ impl Node {
         }
         let is_in_log = self.residents.recovered.contains_key(&group);
         let Known { is_deleted, is_placed, wanted, leaving } = self.known(group);
-        match self.replicas.get(&group).map(|replica| replica.me) {
+        match self.replica_here(group) {
             Some(_) if is_deleted => self.destroy(group, effects),
             Some(here) if leaving == Some(here) => drop(self.residents.leaving.insert(group)),
             // Wanted, or of a time that the catalog has yet to come to.
@@ -196,14 +199,41 @@ impl Node {
                     self.reside(group, effects);
                 }
             }
-            OpenOutcome::Unusable(why) => {
-                tracing::error!(
-                    group = group.0,
-                    why,
-                    "this replica cannot be used: the group goes on without it"
-                );
+            OpenOutcome::Damaged(why) => {
+                let asked = if let Some(Step::Opening(asked)) = step { asked } else { None };
+                self.give_up_damaged(group, asked, &why, effects);
             }
+            OpenOutcome::Unusable(why) => give_up(group, &why),
         }
+    }
+
+    /// The replica on this node, open or too damaged for that.
+    fn replica_here(&self, group: GroupId) -> Option<ReplicaId> {
+        let open = self.replicas.get(&group).map(|replica| replica.me);
+        open.or_else(|| self.residents.unopened.get(&group).copied())
+    }
+
+    /// A replica is too damaged to be opened; without a number it is the one that the catalog names now. The node reports it, and whoever plans has
+    /// it rebuilt.
+    fn give_up_damaged(
+        &mut self,
+        group: GroupId,
+        replica: Option<ReplicaId>,
+        why: &str,
+        effects: &mut Effects,
+    ) {
+        tracing::error!(
+            group = group.0,
+            why,
+            "this replica is damaged: the group goes on without it, and it is rebuilt from the others"
+        );
+        let Known { wanted, leaving, .. } = self.known(group);
+        let Some(replica) = replica.or(wanted).or(leaving) else { return };
+        // What the log has of it is forgotten with it.
+        self.residents.recovered.remove(&group);
+        self.residents.unopened.insert(group, replica);
+        self.board.set_unopened(group, Some(replica));
+        self.reside(group, effects);
     }
 
     fn take_in(
@@ -227,16 +257,17 @@ impl Node {
             && keyspace.applied().index == 0;
         let config = GroupConfig { group, replica, follows_roster: false, voters };
         let board = self.board.add_group(group, keyspace.clone());
+        // A newer version may have written who belongs to the group: that is no damage.
+        let is_readable =
+            applied_configuration(group, &keyspace, &first_configuration(&config.voters)).is_ok();
         match Replica::restore(&self.config, &config, keyspace, board, log, self.now) {
             Ok(opened) => drop(self.replicas.insert(group, opened)),
             Err(why) => {
                 self.board.remove_group(group);
-                tracing::error!(
-                    group = group.0,
-                    why,
-                    "this replica cannot be used: the group goes on without it"
-                );
-                return;
+                return match is_readable {
+                    true => self.give_up_damaged(group, Some(replica), &why, effects),
+                    false => give_up(group, &why),
+                };
             }
         }
         self.log_new_floor(group, effects);
@@ -274,8 +305,11 @@ impl Node {
             self.residents.leaving.insert(group);
             return;
         }
+        if let Some(replica) = self.residents.unopened.remove(&group) {
+            self.board.set_unopened(group, None);
+            return self.leave_tombstone(group, replica, effects);
+        }
         let Some(mut replica) = self.replicas.remove(&group) else { return };
-        tracing::info!(group = group.0, replica = replica.me.0, "a replica leaves this node");
         if let Some(timer) = replica.timer {
             self.forget_timer(timer, group);
         }
@@ -291,10 +325,15 @@ impl Node {
         self.forget_memory(&replica);
         self.engine_persist.forget(group);
         self.pinning.remove(&group);
+        self.leave_tombstone(group, replica.me, effects);
+        self.refresh_peers();
+    }
+
+    fn leave_tombstone(&mut self, group: GroupId, replica: ReplicaId, effects: &mut Effects) {
+        tracing::info!(group = group.0, replica = replica.0, "a replica leaves this node");
         self.residents.leaving.remove(&group);
         self.residents.steps.insert(group, Step::Destroying);
-        effects.destroys.push(DestroyJob { group, replica: replica.me });
-        self.refresh_peers();
+        effects.destroys.push(DestroyJob { group, replica });
     }
 
     /// The tombstone is durable: the log may forget the replica.
@@ -331,7 +370,7 @@ impl Node {
     pub(crate) fn gone(&self) -> Vec<(GroupId, i64)> {
         let is_gone = |group: &GroupId| {
             let residents = &self.residents;
-            !self.replicas.contains_key(group)
+            self.replica_here(*group).is_none()
                 && !residents.steps.contains_key(group)
                 && !residents.recovered.contains_key(group)
         };
@@ -350,7 +389,7 @@ impl Node {
             if self.board.with_catalog(|catalog| catalog.is_deleted(group)) {
                 self.destroy(group, effects);
             }
-            let Some(replica) = self.replicas.get(&group).map(|replica| replica.me) else { continue };
+            let Some(replica) = self.replica_here(group) else { continue };
             let asked = self.board.with_catalog(|catalog| {
                 let revision = catalog.leaving(group, self.config.node)?.revision;
                 let nodes = catalog.placement(group)?.record.nodes();
@@ -388,16 +427,20 @@ impl Node {
         answer: bool,
         effects: &mut Effects,
     ) {
-        let Some(here) = self.replicas.get(&group) else { return };
         if !answer {
-            if here.does_without(replica, revision) {
+            if self.replicas.get(&group).is_some_and(|here| here.does_without(replica, revision)) {
                 let answer = PeerMessage::Leaving { group, replica, revision, answer: true };
                 effects.sends.push((from, answer));
             }
-        } else if here.me == replica && self.residents.leaving.contains(&group) {
+        } else if self.replica_here(group) == Some(replica) && self.residents.leaving.contains(&group) {
             self.destroy(group, effects);
         }
     }
+}
+
+/// A replica stays closed, until somebody did what is to be done.
+fn give_up(group: GroupId, why: &str) {
+    tracing::error!(group = group.0, why, "this replica cannot be used: the group goes on without it");
 }
 
 #[cfg(test)]
@@ -448,6 +491,49 @@ mod tests {
             node.step(node.deadline(), Event::Timer, &mut effects);
         }
         assert!(node.residents.newborn.is_empty(), "not for ever");
+    }
+
+    /// A replica that could not be opened was named in the log, and kept its place for ever.
+    #[test]
+    fn a_replica_that_cannot_be_opened_is_reported_and_leaves_when_it_is_not_needed() {
+        let mut node = leading();
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let nodes = [1, 2, 3].map(NodeId);
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
+        let mut effects = write(&mut node, &made);
+        let group = effects.opens.pop().expect("a replica is wanted here").group;
+        let outcome = OpenOutcome::Damaged("a bit flipped".into());
+        node.step(Time(30), Event::Opened { group, outcome }, &mut effects);
+        assert_eq!(node.board.damaged(), BTreeMap::from([(group, ReplicaId(1))]));
+
+        let nodes = [2, 3, 4].map(NodeId);
+        let moved = node.board.with_catalog(|catalog| catalog.place(group, &nodes, "test")).unwrap();
+        let mut effects = write(&mut node, &moved);
+        assert_eq!((effects.opens.len(), effects.destroys.len()), (0, 0), "it may be needed");
+        node.ask_to_leave(&mut effects);
+        let asks = |(_, message): &(NodeId, PeerMessage)| matches!(message, PeerMessage::Leaving { .. });
+        assert_eq!(effects.sends.iter().filter(|sent| asks(sent)).count(), 3);
+        assert_eq!(node.left(), None);
+        node.on_leaving(NodeId(2), (group, ReplicaId(1)), 0, true, &mut effects);
+        assert_eq!(effects.destroys, [DestroyJob { group, replica: ReplicaId(1) }]);
+        assert_eq!(node.board.damaged(), BTreeMap::new());
+        node.on_destroyed(group, &mut effects);
+        let sequence = effects.log_sequence;
+        node.step(Time(60), Event::LogDurable { sequence }, &mut effects);
+        node.step(Time(70), Event::Opened { group, outcome: OpenOutcome::Gone }, &mut effects);
+        assert!(node.left().is_some());
+    }
+
+    /// Lets the root group decide something.
+    fn write(node: &mut Node, command: &Command) -> Effects {
+        let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));
+        let write = Event::Write { token: 9, group: ROOT_GROUP, command: command.to_bytes() };
+        node.step(now, write, &mut effects);
+        node.settle(now, &mut effects);
+        let sequence = effects.log_sequence;
+        node.step(now, Event::LogDurable { sequence }, &mut effects);
+        node.settle(now, &mut effects);
+        effects
     }
 
     /// A node that came back with an old catalog found that the replica which that names had been destroyed. While it looked, the catalog

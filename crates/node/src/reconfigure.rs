@@ -316,6 +316,9 @@ impl Node {
     /// Leader: takes the group a step towards the roster, if it is not there.
     pub(crate) fn maybe_reconfigure(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(wanted) = self.wanted_configuration(group) else { return };
+        if self.lift_alarms(group, effects) {
+            return;
+        }
         let Some(revision) = Places::of(&wanted).map(|places| places.revision) else { return };
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let stays = wanted.voters.contains(&replica.me);
@@ -393,7 +396,7 @@ impl Node {
         let (voters, others): (Vec<Seat>, Vec<Seat>) = wanted.seats.iter().partition(|seat| may_vote(seat));
         // A member that was removed goes at once. A replica that moves goes when the one in its place can vote.
         let is_complete = replica.follows_roster || others.is_empty();
-        if is_complete && self.can_decide(&voters) {
+        if is_complete && self.can_decide(&voters) && self.is_any_well(replica, &voters) {
             return (wanted.revision, ids(&voters), ids(&others));
         }
         // Given to those, the group would be lost, or have fewer replicas for a while: who votes now goes on until enough of the
@@ -401,6 +404,12 @@ impl Node {
         let following = wanted.seats.iter().filter(|seat| !current.contains(&seat.replica));
         let learners = following.map(|seat| seat.replica).collect();
         (replica.places.revision, current.clone(), learners)
+    }
+
+    /// Whether one of `voters` at least is not known to be damaged: to those alone a group would be lost.
+    fn is_any_well(&self, replica: &Replica, voters: &[Seat]) -> bool {
+        let accused = replica.accused();
+        voters.iter().any(|seat| !accused.contains(&seat.node))
     }
 
     /// Whether a majority of `voters` is alive.

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use hadron_balance::{Capacity, Load, Resource};
-use hadron_consensus::{GroupId, NodeId};
+use hadron_consensus::{GroupId, NodeId, ReplicaId};
 use prost::Message as _;
 
 use crate::board::Board;
@@ -60,6 +60,20 @@ pub struct Report {
     /// The work of all its clients' requests, in a second: see [`Hitter::work`].
     #[prost(double, tag = "14")]
     pub work: f64,
+    /// Its replicas that are damaged: they serve nobody, and are to be rebuilt.
+    #[prost(message, repeated, tag = "15")]
+    pub damaged: Vec<Damaged>,
+}
+
+/// A replica that differs from the others, or cannot be opened.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Damaged {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The replica. Another one of the group on that node is not meant.
+    #[prost(uint64, tag = "2")]
+    pub replica: u64,
 }
 
 /// Who causes load on a node, and how much in a second.
@@ -141,6 +155,12 @@ impl Report {
         self.settled.get(place).map(|settled| settled.revision)
     }
 
+    /// The damaged replica that it has of `group`.
+    pub fn damaged(&self, group: GroupId) -> Option<ReplicaId> {
+        let place = self.damaged.binary_search_by_key(&group.0, |damaged| damaged.group).ok()?;
+        self.damaged.get(place).map(|damaged| ReplicaId(damaged.replica))
+    }
+
     /// What it measured of its replica of `group`; nothing if that carries nothing.
     pub fn replica(&self, group: GroupId) -> Option<&ReplicaReport> {
         let place = self.replicas.binary_search_by_key(&group.0, |replica| replica.group).ok()?;
@@ -159,6 +179,12 @@ pub fn settled(board: &Board, me: NodeId) -> Vec<Settled> {
     leaving.into_iter().filter_map(of).collect()
 }
 
+/// What a node has to say in [`Report::damaged`].
+pub fn damaged(board: &Board) -> Vec<Damaged> {
+    let damaged = board.damaged().into_iter();
+    damaged.map(|(group, replica)| Damaged { group: group.0, replica: replica.0 }).collect()
+}
+
 impl Node {
     /// Tells those who may plan what this node measured.
     pub(crate) fn spread_report(&mut self, report: Report, effects: &mut Effects) {
@@ -173,7 +199,9 @@ impl Node {
     pub(crate) fn on_report(&mut self, from: NodeId, bytes: Bytes) {
         match Report::from_bytes(bytes) {
             Ok(report) => self.board.set_report(from, report),
-            Err(error) => tracing::warn!(node = from.0, %error, "cannot understand a report"),
+            Err(error) => {
+                tracing::warn!(node = %format_args!("{:x}", from.0), %error, "cannot understand a report")
+            }
         }
     }
 }
@@ -202,11 +230,14 @@ mod tests {
     fn what_is_reported_is_what_is_read() {
         let load = Load::ZERO.with(Resource::Cpu, 0.5).with(Resource::Memory, 7.0);
         let replica = ReplicaReport { group: 3, steady: amounts_of(&load), short: Vec::new() };
+        let damaged = vec![Damaged { group: 3, replica: 9 }];
+        let leads = vec![1, 3];
         let report =
-            Report { zone: "a".into(), replicas: vec![replica], leads: vec![1, 3], ..Report::default() };
+            Report { zone: "a".into(), replicas: vec![replica], leads, damaged, ..Report::default() };
         let read = Report::from_bytes(report.to_bytes()).unwrap();
         assert_eq!(read, report);
         assert_eq!(load_of(&read.replica(GroupId(3)).unwrap().steady), load);
+        assert_eq!((read.damaged(GroupId(3)), read.damaged(GroupId(4))), (Some(ReplicaId(9)), None));
         assert!(read.leads(GroupId(3)) && !read.leads(GroupId(2)) && read.replica(GroupId(2)).is_none());
     }
 

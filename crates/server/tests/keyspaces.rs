@@ -14,11 +14,14 @@ use std::path::Path;
 
 use authority::Authority;
 use ctl::{complaint, ctl, run};
-use hadron_proto::etcdserverpb::RangeRequest;
+use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
+use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, RangeRequest};
 use place::{Place, text};
 use serde_json::Value;
 use support::{Cluster, eventually};
+use tonic::Request;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 const SUFFIX: &str = "hadron.example";
@@ -116,6 +119,47 @@ async fn keyspaces_live_through_restarts_and_come_back_empty_when_made_anew() {
     ctl(&all, &["--keyspace", "a", "put", "k", "again"]);
     everywhere(&cluster, &["--keyspace", "a", "get", "k", "--print-value-only"], "again\n").await;
     everywhere(&cluster, &["--keyspace", "b", "get", "k", "--print-value-only"], "in b\n").await;
+}
+
+/// A replica that differs from the others was named in the log, and never replaced.
+#[tokio::test]
+async fn a_damaged_replica_is_rebuilt() {
+    let cluster = Cluster::start(3, &[]).await;
+    let all = cluster.endpoints().join(",");
+    for (name, replicas) in [("everywhere", "3"), ("on-two", "2")] {
+        ctl(&all, &["keyspace", "create", name, "--replicas", replicas]);
+        ctl(&all, &["--keyspace", name, "put", "k", "v"]);
+        let told = keyspace(&all, name);
+        let of = |one: &Value| (one["node"].as_u64().unwrap(), one["replica"].as_u64().unwrap());
+        let places: Vec<(u64, u64)> = told["replicas"].as_array().unwrap().iter().map(of).collect();
+        let (accused, replica) = places[0];
+        accuse(&cluster.nodes[0].client_url, name, accused).await;
+        eventually("another replica in its place", async || {
+            let told = keyspace(&all, name);
+            let left: Vec<(u64, u64)> = told["replicas"].as_array().unwrap().iter().map(of).collect();
+            left.len() == places.len() && left.iter().all(|(_, it)| *it != replica)
+        })
+        .await;
+        let alarms = ["--keyspace", name, "alarm", "list"];
+        eventually("the alarm ends with the replica", async || ctl(&all, &alarms).is_empty()).await;
+        let history = ctl(&all, &["balance", "history"]);
+        let moved = history.lines().find(|line| line.contains(&format!(", {name}, "))).unwrap();
+        assert!(moved.contains("the replica on n") && moved.contains("is damaged"), "{history}");
+        everywhere(&cluster, &["--keyspace", name, "get", "k", "--print-value-only"], "v\n").await;
+    }
+}
+
+fn keyspace(endpoints: &str, name: &str) -> Value {
+    serde_json::from_str(&ctl(endpoints, &["keyspace", "get", name, "-w", "json"])).unwrap()
+}
+
+/// Raises the alarm that a comparison of digests raises.
+async fn accuse(url: &str, keyspace: &str, node: u64) {
+    let channel = Endpoint::from_shared(url.to_owned()).unwrap().connect_lazy();
+    let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
+    let mut request = Request::new(AlarmRequest { action, member_id: node, alarm });
+    request.metadata_mut().insert("hadron-keyspace", keyspace.parse().unwrap());
+    MaintenanceClient::new(channel).alarm(request).await.unwrap();
 }
 
 #[tokio::test]

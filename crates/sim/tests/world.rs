@@ -115,3 +115,13 @@ fn every_scenario_keeps_every_promise_and_tells_the_same_story_twice() {
         }
     }
 }
+
+/// A damaged replica of a placed group was only named, and stayed where it was for ever.
+#[test]
+fn damaged_replicas_are_rebuilt_elsewhere_and_in_their_place() {
+    let repairs = |seed| World::run(Settings::of(Scenario::Repairs, seed)).unwrap().repairs;
+    // Of an even seed there is no node without a replica.
+    for (what, seeds) in [("elsewhere", [1, 3, 5]), ("in their place", [2, 4, 6])] {
+        assert!(seeds.into_iter().map(repairs).sum::<u64>() > 0, "{what}");
+    }
+}

@@ -8,7 +8,7 @@ use crate::assess::NodeAssessment;
 use crate::load::{Capacity, Load};
 use crate::moves::{Change, Effect, Move, MoveKind, Reason};
 use crate::policy::Policy;
-use crate::view::{Disk, GroupView, NodeState, NodeView, ReplicaRole, View};
+use crate::view::{Disk, GroupView, NodeState, NodeView, ReplicaRole, ReplicaView, View};
 
 /// The working copy.
 pub(crate) struct Board<'a> {
@@ -47,7 +47,7 @@ pub(super) struct Seat<'a> {
     pub(super) is_alive: bool,
     pub(super) is_lost: bool,
     pub(super) is_draining: bool,
-    is_slow: bool,
+    pub(super) is_slow: bool,
 }
 
 /// A group, as if all moves were done.
@@ -250,9 +250,15 @@ impl<'a> Board<'a> {
     /// Whether `node` may be handed the leadership of a group in which it has a replica.
     pub(super) fn may_lead(&self, node: usize, group: &Draft<'_>) -> bool {
         let seat = &self.seats[node];
-        let replica = group.view.replica(seat.id);
-        seat.receives()
-            && replica.is_some_and(|it| it.role == ReplicaRole::Voter && it.lag <= self.policy.lag_max)
+        let is_able = |it: &ReplicaView| {
+            it.role == ReplicaRole::Voter && it.lag <= self.policy.lag_max && !it.is_damaged
+        };
+        seat.receives() && group.view.replica(seat.id).is_some_and(is_able)
+    }
+
+    /// Whether the group's replica on `node` is damaged.
+    pub(super) fn is_damaged(&self, group: &Draft<'_>, node: usize) -> bool {
+        group.view.replica(self.seats[node].id).is_some_and(|replica| replica.is_damaged)
     }
 
     /// How full the disk of `node` will be.
@@ -266,6 +272,13 @@ impl<'a> Board<'a> {
         let loaded = self.seats.iter().filter(|seat| seat.is_alive);
         let staying = self.seats.iter().filter(|seat| seat.stays()).count();
         loaded.map(|seat| seat.weight).sum::<f64>() / staying.max(1) as f64
+    }
+
+    /// The mean of W over those who carry it: who stays, and who has yet to be emptied. At most the largest.
+    pub(crate) fn mean_carried(&self) -> f64 {
+        let carries = |seat: &&Seat<'_>| seat.is_alive && (seat.stays() || !seat.held.is_empty());
+        let weights: Vec<f64> = self.seats.iter().filter(carries).map(|seat| seat.weight).collect();
+        weights.iter().sum::<f64>() / weights.len().max(1) as f64
     }
 
     /// What each node would carry if load could be poured: the mean over those who have no replica that is heavier alone. Who has one
@@ -310,9 +323,10 @@ impl<'a> Board<'a> {
         seat.held.iter().map(alone).fold(0.0, f64::max)
     }
 
-    /// Voters of a group that can be reached; moves in progress count as done.
+    /// Voters of a group that can be reached and are well; moves in progress count as done.
     pub(crate) fn reachable(&self, group: &Draft<'_>) -> usize {
-        group.replicas.iter().filter(|replica| self.seats[**replica].is_alive).count()
+        let is_well = |replica: &&usize| self.seats[**replica].is_alive && !self.is_damaged(group, **replica);
+        group.replicas.iter().filter(is_well).count()
     }
 
     /// How many more losses a group can bear, and how many replicas can be reached.

@@ -1,10 +1,10 @@
-//! What is broken is mended: too many replicas, lost ones, too few, nodes to be emptied, zones that are shared, disks that are full.
+//! What is broken is mended: too many replicas, lost and damaged ones, too few, nodes to be emptied, zones that are shared, disks that are full.
 //!
 //! A group is left alone while it has no leader or no majority: nothing can be changed then, and nothing would be known.
 
 use std::cmp::Reverse;
 
-use super::board::{Board, Draft};
+use super::board::{Board, Draft, Seat};
 use crate::load::Load;
 use crate::moves::{MoveKind, Reason};
 use crate::view::ReplicaRole;
@@ -35,6 +35,24 @@ pub(super) fn lost(board: &mut Board<'_>) {
         let Some(from) = draft.replicas.iter().copied().find(|it| board.seats[*it].is_lost) else { continue };
         let node = board.seats[from].id;
         board.rebuild(group, from, &load, Reason::Lost { node, left, want });
+    }
+}
+
+/// Rebuilds damaged replicas elsewhere, or where there is no other node, where they are: first they go, and then there is one too few.
+pub(super) fn damaged(board: &mut Board<'_>) {
+    let is_damaged = |board: &Board<'_>, draft: &Draft<'_>| board.damaged(draft).is_some();
+    let mut groups = board.idle_groups(is_damaged);
+    groups.sort_by_key(|group| board.spare(&board.groups[*group]));
+    for group in groups {
+        let draft = &board.groups[group];
+        let Some(from) = board.damaged(draft) else { continue };
+        let (left, want, load) = (board.reachable(draft), draft.view.factor, draft.view.load.replica);
+        let reason = Reason::Damaged { node: board.seats[from].id, left, want };
+        if board.may_ever_move(draft) {
+            board.rebuild(group, from, &load, reason);
+        } else if board.may_be_rebuilt_in_place(draft, from) {
+            board.decide(group, MoveKind::RemoveReplica { from: board.seats[from].id }, reason);
+        }
     }
 }
 
@@ -130,7 +148,8 @@ impl Board<'_> {
 
     /// Whether nothing is going on in the group, and something could be.
     pub(super) fn is_idle(&self, draft: &Draft<'_>) -> bool {
-        !draft.is_busy && draft.leader.is_some_and(|leader| self.seats[leader].is_alive) && draft.has_quorum
+        let leads = |node: usize| self.seats[node].is_alive && !self.is_damaged(draft, node);
+        !draft.is_busy && draft.leader.is_some_and(leads) && draft.has_quorum
     }
 
     fn has_open_node(&self) -> bool {
@@ -180,7 +199,34 @@ impl Board<'_> {
         draft.replicas.iter().copied().find(is_learner)
     }
 
-    /// The replica that is missed least: a learner, a lost one, one that cannot be reached, one on a node that is to be emptied, one
+    /// The node of a replica that is damaged.
+    fn damaged(&self, draft: &Draft<'_>) -> Option<usize> {
+        draft.replicas.iter().copied().find(|node| self.is_damaged(draft, *node))
+    }
+
+    /// Whether some node could take a replica of the group, now or when it is done with what it takes.
+    fn may_ever_move(&self, draft: &Draft<'_>) -> bool {
+        let bytes = draft.view.bytes;
+        // Who is out of reach for a moment is waited for.
+        let open = |(number, seat): (usize, &Seat<'_>)| {
+            let stays = !seat.is_lost && !seat.is_draining && !seat.is_slow;
+            stays && self.has_room(seat, bytes) && !draft.replicas.contains(&number)
+        };
+        self.seats.iter().enumerate().any(open)
+    }
+
+    /// Whether the damaged replica on `node` can be missed until there is another in its place.
+    fn may_be_rebuilt_in_place(&self, draft: &Draft<'_>, node: usize) -> bool {
+        let seat = &self.seats[node];
+        let others = draft.replicas.len() - 1;
+        self.may_build()
+            && self.has_sender(draft)
+            && self.may_receive(seat, 0)
+            && draft.replicas.len() <= draft.view.factor
+            && 2 * self.reachable(draft) > others
+    }
+
+    /// The replica that is missed least: a learner, a damaged one, a lost one, one that cannot be reached, one on a node that is to be emptied, one
     /// with company in its zone, not the leader, and then the one on the most loaded node.
     fn dispensable(&self, group: usize) -> Option<usize> {
         let draft = &self.groups[group];
@@ -189,7 +235,8 @@ impl Board<'_> {
             let is_voter = draft.view.replica(seat.id).is_none_or(|it| it.role == ReplicaRole::Voter);
             let company = self.company(draft, seat.zone, Some(*node));
             let leads = draft.leader == Some(*node);
-            (is_voter, !seat.is_lost, seat.is_alive, !seat.is_draining, Reverse(company), leads)
+            let is_well = !self.is_damaged(draft, *node);
+            (is_voter, is_well, !seat.is_lost, seat.is_alive, !seat.is_draining, Reverse(company), leads)
         };
         let candidates = draft.replicas.iter().copied();
         candidates.min_by(|a, b| {

@@ -1,14 +1,15 @@
 //! The planner: a [`View`] in, a short list of [`Move`]s out, each with its reason and its expected effect.
 //!
 //! ```text
-//!   surplus ──▶ lost ──▶ shortage ──▶ drain ──▶ zones ──▶ disks ──▶ balance
-//!   └──────── what is broken, the most urgent first ──────────┘   └ what could be better
+//!   surplus ──▶ lost ──▶ damaged ──▶ shortage ──▶ drain ──▶ zones ──▶ disks ──▶ balance
+//!   └───────────── what is broken, the most urgent first ────────────────┘   └ what could be better
 //! ```
 //! Each stage sees what the ones before it decided as if it were done, and so are moves in progress. There is one move at a time for a
 //! group, and there are bounds for the pool and for each node, which the urgent stages use up first.
 //!
 //! # Invariants
 //! * No two replicas of a group on a node. None joins another in its zone while a node of an empty zone may take it.
+//! * A damaged replica goes only if a majority of those that are left is well.
 //! * Nobody receives who is out of reach, to be emptied, slow to fsync, or would be more than 85 % full.
 //! * A move for the sake of load lowers the larger W of its two nodes. So the sorted list of all W only ever goes down, and plans that are
 //!   carried out one after the other come to an end.
@@ -19,9 +20,11 @@ mod board;
 mod mend;
 mod place;
 mod places;
+mod waiting;
 
 pub(crate) use board::Board;
 pub use place::{Wanted, place, release};
+pub use waiting::{Hindrance, waiting};
 
 use crate::moves::Move;
 use crate::policy::Policy;
@@ -32,6 +35,7 @@ pub fn plan(view: &View, policy: &Policy) -> Vec<Move> {
     let mut board = Board::new(view, policy);
     mend::surplus(&mut board);
     mend::lost(&mut board);
+    mend::damaged(&mut board);
     mend::shortage(&mut board);
     mend::drain(&mut board);
     mend::zones(&mut board);

@@ -24,6 +24,8 @@ pub struct Wanted {
     pub present: Vec<NodeId>,
     /// How many more, or fewer.
     pub count: usize,
+    /// Where its replicas are damaged: those are missed least.
+    pub damaged: Vec<NodeId>,
     /// Of nodes that suit equally well this one comes first.
     pub near: Option<NodeId>,
 }
@@ -50,15 +52,16 @@ pub fn place(
     chosen
 }
 
-/// The `wanted.count` replicas that are missed least, first the one that is missed least of all: on nodes that are lost, out of reach, to be
+/// The `wanted.count` replicas that are missed least, first the one that is missed least of all: damaged, or on nodes that are lost, out of reach, to be
 /// emptied, slow or full, with company in their zone, and then on the most loaded ones. Never the leader's.
 pub fn release(view: &View, policy: &Policy, wanted: &Wanted, leader: Option<NodeId>) -> Vec<NodeId> {
     let board = Board::new(view, policy);
     let known = |node: &NodeId| board.numbers(&[*node]).into_iter().any(|node| board.is_known(node));
-    // Who is no member any more goes first.
-    let mut gone: Vec<NodeId> = wanted.present.iter().copied().filter(|node| !known(node)).collect();
-    let mut left = board.numbers(&wanted.present);
-    left.retain(|node| board.is_known(*node));
+    // Who is no member any more goes first, and then what is damaged.
+    let is_useless = |node: &NodeId| !known(node) || wanted.damaged.contains(node);
+    let (mut gone, left): (Vec<NodeId>, Vec<NodeId>) = wanted.present.iter().copied().partition(is_useless);
+    gone.sort_by_key(|node| known(node));
+    let mut left = board.numbers(&left);
     while gone.len() < wanted.count {
         let offered = left.iter().copied().filter(|node| Some(board.seats[*node].id) != leader);
         let least = offered.max_by(|one, other| board.compare_present(*one, *other, &left));

@@ -3,6 +3,7 @@
 use hadron_balance::{
     Capacity, Disk, GroupLoad, GroupView, Load, MoveKind, NodeState, NodeView, Policy, ReplicaRole,
     ReplicaView, Resource, Simulation, Step, View, Wanted, assess, next_step, place, plan, release, simulate,
+    waiting,
 };
 use hadron_consensus::{GroupId, NodeId, Time};
 
@@ -23,7 +24,8 @@ impl Default for Runner {
 }
 
 fn node(text: &str) -> NodeId {
-    NodeId(text.trim_start_matches('n').parse().unwrap_or_else(|_| panic!("{text} is not a node")))
+    let id = u64::from_str_radix(text.trim_start_matches('n'), 16);
+    NodeId(id.unwrap_or_else(|_| panic!("{text} is not a node")))
 }
 
 fn group(text: &str) -> GroupId {
@@ -56,6 +58,8 @@ impl Runner {
             // load g1 LEADER REPLICA: in cores
             ["load", id, leader, replica] => self.group(id).load = parts(number(leader), number(replica)),
             ["factor", id, factor] => self.group(id).factor = factor.parse().unwrap(),
+            // damaged g1 n3: its replica there
+            ["damaged", id, on] => self.replica(id, on).is_damaged = true,
             ["lag", id, on, entries] => self.replica(id, on).lag = entries.parse().unwrap(),
             // leader g1 n2 | none
             ["leader", id, "none"] => self.group(id).leader = None,
@@ -70,6 +74,8 @@ impl Runner {
             ["policy", name, value] => self.set_policy(name, value),
             ["plan"] => self.plan(output),
             ["start"] => self.start(output),
+            // waiting: why nodes that are to be emptied are not
+            ["waiting"] => self.waiting(output),
             ["step", id] => self.step(group(id), output),
             ["settle"] => self.settle(output),
             // place 3 [beside n1] [near n2] [not n4]: nodes for a new group, or for more replicas of one that is on n1
@@ -172,6 +178,18 @@ impl Runner {
         }
     }
 
+    fn waiting(&self, output: &mut Vec<String>) {
+        for (node, hindrances) in waiting(&self.view, &self.policy) {
+            let waiting = hindrances.iter().map(|(why, count)| format!("{count} because {why}"));
+            let waiting = waiting.collect::<Vec<_>>().join("; ");
+            output.push(if waiting.is_empty() {
+                format!("{node} is empty")
+            } else {
+                format!("{node}: {waiting}")
+            });
+        }
+    }
+
     fn start(&mut self, output: &mut Vec<String>) {
         self.plan(output);
         let moves = plan(&self.view, &self.policy);
@@ -236,7 +254,9 @@ impl Runner {
     fn release(&self, count: &str, id: GroupId, output: &mut Vec<String>) {
         let group = &self.view.groups[&id];
         let present = group.replicas.iter().map(|replica| replica.node).collect();
-        let wanted = Wanted { present, count: count.parse().unwrap(), near: None };
+        let is_damaged = |it: &&ReplicaView| it.is_damaged;
+        let damaged = group.replicas.iter().filter(is_damaged).map(|it| it.node).collect();
+        let wanted = Wanted { present, count: count.parse().unwrap(), near: None, damaged };
         output.push(listed(&release(&self.view, &self.policy, &wanted, group.leader)));
     }
 
@@ -247,6 +267,7 @@ impl Runner {
         }
         let end = if is_settled { "nothing is left to do" } else { "more is left to do" };
         output.push(format!("largest {:.3} ⇒ {:.3}, {end}", before.largest, after.largest));
+        assert!(before.mean <= before.largest && after.mean <= after.largest, "a mean above the largest");
     }
 
     fn show(&self, output: &mut Vec<String>) {

@@ -16,7 +16,7 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
-use hadron_balance::{Assessment, Policy, View};
+use hadron_balance::{Assessment, Hindrance, Policy, View};
 use hadron_consensus::{GroupId, Index, NodeId, Term};
 use hadron_keyspace::{Command, Keyspace, Response};
 use hadron_node::{Catalog, Pool, Report};
@@ -117,6 +117,8 @@ pub struct Standing {
     pub view: View,
     /// What that amounts to.
     pub assessment: Assessment,
+    /// What keeps replicas on nodes that are to be emptied.
+    pub waiting: BTreeMap<NodeId, BTreeMap<Hindrance, usize>>,
     /// What the nodes measured.
     pub reports: BTreeMap<NodeId, Report>,
 }

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use hadron_balance::{Capacity, Load, NodeAssessment, Resource};
+use hadron_balance::{Capacity, Hindrance, Load, NodeAssessment, Resource, with_names};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, ROOT_GROUP};
 use hadron_keyspace::{Command, Response};
 use hadron_node::{Catalog, DEFAULT_KEYSPACE, Report, load_of, moves};
 use hadron_proto::hadron as pb;
 use tonic::Status;
 
-use super::backend::{Backend, Standing};
+use super::backend::{Backend, Standing, Unavailable};
 use super::context::{Context, mismatch};
+use super::placing::unheard;
 
 /// What is known of prefixes and clients.
 const HITTER_RESOURCES: [&str; 4] = ["cpu", "requests", "read", "written"];
@@ -31,15 +32,6 @@ impl Names {
     pub(super) fn keyspace(&self, group: GroupId) -> Option<&str> {
         self.keyspaces.get(&group).map(String::as_str)
     }
-
-    /// A text of the planner, with names in the place of the ids of nodes.
-    pub(super) fn in_text(&self, text: &str, name: impl Fn(NodeId) -> Option<String>) -> String {
-        let word = |word: &str| {
-            let id = word.strip_prefix('n').and_then(|digits| digits.parse().ok()).map(NodeId);
-            id.and_then(&name).filter(|name| !name.is_empty()).unwrap_or_else(|| word.to_owned())
-        };
-        text.split(' ').map(word).collect::<Vec<_>>().join(" ")
-    }
 }
 
 /// The answer to who names a node that is no member.
@@ -52,7 +44,8 @@ pub(super) fn no_node(id: u64) -> Status {
 impl<B: Backend> Context<B> {
     /// W and B of each node, and what is behind them.
     pub(super) fn balance_status(&self) -> pb::BalanceStatusResponse {
-        let Standing { view, assessment, reports } = self.backend.standing();
+        let Standing { view, assessment, reports, waiting } = self.backend.standing();
+        let is_heard = unheard(&view) == 0;
         let members = self.backend.members();
         let name =
             |node: NodeId| members.iter().find(|member| member.id == node.0).map(|member| &member.name);
@@ -71,6 +64,7 @@ impl<B: Backend> Context<B> {
                 scarcest: assessed.scarcest.name().to_owned(),
                 heaviest_replica: assessed.heaviest_replica,
                 loads: reports.get(&id).map(loads_of_node).unwrap_or_default(),
+                waiting: waiting.get(&id).filter(|_| is_heard).map(told).unwrap_or_default(),
             }
         };
         let (leaving, paused) =
@@ -91,7 +85,7 @@ impl<B: Backend> Context<B> {
     /// The moves that are remembered.
     pub(super) fn balance_history(&self) -> Result<Vec<pb::Move>, Status> {
         let names = self.node_and_keyspace_names();
-        let text = |text: String| names.in_text(&text, |id| names.node(id).map(str::to_owned));
+        let text = |text: String| with_names(&text, |id| names.node(id).map(str::to_owned));
         let root = self.backend.keyspace(ROOT_GROUP);
         let root =
             root.ok_or_else(|| Status::unavailable("hadron: this node has no replica of the root group"))?;
@@ -113,12 +107,26 @@ impl<B: Backend> Context<B> {
         self.change_pool(Catalog::pause(paused)).await
     }
 
-    /// Wants a member emptied, or not any more.
-    pub(super) async fn drain_node(&self, node: u64, drain: bool) -> Result<(), Status> {
+    /// Wants a member emptied, or not any more. Returns what keeps its replicas there.
+    pub(super) async fn drain_node(&self, node: u64, drain: bool) -> Result<Vec<pb::Waiting>, Status> {
         if !self.backend.members().iter().any(|member| member.id == node) {
             return Err(no_node(node));
         }
-        self.change_pool(Catalog::drain(NodeId(node), drain)).await
+        self.change_pool(Catalog::drain(NodeId(node), drain)).await?;
+        Ok(self.waiting().await?.remove(&NodeId(node)).unwrap_or_default())
+    }
+
+    /// What keeps replicas on nodes that are to be emptied; nothing if this node was not told what all nodes measured.
+    pub(super) async fn waiting(&self) -> Result<BTreeMap<NodeId, Vec<pb::Waiting>>, Status> {
+        let is_any_drained = self.backend.with_catalog(|catalog| catalog.draining().next().is_some());
+        if !is_any_drained {
+            return Ok(BTreeMap::new());
+        }
+        let backend = self.backend.clone();
+        let looked = tokio::task::spawn_blocking(move || backend.standing()).await;
+        let Standing { view, waiting, .. } = looked.map_err(|_| Status::from(Unavailable::Stopped))?;
+        let is_heard = unheard(&view) == 0;
+        Ok(waiting.iter().filter(|_| is_heard).map(|(node, waiting)| (*node, told(waiting))).collect())
     }
 
     async fn change_pool(&self, command: Command) -> Result<(), Status> {
@@ -197,6 +205,16 @@ impl<B: Backend> Context<B> {
         names.insert(DEFAULT_GROUP, DEFAULT_KEYSPACE.to_owned());
         names
     }
+}
+
+/// What keeps replicas on a node, as it is told.
+fn told(waiting: &BTreeMap<Hindrance, usize>) -> Vec<pb::Waiting> {
+    let told = |(hindrance, replicas): (&Hindrance, &usize)| pb::Waiting {
+        reason: hindrance.name().to_owned(),
+        text: hindrance.to_string(),
+        replicas: *replicas as u64,
+    };
+    waiting.iter().map(told).collect()
 }
 
 fn loads_of_node(report: &Report) -> Vec<pb::ResourceLoad> {

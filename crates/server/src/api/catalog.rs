@@ -12,8 +12,10 @@ use hadron_proto::hadron::{KeyspaceCreateRequest, KeyspaceUpdateRequest};
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
 
+use super::asking::Asker;
 use super::backend::{Backend, Unavailable, Written};
 use super::context::{Context, mismatch};
+use super::keyspaces::serves;
 
 /// Between two looks at whether a new keyspace has a leader.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -26,7 +28,7 @@ fn refused(error: CatalogError) -> Status {
         CatalogError::BadName(_) | CatalogError::NoReplicas => Code::InvalidArgument,
         CatalogError::Exists(_) => Code::AlreadyExists,
         CatalogError::NotFound(_) => Code::NotFound,
-        CatalogError::IsDefault => Code::FailedPrecondition,
+        CatalogError::IsDefault | CatalogError::DefaultIsFixed => Code::FailedPrecondition,
     };
     Status::new(code, format!("hadron: {error}"))
 }
@@ -44,11 +46,12 @@ fn placed(catalog: &Catalog, group: GroupId) -> Vec<NodeId> {
 }
 
 impl<B: Backend> Context<B> {
-    /// Makes a keyspace, and returns it with its leader once it has one; without, if this node has no replica and cannot know.
+    /// Makes a keyspace for somebody, and returns it with its leader once it has one.
     pub(super) async fn create_keyspace(
         &self,
         request: KeyspaceCreateRequest,
-    ) -> Result<(KeyspaceRecord, Option<NodeId>), Status> {
+        asker: &Asker,
+    ) -> Result<(KeyspaceRecord, NodeId), Status> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let wanted = KeyspaceRecord {
             name: request.name,
@@ -64,7 +67,7 @@ impl<B: Backend> Context<B> {
         let nodes = self.placing().await?.pick(request.replicas as usize)?;
         self.change_catalog(|catalog| catalog.create(&wanted, &nodes).map(Some).map_err(refused)).await?;
         let record = self.keyspace_record(&wanted.name)?;
-        let leader = self.wait_for_leader(&record).await?;
+        let leader = self.wait_for_leader(&record, asker).await?;
         Ok((record, leader))
     }
 
@@ -141,7 +144,7 @@ impl<B: Backend> Context<B> {
         });
         let leader = self.backend.status(group).and_then(|status| status.leader);
         let may_come = |node| !leaving.contains(&node);
-        let nodes = placing.resize(&present, replicas as usize, leader, may_come)?;
+        let nodes = placing.resize(group, &present, replicas as usize, leader, may_come)?;
         Ok(Some(Resized { group, present, nodes }))
     }
 
@@ -167,22 +170,21 @@ impl<B: Backend> Context<B> {
         Ok(response.succeeded)
     }
 
-    async fn wait_for_leader(&self, record: &KeyspaceRecord) -> Result<Option<NodeId>, Status> {
-        let (own, group) = (self.backend.identity().member_id, record.group_id());
-        if !self.places(group).iter().any(|(node, _)| *node == own) {
-            return Ok(None);
-        }
+    async fn wait_for_leader(&self, record: &KeyspaceRecord, asker: &Asker) -> Result<NodeId, Status> {
+        let (name, group) = (&record.name, record.group_id());
         let led = async {
             loop {
-                let leader = self.backend.status(group).and_then(|status| status.leader);
-                if leader.is_some() {
+                let leader = match serves(&self.backend, group) {
+                    true => self.backend.status(group).and_then(|status| status.leader),
+                    false => asker.ask_about(self, name, group).await.map(|told| NodeId(told.leader)),
+                };
+                if let Some(leader) = leader.filter(|leader| leader.0 != 0) {
                     return leader;
                 }
                 sleep(LOOK_AGAIN).await;
             }
         };
         timeout(self.membership.timeout, led).await.map_err(|_| {
-            let name = &record.name;
             Status::unavailable(format!(
                 "hadron: the keyspace {name} was made, but has no leader yet: `hadron ctl keyspace get {name}` tells when it has"
             ))

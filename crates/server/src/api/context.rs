@@ -173,7 +173,11 @@ impl<B: Backend> Context<B> {
     fn check_frozen(&self, command: &Command) -> Result<(), Status> {
         let command = if let Command::As(_, command) = command { command } else { command };
         let is_harmless = matches!(command, Command::LeaseKeepAlive(_) | Command::Alarm(_));
-        if is_harmless || !self.terms()?.is_frozen {
+        if is_harmless { Ok(()) } else { self.check_thawed() }
+    }
+
+    fn check_thawed(&self) -> Result<(), Status> {
+        if !self.terms()?.is_frozen {
             return Ok(());
         }
         Err(Status::failed_precondition(format!(
@@ -320,8 +324,10 @@ impl<B: Backend> Context<B> {
     }
 
     /// Refuses what would make the keyspace larger than its quota, and raises the space alarm, which holds for all nodes and
-    /// until somebody disarms it. Several nodes may take a little more together than the last bytes that were free.
+    /// until somebody disarms it. Several nodes may take a little more together than the last bytes that were free. What a frozen keyspace
+    /// does not take anyhow is no reason for an alarm.
     pub(super) async fn check_space(&self, bytes: usize) -> Result<(), Status> {
+        self.check_thawed()?;
         let Some(quota) = self.quota_bytes()? else { return Ok(()) };
         let keyspace = self.keyspace()?;
         if keyspace.db_bytes().saturating_add(bytes as u64) < quota {

@@ -20,6 +20,7 @@
 //! here decides what a command does; nothing here retries a write, but for one that was refused because users or roles changed.
 
 mod access;
+mod asking;
 mod auth;
 pub mod backend;
 mod balance;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use hadron_balance::{Capacity, GroupLoad, NodeState, NodeView, Policy, View, Wanted, place, release};
-use hadron_consensus::NodeId;
+use hadron_consensus::{GroupId, NodeId};
 use tonic::Status;
 
 use super::backend::{Backend, Unavailable};
@@ -63,13 +63,17 @@ impl Placing {
     /// Nodes for a keyspace that is on `present` and is to have so many replicas. Who stays keeps its place, and the leader stays.
     pub(super) fn resize(
         &self,
+        group: GroupId,
         present: &[NodeId],
         replicas: usize,
         leader: Option<NodeId>,
         may_come: impl Fn(NodeId) -> bool,
     ) -> Result<Vec<NodeId>, Status> {
         let count = replicas.abs_diff(present.len());
-        let wanted = Wanted { present: present.to_vec(), count, near: Some(self.own) };
+        let replicas_seen = self.view.groups.get(&group).map(|group| group.replicas.as_slice());
+        let damaged = replicas_seen.unwrap_or_default().iter().filter(|replica| replica.is_damaged);
+        let damaged = damaged.map(|replica| replica.node).filter(|node| Some(*node) != leader).collect();
+        let wanted = Wanted { present: present.to_vec(), count, near: Some(self.own), damaged };
         if replicas <= present.len() {
             let gone = release(&self.view, &self.policy, &wanted, leader);
             return Ok(present.iter().copied().filter(|node| !gone.contains(node)).collect());
@@ -114,7 +118,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use hadron_balance::{Disk, GroupView, Load, ReplicaView, Resource};
-    use hadron_consensus::{GroupId, Time};
+    use hadron_consensus::Time;
     use tonic::Code;
 
     use super::*;
@@ -188,7 +192,7 @@ mod tests {
         let placing = placing(view);
         assert_eq!(placing.pick(3).unwrap(), nodes(&[2, 3, 4]));
         assert_eq!(placing.pick(4).unwrap(), nodes(&[2, 3, 4, 1]));
-        let resized = placing.resize(&nodes(&[1, 2, 3]), 2, None, |_| true).unwrap();
+        let resized = placing.resize(GroupId(1), &nodes(&[1, 2, 3]), 2, None, |_| true).unwrap();
         assert_eq!(resized, nodes(&[2, 3]), "and is left first");
     }
 
@@ -206,7 +210,8 @@ mod tests {
     fn who_stays_keeps_its_place_and_the_leader_stays() {
         let resize = |present: &[u64], replicas, leader: Option<u64>| {
             let placing = placing(view(|_| true));
-            placing.resize(&nodes(present), replicas, leader.map(NodeId), |node| node != NodeId(1))
+            placing
+                .resize(GroupId(1), &nodes(present), replicas, leader.map(NodeId), |node| node != NodeId(1))
         };
         assert_eq!(resize(&[3], 3, Some(3)).unwrap(), nodes(&[3, 2, 4]), "1 has yet to go");
         assert_eq!(resize(&[5, 3, 1], 1, Some(5)).unwrap(), nodes(&[5]));

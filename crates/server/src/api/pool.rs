@@ -11,9 +11,11 @@ use hadron_node::{KeyspaceRecord, leads, still_needed};
 use hadron_proto::hadron as pb;
 use tonic::{Request, Response, Status};
 
+use super::asking::Asker;
 use super::backend::Backend;
 use super::caller::Claim;
 use super::context::{Context, cluster_id};
+use super::keyspaces::serves;
 
 /// The service.
 pub(super) struct Pool<B> {
@@ -100,7 +102,8 @@ impl<B: Backend> Pool<B> {
         counts
     }
 
-    fn nodes(&self) -> Vec<pb::Node> {
+    async fn nodes(&self) -> Result<Vec<pb::Node>, Status> {
+        let mut waiting = self.context.waiting().await?;
         let backend = &self.context.backend;
         let (own, alive, leaders) = (backend.identity().member_id, backend.alive(), self.leader_counts());
         let (members, reports) = (backend.members(), backend.reports());
@@ -123,9 +126,10 @@ impl<B: Backend> Pool<B> {
                 leaders: leaders.get(&id).copied().unwrap_or_default(),
                 draining: draining.contains(&id),
                 leaving: leaving.get(&id).copied().unwrap_or_default() as u64,
+                waiting: waiting.remove(&id).unwrap_or_default(),
             }
         };
-        members.into_iter().map(node).collect()
+        Ok(members.into_iter().map(node).collect())
     }
 }
 
@@ -153,10 +157,11 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         request: Request<pb::KeyspaceCreateRequest>,
     ) -> Result<Response<pb::KeyspaceCreateResponse>, Status> {
         self.permit(&request).await?;
-        let (record, leader) = self.context.create_keyspace(request.into_inner()).await?;
+        let asker = Asker::of(&request);
+        let (record, leader) = self.context.create_keyspace(request.into_inner(), &asker).await?;
         tracing::info!(keyspace = record.name, group = record.group, "made a keyspace");
-        let leader = leader.map_or(0, |leader| leader.0);
-        Ok(Response::new(pb::KeyspaceCreateResponse { keyspace: Some(self.message(&record)), leader }))
+        let keyspace = Some(self.message(&record));
+        Ok(Response::new(pb::KeyspaceCreateResponse { keyspace, leader: leader.0 }))
     }
 
     async fn keyspace_list(
@@ -178,6 +183,11 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         self.permit_question(&request).await?;
         let record = self.context.keyspace_record(&request.get_ref().name)?;
         let (backend, group) = (&self.context.backend, record.group_id());
+        if !serves(backend, group)
+            && let Some(told) = Asker::of(&request).ask_about(&self.context, &record.name, group).await
+        {
+            return Ok(Response::new(told));
+        }
         let leader = self.leaders(&[group]).remove(&group);
         let replicas = self.replicas(group).await;
         let keyspace = backend.keyspace(group);
@@ -215,7 +225,7 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         request: Request<pb::NodeListRequest>,
     ) -> Result<Response<pb::NodeListResponse>, Status> {
         self.permit_question(&request).await?;
-        Ok(Response::new(pb::NodeListResponse { nodes: self.nodes() }))
+        Ok(Response::new(pb::NodeListResponse { nodes: self.nodes().await? }))
     }
 
     async fn balance_status(
@@ -257,8 +267,8 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
     ) -> Result<Response<pb::NodeDrainResponse>, Status> {
         self.permit_question(&request).await?;
         let pb::NodeDrainRequest { node, drain } = request.into_inner();
-        self.context.drain_node(node, drain).await?;
-        Ok(Response::new(pb::NodeDrainResponse {}))
+        let waiting = self.context.drain_node(node, drain).await?;
+        Ok(Response::new(pb::NodeDrainResponse { waiting }))
     }
 
     async fn top(&self, request: Request<pb::TopRequest>) -> Result<Response<pb::TopResponse>, Status> {

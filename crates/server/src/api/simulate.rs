@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use hadron_balance::{Assessment, Move, NodeAssessment, NodeState, Policy, Simulation, View, simulate};
+use hadron_balance::{
+    Assessment, Move, NodeAssessment, NodeState, Policy, Simulation, View, simulate, with_names,
+};
 use hadron_consensus::NodeId;
 use hadron_proto::hadron as pb;
 use tonic::Status;
@@ -135,7 +137,7 @@ impl Simulated {
     }
 
     fn planned(&self, round: u32, it: &Move) -> pb::SimulatedMove {
-        let text = |text: String| self.names.in_text(&text, |id| Some(self.name(id)));
+        let text = |text: String| with_names(&text, |id| Some(self.name(id)));
         let planned = pb::Move {
             at_ms: 0,
             group: it.group.0,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use hadron_balance::{Policy, View, assess};
+use hadron_balance::{Policy, View, assess, waiting};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, Time};
 use hadron_keyspace::{Command, Keyspace};
 use hadron_node::{Balancer, Board, Catalog, ElectionRecord, Event, GroupBoard, Pool, Report};
@@ -240,7 +240,7 @@ impl Backend for Handle {
     fn standing(&self) -> Standing {
         let view = self.view();
         let assessment = assess(&view, &self.0.policy);
-        Standing { view, assessment, reports: self.reports() }
+        Standing { waiting: waiting(&view, &self.0.policy), view, assessment, reports: self.reports() }
     }
 
     fn outlook(&self) -> (View, Policy) {

@@ -12,6 +12,7 @@ use hadron_consensus::GroupId;
 use hadron_keyspace::{OpenError, Options, destroyed_groups, sweep_destroyed};
 use hadron_node::{Event, OpenJob};
 use hadron_storage::engine::Engine;
+use tracing::warn;
 
 use super::error::RunError;
 use super::fatal::Fatal;
@@ -73,8 +74,14 @@ fn work(
             Next::Job(Job::Sweep(group)) => swept.push_back(group),
             Next::Idle => {
                 let Some(group) = swept.pop_front() else { continue };
-                if sweep_destroyed(engine.as_ref(), group.0)? {
-                    swept.push_back(group);
+                match sweep_destroyed(engine.as_ref(), group.0) {
+                    Ok(true) => swept.push_back(group),
+                    Ok(false) => {}
+                    // It was destroyed because of that, and nobody reads it any more.
+                    Err(error) if error.is_damage() => {
+                        warn!(group = group.0, %error, "what a destroyed replica left cannot be deleted")
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }

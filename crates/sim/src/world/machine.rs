@@ -583,7 +583,8 @@ impl World {
         let Some(process) = self.process(life) else { return };
         // A request that was given up, or one of the node's own.
         let Some(asked) = process.asked.remove(&token) else { return };
-        if let Reply::Failed(NodeFailure::Quarantined) = reply {
+        let is_accused = self.settings.accusations_us > 0;
+        if reply == Reply::Failed(NodeFailure::Quarantined) && !is_accused {
             let found = format!("n{} is quarantined", life.node);
             self.violate(Violation::new("digest_agreement", found));
         }

@@ -19,7 +19,7 @@
 //!
 //! [`lies`] tells nodes and clients things that are not true, so that it is known that the checkers would notice.
 //!
-//! In some worlds members come and go (`members`), in some keyspaces are made and moved (`placements`); in the others a machine that lost its data stays down.
+//! In some worlds members come and go (`members`), in some keyspaces are made and moved (`placements`), or damaged and rebuilt (`repairs`); in the others a machine that lost its data stays down.
 
 mod clients;
 mod compaction;
@@ -34,6 +34,7 @@ mod memory;
 mod network;
 mod observe;
 mod placements;
+mod repairs;
 mod scenario;
 mod schedule;
 mod settings;
@@ -70,6 +71,7 @@ use members::Administrator;
 use network::{Direction, Network};
 use observe::Observer;
 use placements::Placer;
+use repairs::Repairs;
 use schedule::Schedule;
 use snapshots::Chunk;
 use trace::Trace;
@@ -125,6 +127,8 @@ enum Happening {
     Administer,
     /// Somebody makes or moves a keyspace.
     Place,
+    /// Somebody plans, and replicas are accused.
+    Repair,
     /// The next fault begins.
     Fault,
     /// Somebody looks at the leaders' measurements.
@@ -168,6 +172,8 @@ pub struct Report {
     pub member_changes: u64,
     /// Keyspaces that were made, and wanted elsewhere.
     pub placement_changes: u64,
+    /// Moves because of damage that were decided.
+    pub repairs: u64,
     /// Times that a replica fell asleep.
     pub sleeps: u64,
     /// Times that one woke.
@@ -218,6 +224,7 @@ pub struct World {
     observer: Observer,
     administrator: Administrator,
     placer: Placer,
+    repairs: Repairs,
     logs: Logs,
     /// What was compacted away and what came before, by group: its history up to a revision.
     past: BTreeMap<GroupId, (i64, Vec<Event>)>,
@@ -294,6 +301,7 @@ impl World {
             observer: Observer::default(),
             administrator: Administrator::default(),
             placer: Placer::default(),
+            repairs: Repairs::default(),
             logs: Logs::default(),
             past: BTreeMap::new(),
             violation: None,
@@ -335,6 +343,9 @@ impl World {
         }
         if self.settings.placement_changes_us > 0 {
             self.schedule.at(500_000, Happening::Place);
+        }
+        if self.settings.accusations_us > 0 {
+            self.schedule.at(2_000_000, Happening::Repair);
         }
         for at in self.settings.blackouts_us.clone() {
             for node in 1..=self.settings.nodes {
@@ -402,6 +413,7 @@ impl World {
             Happening::Compact => self.compact(),
             Happening::Administer => self.administer(),
             Happening::Place => self.place(),
+            Happening::Repair => self.repair(),
             Happening::Fault => self.fault(),
             Happening::LookAtShares => self.tell_shares(),
             Happening::Measure => self.measure(),
@@ -439,7 +451,7 @@ impl World {
                 "{} µs after the healing not every client is served: {}; {}",
                 self.settings.recovery_us_max,
                 self.positions(),
-                self.check_reconfigured().and_then(|()| self.check_placed()).err().unwrap_or_default()
+                self.check_arrangement().err().unwrap_or_default()
             ),
         ))
     }
@@ -453,15 +465,22 @@ impl World {
             self.run_until(until, tell)?;
             self.turn_off_the_forgotten();
             let is_done = !self.open.contains(&true) && self.replicas_are_equal() && self.watchers_are_done();
-            if is_done && self.check_reconfigured().is_ok() && self.check_placed().is_ok() {
+            if is_done && self.check_arrangement().is_ok() {
                 return Ok(());
             }
         }
         let mut found = format!("the replicas do not converge: {}", self.positions());
-        if let Err(missing) = self.check_reconfigured().and_then(|()| self.check_placed()) {
+        if let Err(missing) = self.check_arrangement() {
             found = format!("{found}; {missing}");
         }
         Err(Violation::new("liveness", found))
+    }
+
+    /// Whether all replicas are where they are wanted, and well; says what is missing otherwise.
+    fn check_arrangement(&self) -> Result<(), String> {
+        self.check_reconfigured()?;
+        self.check_placed()?;
+        if self.settings.accusations_us > 0 { self.check_repaired() } else { Ok(()) }
     }
 
     fn report(&self, recovery_us: u64) -> Report {
@@ -482,6 +501,7 @@ impl World {
             gone: self.machines.values().filter(|machine| machine.is_gone).count() as u64,
             member_changes: self.administrator.changes,
             placement_changes: self.placer.changes,
+            repairs: self.repairs.decided,
             sleeps: self.observer.sleeps,
             wakes: self.observer.wakes,
             locks_held: self.leases.iter().map(|client| client.claims().len() as u64).sum(),

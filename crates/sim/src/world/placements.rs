@@ -61,7 +61,7 @@ impl World {
                 let nodes = self.some_nodes();
                 board.with_catalog(|catalog| make(catalog, made + 1, &nodes))
             }
-            false if self.faults_on => {
+            false if self.faults_on && self.settings.accusations_us == 0 => {
                 let group = GroupId(self.rng.random_range(2..=self.settings.keyspaces));
                 let nodes = self.some_nodes();
                 self.tell(StoryEvent::PlacementWanted {
@@ -78,7 +78,9 @@ impl World {
     }
 
     fn some_nodes(&mut self) -> Vec<NodeId> {
-        let count = *pick(&mut self.rng, &[1, 2, 3, 3, 3, 5]);
+        let counts: &[usize] =
+            if self.settings.accusations_us > 0 { &[3, 3, 5] } else { &[1, 2, 3, 3, 3, 5] };
+        let count = *pick(&mut self.rng, counts);
         let mut nodes: Vec<NodeId> = (1..=self.settings.nodes).map(NodeId).collect();
         while nodes.len() > count {
             nodes.remove(self.rng.random_range(0..nodes.len()));

@@ -39,13 +39,15 @@ pub enum Scenario {
     Members,
     /// Keyspaces are made, on a few nodes each, and moved all the time.
     Placements,
+    /// Replicas of keyspaces are found damaged all the time, and rebuilt.
+    Repairs,
     /// Hardly anybody asks for anything, and groups sleep whatever goes wrong.
     Sleep,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 14] = [
+    pub const ALL: [Scenario; 15] = [
         Scenario::Usual,
         Scenario::Calm,
         Scenario::Storm,
@@ -59,6 +61,7 @@ impl Scenario {
         Scenario::ManyGroups,
         Scenario::Members,
         Scenario::Placements,
+        Scenario::Repairs,
         Scenario::Sleep,
     ];
 
@@ -78,6 +81,7 @@ impl Scenario {
             Scenario::ManyGroups => "many-groups",
             Scenario::Members => "members",
             Scenario::Placements => "placements",
+            Scenario::Repairs => "repairs",
             Scenario::Sleep => "sleep",
         }
     }
@@ -142,6 +146,7 @@ impl Scenario {
             Scenario::ManyGroups => many_groups(settings),
             Scenario::Members => members(settings),
             Scenario::Placements => placements(settings),
+            Scenario::Repairs => repairs(settings),
             Scenario::Sleep => sleep(settings),
         }
     }
@@ -166,6 +171,13 @@ fn placements(settings: &mut Settings) {
     settings.weights.damage = 0;
     settings.faults_us = 20_000_000;
     settings.recovery_us_max = 30_000_000;
+}
+
+/// Several keyspaces on three or five nodes each; on three nodes there is no other for what is damaged.
+fn repairs(settings: &mut Settings) {
+    placements(settings);
+    settings.nodes = if settings.seed.is_multiple_of(2) { 3 } else { 5 };
+    settings.accusations_us = 1_500_000;
 }
 
 /// Long rests, in which nodes are lost and come back, and some leases end.

@@ -62,6 +62,8 @@ pub struct Settings {
     pub member_changes_us: u64,
     /// Mean pause between two changes of where keyspaces are, in microseconds; 0 if each is on every node from the start.
     pub placement_changes_us: u64,
+    /// Mean pause between two accusations of replicas, which are rebuilt then, in microseconds; 0 for none. Then keyspaces are not moved otherwise.
+    pub accusations_us: u64,
     /// As few members may be left to vote.
     pub members_min: usize,
     /// Troubles of single groups, from [`TROUBLE_US`] on until everything is healed.
@@ -153,6 +155,7 @@ impl Settings {
             compaction_us: *pick(rng, &[0, 500_000, 3_000_000]),
             member_changes_us: 0,
             placement_changes_us: 0,
+            accusations_us: 0,
             members_min: 3,
             busy_keyspaces: Vec::new(),
             troubles: Vec::new(),

@@ -163,6 +163,18 @@ pub enum StoryEvent {
         /// The nodes.
         nodes: Vec<u64>,
     },
+    /// A replica is said to be damaged.
+    Accused {
+        /// Its node.
+        node: u64,
+        /// Its group.
+        group: u64,
+    },
+    /// Who plans has decided something.
+    MoveDecided {
+        /// What, and why.
+        planned: String,
+    },
     /// Faults are over: everything is put right.
     Healed,
     /// Every client has been served since the healing.
@@ -271,6 +283,10 @@ impl fmt::Display for StoryEvent {
                 write!(f, "group {group} is to be on")?;
                 nodes.iter().try_for_each(|node| write!(f, " n{node}"))
             }
+            StoryEvent::Accused { node, group } => {
+                write!(f, "the replica of group {group} on n{node} is said to be damaged")
+            }
+            StoryEvent::MoveDecided { planned } => write!(f, "decided: {planned}"),
             StoryEvent::Healed => write!(f, "everything is healed"),
             StoryEvent::Recovered { after_us } => {
                 write!(f, "every client is served again after {} ms", after_us / 1_000)

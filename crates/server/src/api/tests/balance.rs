@@ -1,7 +1,7 @@
 //! The part of `hadron.v1.Pool` that plans: where keyspaces go, and what would be moved.
 
 use hadron_balance::{
-    Capacity, GroupLoad, GroupView, Load, NodeState, NodeView, ReplicaView, Resource, View,
+    Capacity, Disk, GroupLoad, GroupView, Load, NodeState, NodeView, ReplicaView, Resource, View,
 };
 use hadron_consensus::{GroupId, NodeId, Time};
 use hadron_proto::etcdserverpb as etcd;
@@ -93,13 +93,17 @@ fn a_simulation_needs_to_know_the_pool() {
 
 #[test]
 fn a_keyspace_comes_to_the_node_with_the_least_load() {
-    let harness = Harness::start();
+    let pool = Harness::start_pool(2);
+    let harness = &pool[0];
     harness.backend.add_member();
     harness.backend.set_view(view());
+    // What the other node would hear of by the root group.
+    pool[1].backend.create("a", OTHER);
     harness.run(async |channel| {
         let mut client = PoolClient::new(channel);
         let create = pb::KeyspaceCreateRequest { name: "a".into(), replicas: 1, ..Default::default() };
-        assert_eq!(client.keyspace_create(create).await.unwrap().into_inner().leader, 0, "it is elsewhere");
+        let made = client.keyspace_create(create).await.unwrap().into_inner();
+        assert_eq!(made.leader, OTHER.0, "it is elsewhere");
         let get = pb::KeyspaceGetRequest { name: "a".into() };
         let nodes = async |client: &mut PoolClient<_>| {
             let replicas = client.keyspace_get(get.clone()).await.unwrap().into_inner().replicas;
@@ -118,6 +122,42 @@ fn a_keyspace_comes_to_the_node_with_the_least_load() {
         harness.backend.set_view(down);
         assert_eq!(client.keyspace_update(resize(1)).await.map(drop).map_err(|it| it.code()), Ok(()));
         assert_eq!(nodes(&mut client).await, [OWN.0], "who is down is left");
+    });
+}
+
+/// A drain waited without a word when there was no room for what it had to move.
+#[test]
+fn a_node_that_does_not_get_empty_says_why() {
+    let harness = Harness::start();
+    harness.backend.add_member();
+    let mut full = view();
+    full.nodes.get_mut(&OWN).unwrap().draining = true;
+    for id in [OTHER, NodeId(3)] {
+        full.nodes.get_mut(&id).unwrap().disk = Disk { used: 90, total: 100 };
+    }
+    harness.backend.set_view(full.clone());
+    harness.run(async |channel| {
+        let mut client = PoolClient::new(channel);
+        let drain = |drain| pb::NodeDrainRequest { node: OWN.0, drain };
+        let told = client.node_drain(drain(true)).await.unwrap().into_inner().waiting;
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!((told[0].reason.as_str(), told[0].replicas), ("disks-full", 2));
+        assert_eq!(told[0].text, "the disks of the nodes that could take them are too full");
+        let status = client.balance_status(pb::BalanceStatusRequest {}).await.unwrap().into_inner();
+        assert_eq!(status.nodes[0].waiting, told);
+        let nodes = client.node_list(pb::NodeListRequest {}).await.unwrap().into_inner().nodes;
+        assert_eq!((&nodes[0].waiting, nodes[1].waiting.len()), (&told, 0));
+
+        full.nodes.get_mut(&OTHER).unwrap().disk = Disk::default();
+        harness.backend.set_view(full.clone());
+        let told = client.node_drain(drain(true)).await.unwrap().into_inner().waiting;
+        let reasons: Vec<_> = told.iter().map(|it| (it.reason.as_str(), it.replicas)).collect();
+        assert_eq!(reasons, [("disks-full", 1), ("turn", 1)]);
+        full.nodes.get_mut(&OTHER).unwrap().capacity = Capacity::default();
+        harness.backend.set_view(full);
+        let told = client.node_drain(drain(true)).await.unwrap().into_inner().waiting;
+        assert_eq!(told, [], "it has not heard of all nodes, and knows of no disk");
+        assert_eq!(client.node_drain(drain(false)).await.unwrap().into_inner().waiting, []);
     });
 }
 

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hadron_consensus::NodeId;
+use hadron_balance::{Capacity, Load, NodeView, View};
+use hadron_consensus::{NodeId, Time};
 use hadron_proto::etcdserverpb as pb;
+use hadron_proto::hadron;
+use hadron_proto::hadron::pool_client::PoolClient;
 use pb::auth_client::AuthClient;
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
@@ -73,6 +76,44 @@ fn a_keyspace_elsewhere_is_as_one_that_is_here() {
     assert!(code == 200 && body.contains(r#""value":"dw==""#), "{body}");
     assert_eq!(ask("GET", "/health", "").0, 200);
     assert_eq!(ask("GET", "/metrics", "").0, 403);
+}
+
+/// A node without a replica told neither the revision nor the size of a keyspace, and answered that it was made before it had a leader.
+#[test]
+fn a_keyspace_elsewhere_is_told_of_by_a_node_that_has_it() {
+    let pool = far();
+    pool[0].backend.add_member();
+    pool[1].backend.create("new", OTHER);
+    pool[0].run(async |channel| {
+        put(to(&channel, "far"), "k", "v").await.unwrap();
+        let mut client = PoolClient::new(channel);
+        let get = |name: &str| hadron::KeyspaceGetRequest { name: name.to_owned() };
+        let told = client.keyspace_get(get("far")).await.unwrap().into_inner();
+        assert_eq!((told.leader, told.revision), (OTHER.0, Some(2)));
+        assert!(told.db_size.unwrap() > 0);
+
+        pool[0].backend.set_view(lighter_elsewhere());
+        pool[1].backend.set_leader(false);
+        let create = hadron::KeyspaceCreateRequest { name: "new".into(), replicas: 1, ..Default::default() };
+        let mut made = Box::pin(client.keyspace_create(create));
+        assert!(timeout(Duration::from_millis(300), &mut made).await.is_err(), "it has no leader yet");
+        pool[1].backend.set_leader(true);
+        let made = timeout(PATIENCE, made).await.unwrap().unwrap().into_inner();
+        assert_eq!(made.leader, OTHER.0);
+    });
+    pool[0].set_other(OTHER, None);
+    pool[0].run(async |channel| {
+        let get = hadron::KeyspaceGetRequest { name: "far".to_owned() };
+        let told = PoolClient::new(channel).keyspace_get(get).await.unwrap().into_inner();
+        assert_eq!((told.leader, told.revision, told.db_size), (0, None, None), "nobody could be asked");
+    });
+}
+
+/// OTHER carries less than OWN.
+fn lighter_elsewhere() -> View {
+    let capacity = Capacity::of(Load::each(|_| 10.0));
+    let node = |load| NodeView { capacity, own_load: Load::each(|_| load), ..NodeView::default() };
+    View { now: Time(1), nodes: [(OWN, node(5.0)), (OTHER, node(0.0))].into(), ..View::default() }
 }
 
 #[test]

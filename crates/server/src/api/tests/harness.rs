@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use hadron_balance::{NodeState, NodeView, Policy, View, assess};
+use hadron_balance::{NodeState, NodeView, Policy, View, assess, waiting};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, Term, Time};
 use hadron_keyspace::{Applied, Command, Keyspace, Options};
 use hadron_node::{Catalog, KeyspaceRecord, Pool, Report};
@@ -291,7 +291,8 @@ impl Backend for TestBackend {
         let Heaviest { prefixes, clients, work } = self.0.hitters.take(9);
         // Two cores that are busy.
         let report = Report { short: vec![2.0], prefixes, clients, work, ..Report::default() };
-        Standing { assessment: assess(&view, &policy), view, reports: [(OWN, report)].into() }
+        let (assessment, waiting) = (assess(&view, &policy), waiting(&view, &policy));
+        Standing { assessment, waiting, view, reports: [(OWN, report)].into() }
     }
 
     fn outlook(&self) -> (View, Policy) {

@@ -368,6 +368,14 @@ fn what_is_frozen_is_read_and_not_written_and_its_leases_live_on() {
             assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, expected));
         };
         frozen(put(to(&channel, "a"), "k", "w").await.unwrap_err());
+        // One that is full besides raised an alarm for what it would not have taken anyhow.
+        harness.backend.alter("a", |record| record.bytes_max = 1);
+        frozen(put(to(&channel, "a"), "k", "w").await.unwrap_err());
+        let grant = pb::LeaseGrantRequest { ttl: 60, id: 10 };
+        frozen(LeaseClient::new(to(&channel, "a")).lease_grant(grant).await.unwrap_err());
+        let alarms = MaintenanceClient::new(to(&channel, "a")).alarm(pb::AlarmRequest::default()).await;
+        assert_eq!(alarms.unwrap().into_inner().alarms, []);
+        harness.backend.alter("a", |record| record.bytes_max = 0);
         let mut kv = KvClient::new(to(&channel, "a"));
         frozen(kv.compact(pb::CompactionRequest { revision: 2, physical: false }).await.unwrap_err());
         frozen(

@@ -83,7 +83,9 @@ fn what_cannot_be_is_refused_with_the_reason() {
         assert_eq!(code(client.keyspace_update(resize(3)).await), Code::FailedPrecondition);
         client.keyspace_update(resize(1)).await.unwrap();
         let frozen = |name| pb::KeyspaceUpdateRequest { frozen: Some(true), ..update(name) };
-        assert_eq!(code(client.keyspace_update(frozen("default")).await), Code::FailedPrecondition);
+        let status = client.keyspace_update(frozen("default")).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains("default can be neither frozen nor limited"), "{status}");
         assert_eq!(code(client.keyspace_update(frozen("none")).await), Code::NotFound);
         assert_eq!(code(client.keyspace_update(update("none")).await), Code::NotFound);
     });

@@ -7,7 +7,7 @@ use hadron_proto::hadron as pb;
 
 use super::failure::Failure;
 use super::keyspace::pool;
-use super::print::balance::{Done, Top};
+use super::print::balance::{Done, Draining, Top};
 use super::print::hitters::Hitters;
 use super::print::simulated::Simulated;
 use super::{Global, Session};
@@ -120,16 +120,15 @@ impl Session {
     /// Wants a node, named by its id or its name, emptied or not.
     pub(super) async fn drain(&self, node: &str, drain: bool) -> Result<(), Failure> {
         let id = named(&self.nodes().await?, node)?.id;
-        self.set_draining(id, drain).await?;
+        let waiting = self.set_draining(id, drain).await?;
         let what = if drain { "is being drained" } else { "takes keyspaces again" };
-        self.printer.print(&Done(format!("Node {id:x} {what}")))
+        self.printer.print(&Draining { done: format!("Node {id:x} {what}"), waiting })
     }
 
-    /// Wants a node emptied or not.
-    pub(super) async fn set_draining(&self, node: u64, drain: bool) -> Result<(), Failure> {
+    /// Wants a node emptied or not. Returns what keeps its replicas there.
+    pub(super) async fn set_draining(&self, node: u64, drain: bool) -> Result<Vec<pb::Waiting>, Failure> {
         let call = async |channel| pool(channel).node_drain(pb::NodeDrainRequest { node, drain }).await;
-        self.client.write(call).await?;
-        Ok(())
+        Ok(self.client.write(call).await?.waiting)
     }
 }
 

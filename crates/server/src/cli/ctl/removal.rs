@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::balance::named;
 use super::failure::Failure;
 use super::keyspace::pool;
-use super::print::balance::Done;
+use super::print::balance::{Done, waiting_text};
 use super::{Session, go_text};
 
 /// Between two looks at what a node still has.
@@ -78,7 +78,13 @@ fn progress(node: &pb::Node) -> Option<String> {
     let replicas = node.replicas.saturating_sub(1);
     let is_empty = replicas == 0 && node.leaving == 0;
     (!is_empty).then(|| {
-        format!("{} has {replicas} replicas to give away, and {} on their way", shown(node), node.leaving)
+        let waiting = node.waiting.iter().map(|it| format!("; {}", waiting_text(it)));
+        let waiting = waiting.collect::<String>();
+        format!(
+            "{} has {replicas} replicas to give away, and {} on their way{waiting}",
+            shown(node),
+            node.leaving
+        )
     })
 }
 

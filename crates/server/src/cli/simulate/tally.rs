@@ -76,6 +76,8 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
         StoryEvent::Compacted { .. } => "compactions",
         StoryEvent::MembersWanted { .. } => "changes of the members",
         StoryEvent::PlacementWanted { .. } => "keyspaces wanted elsewhere",
+        StoryEvent::Accused { .. } => "damaged replicas",
+        StoryEvent::MoveDecided { .. } => "moves that were planned",
         _ => return None,
     })
 }

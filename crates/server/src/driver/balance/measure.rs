@@ -10,7 +10,7 @@ use std::thread;
 
 use hadron_balance::{LatencyMeter, Load, Meter, Resource, Totals};
 use hadron_consensus::{GroupId, NodeId, Time};
-use hadron_node::{Board, GroupBoard, ReplicaReport, Report, UseTotals, amounts_of, settled};
+use hadron_node::{Board, GroupBoard, ReplicaReport, Report, UseTotals, amounts_of, damaged, settled};
 
 use crate::metrics::Metrics;
 use crate::process;
@@ -72,7 +72,7 @@ impl Measure {
         self.node.observe(now, self.node_totals(&groups, cpu_us));
         let fsyncs = &metrics.wal_fsync_duration;
         self.fsync.observe(now, fsyncs.count(), fsyncs.sum_us());
-        Report { settled: settled(board, me), ..self.report(&groups, leads) }
+        Report { settled: settled(board, me), damaged: damaged(board), ..self.report(&groups, leads) }
     }
 
     /// What a replica did since the last look.

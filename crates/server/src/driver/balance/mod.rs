@@ -12,8 +12,8 @@ mod measure;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hadron_balance::plan;
-use hadron_consensus::ROOT_GROUP;
+use hadron_balance::{plan, with_names};
+use hadron_consensus::{NodeId, ROOT_GROUP};
 use hadron_keyspace::Command;
 use hadron_node::{Decision, Event, Report, decide, forget_moves};
 use hadron_proto::etcdserverpb::CompactionRequest;
@@ -120,7 +120,13 @@ impl Balance {
                 None => false,
             };
             if begun {
-                info!(group = planned.group.0, kind = %planned.kind, reason = %planned.reason, effect = %planned.effect, "move");
+                let members = self.0.handle.board().members();
+                let name = |id: NodeId| {
+                    members.iter().find(|member| member.node() == id).map(|member| member.name.clone())
+                };
+                let kind = with_names(&planned.kind.to_string(), name);
+                let reason = with_names(&planned.reason.to_string(), name);
+                info!(group = planned.group.0, kind, reason, effect = %planned.effect, "move");
                 metrics.moves.with(&[planned.reason.name()]).inc();
             }
         }

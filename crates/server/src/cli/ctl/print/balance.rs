@@ -2,6 +2,7 @@
 
 use hadron_proto::hadron::{
     BalanceHistoryResponse, BalanceNode, BalanceStatusResponse, Move, ResourceLoad, TopKeyspace, TopResponse,
+    Waiting,
 };
 use prost::Message as _;
 
@@ -30,6 +31,61 @@ impl Reply for Done {
     fn json(&self, _: Style) -> String {
         Object::new().text("done", &self.0).end()
     }
+}
+
+/// What is being done to a node, and what keeps it from being done.
+pub(crate) struct Draining {
+    pub(crate) done: String,
+    pub(crate) waiting: Vec<Waiting>,
+}
+
+impl Reply for Draining {
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn simple(&self, _: Style, out: &mut Vec<u8>) {
+        line(out, &self.done);
+        self.waiting.iter().filter(|it| !is_turn(it)).for_each(|it| line(out, waiting_text(it)));
+    }
+
+    fn fields(&self, _: Style, out: &mut Vec<u8>) {
+        quoted_field(out, "Done", self.done.as_bytes());
+        waiting_fields(out, &self.waiting);
+    }
+
+    fn json(&self, _: Style) -> String {
+        Object::new().text("done", &self.done).list("waiting", waiting_json(&self.waiting)).end()
+    }
+}
+
+/// They wait for others only: that ends by itself.
+fn is_turn(waiting: &Waiting) -> bool {
+    waiting.reason == "turn"
+}
+
+/// `3 replicas wait: ...`.
+pub(in super::super) fn waiting_text(waiting: &Waiting) -> String {
+    let count = match waiting.replicas {
+        1 => "1 replica waits".to_owned(),
+        count => format!("{count} replicas wait"),
+    };
+    format!("{count}: {}", waiting.text)
+}
+
+pub(super) fn waiting_fields(out: &mut Vec<u8>, waiting: &[Waiting]) {
+    for it in waiting {
+        quoted_field(out, "WaitingFor", it.reason.as_bytes());
+        field(out, "WaitingReplicas", it.replicas);
+    }
+}
+
+pub(super) fn waiting_json(waiting: &[Waiting]) -> Vec<String> {
+    let one = |it: &Waiting| {
+        let object = Object::new().text("reason", &it.reason).text("text", &it.text);
+        object.raw("replicas", &it.replicas.to_string()).end()
+    };
+    waiting.iter().map(one).collect()
 }
 
 /// A part of a whole: `31.4 %`.
@@ -136,6 +192,11 @@ impl Reply for BalanceStatusResponse {
                 self.leaving
             ),
         );
+        for node in &self.nodes {
+            for waiting in &node.waiting {
+                line(out, format_args!("{:x} ({}): {}", node.id, node.name, waiting_text(waiting)));
+            }
+        }
         for (count, what) in [
             (self.without_quorum, "keyspaces of which no majority can be reached"),
             (
@@ -161,6 +222,7 @@ impl Reply for BalanceStatusResponse {
             field(out, "W", node.load);
             field(out, "B", node.share);
             quoted_field(out, "Scarcest", node.scarcest.as_bytes());
+            waiting_fields(out, &node.waiting);
             line(out, "");
         }
         field(out, "Largest", self.largest);
@@ -184,6 +246,7 @@ impl Reply for BalanceStatusResponse {
                 .text("scarcest", &node.scarcest)
                 .raw("heaviest_replica", &node.heaviest_replica.to_string())
                 .list("loads", loads_json(&node.loads))
+                .list("waiting", waiting_json(&node.waiting))
                 .end()
         };
         Object::new()
@@ -326,7 +389,21 @@ mod tests {
             loads: vec![cpu],
             ..BalanceNode::default()
         };
+        let waiting = Waiting { reason: "disks-full".into(), text: "they are full".into(), replicas: 3 };
+        let turn = Waiting { reason: "turn".into(), text: "others are first".into(), replicas: 1 };
+        let drained =
+            Draining { done: "Node a is being drained".into(), waiting: vec![waiting.clone(), turn] };
+        let expected = "Node a is being drained\n3 replicas wait: they are full\n";
+        assert_eq!(text(Format::Simple, &drained), expected);
+        let json = text(Format::Json, &drained);
+        assert!(
+            json.contains(r#""waiting":[{"reason":"disks-full","text":"they are full","replicas":3},"#),
+            "{json}"
+        );
+        let node = BalanceNode { waiting: vec![waiting], ..node };
         let reply = BalanceStatusResponse { nodes: vec![node], largest: 0.25, ..Default::default() };
+        let told = text(Format::Simple, &reply);
+        assert!(told.ends_with("\na (n1): 3 replicas wait: they are full\n"), "{told}");
         let simple = text(Format::Simple, &reply);
         assert!(simple.starts_with("a, n1, , , 2, 3, 25.0 %, cpu, 60.0 %, 0.0 %, 0.50, "), "{simple}");
         let json = text(Format::Json, &reply);

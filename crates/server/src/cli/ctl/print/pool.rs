@@ -6,6 +6,7 @@ use hadron_proto::hadron::{
 use prost::Message as _;
 
 use super::super::go_text;
+use super::balance::{waiting_fields, waiting_json};
 use super::json::{self, Object};
 use super::table::Table;
 use super::{Reply, Style, field, id_field, line, quoted_field};
@@ -215,7 +216,9 @@ impl Reply for Described {
 
 fn node_state(node: &Node) -> String {
     let state = if node.alive { "alive" } else { "down" };
-    if node.draining { format!("{state}; draining") } else { state.to_owned() }
+    let waiting = node.waiting.iter().map(|it| format!("; {} wait ({})", it.replicas, it.reason));
+    let draining = if node.draining { "; draining" } else { "" };
+    format!("{state}{draining}{}", waiting.collect::<String>())
 }
 
 fn node_table(list: &NodeListResponse) -> Table {
@@ -267,6 +270,7 @@ impl Reply for NodeListResponse {
             field(out, "Leaders", node.leaders);
             field(out, "Draining", node.draining);
             field(out, "Leaving", node.leaving);
+            waiting_fields(out, &node.waiting);
             line(out, "");
         }
     }
@@ -285,6 +289,7 @@ impl Reply for NodeListResponse {
                 .number("leaders", node.leaders)
                 .flag("draining", node.draining)
                 .number("leaving", node.leaving)
+                .list("waiting", waiting_json(&node.waiting))
                 .end()
         };
         Object::new().list("nodes", self.nodes.iter().map(node).collect()).end()

@@ -1,0 +1,138 @@
+//! Damaged replicas of keyspaces that are placed. An alarm accuses one, as it does when the state of a replica differs from the others'; and whoever
+//! leads the root group plans, as the server's driver does. Each accused replica must be rebuilt, on another node or in its place, whatever goes wrong
+//! meanwhile, and its alarm must end with it.
+
+use std::collections::BTreeMap;
+
+use hadron_balance::{Policy, plan};
+use hadron_consensus::{GroupId, NodeId, ROOT_GROUP, ReplicaId, Time};
+use hadron_keyspace::Command;
+use hadron_node::{Balancer, Board, Decision, Event as NodeEvent, Report, damaged, decide, settled};
+use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
+use rand::Rng;
+
+use super::machine::Asked;
+use super::story::StoryEvent;
+use super::{Happening, Life, World};
+
+/// Between two plans.
+const PLAN_US: u64 = 300_000;
+/// Nodes that a group has at least whose replica is accused: what is on one alone would be lost.
+const REPLICAS_MIN: usize = 3;
+
+/// Who accuses replicas and has them rebuilt.
+#[derive(Debug, Default)]
+pub(super) struct Repairs {
+    /// The replica of each group that was accused last.
+    accused: BTreeMap<GroupId, ReplicaId>,
+    /// Moves because of damage that were decided.
+    pub(super) decided: u64,
+}
+
+impl World {
+    /// All nodes report, somebody may be accused, and whoever leads the root group plans.
+    pub(super) fn repair(&mut self) {
+        self.schedule.after(PLAN_US, Happening::Repair);
+        let lives: Vec<Life> = self.nodes().into_iter().filter_map(|node| self.life(node)).collect();
+        for life in &lives {
+            if let Some(report) = self.report_of(*life) {
+                self.deliver(*life, NodeEvent::Report(report));
+            }
+        }
+        let pause = self.settings.accusations_us / PLAN_US;
+        if self.faults_on && self.rng.random_range(0..pause.max(1)) == 0 {
+            self.accuse();
+        }
+        let leads = |life: &Life| self.leads_root(*life);
+        if let Some(life) = lives.iter().copied().find(leads) {
+            self.plan_repairs(life);
+        }
+    }
+
+    fn board(&self, life: Life) -> Option<std::sync::Arc<Board>> {
+        let machine = self.machines.get(&life.node)?;
+        machine.process.as_ref().map(|process| process.node().board())
+    }
+
+    fn leads_root(&self, life: Life) -> bool {
+        let root = self.board(life).and_then(|board| board.group(ROOT_GROUP));
+        root.is_some_and(|root| root.leader() == Some(NodeId(life.node)))
+    }
+
+    fn report_of(&self, life: Life) -> Option<Report> {
+        let (board, me) = (self.board(life)?, NodeId(life.node));
+        let led = board.groups().into_iter().filter(|(_, group)| group.leader() == Some(me));
+        let leads = led.map(|(group, _)| group.0).collect();
+        Some(Report { leads, settled: settled(&board, me), damaged: damaged(&board), ..Report::default() })
+    }
+
+    /// Names one replica of a group whose replicas are where they shall be, and of which no other accused one is left: of two voters, one of them
+    /// damaged, the other may lack what only the damaged one knows to be durable.
+    fn accuse(&mut self) {
+        let group = GroupId(self.rng.random_range(2..=self.settings.keyspaces));
+        let node = self.any_node();
+        let Some(board) = self.life(node).and_then(|life| self.board(life)) else { return };
+        let settled = board.group(group).map(|here| here.settled());
+        let places = board.with_catalog(|catalog| {
+            let placement = catalog.placement(group)?;
+            // That of the beginning has no revision.
+            let is_first = placement.record.places == placement.record.first && settled == Some(0);
+            let is_settled = is_first || settled == Some(placement.revision);
+            is_settled.then(|| placement.record.places.clone())
+        });
+        let places = places.unwrap_or_default();
+        let is_there = |replica: &ReplicaId| places.iter().any(|place| place.replica == replica.0);
+        if places.len() < REPLICAS_MIN || self.repairs.accused.get(&group).is_some_and(is_there) {
+            return;
+        }
+        let accused = places[self.rng.random_range(0..places.len())];
+        let asked = places[self.rng.random_range(0..places.len())].node;
+        let Some(life) = self.life(asked) else { return };
+        self.repairs.accused.insert(group, ReplicaId(accused.replica));
+        self.tell(StoryEvent::Accused { node: accused.node, group: group.0 });
+        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
+        let command = Command::Alarm(AlarmRequest { action, member_id: accused.node, alarm }).to_bytes();
+        self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group, command });
+    }
+
+    fn plan_repairs(&mut self, life: Life) {
+        let Some(board) = self.board(life) else { return };
+        let policy = Policy { balance: false, ..Policy::default() };
+        let view = Balancer::default().view(Time(self.schedule.now()), &board, NodeId(life.node));
+        for planned in plan(&view, &policy) {
+            let decided = board.with_catalog(|catalog| decide(catalog, &planned, 0));
+            let Some(Decision::Place(command)) = decided else { continue };
+            self.repairs.decided += u64::from(planned.reason.name() == "damaged-replica");
+            self.tell(StoryEvent::MoveDecided { planned: planned.to_string() });
+            let command = command.to_bytes();
+            self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
+        }
+    }
+
+    /// Whether no replica is damaged or accused any more; says which otherwise.
+    pub(super) fn check_repaired(&self) -> Result<(), String> {
+        for (node, machine) in &self.machines {
+            let Some(board) = machine.process.as_ref().map(|process| process.node().board()) else {
+                continue;
+            };
+            if !board.damaged().is_empty() {
+                return Err(format!("n{node} has damaged replicas: {:?}", board.damaged()));
+            }
+            for (group, here) in board.groups() {
+                let alarms = here.keyspace.alarms();
+                if alarms.iter().any(|alarm| alarm.alarm == AlarmType::Corrupt as i32) {
+                    return Err(format!("n{node} knows of alarms in {group}: {alarms:?}"));
+                }
+            }
+            board.with_catalog(|catalog| {
+                let is_short = |(group, wanted): &(GroupId, u32)| {
+                    catalog.placement(*group).is_none_or(|it| it.record.places.len() as u32 != *wanted)
+                };
+                let wanted = catalog.keyspaces().map(|record| (record.group_id(), record.replicas));
+                let short: Vec<_> = wanted.filter(is_short).collect();
+                if short.is_empty() { Ok(()) } else { Err(format!("n{node}: short of replicas: {short:?}")) }
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -172,7 +172,7 @@ impl Node {
         let differing: Vec<(NodeId, u64)> = round
             .digests
             .iter()
-            .filter(|(node, live)| **live != agreed && replica.has_place_on(**node))
+            .filter(|(node, live)| **live != agreed && replica.is_on(**node))
             .map(|(node, live)| (*node, *live))
             .collect();
         for (node, found) in differing {
@@ -233,8 +233,7 @@ impl Node {
         if replica.follows_roster || !replica.core.is_leader() {
             return false;
         }
-        let over: Vec<NodeId> =
-            replica.accused().into_iter().filter(|node| !replica.has_place_on(*node)).collect();
+        let over: Vec<NodeId> = replica.accused().into_iter().filter(|node| !replica.is_on(*node)).collect();
         let is_under_way = replica.integrity.lifting.is_some_and(|end| replica.applied() <= end);
         if over.is_empty() || is_under_way {
             return !over.is_empty();
@@ -324,11 +323,6 @@ impl Replica {
         let alarms = self.keyspace.alarms().into_iter();
         let corrupt = alarms.filter(|alarm| alarm.alarm == AlarmType::Corrupt as i32);
         corrupt.map(|alarm| NodeId(alarm.member_id)).collect()
-    }
-
-    /// Whether the configuration in force has a replica on `node`.
-    fn has_place_on(&self, node: NodeId) -> bool {
-        self.places.nodes.values().any(|place| *place == node)
     }
 
     /// Whether this replica was in the group as of what is applied.

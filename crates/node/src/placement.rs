@@ -447,9 +447,8 @@ fn give_up(group: GroupId, why: &str) {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use hadron_storage::engine::{Engine, ModelEngine};
-
     use hadron_keyspace::Applied;
+    use hadron_storage::engine::{Engine, ModelEngine};
 
     use super::*;
     use crate::catalog::KeyspaceRecord;
@@ -470,13 +469,7 @@ mod tests {
         let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
         let nodes = [1, 2, 3].map(NodeId);
         let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
-        let mut effects = Effects::default();
-        let write = Event::Write { token: 9, group: ROOT_GROUP, command: made.to_bytes() };
-        node.step(Time(10), write, &mut effects);
-        node.settle(Time(10), &mut effects);
-        let sequence = effects.log_sequence;
-        node.step(Time(20), Event::LogDurable { sequence }, &mut effects);
-        node.settle(Time(20), &mut effects);
+        let mut effects = write(&mut node, &made);
         let job = effects.opens.pop().expect("a replica is wanted here");
         let group = job.group;
         let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());

@@ -268,7 +268,7 @@ impl Replica {
     }
 
     /// Whether `node` has a replica that belongs to the group.
-    fn is_on(&self, node: NodeId) -> bool {
+    pub(crate) fn is_on(&self, node: NodeId) -> bool {
         self.places.nodes.values().any(|other| *other == node)
     }
 

@@ -1,10 +1,8 @@
 //! What this node asks another one about a keyspace of which it has no replica that serves: the call that it was asked itself, in the same
 //! user's name, over the peer ports. Whoever is asked so answers with what it knows, and asks nobody.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use hadron_consensus::{GroupId, NodeId};
 use hadron_node::DEFAULT_KEYSPACE;
 use hadron_proto::hadron as pb;
@@ -18,8 +16,9 @@ use tower::service_fn;
 use super::backend::Backend;
 use super::caller::CommonName;
 use super::context::Context;
+use super::forward::{Links, target};
 use super::passed_on::Told;
-use crate::client::links::{Keepalive, Links, Target};
+use crate::client::links::Keepalive;
 
 /// Says that the question comes from another node.
 const ASKED: &str = "hadron-asked";
@@ -69,12 +68,7 @@ impl Asker {
         node: NodeId,
         name: &str,
     ) -> Option<pb::KeyspaceGetResponse> {
-        let dialing = backend.clone();
-        let dial = move || {
-            let backend = dialing.clone();
-            async move { backend.connect(node).await }.boxed()
-        };
-        let target = Arc::new(Target::<Body>::new(format!("node {:x}", node.0), KEEPALIVE, dial));
+        let target = target(backend, node, KEEPALIVE);
         let sender = Links::default().to(&target).await.ok()?;
         let user = self.user.clone();
         let service = service_fn(move |mut request: http::Request<Body>| {

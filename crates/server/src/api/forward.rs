@@ -66,6 +66,16 @@ pub(super) struct Forward<B> {
     metrics: Arc<Metrics>,
 }
 
+/// Another node, as one to whom calls are passed on, or who is asked something.
+pub(super) fn target<B: Backend>(backend: &B, node: NodeId, keepalive: Keepalive) -> Arc<Target<Body>> {
+    let backend = backend.clone();
+    let dial = move || {
+        let backend = backend.clone();
+        async move { backend.connect(node).await }.boxed()
+    };
+    Arc::new(Target::new(format!("node {:x}", node.0), keepalive, dial))
+}
+
 /// Another node.
 struct Node {
     id: NodeId,
@@ -273,14 +283,8 @@ impl<B: Backend> Forward<B> {
         }
         let mut nodes = self.nodes.write();
         let new = || {
-            let backend = self.backend.clone();
-            let dial = move || {
-                let backend = backend.clone();
-                async move { backend.connect(id).await }.boxed()
-            };
-            let name = format!("{:x}", id.0);
-            let taken = self.metrics.calls_passed_on.with(&[&name]);
-            let target = Arc::new(Target::new(format!("node {name}"), KEEPALIVE, dial));
+            let taken = self.metrics.calls_passed_on.with(&[&format!("{:x}", id.0)]);
+            let target = target(&self.backend, id, KEEPALIVE);
             Arc::new(Node { id, target, pace: Pace::default(), taken })
         };
         Arc::clone(nodes.entry(id).or_insert_with(new))

@@ -45,11 +45,11 @@ impl Inputs {
         }
         let mut parts: Vec<Vec<PeerMessage>> = vec![Vec::new(); shards];
         for message in messages {
-            if message.is_for_all_shards() {
-                parts.iter_mut().for_each(|part| part.push(message.clone()));
-            } else {
-                parts[message.group().map_or(0, |group| shard_of(group, shards))].push(message);
-            }
+            route(Event::Peer { from, message }, shards, |shard, event| {
+                if let Event::Peer { message, .. } = event {
+                    parts[shard].push(message);
+                }
+            });
         }
         for (shard, messages) in parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty()) {
             self.send(shard, Input::Messages { from, messages, permit: permit.clone() });

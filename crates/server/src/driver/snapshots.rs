@@ -92,7 +92,7 @@ impl Snapshots {
                     None
                 }
             };
-            inner.tell(Event::SnapshotSent { group: job.group, to: job.to, position });
+            inner.inputs.event(Event::SnapshotSent { group: job.group, to: job.to, position });
         });
     }
 
@@ -124,10 +124,6 @@ impl Snapshots {
 }
 
 impl Inner {
-    fn tell(&self, event: Event) {
-        self.inputs.event(event);
-    }
-
     async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<LogPosition, String> {
         let turn = self.sending.lock().entry(job.node).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
         let _turn = turn.acquire().await.map_err(text)?;
@@ -152,7 +148,7 @@ impl Inner {
             return self.abandon(importer, "it is not complete").await;
         };
         let (ticket, decision) = self.offer();
-        self.tell(Event::SnapshotOffered { group, ticket, applied });
+        self.inputs.event(Event::SnapshotOffered { group, ticket, applied });
         if !decision.await.map_err(text)? {
             return self.abandon(importer, "not wanted: this replica leads or is ahead of it").await;
         }
@@ -163,7 +159,7 @@ impl Inner {
         }
         installed?;
         self.metrics.snapshots_received.inc();
-        self.tell(Event::SnapshotInstalled { group, applied });
+        self.inputs.event(Event::SnapshotInstalled { group, applied });
         Ok(position(applied))
     }
 

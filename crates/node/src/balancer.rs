@@ -342,7 +342,8 @@ mod tests {
         assert_eq!(nodes, [1, 2, 3], "as long as the one that goes is there");
         assert_eq!(view.groups[&GROUP].changed_at, Some(Time(5)));
 
-        world.apply(Catalog::left(&[GROUP], NodeId(2)));
+        let since = world.board.with_catalog(|catalog| catalog.leaving(GROUP, NodeId(2)).unwrap().revision);
+        world.apply(Catalog::left(&[(GROUP, since)], NodeId(2)));
         let view = balancer.view(Time(9), &world.board, ME);
         assert!(view.moves.is_empty());
         assert!(view.groups[&GROUP].replica(NodeId(4)).is_some());

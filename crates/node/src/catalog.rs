@@ -425,9 +425,12 @@ impl Catalog {
         self.leaving.keys().filter(move |(_, on)| *on == node).map(|(group, _)| *group)
     }
 
-    /// The command that says that `node` has no replica of `groups` any more.
-    pub(crate) fn left(groups: &[GroupId], node: NodeId) -> Command {
-        txn(Vec::new(), groups.iter().map(|group| delete(leaving_key(*group, node))).collect())
+    /// The command that says that the replicas are gone that were to leave `node` since the revisions beside their groups. Its txn does
+    /// not succeed if another one is to leave there by now: then ask again with a newer catalog.
+    pub(crate) fn left(gone: &[(GroupId, i64)], node: NodeId) -> Command {
+        let keys = gone.iter().map(|(group, since)| (leaving_key(*group, node), *since));
+        let (compare, success) = keys.map(|(key, since)| (condition(key.clone(), since), delete(key))).unzip();
+        txn(compare, success)
     }
 
     /// Whether the group was made and is gone. One that is not known may still come.
@@ -632,6 +635,12 @@ mod tests {
             Root(keyspace, Catalog::default())
         }
 
+        /// The command that says that the group's replica is gone from a node that it is to leave.
+        fn left(&self, group: GroupId, node: u64) -> Command {
+            let since = self.1.leaving(group, NodeId(node)).unwrap().revision;
+            Catalog::left(&[(group, since)], NodeId(node))
+        }
+
         /// Whether the command's txn succeeded. The catalog is refreshed by the keys that it names.
         fn apply(&mut self, command: Command) -> bool {
             let keys = keys_of(&command);
@@ -720,12 +729,34 @@ mod tests {
         let back = [1, 2, 3].map(NodeId);
         assert_eq!(root.1.place(group, &back, "test"), None, "its replica there is not gone yet");
         assert_eq!(root.1.leaving(group, NodeId(2)).unwrap().record, ReplicaId(2));
-        assert!(root.apply(Catalog::left(&[group], NodeId(2))));
+        assert!(root.apply(root.left(group, 2)));
         assert_eq!(place(&mut root, [1, 2, 3]), [(1, 1), (5, 2), (3, 3)]);
         assert_eq!(root.1.place(group, &back, "test"), None, "it is there");
         assert_eq!(root.1.place(GroupId(9), &[NodeId(1)], "test"), None);
         let first = &root.1.placement(group).unwrap().record.first;
         assert_eq!(first.iter().map(|place| place.replica).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    /// A node that came back with an old catalog said once more that its replica was gone. Meanwhile another one was to leave there: the
+    /// catalog forgot that one, and it stayed for ever.
+    #[test]
+    fn who_says_again_that_a_replica_is_gone_does_not_speak_of_the_next_one() {
+        let mut root = Root::new();
+        root.create("a", &[1, 2]).unwrap();
+        let group = GroupId(2);
+        let place = |root: &mut Root, nodes: &[u64]| {
+            let nodes: Vec<NodeId> = nodes.iter().copied().map(NodeId).collect();
+            assert!(root.apply(root.1.place(group, &nodes, "test").unwrap()));
+        };
+        place(&mut root, &[1]);
+        let left = root.left(group, 2);
+        assert!(root.apply(left.clone()));
+        place(&mut root, &[1, 2]);
+        assert!(!root.apply(left.clone()), "nothing is to leave");
+        place(&mut root, &[1]);
+        assert!(!root.apply(left), "another replica is to leave");
+        assert_eq!(root.1.leaving(group, NodeId(2)).unwrap().record, ReplicaId(3));
+        assert!(root.apply(root.left(group, 2)));
     }
 
     #[test]

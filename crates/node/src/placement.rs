@@ -360,8 +360,8 @@ impl Node {
 
     /// The command that says which replicas are gone from this node, if the catalog has yet to hear of any.
     pub(crate) fn left(&self) -> Option<Bytes> {
-        let own = self.gone().into_iter().map(|(group, _)| group);
-        let mut gone: Vec<GroupId> = own.chain(self.gone_elsewhere()).collect();
+        let mut gone = self.gone();
+        gone.extend(self.gone_elsewhere());
         gone.truncate(LEFT_AT_ONCE);
         (!gone.is_empty()).then(|| Catalog::left(&gone, self.config.node).to_bytes())
     }
@@ -556,7 +556,8 @@ mod tests {
         // Meanwhile it was moved away, was gone, and came back as another one.
         let moved = node.board.with_catalog(|catalog| catalog.place(group, &[NodeId(2)], "")).unwrap();
         apply(&mut node, moved, &mut effects);
-        apply(&mut node, Catalog::left(&[group], me), &mut effects);
+        let since = node.board.with_catalog(|catalog| catalog.leaving(group, me).unwrap().revision);
+        apply(&mut node, Catalog::left(&[(group, since)], me), &mut effects);
         let back = node.board.with_catalog(|catalog| catalog.place(group, &[me], "")).unwrap();
         apply(&mut node, back, &mut effects);
         assert!(effects.opens.is_empty(), "one at a time");

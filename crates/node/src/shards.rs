@@ -211,15 +211,15 @@ impl Node {
         self.shard.is_first() && self.board.notes().lock().needs_changes != self.needs_seen
     }
 
-    /// Replicas of other shards that are gone and of which the catalog has not heard.
-    pub(crate) fn gone_elsewhere(&self) -> Vec<GroupId> {
+    /// Replicas of other shards that are gone and of which the catalog has not heard, and since which revision they are to leave.
+    pub(crate) fn gone_elsewhere(&self) -> Vec<(GroupId, i64)> {
         let notes = self.board.notes().lock();
         let gone = notes.by_shard.values().flat_map(|note| &note.gone);
         self.board.with_catalog(|catalog| {
             let is_meant = |(group, revision): &&(GroupId, i64)| {
                 catalog.leaving(*group, self.config.node).is_some_and(|leaving| leaving.revision == *revision)
             };
-            gone.filter(is_meant).map(|(group, _)| *group).collect()
+            gone.filter(is_meant).copied().collect()
         })
     }
 }
@@ -412,6 +412,6 @@ mod tests {
         note((group, since - 1));
         assert!(shards.nodes[0].gone_elsewhere().is_empty());
         note((group, since));
-        assert_eq!(shards.nodes[0].gone_elsewhere(), [group]);
+        assert_eq!(shards.nodes[0].gone_elsewhere(), [(group, since)]);
     }
 }

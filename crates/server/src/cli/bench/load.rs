@@ -11,6 +11,7 @@ use indicatif::ProgressBar;
 use tokio::task::{JoinSet, LocalSet};
 
 use super::connection::Connection;
+use super::pace::Pace;
 use super::requests::{Operation, Requests};
 use super::{Common, PROGRESS_INTERVAL};
 use crate::client::{Client, KEYSPACE};
@@ -26,14 +27,14 @@ pub(crate) struct Load {
     client: Client,
     connections: u32,
     clients: u32,
+    /// Requests a second; 0 for as many as go.
+    rate: u64,
     state: Rc<State>,
 }
 
 /// What the clients share; there is one thread, so cells do.
 struct State {
     total: u64,
-    /// Time between requests when a rate is given.
-    interval: Option<Duration>,
     work: RefCell<Work>,
 }
 
@@ -76,14 +77,14 @@ impl Load {
         )?;
         let latencies_us = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)
             .map_err(|error| format!("cannot make a histogram: {error}"))?;
-        let interval = (common.rate > 0).then(|| Duration::from_secs_f64(1.0 / common.rate as f64));
         let work = Work { issued: 0, requests, latencies_us, errors: BTreeMap::new() };
         Ok(Load {
             operation,
             client: common.client()?,
             connections: common.connections,
             clients: common.clients,
-            state: Rc::new(State { total: common.total, interval, work: RefCell::new(work) }),
+            rate: common.rate,
+            state: Rc::new(State { total: common.total, work: RefCell::new(work) }),
         })
     }
 
@@ -108,11 +109,15 @@ impl Load {
             connections.push(Rc::new(Connection::open(endpoint, security, shown.clone()).await?));
         }
         let started = Instant::now();
+        let pace = match self.rate {
+            0 => None,
+            rate => Some(Rc::new(Pace::start(rate, self.state.total)?)),
+        };
         let mut clients = JoinSet::new();
         for index in 0..self.clients {
             let connection = Rc::clone(&connections[index as usize % connections.len()]);
             let request = connection.request(self.operation.path())?;
-            clients.spawn_local(client(Rc::clone(&self.state), connection, request, started));
+            clients.spawn_local(client(Rc::clone(&self.state), connection, request, pace.clone()));
         }
         let mut redraw = tokio::time::interval(PROGRESS_INTERVAL);
         loop {
@@ -134,15 +139,11 @@ impl Load {
 }
 
 /// Sends requests one after the other until all are handed out.
-async fn client(state: Rc<State>, connection: Rc<Connection>, request: http::Request<()>, started: Instant) {
+async fn client(state: Rc<State>, connection: Rc<Connection>, request: http::Request<()>, pace: Option<Rc<Pace>>) {
     while let Some((index, message)) = state.take() {
-        let began = match state.interval {
+        let began = match &pace {
             None => Instant::now(),
-            Some(interval) => {
-                let due = started + interval.mul_f64(index as f64);
-                tokio::time::sleep_until(due.into()).await;
-                due
-            }
+            Some(pace) => pace.due(index).await,
         };
         let result = connection.call(request.clone(), message).await;
         state.record(began, result.as_ref().err());

@@ -6,11 +6,10 @@
 //!
 //! With `--rate`, a request's latency counts from the moment it was due, so that a stall of the server is not hidden by
 //! requests that were never sent.
-//!
-//! Left out: TLS and authentication.
 
 mod connection;
 mod load;
+mod pace;
 mod process;
 mod report;
 mod requests;
@@ -35,6 +34,8 @@ const BYTES_MAX: usize = 64 << 20;
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// More clients than that wait for this program and not for the store.
 const CLIENTS_MAX: i64 = 100_000;
+/// Requests a second: one in each nanosecond.
+const RATE_MAX: u64 = 1_000_000_000;
 
 fn bytes(text: &str) -> Result<usize, String> {
     let bytes: usize = text.parse().map_err(|error| format!("{error}"))?;
@@ -86,7 +87,7 @@ struct Common {
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     total: u64,
     /// Most requests to send each second (0: as many as go)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=RATE_MAX))]
     rate: u64,
     /// Bytes in a key
     #[arg(long, default_value_t = 8, value_parser = bytes)]

@@ -84,6 +84,7 @@ impl Report {
         for (name, percentile) in PERCENTILES {
             latency_us[name] = latencies.value_at_percentile(percentile).into();
         }
+        let histogram: Vec<_> = latencies.iter_recorded().map(|at| (at.value_iterated_to(), at.count_at_value())).collect();
         let pids: serde_json::Map<String, serde_json::Value> =
             self.cpu.others_us.iter().map(|(pid, cpu_us)| (pid.to_string(), (*cpu_us).into())).collect();
         json!({
@@ -94,6 +95,7 @@ impl Report {
             "seconds": self.outcome.elapsed.as_secs_f64(),
             "throughput": self.throughput(),
             "latency_us": latency_us,
+            "latency_us_counts": histogram,
             "cpu_us_per_request": { "bench": self.cpu.own_us, "servers": self.cpu.total_us(), "pids": pids },
             "errors": self.outcome.errors,
         })
@@ -159,6 +161,8 @@ put: 100 requests in 0.50 s, 2 clients on 1 connections
         let value: serde_json::Value = serde_json::from_str(&report().json()).unwrap();
         assert_eq!(value["throughput"], 200.0);
         assert_eq!(value["latency_us"]["p50"], 500);
+        assert_eq!(value["latency_us_counts"].as_array().unwrap().len(), 100);
+        assert_eq!(value["latency_us_counts"][0], json!([10, 1]));
         assert_eq!(value["cpu_us_per_request"]["servers"], 31.25);
         assert_eq!(value["errors"]["etcdserver: too many requests"], 2);
     }

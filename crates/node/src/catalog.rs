@@ -429,7 +429,8 @@ impl Catalog {
     /// not succeed if another one is to leave there by now: then ask again with a newer catalog.
     pub(crate) fn left(gone: &[(GroupId, i64)], node: NodeId) -> Command {
         let keys = gone.iter().map(|(group, since)| (leaving_key(*group, node), *since));
-        let (compare, success) = keys.map(|(key, since)| (condition(key.clone(), since), delete(key))).unzip();
+        let (compare, success) =
+            keys.map(|(key, since)| (condition(key.clone(), since), delete(key))).unzip();
         txn(compare, success)
     }
 

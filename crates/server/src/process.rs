@@ -25,6 +25,15 @@ pub(crate) fn show(metrics: &Metrics) {
     metrics.fds_limit.set_integer(limit.unwrap_or(u64::MAX));
 }
 
+/// Has the system give memory in small pages only. To clear a huge one takes a thread two milliseconds in which every request waits that
+/// needs it, and the allocator gives memory back and takes it anew all the time.
+pub(crate) fn use_small_pages() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "cannot do without huge pages");
+    }
+}
+
 /// Notes that the process begins now.
 pub(crate) fn begin(metrics: &Metrics) {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

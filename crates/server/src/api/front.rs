@@ -290,7 +290,10 @@ fn begin<B: Backend, R: RequestBody>(route: &Route, mut request: Request<R>, kno
     if route.is_limited()
         && let Err(status) = services.context.admit_rate()
     {
-        return ready_call(status.into_http());
+        return Box::pin(async move {
+            services.context.rate.refusal_is_due().await;
+            Ok(status.into_http())
+        });
     }
     if let Some(door) = door {
         request.extensions_mut().insert(door);

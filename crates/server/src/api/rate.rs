@@ -2,11 +2,21 @@
 //!
 //! It is kept as the one moment at which the bucket would be full again (the generic cell rate algorithm), so that taking from it is
 //! one compare-and-swap and threads share it without a lock.
+//!
+//! A refusal should cost the neighbours as little as may be, so it waits a little: who asks anew as soon as it was refused then asks ten times a
+//! second and not thousands of times. Each waits for itself. Answered all together they kept a thread busy, and the neighbours waiting.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
 
 const SECOND_NS: u64 = 1_000_000_000;
+/// How long a refusal waits.
+const REFUSAL_DELAY: Duration = Duration::from_millis(100);
+/// Refusals of a keyspace that wait; more are answered at once, for they would take memory.
+const REFUSALS_WAITING_MAX: usize = 1_000;
 
 /// The bucket of one keyspace on one node.
 #[derive(Debug)]
@@ -14,11 +24,14 @@ pub(super) struct Rate {
     began: Instant,
     /// Nanoseconds from `began` to when it is full again.
     full_at_ns: AtomicU64,
+    /// Places of refusals that wait.
+    refusals: Semaphore,
 }
 
 impl Default for Rate {
     fn default() -> Rate {
-        Rate { began: Instant::now(), full_at_ns: AtomicU64::new(0) }
+        let refusals = Semaphore::new(REFUSALS_WAITING_MAX);
+        Rate { began: Instant::now(), full_at_ns: AtomicU64::new(0), refusals }
     }
 }
 
@@ -26,6 +39,12 @@ impl Rate {
     /// Whether one more request may come now. The bound may be another one each time; 0 for none.
     pub(super) fn admits(&self, per_second_max: u64) -> bool {
         per_second_max == 0 || self.admits_at(self.began.elapsed().as_nanos() as u64, per_second_max)
+    }
+
+    /// Waits until whoever was not admitted may be told.
+    pub(super) async fn refusal_is_due(&self) {
+        let Ok(_place) = self.refusals.try_acquire() else { return };
+        sleep(REFUSAL_DELAY).await;
     }
 
     fn admits_at(&self, now_ns: u64, per_second_max: u64) -> bool {
@@ -40,7 +59,29 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Waker};
+
     use super::*;
+
+    #[tokio::test]
+    async fn refusals_wait_unless_too_many_do() {
+        let rate = Rate::default();
+        let began = Instant::now();
+        rate.refusal_is_due().await;
+        assert!(began.elapsed() >= REFUSAL_DELAY);
+        let others = rate.refusals.try_acquire_many(REFUSALS_WAITING_MAX as u32).unwrap();
+        assert!(is_done_at_once(pin!(rate.refusal_is_due())), "nobody waits who has no place");
+        drop(others);
+        assert!(!is_done_at_once(pin!(rate.refusal_is_due())));
+    }
+
+    /// Whether it is done when it is first looked at.
+    fn is_done_at_once(future: Pin<&mut impl Future<Output = ()>>) -> bool {
+        future.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
 
     #[test]
     fn a_second_may_be_used_up_at_once_and_then_fills_evenly() {

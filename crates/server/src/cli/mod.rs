@@ -37,6 +37,7 @@ use clap::builder::Resettable;
 use clap::{Args as _, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::api::backend::ETCD_VERSION;
+use crate::process;
 
 /// Exit code of `etcdctl` for a command line that it cannot parse.
 const CTL_USAGE_EXIT: u8 = 1;
@@ -78,6 +79,7 @@ enum Command {
 
 /// Parses the command line, runs what it asks for and says how the process should exit.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    process::use_small_pages();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let program = arguments.first().and_then(|path| Path::new(path).file_stem()).and_then(OsStr::to_str);
     match program {

@@ -29,6 +29,8 @@ pub(crate) struct Load {
     clients: u32,
     /// Requests a second; 0 for as many as go.
     rate: u64,
+    /// Requests that become due at a time.
+    burst: u64,
     state: Rc<State>,
 }
 
@@ -84,6 +86,7 @@ impl Load {
             connections: common.connections,
             clients: common.clients,
             rate: common.rate,
+            burst: common.burst,
             state: Rc::new(State { total: common.total, work: RefCell::new(work) }),
         })
     }
@@ -111,7 +114,7 @@ impl Load {
         let started = Instant::now();
         let pace = match self.rate {
             0 => None,
-            rate => Some(Rc::new(Pace::start(rate, self.state.total)?)),
+            rate => Some(Rc::new(Pace::start(rate, self.burst, self.state.total)?)),
         };
         let mut clients = JoinSet::new();
         for index in 0..self.clients {
@@ -139,7 +142,12 @@ impl Load {
 }
 
 /// Sends requests one after the other until all are handed out.
-async fn client(state: Rc<State>, connection: Rc<Connection>, request: http::Request<()>, pace: Option<Rc<Pace>>) {
+async fn client(
+    state: Rc<State>,
+    connection: Rc<Connection>,
+    request: http::Request<()>,
+    pace: Option<Rc<Pace>>,
+) {
     while let Some((index, message)) = state.take() {
         let began = match &pace {
             None => Instant::now(),

@@ -36,6 +36,7 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
 const CLIENTS_MAX: i64 = 100_000;
 /// Requests a second: one in each nanosecond.
 const RATE_MAX: u64 = 1_000_000_000;
+const BURST_MAX: u64 = 1_000_000;
 
 fn bytes(text: &str) -> Result<usize, String> {
     let bytes: usize = text.parse().map_err(|error| format!("{error}"))?;
@@ -89,6 +90,9 @@ struct Common {
     /// Most requests to send each second (0: as many as go)
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=RATE_MAX))]
     rate: u64,
+    /// Requests to send at a time, with --rate
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=BURST_MAX))]
+    burst: u64,
     /// Bytes in a key
     #[arg(long, default_value_t = 8, value_parser = bytes)]
     key_size: usize,

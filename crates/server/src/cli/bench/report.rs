@@ -84,7 +84,8 @@ impl Report {
         for (name, percentile) in PERCENTILES {
             latency_us[name] = latencies.value_at_percentile(percentile).into();
         }
-        let histogram: Vec<_> = latencies.iter_recorded().map(|at| (at.value_iterated_to(), at.count_at_value())).collect();
+        let histogram: Vec<_> =
+            latencies.iter_recorded().map(|at| (at.value_iterated_to(), at.count_at_value())).collect();
         let pids: serde_json::Map<String, serde_json::Value> =
             self.cpu.others_us.iter().map(|(pid, cpu_us)| (pid.to_string(), (*cpu_us).into())).collect();
         json!({

@@ -93,13 +93,16 @@ impl Group {
         }
     }
 
-    /// Somebody needs this replica as the leader of `term`, and is told if it is not.
+    /// Somebody needs this replica as the leader of `term`, and is told if it is not. It may know of no term, but it shows that the group
+    /// needs a leader.
     pub(crate) fn on_woken(&mut self, from: ReplicaId, term: Term, effects: &mut Effects) {
         let own = self.hard_state.term;
+        if term >= own || self.leader().is_none() {
+            self.rouse();
+        }
         if term < own {
             return effects.messages.push((from, Message::Stale { term: own }));
         }
-        self.rouse();
         if !self.is_leader() {
             effects.messages.push((from, Message::Abdicate { term }));
         }
@@ -151,7 +154,7 @@ mod tests {
     use crate::event::Event;
     use crate::group::{Config, Restored};
     use crate::ids::GroupId;
-    use crate::{Configuration, LogPosition};
+    use crate::{Configuration, HardState, LogPosition};
 
     struct Heard(Time);
 
@@ -161,8 +164,8 @@ mod tests {
         }
     }
 
-    /// A follower that has just started is told that it may sleep.
-    fn sleeps(heard: Time) -> bool {
+    /// One of three that has just started.
+    fn started(restored: Restored) -> Group {
         let config = Config {
             group: GroupId(2),
             id: ReplicaId(1),
@@ -176,7 +179,12 @@ mod tests {
             starts_asleep: true,
             seed: 1,
         };
-        let mut group = Group::new(config, Restored::default());
+        Group::new(config, restored)
+    }
+
+    /// A follower that has just started is told that it may sleep.
+    fn sleeps(heard: Time) -> bool {
+        let mut group = started(Restored::default());
         let mut step = |event| {
             let mut effects = Effects::default();
             group.step(Time(500_000), &Heard(heard), event, &mut effects);
@@ -189,6 +197,18 @@ mod tests {
             step(Event::Persisted { sequence: write.sequence });
         }
         group.is_asleep()
+    }
+
+    /// All who knew the group slept without a leader. One that was new to it asked them for one, and was only told of their term.
+    #[test]
+    fn who_sleeps_without_a_leader_is_woken_by_one_who_knows_of_no_term() {
+        let hard_state = HardState { term: Term(7), ..HardState::default() };
+        let mut group = started(Restored { hard_state, ..Restored::default() });
+        assert!(group.is_asleep());
+        let message = Message::Wake { term: Term(0) };
+        let event = Event::Message { from: ReplicaId(9), message };
+        group.step(Time(500_000), &Heard(Time(0)), event, &mut Effects::default());
+        assert!(!group.is_asleep());
     }
 
     /// Within its first election timeout a node took those for heard of whom it had never heard. It would not have been told of

@@ -529,6 +529,29 @@ mod tests {
         effects
     }
 
+    /// A replica that had never heard of its group's leader left a request to its time-out, while all the others slept without one.
+    #[test]
+    fn who_was_never_told_of_its_group_asks_the_others_for_a_leader() {
+        let mut node = leading();
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &[2, 3].map(NodeId))).unwrap();
+        assert!(write(&mut node, &made).opens.is_empty());
+        let group = GroupId(2);
+        let all = [1, 2, 3].map(NodeId);
+        let placed = node.board.with_catalog(|catalog| catalog.place(group, &all, "")).unwrap();
+        let mut effects = write(&mut node, &placed);
+        let job = effects.opens.pop().expect("a replica is wanted here, too");
+        let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
+        let outcome = job.carry_out(&engine, Default::default());
+        node.step(Time(30), Event::Opened { group, outcome }, &mut effects);
+        node.settle(Time(30), &mut effects);
+        assert_eq!(asked(&effects, group), 0);
+        let mut effects = Effects::default();
+        node.step(Time(40), Event::Write { token: 7, group, command: made.to_bytes() }, &mut effects);
+        node.settle(Time(40), &mut effects);
+        assert!(asked(&effects, group) > 0);
+    }
+
     /// A node that came back with an old catalog found that the replica which that names had been destroyed. While it looked, the catalog
     /// came to name another one, which was never opened: the group could not be moved any more.
     #[test]

@@ -5,11 +5,13 @@
 
 use std::collections::VecDeque;
 
-use hadron_consensus::{Event as CoreEvent, GroupId, NodeId, ReplicaId};
+use hadron_consensus::{Event as CoreEvent, GroupId, Message, NodeId, ReplicaId};
 
+use crate::catalog::Place;
 use crate::event::Effects;
 use crate::groups::Replica;
 use crate::node::Node;
+use crate::peer::PeerMessage;
 
 /// Groups that a node wakes in a second because they need a leader although nobody asks for anything.
 const WAKES_PER_SECOND: u64 = 100;
@@ -68,7 +70,30 @@ impl Node {
         let looks_for_one = !replica.core.is_asleep() && replica.core.voters().contains(replica.me);
         if replica.core.leader().is_none() && !looks_for_one {
             self.step_group(group, CoreEvent::Wake, effects);
+            self.wake_unknown(group, effects);
         }
+    }
+
+    /// A replica that no leader has told who its group is asks those for one who should know: they may all sleep.
+    fn wake_unknown(&self, group: GroupId, effects: &mut Effects) {
+        let is_told = |replica: &&Replica| !replica.core.configuration().voters.is_empty();
+        let Some(replica) = self.replicas.get(&group).filter(|replica| !is_told(replica)) else { return };
+        let others: Vec<(ReplicaId, NodeId)> = match replica.follows_roster {
+            true => {
+                let members = self.newest_roster().1.members.iter();
+                members.map(|member| (ReplicaId(member.replica), member.node())).collect()
+            }
+            false => self.board.with_catalog(|catalog| {
+                let places = catalog.placement(group).map(|placement| placement.record.places.iter());
+                let place = |place: &Place| (ReplicaId(place.replica), NodeId(place.node));
+                places.into_iter().flatten().map(place).collect()
+            }),
+        };
+        let (from, message) = (replica.me, Message::Wake { term: replica.core.term() });
+        let others = others.into_iter().filter(|(_, node)| *node != self.config.node);
+        effects.sends.extend(
+            others.map(|(to, node)| (node, PeerMessage::Group { group, from, to, message: message.clone() })),
+        );
     }
 
     /// With every heartbeat: wakes some of the groups that must not sleep without a leader. Not in the first moments after a start:

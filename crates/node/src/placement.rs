@@ -470,12 +470,7 @@ mod tests {
         let nodes = [1, 2, 3].map(NodeId);
         let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
         let mut effects = write(&mut node, &made);
-        let job = effects.opens.pop().expect("a replica is wanted here");
-        let group = job.group;
-        let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
-        let outcome = job.carry_out(&engine, Default::default());
-        node.step(Time(30), Event::Opened { group, outcome }, &mut effects);
-        node.settle(Time(30), &mut effects);
+        let group = open(&mut node, &mut effects);
         assert_eq!(asked(&effects, group), 1);
         let mut effects = Effects::default();
         node.step(node.deadline(), Event::Timer, &mut effects);
@@ -518,6 +513,17 @@ mod tests {
     }
 
     /// Lets the root group decide something.
+    /// Opens the one replica that is wanted here.
+    fn open(node: &mut Node, effects: &mut Effects) -> GroupId {
+        let job = effects.opens.pop().expect("a replica is wanted here");
+        let group = job.group;
+        let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
+        let outcome = job.carry_out(&engine, Default::default());
+        node.step(Time(30), Event::Opened { group, outcome }, effects);
+        node.settle(Time(30), effects);
+        group
+    }
+
     fn write(node: &mut Node, command: &Command) -> Effects {
         let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));
         let write = Event::Write { token: 9, group: ROOT_GROUP, command: command.to_bytes() };
@@ -536,15 +542,10 @@ mod tests {
         let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
         let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &[2, 3].map(NodeId))).unwrap();
         assert!(write(&mut node, &made).opens.is_empty());
-        let group = GroupId(2);
         let all = [1, 2, 3].map(NodeId);
-        let placed = node.board.with_catalog(|catalog| catalog.place(group, &all, "")).unwrap();
+        let placed = node.board.with_catalog(|catalog| catalog.place(GroupId(2), &all, "")).unwrap();
         let mut effects = write(&mut node, &placed);
-        let job = effects.opens.pop().expect("a replica is wanted here, too");
-        let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
-        let outcome = job.carry_out(&engine, Default::default());
-        node.step(Time(30), Event::Opened { group, outcome }, &mut effects);
-        node.settle(Time(30), &mut effects);
+        let group = open(&mut node, &mut effects);
         assert_eq!(asked(&effects, group), 0);
         let mut effects = Effects::default();
         node.step(Time(40), Event::Write { token: 7, group, command: made.to_bytes() }, &mut effects);

@@ -87,9 +87,9 @@ impl Places {
 
 /// A replica that shall belong to a group.
 #[derive(Clone, Copy, Debug)]
-struct Seat {
-    replica: ReplicaId,
-    node: NodeId,
+pub(crate) struct Seat {
+    pub(crate) replica: ReplicaId,
+    pub(crate) node: NodeId,
     is_learner: bool,
 }
 
@@ -103,9 +103,9 @@ impl Seat {
 
 /// Who shall belong to a group, and since which revision of the root group.
 #[derive(Debug)]
-struct Wanted {
+pub(crate) struct Wanted {
     revision: i64,
-    seats: Vec<Seat>,
+    pub(crate) seats: Vec<Seat>,
 }
 
 /// The configuration that a group is made with.
@@ -340,8 +340,11 @@ impl Node {
         let replica = self.replicas.get(&group).filter(|replica| replica.core.is_leader())?;
         let current = replica.core.configuration();
         let is_settled = replica.core.is_configuration_committed() && !current.is_joint();
+        if !is_settled || self.must_wait(replica) {
+            return None;
+        }
         let wanted = self.wanted_seats(replica)?;
-        if wanted.revision < replica.places.revision || !is_settled {
+        if wanted.revision < replica.places.revision {
             return None;
         }
         let (revision, voters, learners) = self.next_step(replica, &wanted);
@@ -362,26 +365,33 @@ impl Node {
         Some(Configuration { context, ..Configuration::new(voters, learners) })
     }
 
-    /// Who shall belong to a group; `None` if that is as it was at the beginning, or other groups come first.
-    fn wanted_seats(&self, replica: &Replica) -> Option<Wanted> {
-        if !replica.follows_roster {
-            return self.board.with_catalog(|catalog| {
-                let placement = catalog.placement(replica.id)?;
-                let seats = placement.record.places.iter().map(|place| Seat {
-                    replica: ReplicaId(place.replica),
-                    node: NodeId(place.node),
-                    is_learner: false,
-                });
-                Some(Wanted { revision: placement.revision, seats: seats.collect() })
+    /// Who shall belong to a group, as far as this node knows; `None` if the catalog does not name it.
+    pub(crate) fn wanted_seats(&self, replica: &Replica) -> Option<Wanted> {
+        if replica.follows_roster {
+            let (revision, roster) = self.newest_roster();
+            return Some(Wanted { revision, seats: roster.members.iter().map(Seat::of).collect() });
+        }
+        self.board.with_catalog(|catalog| {
+            let placement = catalog.placement(replica.id)?;
+            let seats = placement.record.places.iter().map(|place| Seat {
+                replica: ReplicaId(place.replica),
+                node: NodeId(place.node),
+                is_learner: false,
             });
+            Some(Wanted { revision: placement.revision, seats: seats.collect() })
+        })
+    }
+
+    /// Whether a group stays as it is for now: it is as at the beginning, or other groups come first.
+    fn must_wait(&self, replica: &Replica) -> bool {
+        if !replica.follows_roster {
+            return false;
         }
         let (revision, roster) = self.newest_roster();
         let root_is_done = self.board.group(ROOT_GROUP).is_none_or(|root| root.settled() >= revision);
         // Who is to go may never hear that the root group is done without it.
         let stays = roster.member(self.config.node.0).is_some();
-        let must_wait = replica.id != ROOT_GROUP && !root_is_done && stays;
-        (revision > 0 && !must_wait)
-            .then(|| Wanted { revision, seats: roster.members.iter().map(Seat::of).collect() })
+        revision == 0 || replica.id != ROOT_GROUP && !root_is_done && stays
     }
 
     /// The revision, voters and learners that come next on the way to what is wanted.

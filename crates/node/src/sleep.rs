@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 
 use hadron_consensus::{Event as CoreEvent, GroupId, Message, NodeId, ReplicaId};
 
-use crate::catalog::Place;
 use crate::event::Effects;
 use crate::groups::Replica;
 use crate::node::Node;
@@ -78,22 +77,12 @@ impl Node {
     fn wake_unknown(&self, group: GroupId, effects: &mut Effects) {
         let is_told = |replica: &&Replica| !replica.core.configuration().voters.is_empty();
         let Some(replica) = self.replicas.get(&group).filter(|replica| !is_told(replica)) else { return };
-        let others: Vec<(ReplicaId, NodeId)> = match replica.follows_roster {
-            true => {
-                let members = self.newest_roster().1.members.iter();
-                members.map(|member| (ReplicaId(member.replica), member.node())).collect()
-            }
-            false => self.board.with_catalog(|catalog| {
-                let places = catalog.placement(group).map(|placement| placement.record.places.iter());
-                let place = |place: &Place| (ReplicaId(place.replica), NodeId(place.node));
-                places.into_iter().flatten().map(place).collect()
-            }),
-        };
-        let (from, message) = (replica.me, Message::Wake { term: replica.core.term() });
-        let others = others.into_iter().filter(|(_, node)| *node != self.config.node);
-        effects.sends.extend(
-            others.map(|(to, node)| (node, PeerMessage::Group { group, from, to, message: message.clone() })),
-        );
+        let Some(wanted) = self.wanted_seats(replica) else { return };
+        let (from, term) = (replica.me, replica.core.term());
+        let others = wanted.seats.iter().filter(|seat| seat.node != self.config.node);
+        effects.sends.extend(others.map(|seat| {
+            (seat.node, PeerMessage::Group { group, from, to: seat.replica, message: Message::Wake { term } })
+        }));
     }
 
     /// With every heartbeat: wakes some of the groups that must not sleep without a leader. Not in the first moments after a start:

@@ -28,10 +28,9 @@ pub(crate) fn show(metrics: &Metrics) {
 /// Has the system give memory in small pages only. To clear a huge one takes a thread two milliseconds in which every request waits that
 /// needs it, and the allocator gives memory back and takes it anew all the time.
 pub(crate) fn use_small_pages() {
+    // A system that refuses has none, or is slower in the tail and serves all the same.
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::debug!(%error, "cannot do without huge pages");
-    }
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 /// Notes that the process begins now.

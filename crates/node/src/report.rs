@@ -97,6 +97,9 @@ pub struct Hitter {
     /// Bytes that were written.
     #[prost(double, tag = "6")]
     pub written: f64,
+    /// Watch events that were sent.
+    #[prost(double, tag = "7")]
+    pub events: f64,
 }
 
 /// How far a group has come that a replica is to leave. A replica on a dead node never says that it is gone; the group's leader knows when

@@ -3,6 +3,7 @@
 pub mod data_dir;
 pub mod disk;
 pub mod engine;
+mod priority;
 pub mod snapshot;
 mod torn_tail;
 pub mod wal;

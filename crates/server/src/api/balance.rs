@@ -14,7 +14,7 @@ use super::context::{Context, mismatch};
 use super::placing::unheard;
 
 /// What is known of prefixes and clients.
-const HITTER_RESOURCES: [&str; 4] = ["cpu", "requests", "read", "written"];
+const HITTER_RESOURCES: [&str; 5] = ["cpu", "requests", "read", "written", "events"];
 
 /// What people call nodes and keyspaces.
 pub(super) struct Names {
@@ -172,7 +172,8 @@ impl<B: Backend> Context<B> {
                 .with(Resource::Cpu, if work > 0.0 { cpu * hitter.work / work } else { 0.0 })
                 .with(Resource::Requests, hitter.requests)
                 .with(Resource::Read, hitter.read)
-                .with(Resource::Written, hitter.written);
+                .with(Resource::Written, hitter.written)
+                .with(Resource::Events, hitter.events);
             *sums.entry((hitter.group, hitter.name)).or_default() += &load;
         }
         let mut sums: Vec<_> = sums.into_iter().collect();

@@ -8,17 +8,19 @@
 //! it has caught up.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use hadron_consensus::Term;
 use hadron_keyspace::auth::{AuthError, Caller, Need};
 use hadron_keyspace::{Command, Error as KeyspaceError, Keyspace, Response};
+use http::Extensions;
 use tonic::{Request, Status};
 
 use super::backend::Backend;
 use super::context::Context;
 use super::error::{EtcdError, refusal};
-use super::hitters::{Client, Usage};
+use super::hitters::{self, Client, Usage};
 use super::span;
 
 /// The common name in the verified certificate of a connection that may name a user: an extension of its requests.
@@ -37,6 +39,8 @@ pub(super) struct Claim {
     common_name: Option<CommonName>,
     /// Where it comes from: of no consequence for what it may do.
     address: Option<IpAddr>,
+    /// Whose token it is, once somebody has looked.
+    user: OnceLock<String>,
 }
 
 impl Claim {
@@ -47,8 +51,13 @@ impl Claim {
             let token = token.to_str().unwrap_or_default();
             token.strip_prefix("Bearer ").unwrap_or(token).to_owned()
         });
-        let address = request.extensions().get().map(|span::Caller(address)| address.ip());
-        Claim { token, common_name: request.extensions().get().cloned(), address }
+        Claim { token, ..Claim::of_connection(request.extensions()) }
+    }
+
+    /// What the connection of a request shows.
+    pub(super) fn of_connection(extensions: &Extensions) -> Claim {
+        let address = extensions.get().map(|span::Caller(address)| address.ip());
+        Claim { common_name: extensions.get().cloned(), address, ..Claim::default() }
     }
 
     fn is_nobody(&self) -> bool {
@@ -56,8 +65,9 @@ impl Claim {
     }
 
     fn client(&self) -> Option<Client<'_>> {
-        let named = self.common_name.as_ref().map(|CommonName(name)| Client::Name(name));
-        named.or(self.address.map(Client::Address))
+        let common_name = self.common_name.as_ref().map(|CommonName(name)| &**name);
+        let name = self.user.get().map(String::as_str).or(common_name);
+        name.map(Client::Name).or(self.address.map(Client::Address))
     }
 }
 
@@ -77,10 +87,36 @@ impl Permit {
     }
 }
 
+/// A write that counts when it ends.
+pub(super) struct Counting<'a, B: Backend> {
+    context: &'a Context<B>,
+    claim: &'a Claim,
+    key: Option<Bytes>,
+    usage: Usage,
+}
+
+impl<B: Backend> Drop for Counting<'_, B> {
+    fn drop(&mut self) {
+        self.context.count(self.claim, self.key.as_deref(), &self.usage);
+    }
+}
+
 impl<B: Backend> Context<B> {
-    /// Counts a request about `key` for whoever wants to know who causes the load.
-    pub(super) fn count(&self, claim: &Claim, key: &[u8], usage: &Usage) {
+    /// Counts for whoever wants to know who causes the load; `key` if it is about one.
+    pub(super) fn count(&self, claim: &Claim, key: Option<&[u8]>, usage: &Usage) {
         self.backend.hitters().count(self.group, key, claim.client(), usage);
+    }
+
+    /// Counts a read about `key` that returned so many bytes.
+    pub(super) fn count_read(&self, claim: &Claim, key: &[u8], bytes: usize) {
+        self.backend.count_read(self.group, bytes);
+        self.count(claim, Some(key), &Usage::read(bytes));
+    }
+
+    /// Counts a write when what is returned is dropped: by then it is known whose token came with it, and those whom nobody answers count as well.
+    pub(super) fn count_at_end<'a>(&'a self, claim: &'a Claim, command: &Command) -> Counting<'a, B> {
+        let key = hitters::key_of(command).cloned();
+        Counting { context: self, claim, key, usage: Usage::command(command) }
     }
 
     /// Who makes the claim; `None` for nobody.
@@ -88,7 +124,9 @@ impl<B: Backend> Context<B> {
         if let Some(token) = &claim.token {
             let clock_ms = self.backend.group_clock_ms(self.group);
             let caller = self.tokens.caller(token, self.home(), keyspace, clock_ms);
-            return caller.map(Some).ok_or(EtcdError::InvalidAuthToken);
+            let caller = caller.ok_or(EtcdError::InvalidAuthToken)?;
+            claim.user.get_or_init(|| caller.name.clone());
+            return Ok(Some(caller));
         }
         let named = |CommonName(name): &CommonName| Caller {
             name: name.to_string(),
@@ -137,6 +175,7 @@ impl<B: Backend> Context<B> {
         claim: &Claim,
         command: Command,
     ) -> Result<(Response, Term), Status> {
+        let _counting = self.count_at_end(claim, &command);
         if claim.is_nobody() {
             self.permit_if(claim, |keyspace, nobody| keyspace.permit_command(nobody, &command)).await?;
             return self.write(command).await;

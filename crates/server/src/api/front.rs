@@ -24,11 +24,13 @@ use tonic::{Code, Status};
 
 use super::access::{self, Access};
 use super::backend::Backend;
+use super::caller::Claim;
 use super::calls::{self, Begun, Route, code_in};
 use super::choice::{Entrance, KeyspaceOptions};
 use super::context::Context;
 use super::forward::{Forward, Links, Outcome, Parcel, Wants};
 use super::gateway::Gateway;
+use super::hitters::Usage;
 use super::http;
 use super::keyspaces::{Chosen, Elsewhere, Keyspaces, Known, Place};
 use super::passed_on;
@@ -290,6 +292,8 @@ fn begin<B: Backend, R: RequestBody>(route: &Route, mut request: Request<R>, kno
     if route.is_limited()
         && let Err(status) = services.context.admit_rate()
     {
+        let claim = Claim::of_connection(request.extensions());
+        services.context.count(&claim, None, &Usage::refusal());
         return Box::pin(async move {
             services.context.rate.refusal_is_due().await;
             Ok(status.into_http())

@@ -10,13 +10,14 @@ use hadron_keyspace::auth::Need;
 use hadron_keyspace::{Command, check};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::etcdserverpb::request_op;
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
 use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
-use super::hitters::Usage;
+use super::hitters::{bytes_of, key_of};
 use super::range_stream::{self, RangeStream};
 use super::unsent::{self, Unsent};
 use crate::metrics::Histogram;
@@ -66,9 +67,7 @@ impl<B: Backend> Kv<B> {
             false => keyspace.range(&range).map_err(refusal)?,
         };
         permit.check_still(&keyspace)?;
-        let bytes = response.kvs.iter().map(|pair| pair.key.len() + pair.value.len()).sum();
-        self.context.backend.count_read(self.context.group, bytes);
-        self.context.count(&claim, &key, &Usage::read(bytes));
+        self.context.count_read(&claim, &key, response.kvs.iter().map(bytes_of).sum());
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(unsent::answer(response))
     }
@@ -89,25 +88,24 @@ impl<B: Backend> Kv<B> {
         let command = Command::Txn(txn);
         let permit =
             self.context.permit_if(claim, |now, caller| now.permit_command(caller, &command)).await?;
+        let key = key_of(&command).cloned().unwrap_or_default();
         let Command::Txn(txn) = command else { return Err(mismatch()) };
-        self.context.count(claim, first_key(&txn), &Usage::read(0));
         let beside = Arc::clone(&keyspace);
         let mut response = match is_long {
             true => self.context.read_beside(move || beside.read_txn(&txn)).await?,
             false => keyspace.read_txn(&txn).map_err(refusal)?,
         };
         permit.check_still(&keyspace)?;
+        self.context.count_read(claim, &key, response.encoded_len());
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(response)
     }
 
     async fn write_txn(&self, claim: &Claim, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         self.context.check_size(&txn)?;
-        let bytes = cost_of_puts(&txn);
-        if let Some(bytes) = bytes {
+        if let Some(bytes) = cost_of_puts(&txn) {
             self.context.check_space(bytes).await?;
         }
-        self.context.count(claim, first_key(&txn), &Usage::write(bytes.unwrap_or_default()));
         let (response, term) = self.context.write_for(claim, Command::Txn(txn)).await?;
         let hadron_keyspace::Response::Txn(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
@@ -137,18 +135,6 @@ fn reads_may_be_long(txn: &pb::TxnRequest) -> bool {
             request_op::Request::RequestRange(range) => may_be_long(range),
             _ => false,
         })
-}
-
-/// The key that a transaction counts for: that of its first operation, or else of its first comparison.
-fn first_key(txn: &pb::TxnRequest) -> &[u8] {
-    let mut operations = txn.success.iter().chain(&txn.failure).filter_map(|it| it.request.as_ref());
-    match operations.next() {
-        Some(request_op::Request::RequestRange(range)) => &range.key,
-        Some(request_op::Request::RequestPut(put)) => &put.key,
-        Some(request_op::Request::RequestDeleteRange(delete)) => &delete.key,
-        Some(request_op::Request::RequestTxn(nested)) => first_key(nested),
-        None => txn.compare.first().map_or(&[], |compare| &compare.key),
-    }
 }
 
 fn is_read_only(txn: &pb::TxnRequest) -> bool {
@@ -200,7 +186,6 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         self.context.check_space(cost(&put)).await?;
         self.context.metrics.put_total.inc();
         self.context.metrics.put_bytes.add((put.key.len() + put.value.len()) as u64);
-        self.context.count(&claim, &put.key, &Usage::write(put.key.len() + put.value.len()));
         let (response, term) = self.context.write_for(&claim, Command::Put(put)).await?;
         let hadron_keyspace::Response::Put(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
@@ -217,7 +202,6 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         check::delete_range(&delete).map_err(refusal)?;
         self.context.check_size(&delete)?;
         self.context.metrics.delete_total.inc();
-        self.context.count(&claim, &delete.key, &Usage::write(delete.key.len()));
         let (response, term) = self.context.write_for(&claim, Command::DeleteRange(delete)).await?;
         let hadron_keyspace::Response::DeleteRange(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);

@@ -51,7 +51,9 @@ async fn keep_alive<B: Backend>(
     let id = request?.id;
     context.permit(&claim, Need::WriteLease(id)).await?;
     let header = Some(context.header_now());
-    let (response, _) = context.write(Command::LeaseKeepAlive(vec![id])).await?;
+    let command = Command::LeaseKeepAlive(vec![id]);
+    let _counting = context.count_at_end(&claim, &command);
+    let (response, _) = context.write(command).await?;
     let hadron_keyspace::Response::LeaseKeepAlive(mut answers) = response else { return Err(mismatch()) };
     let answer = answers.pop().ok_or_else(mismatch)?;
     context.metrics.leases_renewed.inc();
@@ -65,7 +67,8 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
-        self.context.permit(&Claim::of(&request), Need::User).await?;
+        let claim = Claim::of(&request);
+        self.context.permit(&claim, Need::User).await?;
         let mut grant = request.into_inner();
         check::lease_grant(&grant).map_err(refusal)?;
         if grant.id == 0 {
@@ -73,7 +76,9 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         }
         grant.ttl = grant.ttl.max(self.context.limits.lease_ttl_min);
         self.context.check_space(LEASE_BYTES).await?;
-        let (response, term) = self.context.write(Command::LeaseGrant(grant)).await?;
+        let command = Command::LeaseGrant(grant);
+        let _counting = self.context.count_at_end(&claim, &command);
+        let (response, term) = self.context.write(command).await?;
         let hadron_keyspace::Response::LeaseGrant(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
         self.context.metrics.leases_granted.inc();

@@ -18,6 +18,7 @@ use super::backend::Backend;
 use super::caller::{Claim, Permit};
 use super::context::Context;
 use super::error::refusal;
+use super::hitters::bytes_of;
 
 /// Keys of the first part; later ones are as many as fit.
 const FIRST_KEYS: usize = 10;
@@ -85,6 +86,7 @@ impl<B: Backend> RangeStream<B> {
         let read = move || beside.range_part(&request, after.as_ref(), keys_max);
         let part = self.context.read_beside(read).await?;
         permit.check_still(&keyspace)?;
+        self.context.count_read(&self.claim, &self.request.key, part.kvs.iter().map(bytes_of).sum());
         if self.revision == 0 {
             self.revision = part.revision;
             if self.request.revision <= 0 {

@@ -27,6 +27,7 @@ use super::caller::Claim;
 use super::calls::code_name;
 use super::context::{Context, Learners};
 use super::error::refusal;
+use super::hitters::Usage;
 use super::leader::WhileLed;
 
 /// The service.
@@ -211,6 +212,9 @@ impl<B: Backend> WatchCall<B> {
     fn complete(&self, mut response: pb::WatchResponse) -> pb::WatchResponse {
         self.context.metrics.watch_events.add(response.events.len() as u64);
         self.context.backend.count_events(self.context.group, response.events.len());
+        if let Some(first) = response.events.iter().find_map(|event| event.kv.as_ref()) {
+            self.context.count(&self.rights.claim, Some(&first.key), &Usage::events(&response.events));
+        }
         self.context.complete(&mut response.header, self.context.status().term);
         if response.compact_revision != 0 {
             // etcd gives no reason here; the revision is the reason.

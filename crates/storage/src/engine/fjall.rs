@@ -20,6 +20,7 @@
 //! index in it with the floor that the write-ahead log recorded.
 
 use std::path::Path;
+use std::thread;
 
 use bytes::Bytes;
 use fjall::config::{
@@ -33,6 +34,7 @@ use fjall::{
 use super::journal::cut_torn_end;
 use super::{Batch, Change, Engine, EngineError, Read, Space, Visit};
 use crate::TornTail;
+use crate::priority::give_way;
 
 /// How much memory, disk and how many threads an engine may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,14 +73,7 @@ impl FjallEngine {
         super::manifest::check(directory)?;
         let end = cut_torn_end(directory)
             .map_err(|error| EngineError::Io(format!("the end of the journal: {error}")))?;
-        let database = Database::builder(directory)
-            .cache_size(options.cache_bytes)
-            .worker_threads(options.threads.max(1))
-            .max_journaling_size(options.journal_bytes.max(64 << 20))
-            .journal_compression(CompressionType::None)
-            .manual_journal_persist(true)
-            .open()
-            .map_err(engine_error)?;
+        let database = open_database(directory, options)?;
         let spaces = Spaces::open(&database, options)?;
         spaces.check_not_ahead_of(end.last)?;
         let engine = FjallEngine { database, spaces, torn_tail: end.torn };
@@ -91,6 +86,26 @@ impl FjallEngine {
     pub fn torn_tail(&self) -> Option<&TornTail> {
         self.torn_tail.as_ref()
     }
+}
+
+/// Opens the database on a thread that gives way, so that its workers, which that thread starts, do as well.
+fn open_database(directory: &Path, options: &FjallOptions) -> Result<Database, EngineError> {
+    let open = || {
+        give_way();
+        Database::builder(directory)
+            .cache_size(options.cache_bytes)
+            .worker_threads(options.threads.max(1))
+            .max_journaling_size(options.journal_bytes.max(64 << 20))
+            .journal_compression(CompressionType::None)
+            .manual_journal_persist(true)
+            .open()
+            .map_err(engine_error)
+    };
+    thread::scope(|scope| {
+        let opened = thread::Builder::new().spawn_scoped(scope, open);
+        let opened = opened.map_err(|error| EngineError::Io(format!("starting a thread: {error}")))?;
+        opened.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 #[cfg(test)]

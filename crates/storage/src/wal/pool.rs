@@ -22,6 +22,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::format::{FIRST_BATCH, Salt, SegmentHeader, TERMINATOR, VERSION};
 use crate::disk::{Disk, DiskFile, zero_fill};
+use crate::priority::give_way;
 
 const TEMPORARY: &str = "next.tmp";
 /// How many files are kept to be used again, beyond the segment that is ready.
@@ -371,8 +372,9 @@ impl Preparer {
         Preparer { pool }
     }
 
-    /// Does what there is to do and waits for more, until the log is dropped.
+    /// Does what there is to do and waits for more, until the log is dropped. The calling thread gives way to others from then on.
     pub fn run(self) {
+        give_way();
         let mut state = self.pool.state.lock();
         while !state.closed {
             match self.pool.work(&mut state) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hadron_proto::etcdserverpb as pb;
+use hadron_proto::hadron as pool;
 use hadron_proto::v3lockpb as lockpb;
 use lockpb::lock_client::LockClient;
 use pb::auth_client::AuthClient;
@@ -21,6 +22,7 @@ use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
 use pb::watch_client::WatchClient;
 use pb::watch_request::RequestUnion;
+use pool::pool_client::PoolClient;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -558,5 +560,30 @@ fn a_json_web_token_is_good_until_users_or_roles_change() {
         // The watch began with a token that was good.
         nobody.log_in("alice", "a").await.unwrap().put("a").await.unwrap();
         assert_eq!(next(&mut stream).await.events.len(), 1);
+    });
+}
+
+#[test]
+fn users_are_told_of_by_name_with_what_they_cost() {
+    Harness::start_with(options(), Traffic::Everything).run(async |channel| {
+        let (nobody, root, alice) = switched_on(channel).await;
+        let (_requests, mut stream) = alice.watch("a").await;
+        assert!(next(&mut stream).await.created);
+        for _ in 0..20 {
+            alice.put("a").await.unwrap();
+            assert_eq!(next(&mut stream).await.events.len(), 1);
+        }
+        assert_refused(alice.put("x").await, DENIED.0, DENIED.1);
+        assert_refused(nobody.put("a").await, EMPTY.0, EMPTY.1);
+        let top = pool::TopRequest { by: pool::TopBy::Client.into() };
+        let top = PoolClient::new(root.channel.clone()).top(root.request(top)).await.unwrap().into_inner();
+        let load = |name: &str, resource: &str| {
+            let entry = top.entries.iter().find(|entry| entry.name == name.as_bytes()).unwrap();
+            entry.loads.iter().find(|load| load.resource == resource).unwrap().short
+        };
+        let one = load("alice", "requests") / 21.0;
+        assert!(one > 0.0 && (load("alice", "events") - 20.0 * one).abs() < 1e-6, "{top:?}");
+        assert!(load("alice", "read") > 0.0 && load("alice", "written") > 0.0);
+        assert!(load("127.0.0.1", "requests") >= one, "who has no token is where it is: {top:?}");
     });
 }

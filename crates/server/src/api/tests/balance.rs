@@ -6,6 +6,7 @@ use hadron_balance::{
 use hadron_consensus::{GroupId, NodeId, Time};
 use hadron_proto::etcdserverpb as etcd;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
+use hadron_proto::etcdserverpb::lease_client::LeaseClient;
 use hadron_proto::hadron as pb;
 use pb::pool_client::PoolClient;
 use tonic::Code;
@@ -178,6 +179,11 @@ fn prefixes_and_clients_are_told_of_with_what_they_cost() {
                 kv.range(range).await.unwrap();
             }
         }
+        let mut leases = LeaseClient::new(channel.clone());
+        leases.lease_grant(etcd::LeaseGrantRequest { ttl: 60, id: 7 }).await.unwrap();
+        let ids = tokio_stream::iter((0..9).map(|_| etcd::LeaseKeepAliveRequest { id: 7 }));
+        let mut kept = leases.lease_keep_alive(ids).await.unwrap().into_inner();
+        while kept.message().await.unwrap().is_some() {}
         let mut client = PoolClient::new(channel);
         let mut top = async |by: pb::TopBy| {
             let top = client.top(pb::TopRequest { by: by.into() }).await.unwrap().into_inner();
@@ -190,12 +196,18 @@ fn prefixes_and_clients_are_told_of_with_what_they_cost() {
         let prefixes = top(pb::TopBy::Prefix).await;
         let names: Vec<_> = prefixes.iter().map(|it| (it.keyspace.as_str(), it.name.as_ref())).collect();
         assert_eq!(names, [("default", b"/registry/pods/".as_slice()), ("default", b"jobs/queue/")]);
-        assert!((load(&prefixes[0], "cpu") - 1.8).abs() < 1e-6, "90 of 100 parts of two cores: {prefixes:?}");
+        assert!(
+            (load(&prefixes[0], "cpu") - 2.0 * 45.0 / 70.0).abs() < 1e-6,
+            "45 of 70 parts of two cores: {prefixes:?}"
+        );
         assert!(load(&prefixes[0], "written") > 25.0 * load(&prefixes[0], "requests"));
         assert_eq!(load(&prefixes[1], "written"), 0.0);
         let clients = top(pb::TopBy::Client).await;
         assert_eq!(clients.len(), 1);
         assert_eq!(clients[0].name.as_ref(), b"127.0.0.1");
-        assert!((load(&clients[0], "cpu") - 2.0).abs() < 1e-6);
+        assert!(
+            (load(&clients[0], "cpu") - 2.0).abs() < 1e-6,
+            "leases, which have no prefix, count for it too"
+        );
     });
 }

@@ -4,7 +4,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use hadron::pool_client::PoolClient;
 use hadron_proto::etcdserverpb as pb;
+use hadron_proto::hadron;
 use hadron_proto::v3lockpb as lockpb;
 use lockpb::lock_client::LockClient;
 use pb::alarm_request::AlarmAction;
@@ -347,6 +349,13 @@ fn requests_are_limited_for_each_keyspace_alone_and_leases_live_on() {
         for _ in 0..10 {
             assert_eq!(answers.message().await.unwrap().unwrap().ttl, 60);
         }
+        let by_client = hadron::TopRequest { by: hadron::TopBy::Client.into() };
+        let top = PoolClient::new(channel.clone()).top(by_client).await.unwrap().into_inner();
+        let requests = |keyspace: &str| {
+            let entry = top.entries.iter().find(|entry| entry.keyspace == keyspace).unwrap();
+            entry.loads.iter().find(|load| load.resource == "requests").unwrap().short
+        };
+        assert!(requests("a") > requests("b"), "what is refused counts for who asks: {top:?}");
         let head = "POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nGrpc-Metadata-Hadron-Keyspace: a";
         assert_eq!((0..3).map(|_| http(harness.address, head, "{}").0).max(), Some(429));
     });

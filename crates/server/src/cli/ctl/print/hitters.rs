@@ -12,7 +12,7 @@ use super::{Reply, Style, field, line, quoted_field};
 pub(crate) struct Hitters(pub(crate) TopBy, pub(crate) TopResponse);
 
 /// What they are shown with.
-const CAUSED: [&str; 4] = ["cpu", "requests", "read", "written"];
+const CAUSED: [&str; 5] = ["cpu", "requests", "read", "written", "events"];
 
 impl Hitters {
     fn what(&self) -> &'static str {
@@ -95,7 +95,7 @@ mod tests {
             text(format, &Hitters(by, TopResponse { entries, ..Default::default() }))
         };
         let simple = shown(Format::Simple, TopBy::Prefix);
-        assert_eq!(simple, "a, /registry/pods/, 0.25, , , \na, *, 0.25, , , \n");
+        assert_eq!(simple, "a, /registry/pods/, 0.25, , , , \na, *, 0.25, , , , \n");
         assert!(
             shown(Format::Json, TopBy::Prefix)
                 .contains(r#"{"keyspace":"a","prefix":"L3JlZ2lzdHJ5L3BvZHMv","#)

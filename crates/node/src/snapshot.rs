@@ -100,6 +100,7 @@ impl Node {
         let installed = CoreEvent::SnapshotInstalled { position, configuration: configuration.clone() };
         self.step_group(group, installed, effects);
         self.on_configuration_applied(group, &configuration);
+        self.heed_alarms(group, effects);
         if group == ROOT_GROUP {
             self.refresh_pool();
             self.reread_catalog(effects);
@@ -117,14 +118,16 @@ mod tests {
     use std::sync::Arc;
 
     use hadron_consensus::{DEFAULT_GROUP, NodeId, Time};
-    use hadron_keyspace::Keyspace;
-    use hadron_storage::engine::ModelEngine;
+    use hadron_keyspace::{Command, Keyspace};
+    use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
+    use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType};
+    use hadron_storage::engine::{Engine as _, ModelEngine};
 
     use crate::config::{Config, Limits};
     use crate::membership::{Bootstrap, Member};
 
-    /// The first of three nodes; one entry is applied, and its flush is on its way.
-    fn flushing() -> Node {
+    /// The first of three nodes, and its engine.
+    fn first() -> (Node, Arc<ModelEngine>) {
         let pool = Bootstrap::of((1..=3).map(|id| Member { id, ..Member::default() }).collect());
         let config = Config {
             node: NodeId(1),
@@ -140,7 +143,12 @@ mod tests {
         let engine = Arc::new(ModelEngine::new());
         let open = |id: GroupId| (id, Keyspace::open(engine.clone(), id.0, Default::default()).unwrap());
         let keyspaces = config.groups.iter().map(|group| open(group.group)).collect();
-        let mut node = Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap();
+        (Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap(), engine)
+    }
+
+    /// The same; one entry is applied, and its flush is on its way.
+    fn flushing() -> Node {
+        let (mut node, _) = first();
         apply(&mut node, 1);
         let mut effects = Effects::default();
         let position = LogPosition { term: Term(1), index: Index(1), checksum: 1 };
@@ -168,6 +176,21 @@ mod tests {
         replica.flush = crate::flush::FlushState::new(Index(1), 0, Time(1));
         node.answer_install(DEFAULT_GROUP, &mut effects);
         effects
+    }
+
+    /// The alarm was in the snapshot and no entry came after it: the replica went on serving, and nobody rebuilt it.
+    #[test]
+    fn a_replica_that_learns_from_a_snapshot_that_it_is_damaged_serves_no_more() {
+        let (mut node, engine) = first();
+        let keyspace = &node.replicas[&DEFAULT_GROUP].keyspace;
+        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
+        keyspace.apply(at(1), vec![Command::Alarm(AlarmRequest { action, member_id: 1, alarm })]);
+        let flush = keyspace.take_flush(1, usize::MAX).unwrap();
+        engine.write(flush.batch.clone()).unwrap();
+        keyspace.flush_done(flush);
+        assert!(!node.replicas[&DEFAULT_GROUP].quarantined);
+        node.on_snapshot_installed(DEFAULT_GROUP, at(1), &mut Effects::default());
+        assert!(node.replicas[&DEFAULT_GROUP].quarantined);
     }
 
     /// An offer waited for a flush; meanwhile the replica caught up by its log. The switch was allowed all the same and

@@ -195,7 +195,8 @@ impl Board {
         self.pool.read().clone()
     }
 
-    /// Looks at the catalog, as far as it is applied here. `look` must be short: the loop may wait for it.
+    /// Looks at the catalog, as far as it is applied here. `look` must be short: the loop may wait for it. It may ask for
+    /// groups: nobody waits for the catalog who holds them.
     pub fn with_catalog<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T {
         look(&self.catalog.read())
     }

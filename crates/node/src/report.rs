@@ -57,7 +57,7 @@ pub struct Report {
     /// Its clients that asked most.
     #[prost(message, repeated, tag = "13")]
     pub clients: Vec<Hitter>,
-    /// The work of all its clients' requests, in a second: see [`Hitter::work`].
+    /// The work of all that its clients caused, in a second: see [`Hitter::work`].
     #[prost(double, tag = "14")]
     pub work: f64,
     /// Its replicas that are damaged: they serve nobody, and are to be rebuilt.
@@ -91,7 +91,7 @@ pub struct Hitter {
     /// What they take of the processor, in reads.
     #[prost(double, tag = "4")]
     pub work: f64,
-    /// Bytes that were read.
+    /// Bytes that were read, or sent with events.
     #[prost(double, tag = "5")]
     pub read: f64,
     /// Bytes that were written.

@@ -7,7 +7,8 @@ const NICENESS: i32 = 10;
 /// Has the calling thread, and those that it starts from now on, give way to the others of the process.
 ///
 /// Merging tables takes some tens of milliseconds of processor time now and then, and all replicas of a group do it at the same moment,
-/// since they hold the same: without this, requests wait for it (RocksDB has `LowerThreadPoolCPUPriority` for that).
+/// since they hold the same: without this, requests wait for it (RocksDB has `LowerThreadPoolCPUPriority` for that). What such a thread holds
+/// a lock for, others have to wait for: a new list of tables, the next segment of the log if the last is full before it is ready.
 pub(crate) fn give_way() {
     // Elsewhere priorities belong to whole processes. A system that refuses is slower in the tail and serves all the same.
     #[cfg(target_os = "linux")]
@@ -19,9 +20,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::fs;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::engine::{FjallEngine, FjallOptions};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     /// The niceness of this process's threads with such a name.
     fn niceness(is_meant: impl Fn(&str) -> bool) -> Vec<i32> {
@@ -41,7 +45,12 @@ mod tests {
         let own = || rustix::process::getpriority_process(None).unwrap();
         let before = own();
         let _engine = FjallEngine::open(directory.path(), &FjallOptions::default()).unwrap();
-        let workers = niceness(|head| head.contains("(fjall:worker"));
+        // A thread gives itself its name when it begins to run.
+        let began = Instant::now();
+        let mut workers = Vec::new();
+        while workers.len() < FjallOptions::default().threads && began.elapsed() < PATIENCE {
+            workers = niceness(|head| head.contains("(fjall:worker"));
+        }
         assert!(workers.len() >= FjallOptions::default().threads, "{workers:?}");
         assert!(workers.iter().all(|nice| *nice == (before + NICENESS).min(19)), "{workers:?}");
         assert_eq!(own(), before);

@@ -13,6 +13,7 @@ use super::backend::Backend;
 use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::{EtcdError, refusal};
+use super::hitters::Usage;
 
 /// Bytes of the secret that tokens are signed with.
 const SECRET_BYTES: usize = 32;
@@ -50,6 +51,7 @@ impl<B: Backend> Auth<B> {
     ) -> Result<(T, Arc<hadron_keyspace::Keyspace>, Option<pb::ResponseHeader>), Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         let claim = Claim::of(&request);
+        let _counting = self.context.count_read(&claim, None);
         let keyspace = self.context.keyspace_after_barrier().await?;
         let message = request.into_inner();
         self.context
@@ -143,6 +145,7 @@ macro_rules! service {
                 request: Request<pb::AuthenticateRequest>,
             ) -> Result<Response<pb::AuthenticateResponse>, Status> {
                 self.context.admit(request.metadata(), Learners::Refuse)?;
+                self.context.count(&Claim::of(&request), None, &Usage::log_in());
                 let pb::AuthenticateRequest { name, password } = request.into_inner();
                 let token = Auth::authenticate(self, name, password).await?;
                 Ok(Response::new(pb::AuthenticateResponse { header: Some(self.context.header_now()), token }))

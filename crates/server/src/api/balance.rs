@@ -167,7 +167,8 @@ impl<B: Backend> Context<B> {
             pb::TopBy::Client => report.clients,
             _ => report.prefixes,
         });
-        for hitter in hitters {
+        // Of a keyspace that is just deleted somebody may have counted something still.
+        for hitter in hitters.filter(|hitter| names.contains_key(&GroupId(hitter.group))) {
             let load = Load::ZERO
                 .with(Resource::Cpu, if work > 0.0 { cpu * hitter.work / work } else { 0.0 })
                 .with(Resource::Requests, hitter.requests)

@@ -87,12 +87,20 @@ impl Permit {
     }
 }
 
-/// A write that counts when it ends.
+/// A request that counts when this is dropped: by then it is known whose token came with it, and one that fails, or whose client has gone, counts as well.
 pub(super) struct Counting<'a, B: Backend> {
     context: &'a Context<B>,
     claim: &'a Claim,
     key: Option<Bytes>,
     usage: Usage,
+}
+
+impl<B: Backend> Counting<'_, B> {
+    /// A read has returned so many bytes.
+    pub(super) fn returned(&mut self, bytes: usize) {
+        self.usage = Usage::read(bytes);
+        self.context.backend.count_read(self.context.group, bytes);
+    }
 }
 
 impl<B: Backend> Drop for Counting<'_, B> {
@@ -107,14 +115,13 @@ impl<B: Backend> Context<B> {
         self.backend.hitters().count(self.group, key, claim.client(), usage);
     }
 
-    /// Counts a read about `key` that returned so many bytes.
-    pub(super) fn count_read(&self, claim: &Claim, key: &[u8], bytes: usize) {
-        self.backend.count_read(self.group, bytes);
-        self.count(claim, Some(key), &Usage::read(bytes));
+    /// Counts a read; `key` if it is about one.
+    pub(super) fn count_read<'a>(&'a self, claim: &'a Claim, key: Option<&Bytes>) -> Counting<'a, B> {
+        Counting { context: self, claim, key: key.cloned(), usage: Usage::read(0) }
     }
 
-    /// Counts a write when what is returned is dropped: by then it is known whose token came with it, and those whom nobody answers count as well.
-    pub(super) fn count_at_end<'a>(&'a self, claim: &'a Claim, command: &Command) -> Counting<'a, B> {
+    /// Counts a write.
+    pub(super) fn count_write<'a>(&'a self, claim: &'a Claim, command: &Command) -> Counting<'a, B> {
         let key = hitters::key_of(command).cloned();
         Counting { context: self, claim, key, usage: Usage::command(command) }
     }
@@ -175,7 +182,7 @@ impl<B: Backend> Context<B> {
         claim: &Claim,
         command: Command,
     ) -> Result<(Response, Term), Status> {
-        let _counting = self.count_at_end(claim, &command);
+        let _counting = self.count_write(claim, &command);
         if claim.is_nobody() {
             self.permit_if(claim, |keyspace, nobody| keyspace.permit_command(nobody, &command)).await?;
             return self.write(command).await;

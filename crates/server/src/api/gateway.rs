@@ -32,11 +32,14 @@ use std::future::Future;
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, TE};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use prost_reflect::MessageDescriptor;
 use tonic::Status;
 use tonic::body::Body;
+
+use super::span::Caller;
 
 /// What the gateway's paths begin with, and an older spelling that means the same.
 const PREFIX: &str = "/v3/";
@@ -142,20 +145,23 @@ where
         true => requests::stream(body, known.request.clone(), limit),
         false => requests::single(body, &known.request, limit).await?,
     };
-    let Ok(response) = call(grpc_request(&known.grpc_path, &head.headers, body)?).await;
+    let Ok(response) = call(grpc_request(&known.grpc_path, &head, body)?).await;
     match known.streams_responses {
         true => answers::stream(response, known.response.clone()).await,
         false => answers::single(response, &known.response).await,
     }
 }
 
-/// The gRPC request that the services get. What the connection knows of the client (a certificate, say) does not come
-/// along: as in etcd, it counts for gRPC only.
-fn grpc_request(path: &str, headers: &HeaderMap, body: Body) -> Result<Request<Body>, Status> {
+/// The gRPC request that the services get. Of what the connection knows of the client only its address comes along: as in etcd, a
+/// certificate counts for gRPC only.
+fn grpc_request(path: &str, head: &Parts, body: Body) -> Result<Request<Body>, Status> {
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     *request.uri_mut() = path.parse().map_err(|_| Status::internal("hadron: a call without a path"))?;
-    *request.headers_mut() = metadata(headers);
+    *request.headers_mut() = metadata(&head.headers);
+    if let Some(caller) = head.extensions.get::<Caller>() {
+        request.extensions_mut().insert(*caller);
+    }
     Ok(request)
 }
 

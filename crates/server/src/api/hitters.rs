@@ -37,6 +37,8 @@ const SLASHES: (usize, usize) = (3, 2);
 const WRITE_WORK: f64 = 1.5;
 const EVENT_WORK: f64 = 0.1;
 const REFUSAL_WORK: f64 = 0.15;
+/// What it takes to see whether a password is right, at the usual cost of hashing one, by the time it takes.
+const LOG_IN_WORK: f64 = 150.0;
 /// Bytes that rank as much as a read.
 const BYTES_PER_WORK: f64 = 4_096.0;
 /// Seconds after which a count has faded to 1/e.
@@ -73,11 +75,17 @@ impl Usage {
         })
     }
 
-    /// Events that were sent to a watcher, of so many bytes.
+    /// Events that were sent to a watcher.
     pub(super) fn events(events: &[hadron_proto::mvccpb::Event]) -> Usage {
-        let bytes: usize = events.iter().filter_map(|event| event.kv.as_ref()).map(bytes_of).sum();
+        let pairs = events.iter().flat_map(|event| event.kv.iter().chain(&event.prev_kv));
+        let bytes: usize = pairs.map(bytes_of).sum();
         let count = events.len() as f64;
         Usage { work: EVENT_WORK * count, read: bytes as f64, events: count, ..Usage::default() }
+    }
+
+    /// Somebody who wants a token.
+    pub(super) fn log_in() -> Usage {
+        Usage { requests: 1.0, work: LOG_IN_WORK, ..Usage::default() }
     }
 
     /// A request that was refused before it was looked at.
@@ -120,7 +128,7 @@ pub(super) fn key_of(command: &Command) -> Option<&Bytes> {
 }
 
 /// That of the first operation, or else of the first comparison.
-fn first_key(txn: &pb::TxnRequest) -> Option<&Bytes> {
+pub(super) fn first_key(txn: &pb::TxnRequest) -> Option<&Bytes> {
     let mut operations = txn.success.iter().chain(&txn.failure).filter_map(|it| it.request.as_ref());
     match operations.next() {
         Some(Request::RequestRange(range)) => Some(&range.key),
@@ -163,7 +171,7 @@ pub struct Heaviest {
     pub prefixes: Vec<Hitter>,
     /// By client.
     pub clients: Vec<Hitter>,
-    /// The work of all requests together.
+    /// The work of all that was counted.
     pub work: f64,
 }
 

@@ -17,7 +17,7 @@ use super::backend::Backend;
 use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
-use super::hitters::{bytes_of, key_of};
+use super::hitters::{bytes_of, first_key};
 use super::range_stream::{self, RangeStream};
 use super::unsent::{self, Unsent};
 use crate::metrics::Histogram;
@@ -53,6 +53,7 @@ impl<B: Backend> Kv<B> {
         let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let range = request.into_inner();
         check::range(&range).map_err(refusal)?;
+        let mut counting = self.context.count_read(&claim, Some(&range.key));
         let is_long = may_be_long(&range);
         let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         self.context.metrics.range_total.inc();
@@ -61,13 +62,13 @@ impl<B: Backend> Kv<B> {
             false => self.context.keyspace_after_barrier().await?,
         };
         let permit = self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
-        let (beside, key) = (Arc::clone(&keyspace), range.key.clone());
+        let beside = Arc::clone(&keyspace);
         let mut response = match is_long {
             true => self.context.read_beside(move || beside.range(&range)).await?,
             false => keyspace.range(&range).map_err(refusal)?,
         };
         permit.check_still(&keyspace)?;
-        self.context.count_read(&claim, &key, response.kvs.iter().map(bytes_of).sum());
+        counting.returned(response.kvs.iter().map(bytes_of).sum());
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(unsent::answer(response))
     }
@@ -79,6 +80,7 @@ impl<B: Backend> Kv<B> {
         txn: pb::TxnRequest,
         unsent: Option<Unsent>,
     ) -> Result<pb::TxnResponse, Status> {
+        let mut counting = self.context.count_read(claim, first_key(&txn));
         let is_long = reads_may_be_long(&txn);
         let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         let keyspace = match is_serializable(&txn) {
@@ -88,7 +90,6 @@ impl<B: Backend> Kv<B> {
         let command = Command::Txn(txn);
         let permit =
             self.context.permit_if(claim, |now, caller| now.permit_command(caller, &command)).await?;
-        let key = key_of(&command).cloned().unwrap_or_default();
         let Command::Txn(txn) = command else { return Err(mismatch()) };
         let beside = Arc::clone(&keyspace);
         let mut response = match is_long {
@@ -96,7 +97,7 @@ impl<B: Backend> Kv<B> {
             false => keyspace.read_txn(&txn).map_err(refusal)?,
         };
         permit.check_still(&keyspace)?;
-        self.context.count_read(claim, &key, response.encoded_len());
+        counting.returned(response.encoded_len());
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(response)
     }
@@ -228,8 +229,11 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
-        self.context.permit(&Claim::of(&request), Need::Root).await?;
-        let (response, term) = self.context.write(Command::Compact(request.into_inner())).await?;
+        let claim = Claim::of(&request);
+        self.context.permit(&claim, Need::Root).await?;
+        let command = Command::Compact(request.into_inner());
+        let _counting = self.context.count_write(&claim, &command);
+        let (response, term) = self.context.write(command).await?;
         let hadron_keyspace::Response::Compact(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
         Ok(unsent::answer(response))

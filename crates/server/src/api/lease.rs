@@ -52,7 +52,7 @@ async fn keep_alive<B: Backend>(
     context.permit(&claim, Need::WriteLease(id)).await?;
     let header = Some(context.header_now());
     let command = Command::LeaseKeepAlive(vec![id]);
-    let _counting = context.count_at_end(&claim, &command);
+    let _counting = context.count_write(&claim, &command);
     let (response, _) = context.write(command).await?;
     let hadron_keyspace::Response::LeaseKeepAlive(mut answers) = response else { return Err(mismatch()) };
     let answer = answers.pop().ok_or_else(mismatch)?;
@@ -77,7 +77,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         grant.ttl = grant.ttl.max(self.context.limits.lease_ttl_min);
         self.context.check_space(LEASE_BYTES).await?;
         let command = Command::LeaseGrant(grant);
-        let _counting = self.context.count_at_end(&claim, &command);
+        let _counting = self.context.count_write(&claim, &command);
         let (response, term) = self.context.write(command).await?;
         let hadron_keyspace::Response::LeaseGrant(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
@@ -126,6 +126,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         let claim = Claim::of(&request);
+        let _counting = self.context.count_read(&claim, None);
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
         let keyspace = self.context.keyspace_after_barrier().await?;
         let need = if keys { Need::ReadLease(id) } else { Need::User };
@@ -142,8 +143,10 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
+        let claim = Claim::of(&request);
+        let _counting = self.context.count_read(&claim, None);
         let keyspace = self.context.keyspace_after_barrier().await?;
-        let permit = self.context.permit(&Claim::of(&request), Need::ReadLeases).await?;
+        let permit = self.context.permit(&claim, Need::ReadLeases).await?;
         let leases = keyspace.leases().into_iter().map(|id| pb::LeaseStatus { id }).collect();
         permit.check_still(&keyspace)?;
         Ok(unsent::answer(pb::LeaseLeasesResponse { header: Some(self.context.header_now()), leases }))

@@ -32,6 +32,7 @@ use super::caller::{Claim, CommonName};
 use super::context::Context;
 use super::kv::Kv;
 use super::lease::Lease;
+use super::span::Caller;
 
 /// What a contender without a lease gets, in seconds: etcd's.
 const LEASE_TTL: i64 = 60;
@@ -40,14 +41,15 @@ const LEASE_TTL: i64 = 60;
 pub(super) struct Session<B> {
     context: Arc<Context<B>>,
     metadata: MetadataMap,
-    /// What the connection knows of the caller.
+    /// What the connection knows of the caller, and where that is.
     common_name: Option<CommonName>,
+    caller: Option<Caller>,
 }
 
 impl<B> Clone for Session<B> {
     fn clone(&self) -> Session<B> {
         let (metadata, common_name) = (self.metadata.clone(), self.common_name.clone());
-        Session { context: Arc::clone(&self.context), metadata, common_name }
+        Session { context: Arc::clone(&self.context), metadata, common_name, caller: self.caller }
     }
 }
 
@@ -97,14 +99,18 @@ pub(super) fn without_code(status: Status) -> Status {
 impl<B: Backend> Session<B> {
     /// In the name of whoever sent `request`.
     pub(super) fn new<T>(context: &Arc<Context<B>>, request: &Request<T>) -> Session<B> {
-        let (metadata, common_name) = (request.metadata().clone(), request.extensions().get().cloned());
-        Session { context: Arc::clone(context), metadata, common_name }
+        let (common_name, caller) =
+            (request.extensions().get().cloned(), request.extensions().get().copied());
+        Session { context: Arc::clone(context), metadata: request.metadata().clone(), common_name, caller }
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::from_parts(self.metadata.clone(), Default::default(), message);
         if let Some(name) = &self.common_name {
             request.extensions_mut().insert(name.clone());
+        }
+        if let Some(caller) = self.caller {
+            request.extensions_mut().insert(caller);
         }
         request
     }

@@ -88,7 +88,8 @@ impl FjallEngine {
     }
 }
 
-/// Opens the database on a thread that gives way, so that its workers, which that thread starts, do as well.
+/// Opens the database on a thread that gives way, so that its workers, which that thread starts, do as well. On a machine whose processors
+/// others keep busy it takes longer for that.
 fn open_database(directory: &Path, options: &FjallOptions) -> Result<Database, EngineError> {
     let open = || {
         give_way();

@@ -174,14 +174,16 @@ impl Pool {
 
     /// A segment with room for `room` bytes of batches, numbered above all others.
     pub(super) fn take(&self, room: u64) -> io::Result<Segment> {
+        let needed = (FIRST_BATCH + room + TERMINATOR as u64).next_multiple_of(FIRST_BATCH);
+        let is_large = needed > self.segment_bytes;
         let mut state = self.state.lock();
-        while state.busy {
+        // While an old segment is put away, a spare can be taken all the same.
+        while state.busy && (is_large || state.spare.is_none()) {
             self.changed.wait(&mut state);
         }
         state.failure = None;
         state.wanted = false;
-        let needed = (FIRST_BATCH + room + TERMINATOR as u64).next_multiple_of(FIRST_BATCH);
-        if needed > self.segment_bytes {
+        if is_large {
             // Segments are used in the order of their numbers, so the spare's must not come after this one's.
             if let Some(spare) = state.spare.take() {
                 state.retired.push_back(Retired { number: spare.number, size: spare.size });

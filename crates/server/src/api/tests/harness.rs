@@ -175,7 +175,8 @@ impl TestBackend {
     }
 
     fn follow_catalog(&self, catalog: Catalog) {
-        let mut groups = self.0.groups.write();
+        // In the order of those who ask for a group while they look at the catalog.
+        let (mut known, mut groups) = (self.0.catalog.write(), self.0.groups.write());
         let own = self.0.identity.member_id;
         let is_here = |group: &GroupId| {
             catalog.placement(*group).is_some_and(|placement| placement.record.replica_on(own).is_some())
@@ -186,7 +187,7 @@ impl TestBackend {
                 groups.entry(group).or_insert_with(|| Group::new(group));
             }
         }
-        *self.0.catalog.write() = catalog;
+        *known = catalog;
     }
 
     /// Lets time pass in the group.

@@ -49,7 +49,7 @@ pub struct Options {
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=86_400))]
     seconds: u64,
     /// What prevails in the world: usual, calm, storm, partitions, crashes, disks, clocks, leases, snapshots, compactions,
-    /// many-groups, members; all, each seed another; or balance, a pool of many nodes whose load is balanced
+    /// many-groups, members, placements, repairs, sleep; all, each seed another; or balance, a pool of many nodes whose load is balanced
     #[arg(long, default_value = "usual", value_parser = Choice::parse)]
     scenario: Choice,
     /// Tell the nodes or the clients something that is not true, to see that the checks notice
@@ -240,5 +240,14 @@ mod tests {
         let seeds = 0..Scenario::ALL.len() as u64;
         let met: std::collections::BTreeSet<_> = seeds.map(|seed| Choice::All.of(seed)).collect();
         assert_eq!(met.len(), Scenario::ALL.len(), "consecutive seeds meet all");
+    }
+
+    #[test]
+    fn the_help_names_all_scenarios() {
+        let command = <Options as clap::Args>::augment_args(clap::Command::new("simulate"));
+        let scenario = command.get_arguments().find(|argument| argument.get_id() == "scenario");
+        let help = scenario.and_then(clap::Arg::get_help).unwrap().to_string();
+        let missing = Scenario::ALL.map(Scenario::name).into_iter().filter(|name| !help.contains(name));
+        assert_eq!(missing.collect::<Vec<_>>(), [""; 0]);
     }
 }

@@ -212,12 +212,7 @@ impl Node {
         if !replica.core.is_leader() || replica.accused().contains(&node) {
             return;
         }
-        let alarm = AlarmRequest {
-            action: AlarmAction::Activate as i32,
-            member_id: node.0,
-            alarm: AlarmType::Corrupt as i32,
-        };
-        self.propose_alarms(group, vec![alarm], effects);
+        self.propose_alarms(group, vec![corrupt(node, AlarmAction::Activate)], effects);
     }
 
     fn propose_alarms(&mut self, group: GroupId, alarms: Vec<AlarmRequest>, effects: &mut Effects) {
@@ -239,12 +234,8 @@ impl Node {
             return !over.is_empty();
         }
         replica.integrity.lifting = Some(replica.core.last());
-        let lift = |node: NodeId| AlarmRequest {
-            action: AlarmAction::Deactivate as i32,
-            member_id: node.0,
-            alarm: AlarmType::Corrupt as i32,
-        };
-        self.propose_alarms(group, over.into_iter().map(lift).collect(), effects);
+        let lifted = over.into_iter().map(|node| corrupt(node, AlarmAction::Deactivate));
+        self.propose_alarms(group, lifted.collect(), effects);
         true
     }
 
@@ -339,6 +330,11 @@ impl Replica {
         self.integrity.lifting = None;
         self.board.set_shares(Vec::new());
     }
+}
+
+/// An alarm about the replica on `node`, which is damaged, or its end.
+pub(crate) fn corrupt(node: NodeId, action: AlarmAction) -> AlarmRequest {
+    AlarmRequest { action: action as i32, member_id: node.0, alarm: AlarmType::Corrupt as i32 }
 }
 
 /// The digest that more than half of `replicas` have, if any does.
@@ -447,8 +443,7 @@ mod tests {
     }
 
     fn accusation(member_id: u64) -> Command {
-        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
-        Command::Alarm(AlarmRequest { action, member_id, alarm })
+        Command::Alarm(corrupt(NodeId(member_id), AlarmAction::Activate))
     }
 
     #[test]

@@ -512,7 +512,6 @@ mod tests {
         assert!(node.left().is_some());
     }
 
-    /// Lets the root group decide something.
     /// Opens the one replica that is wanted here.
     fn open(node: &mut Node, effects: &mut Effects) -> GroupId {
         let job = effects.opens.pop().expect("a replica is wanted here");
@@ -524,6 +523,7 @@ mod tests {
         group
     }
 
+    /// Lets the root group decide something.
     fn write(node: &mut Node, command: &Command) -> Effects {
         let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));
         let write = Event::Write { token: 9, group: ROOT_GROUP, command: command.to_bytes() };

@@ -120,10 +120,10 @@ mod tests {
     use hadron_consensus::{DEFAULT_GROUP, NodeId, Time};
     use hadron_keyspace::{Command, Keyspace};
     use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
-    use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType};
     use hadron_storage::engine::{Engine as _, ModelEngine};
 
     use crate::config::{Config, Limits};
+    use crate::integrity::corrupt;
     use crate::membership::{Bootstrap, Member};
 
     /// The first of three nodes, and its engine.
@@ -183,8 +183,7 @@ mod tests {
     fn a_replica_that_learns_from_a_snapshot_that_it_is_damaged_serves_no_more() {
         let (mut node, engine) = first();
         let keyspace = &node.replicas[&DEFAULT_GROUP].keyspace;
-        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
-        keyspace.apply(at(1), vec![Command::Alarm(AlarmRequest { action, member_id: 1, alarm })]);
+        keyspace.apply(at(1), vec![Command::Alarm(corrupt(NodeId(1), AlarmAction::Activate))]);
         let flush = keyspace.take_flush(1, usize::MAX).unwrap();
         engine.write(flush.batch.clone()).unwrap();
         keyspace.flush_done(flush);

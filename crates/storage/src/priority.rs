@@ -22,34 +22,35 @@ mod tests {
     use std::fs;
     use std::time::{Duration, Instant};
 
+    use rustix::process::{Pid, getpriority_process};
+
     use super::*;
     use crate::engine::{FjallEngine, FjallOptions};
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// The niceness of this process's threads with such a name.
-    fn niceness(is_meant: impl Fn(&str) -> bool) -> Vec<i32> {
-        let tasks = fs::read_dir("/proc/self/task").unwrap();
-        let stats = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("stat")).ok());
-        let nice_if_meant = |stat: String| {
-            let (head, fields) = stat.rsplit_once(')')?;
-            // The nineteenth field of all, two of which are before.
-            is_meant(head).then(|| fields.split_whitespace().nth(16)?.parse().ok())?
+    /// The niceness of this process's threads whose names begin so.
+    fn niceness(name: &str) -> Vec<i32> {
+        let of = |thread: fs::DirEntry| {
+            let is_meant = fs::read_to_string(thread.path().join("comm")).ok()?.starts_with(name);
+            let id = Pid::from_raw(thread.file_name().to_str()?.parse().ok()?);
+            // The system takes the number of a thread for that of a process here.
+            is_meant.then(|| getpriority_process(id).ok())?
         };
-        stats.filter_map(nice_if_meant).collect()
+        fs::read_dir("/proc/self/task").unwrap().filter_map(|thread| of(thread.unwrap())).collect()
     }
 
     #[test]
     fn workers_of_the_engine_give_way_and_who_opens_it_does_not() {
         let directory = tempfile::tempdir().unwrap();
-        let own = || rustix::process::getpriority_process(None).unwrap();
+        let own = || getpriority_process(None).unwrap();
         let before = own();
         let _engine = FjallEngine::open(directory.path(), &FjallOptions::default()).unwrap();
         // A thread gives itself its name when it begins to run.
         let began = Instant::now();
         let mut workers = Vec::new();
         while workers.len() < FjallOptions::default().threads && began.elapsed() < PATIENCE {
-            workers = niceness(|head| head.contains("(fjall:worker"));
+            workers = niceness("fjall:worker");
         }
         assert!(workers.len() >= FjallOptions::default().threads, "{workers:?}");
         assert!(workers.iter().all(|nice| *nice == (before + NICENESS).min(19)), "{workers:?}");

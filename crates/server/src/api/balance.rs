@@ -11,10 +11,8 @@ use tonic::Status;
 
 use super::backend::{Backend, Standing, Unavailable};
 use super::context::{Context, mismatch};
+use super::hitters;
 use super::placing::unheard;
-
-/// What is known of prefixes and clients.
-const HITTER_RESOURCES: [&str; 5] = ["cpu", "requests", "read", "written", "events"];
 
 /// What people call nodes and keyspaces.
 pub(super) struct Names {
@@ -187,7 +185,7 @@ impl<B: Backend> Context<B> {
             name: name.into(),
             loads: loads(&load, &Load::ZERO, &Capacity::default())
                 .into_iter()
-                .filter(|load| HITTER_RESOURCES.contains(&load.resource.as_str()))
+                .filter(|load| hitters::RESOURCES.contains(&load.resource.as_str()))
                 .collect(),
         };
         sums.into_iter().map(entry).collect()

@@ -97,7 +97,7 @@ pub(super) struct Counting<'a, B: Backend> {
 
 impl<B: Backend> Counting<'_, B> {
     /// A read has returned so many bytes.
-    pub(super) fn returned(&mut self, bytes: usize) {
+    pub(super) fn returned(mut self, bytes: usize) {
         self.usage = Usage::read(bytes);
         self.context.backend.count_read(self.context.group, bytes);
     }
@@ -121,7 +121,7 @@ impl<B: Backend> Context<B> {
     }
 
     /// Counts a write.
-    pub(super) fn count_write<'a>(&'a self, claim: &'a Claim, command: &Command) -> Counting<'a, B> {
+    fn count_write<'a>(&'a self, claim: &'a Claim, command: &Command) -> Counting<'a, B> {
         let key = hitters::key_of(command).cloned();
         Counting { context: self, claim, key, usage: Usage::command(command) }
     }
@@ -174,6 +174,16 @@ impl<B: Backend> Context<B> {
     /// Refuses a call whose caller does not have what it needs.
     pub(super) async fn permit(&self, claim: &Claim, need: Need<'_>) -> Result<Permit, Status> {
         self.permit_if(claim, |keyspace, caller| keyspace.permit(caller, need)).await
+    }
+
+    /// Proposes a command that was allowed, in nobody's name, and counts it for whoever makes the claim.
+    pub(super) async fn write_counted(
+        &self,
+        claim: &Claim,
+        command: Command,
+    ) -> Result<(Response, Term), Status> {
+        let _counting = self.count_write(claim, &command);
+        self.write(command).await
     }
 
     /// Proposes a command in the name of whoever makes the claim.

@@ -22,6 +22,8 @@ use hadron_proto::etcdserverpb::request_op::Request;
 use parking_lot::Mutex;
 use prost::Message as _;
 
+/// The loads that are told of a prefix or a client, in the order in which they are shown.
+pub(crate) const RESOURCES: [&str; 5] = ["cpu", "requests", "read", "written", "events"];
 /// Sketches that threads share.
 const SHARDS: usize = 8;
 /// Prefixes in a sketch.
@@ -55,14 +57,18 @@ pub struct Usage {
 }
 
 impl Usage {
+    fn request(work: f64) -> Usage {
+        Usage { requests: 1.0, work, ..Usage::default() }
+    }
+
     /// A read that returned so many bytes.
     pub(super) fn read(bytes: usize) -> Usage {
-        Usage { requests: 1.0, work: 1.0, read: bytes as f64, ..Usage::default() }
+        Usage { read: bytes as f64, ..Usage::request(1.0) }
     }
 
     /// A write whose request has so many bytes.
     fn write(bytes: usize) -> Usage {
-        Usage { requests: 1.0, work: WRITE_WORK, written: bytes as f64, ..Usage::default() }
+        Usage { written: bytes as f64, ..Usage::request(WRITE_WORK) }
     }
 
     /// What is proposed for somebody.
@@ -85,12 +91,12 @@ impl Usage {
 
     /// Somebody who wants a token.
     pub(super) fn log_in() -> Usage {
-        Usage { requests: 1.0, work: LOG_IN_WORK, ..Usage::default() }
+        Usage::request(LOG_IN_WORK)
     }
 
     /// A request that was refused before it was looked at.
     pub(super) fn refusal() -> Usage {
-        Usage { requests: 1.0, work: REFUSAL_WORK, ..Usage::default() }
+        Usage::request(REFUSAL_WORK)
     }
 
     fn rank(&self) -> f64 {

@@ -53,7 +53,7 @@ impl<B: Backend> Kv<B> {
         let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let range = request.into_inner();
         check::range(&range).map_err(refusal)?;
-        let mut counting = self.context.count_read(&claim, Some(&range.key));
+        let counting = self.context.count_read(&claim, Some(&range.key));
         let is_long = may_be_long(&range);
         let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         self.context.metrics.range_total.inc();
@@ -80,7 +80,7 @@ impl<B: Backend> Kv<B> {
         txn: pb::TxnRequest,
         unsent: Option<Unsent>,
     ) -> Result<pb::TxnResponse, Status> {
-        let mut counting = self.context.count_read(claim, first_key(&txn));
+        let counting = self.context.count_read(claim, first_key(&txn));
         let is_long = reads_may_be_long(&txn);
         let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         let keyspace = match is_serializable(&txn) {
@@ -231,9 +231,8 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
         let claim = Claim::of(&request);
         self.context.permit(&claim, Need::Root).await?;
-        let command = Command::Compact(request.into_inner());
-        let _counting = self.context.count_write(&claim, &command);
-        let (response, term) = self.context.write(command).await?;
+        let compact = Command::Compact(request.into_inner());
+        let (response, term) = self.context.write_counted(&claim, compact).await?;
         let hadron_keyspace::Response::Compact(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
         Ok(unsent::answer(response))

@@ -51,9 +51,7 @@ async fn keep_alive<B: Backend>(
     let id = request?.id;
     context.permit(&claim, Need::WriteLease(id)).await?;
     let header = Some(context.header_now());
-    let command = Command::LeaseKeepAlive(vec![id]);
-    let _counting = context.count_write(&claim, &command);
-    let (response, _) = context.write(command).await?;
+    let (response, _) = context.write_counted(&claim, Command::LeaseKeepAlive(vec![id])).await?;
     let hadron_keyspace::Response::LeaseKeepAlive(mut answers) = response else { return Err(mismatch()) };
     let answer = answers.pop().ok_or_else(mismatch)?;
     context.metrics.leases_renewed.inc();
@@ -76,9 +74,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         }
         grant.ttl = grant.ttl.max(self.context.limits.lease_ttl_min);
         self.context.check_space(LEASE_BYTES).await?;
-        let command = Command::LeaseGrant(grant);
-        let _counting = self.context.count_write(&claim, &command);
-        let (response, term) = self.context.write(command).await?;
+        let (response, term) = self.context.write_counted(&claim, Command::LeaseGrant(grant)).await?;
         let hadron_keyspace::Response::LeaseGrant(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
         self.context.metrics.leases_granted.inc();

@@ -81,14 +81,13 @@ impl<B: Backend> RangeStream<B> {
     async fn part(&mut self) -> Result<RangePart, Status> {
         let keyspace = self.context.keyspace()?;
         let (request, after, keys_max) = (self.request.clone(), self.after.take(), self.keys_max);
-        let mut counting = self.context.count_read(&self.claim, Some(&request.key));
+        let counting = self.context.count_read(&self.claim, Some(&request.key));
         let permit = self.permit().await?;
         let beside = Arc::clone(&keyspace);
         let read = move || beside.range_part(&request, after.as_ref(), keys_max);
         let part = self.context.read_beside(read).await?;
         permit.check_still(&keyspace)?;
         counting.returned(part.kvs.iter().map(bytes_of).sum());
-        drop(counting);
         if self.revision == 0 {
             self.revision = part.revision;
             if self.request.revision <= 0 {
@@ -137,7 +136,7 @@ impl<B: Backend> RangeStream<B> {
 
     async fn count_of(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
         let keyspace = self.context.keyspace()?;
-        let mut counting = self.context.count_read(&self.claim, Some(&request.key));
+        let counting = self.context.count_read(&self.claim, Some(&request.key));
         let permit = self.permit().await?;
         let beside = Arc::clone(&keyspace);
         let response = self.context.read_beside(move || beside.range(&request)).await?;

@@ -29,6 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
+use super::balance;
 use super::gateway::{mask, send};
 use super::harness::Harness;
 use crate::api::{ServerOptions, Traffic};
@@ -581,8 +582,7 @@ fn users_are_told_of_by_name_with_what_they_cost() {
         let top = pool::TopRequest { by: pool::TopBy::Client.into() };
         let top = PoolClient::new(root.channel.clone()).top(root.request(top)).await.unwrap().into_inner();
         let load = |name: &str, resource: &str| {
-            let entry = top.entries.iter().find(|entry| entry.name == name.as_bytes()).unwrap();
-            entry.loads.iter().find(|load| load.resource == resource).unwrap().short
+            balance::load(top.entries.iter().find(|entry| entry.name == name.as_bytes()).unwrap(), resource)
         };
         let one = load("alice", "requests") / 22.0;
         assert!(one > 0.0 && (load("alice", "events") - 20.0 * one).abs() < 1e-6, "{top:?}");

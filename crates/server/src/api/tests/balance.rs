@@ -162,6 +162,11 @@ fn a_node_that_does_not_get_empty_says_why() {
     });
 }
 
+/// What a prefix or a client causes of a resource.
+pub(super) fn load(entry: &pb::TopEntry, resource: &str) -> f64 {
+    entry.loads.iter().find(|load| load.resource == resource).unwrap().short
+}
+
 #[test]
 fn prefixes_and_clients_are_told_of_with_what_they_cost() {
     Harness::start().run(async |channel| {
@@ -189,9 +194,6 @@ fn prefixes_and_clients_are_told_of_with_what_they_cost() {
             let top = client.top(pb::TopRequest { by: by.into() }).await.unwrap().into_inner();
             assert!(top.keyspaces.is_empty());
             top.entries
-        };
-        let load = |entry: &pb::TopEntry, resource| {
-            entry.loads.iter().find(|load| load.resource == resource).unwrap().short
         };
         let prefixes = top(pb::TopBy::Prefix).await;
         let names: Vec<_> = prefixes.iter().map(|it| (it.keyspace.as_str(), it.name.as_ref())).collect();

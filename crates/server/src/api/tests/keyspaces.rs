@@ -22,6 +22,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
+use super::balance;
 use super::harness::{Harness, OWN};
 use crate::api::{ServerOptions, Traffic};
 
@@ -352,8 +353,7 @@ fn requests_are_limited_for_each_keyspace_alone_and_leases_live_on() {
         let by_client = hadron::TopRequest { by: hadron::TopBy::Client.into() };
         let top = PoolClient::new(channel.clone()).top(by_client).await.unwrap().into_inner();
         let requests = |keyspace: &str| {
-            let entry = top.entries.iter().find(|entry| entry.keyspace == keyspace).unwrap();
-            entry.loads.iter().find(|load| load.resource == "requests").unwrap().short
+            balance::load(top.entries.iter().find(|entry| entry.keyspace == keyspace).unwrap(), "requests")
         };
         assert!(requests("a") > requests("b"), "what is refused counts for who asks: {top:?}");
         let head = "POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nGrpc-Metadata-Hadron-Keyspace: a";

@@ -7,12 +7,10 @@ use super::balance::{amounts, loads_json};
 use super::json::Object;
 use super::table::Table;
 use super::{Reply, Style, field, line, quoted_field};
+use crate::api::hitters::RESOURCES;
 
 /// Who causes the load.
 pub(crate) struct Hitters(pub(crate) TopBy, pub(crate) TopResponse);
-
-/// What they are shown with.
-const CAUSED: [&str; 5] = ["cpu", "requests", "read", "written", "events"];
 
 impl Hitters {
     fn what(&self) -> &'static str {
@@ -22,11 +20,11 @@ impl Hitters {
     fn as_table(&self) -> Table {
         let row = |entry: &TopEntry| {
             let mut row = vec![entry.keyspace.clone(), name(entry)];
-            row.extend(amounts(&entry.loads, &CAUSED));
+            row.extend(amounts(&entry.loads, &RESOURCES));
             row
         };
         let mut header = vec!["keyspace", self.what()];
-        header.extend(CAUSED);
+        header.extend(RESOURCES);
         Table { header, rows: self.1.entries.iter().map(row).collect() }
     }
 }

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::apply::list_alarms;
 use crate::auth::ShownAuth;
 use crate::error::OpenError;
-use crate::mvcc::{Pins, TableChange, ValueCache};
+use crate::mvcc::{Pin, Pins, TableChange, ValueCache};
 use crate::range::header;
 use crate::read::Values;
 use crate::record::{self, StateRecord};
@@ -210,6 +210,12 @@ impl Keyspace {
     /// The last compaction that the engine knows of; 0 before the first.
     pub fn flushed_compact_revision(&self) -> i64 {
         self.state.read().flushed.compact_revision
+    }
+
+    /// Holds sweeps off what the engine will know to be compacted later than it does now; and the generation.
+    pub(crate) fn pin_flushed(&self) -> (Pin, u32) {
+        let state = self.state.read();
+        (self.pins.pin(state.generation, state.flushed.revision), state.generation)
     }
 
     pub(crate) fn values(&self, generation: u32) -> Values<'_> {

@@ -1,7 +1,9 @@
 //! Snapshots: the whole flushed state of a keyspace, carried to another replica in chunks of bounded size.
 //!
-//! An [`Exporter`] reads a fixed view of the engine, so what it carries is the state at exactly the index of that view's
-//! last flush. An [`Importer`] writes under a generation of its own beside the state that is in use; the last batch
+//! An [`Exporter`] reads a fixed view of the engine, so what it has carried is the state at exactly the index of that view's
+//! last flush. While a large state is carried much is written, perhaps more than a log may keep; so *rounds* follow, each
+//! with what came since the one before, until one is small ([design](../../../docs/design/2026-11-28-snapshot-rounds.md)).
+//! An [`Importer`] writes under a generation of its own beside the state that is in use; the last batch
 //! moves the group's pointer to it. So a crash before it leaves the old state, and the leftovers of an import that was
 //! never finished are swept when the keyspace is opened again.
 //!
@@ -14,14 +16,20 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_storage::engine::{Batch, Change, Engine, EngineError, Read, Space};
 
 use crate::error::OpenError;
-use crate::keyspace::highest_generation;
+use crate::keyspace::{Keyspace, highest_generation};
+use crate::mvcc::Pin;
 use crate::record::{self, PREFIX_LEN, StateRecord};
 use crate::state::Applied;
 use crate::sweep::Dropped;
 
+/// The format of a chunk of the first round.
 const FORMAT: u8 = 1;
-/// Records of an import that is given up that are removed in one batch.
-const ABANDON_AT_ONCE: usize = 1_000;
+/// The format of a chunk of a later one.
+const FORMAT_ROUNDS: u8 = 2;
+/// However much is written meanwhile, there are no more rounds than this.
+const ROUNDS_MAX: u32 = 100;
+/// Records of an import that are removed in one batch.
+const REMOVED_AT_ONCE: usize = 1_000;
 /// Format, checksum, number.
 const CHUNK_HEADER_LEN: usize = 9;
 
@@ -44,6 +52,9 @@ pub enum SnapshotError {
     /// The engine holds no state of this group yet.
     #[error("nothing was flushed yet")]
     Nothing,
+    /// The sender's own state was replaced by a snapshot, or is gone. Start again.
+    #[error("the state was replaced meanwhile")]
+    Replaced,
     /// A chunk is not what was sent, or not the next one. Start again.
     #[error("bad snapshot chunk: {0}")]
     BadChunk(&'static str),
@@ -52,57 +63,96 @@ pub enum SnapshotError {
     Newer(u8),
 }
 
+/// Takes views of an engine's present.
+type Views = Box<dyn Fn() -> Box<dyn Read> + Send>;
+
 /// Reads a snapshot out of an engine.
 pub struct Exporter {
-    view: Box<dyn Read>,
-    group: u64,
-    state: StateRecord,
-    /// Which of [`SPACES`] comes next, and from which key.
-    space: usize,
-    from: Bytes,
+    keyspace: Arc<Keyspace>,
+    views: Views,
+    /// A round that carried less than this is the last.
+    enough_bytes: usize,
+    round: Round,
+    rounds: u32,
     chunks: u32,
     items: u64,
     ended: bool,
 }
 
+/// What one view of the engine has beyond the one before.
+struct Round {
+    group: u64,
+    view: Box<dyn Read>,
+    state: StateRecord,
+    /// Later tombstones than the view's stay in the engine: the next round carries them.
+    _pin: Pin,
+    /// What came up to this revision was carried before.
+    carried: i64,
+    /// Which of [`SPACES`] comes next, and from which key.
+    space: usize,
+    from: Bytes,
+    begun: bool,
+    bytes: usize,
+    /// What the round before carried.
+    bytes_before: usize,
+}
+
+impl std::fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exporter").field("applied", &self.applied()).finish_non_exhaustive()
+    }
+}
+
 impl Exporter {
-    /// Begins a snapshot of what `view` holds of `group`.
+    /// Begins a snapshot of what the engine holds of `keyspace`; rounds follow until one carries less than `enough_bytes`.
     ///
     /// # Errors
-    /// [`SnapshotError::Nothing`] if the group was never flushed.
-    pub fn new(view: Box<dyn Read>, group: u64) -> Result<Exporter, SnapshotError> {
-        let bytes = view.get(Space::State, &record::state_key(group))?.ok_or(SnapshotError::Nothing)?;
-        let state = StateRecord::decode(group, &bytes)?;
-        let from = record::prefix(group, state.generation).freeze();
-        Ok(Exporter { view, group, state, space: 0, from, chunks: 0, items: 0, ended: false })
+    /// [`SnapshotError::Nothing`] if it was never flushed.
+    pub fn new(keyspace: Arc<Keyspace>, enough_bytes: usize) -> Result<Exporter, SnapshotError> {
+        let engine = Arc::clone(&keyspace.engine);
+        Exporter::over(keyspace, enough_bytes, Box::new(move || engine.snapshot()))
     }
 
-    /// The last entry in the snapshot.
+    /// [`Exporter::new`] with somebody else's views of the engine.
+    pub fn over(
+        keyspace: Arc<Keyspace>,
+        enough_bytes: usize,
+        views: Views,
+    ) -> Result<Exporter, SnapshotError> {
+        let round = Round::begin(&keyspace, &views, None)?;
+        Ok(Exporter { keyspace, views, enough_bytes, round, rounds: 1, chunks: 0, items: 0, ended: false })
+    }
+
+    /// The last entry in the snapshot, as far as it has come: that of the present round.
     pub fn applied(&self) -> Applied {
-        self.state.applied
+        self.round.state.applied
+    }
+
+    /// The present round, from 1.
+    pub fn rounds(&self) -> u32 {
+        self.rounds
     }
 
     /// The next chunk, of about `max_bytes` (more only if a single record is larger); `None` after the last.
+    ///
+    /// # Errors
+    /// The engine failed, or [`SnapshotError::Replaced`]: the snapshot will not come to its end.
     pub fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Bytes>, SnapshotError> {
         if self.ended {
             return Ok(None);
         }
+        if self.round.is_carried() {
+            self.round = Round::begin(&self.keyspace, &self.views, Some(&self.round))?;
+            self.rounds += 1;
+        }
         let mut chunk = BytesMut::zeroed(CHUNK_HEADER_LEN);
-        if self.chunks == 0 {
-            chunk.put_u8(ITEM_STATE);
-            chunk.put_slice(&self.state.encode());
-        }
-        // However small the chunks are wished, each holds a record.
-        let max_bytes = max_bytes.max(chunk.len() + 1);
-        while chunk.len() < max_bytes && self.space < SPACES.len() {
-            self.add_items(&mut chunk, max_bytes)?;
-        }
-        if self.space == SPACES.len() {
+        self.items += self.round.fill(&mut chunk, max_bytes)?;
+        if self.round.is_carried() && !self.needs_another_round() {
             chunk.put_u8(ITEM_END);
             chunk.put_u64(self.items);
             self.ended = true;
         }
-        chunk[0] = FORMAT;
+        chunk[0] = if self.rounds == 1 { FORMAT } else { FORMAT_ROUNDS };
         chunk[5..9].copy_from_slice(&self.chunks.to_be_bytes());
         let checksum = crc32c::crc32c(&chunk[5..]);
         chunk[1..5].copy_from_slice(&checksum.to_be_bytes());
@@ -110,13 +160,70 @@ impl Exporter {
         Ok(Some(chunk.freeze()))
     }
 
+    /// As long as they become smaller, and none is small.
+    fn needs_another_round(&self) -> bool {
+        let Round { bytes, bytes_before, .. } = self.round;
+        bytes >= self.enough_bytes && bytes < bytes_before && self.rounds < ROUNDS_MAX
+    }
+}
+
+impl Round {
+    /// The round after `last`. Its pin comes before its view: no tombstone that is younger than a view is swept before the next one,
+    /// or else a key that the first round carried would live for ever.
+    fn begin(keyspace: &Keyspace, views: &Views, last: Option<&Round>) -> Result<Round, SnapshotError> {
+        let group = keyspace.group;
+        let (pin, generation) = keyspace.pin_flushed();
+        let view = views();
+        let missing = if last.is_some() { SnapshotError::Replaced } else { SnapshotError::Nothing };
+        let bytes = view.get(Space::State, &record::state_key(group))?.ok_or(missing)?;
+        let state = StateRecord::decode(group, &bytes)?;
+        let is_other = last.is_some_and(|last| last.state.generation != state.generation);
+        if is_other || state.generation != generation {
+            return Err(SnapshotError::Replaced);
+        }
+        let (carried, bytes_before) = last.map_or((0, usize::MAX), |last| (last.state.revision, last.bytes));
+        let from = record::prefix(group, generation).freeze();
+        Ok(Round {
+            group,
+            view,
+            state,
+            _pin: pin,
+            carried,
+            space: 0,
+            from,
+            begun: false,
+            bytes: 0,
+            bytes_before,
+        })
+    }
+
+    fn is_carried(&self) -> bool {
+        self.space == SPACES.len()
+    }
+
+    /// Adds records until the chunk is full or the round ends; returns how many.
+    fn fill(&mut self, chunk: &mut BytesMut, max_bytes: usize) -> Result<u64, SnapshotError> {
+        let header_len = chunk.len();
+        if !self.begun {
+            chunk.put_u8(ITEM_STATE);
+            chunk.put_slice(&self.state.encode());
+            self.begun = true;
+        }
+        // However small the chunks are wished, each holds a record.
+        let max_bytes = max_bytes.max(chunk.len() + 1);
+        let mut items = 0;
+        while chunk.len() < max_bytes && !self.is_carried() {
+            items += self.add_items(chunk, max_bytes)?;
+        }
+        self.bytes += chunk.len() - header_len;
+        Ok(items)
+    }
+
     /// Adds records of one space until the chunk is full or the space ends.
-    fn add_items(&mut self, chunk: &mut BytesMut, max_bytes: usize) -> Result<(), SnapshotError> {
-        let number = self.space;
-        let (start, to) =
-            record::generation_bounds(self.group, self.state.generation, self.state.generation + 1);
-        let mut next = None;
-        let items = &mut self.items;
+    fn add_items(&mut self, chunk: &mut BytesMut, max_bytes: usize) -> Result<u64, SnapshotError> {
+        let (number, group) = (self.space, self.group);
+        let (_, to) = record::generation_bounds(group, self.state.generation, self.state.generation + 1);
+        let (mut next, mut items) = (None, 0);
         self.view.scan(SPACES[number], &self.from, &to, &mut |key, value| {
             if chunk.len() >= max_bytes {
                 next = Some(Bytes::copy_from_slice(key));
@@ -128,17 +235,18 @@ impl Exporter {
             chunk.put_slice(&key[PREFIX_LEN..]);
             chunk.put_u32(value.len() as u32);
             chunk.put_slice(value);
-            *items += 1;
+            items += 1;
             ControlFlow::Continue(())
         })?;
         match next {
             Some(next) => self.from = next,
             None => {
                 self.space += 1;
-                self.from = start;
+                // Only tables are carried whole in every round; all other records are of one revision, and stay as they are.
+                self.from = record::version_key(group, self.state.generation, (self.carried + 1, 0));
             }
         }
-        Ok(())
+        Ok(items)
     }
 }
 
@@ -213,7 +321,7 @@ impl Importer {
         let own = (self.generation, self.generation + 1);
         for mut stretch in Dropped::stretches(self.engine.as_ref(), self.group, own)? {
             loop {
-                let batch = stretch.step(self.engine.as_ref(), ABANDON_AT_ONCE)?;
+                let batch = stretch.step(self.engine.as_ref(), REMOVED_AT_ONCE)?;
                 if batch.is_empty() {
                     break;
                 }
@@ -223,12 +331,25 @@ impl Importer {
         Ok(())
     }
 
+    /// Every round carries the tables whole: what the former one had of them may be gone.
+    fn begin_round(&mut self) -> Result<(), SnapshotError> {
+        let (from, to) = record::generation_bounds(self.group, self.generation, self.generation + 1);
+        let mut tables = Dropped::new(Space::Tables, from, to);
+        loop {
+            let batch = tables.step(self.engine.as_ref(), REMOVED_AT_ONCE)?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            self.engine.write(batch)?;
+        }
+    }
+
     fn check_chunk(&mut self, mut chunk: Bytes) -> Result<Bytes, SnapshotError> {
         if chunk.len() < CHUNK_HEADER_LEN {
             return Err(SnapshotError::BadChunk("too short"));
         }
         let format = chunk.get_u8();
-        if format != FORMAT {
+        if format > FORMAT_ROUNDS {
             return Err(SnapshotError::Newer(format));
         }
         if chunk.get_u32() != crc32c::crc32c(&chunk) {
@@ -244,6 +365,12 @@ impl Importer {
     fn item(&mut self, items: &mut Bytes, batch: &mut Batch) -> Result<(), SnapshotError> {
         match take(items, 1)?[0] {
             ITEM_STATE => {
+                if self.state.is_some() && !batch.is_empty() {
+                    return Err(SnapshotError::BadChunk("a round begins in the middle"));
+                }
+                if self.state.is_some() {
+                    self.begin_round()?;
+                }
                 self.state = Some(StateRecord::decode(self.group, &take(items, record::STATE_LEN)?)?)
             }
             ITEM_PUT => {

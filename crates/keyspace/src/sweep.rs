@@ -21,6 +21,11 @@ pub(crate) struct Dropped {
 }
 
 impl Dropped {
+    /// Everything in `space` from one key to before another.
+    pub(crate) fn new(space: Space, from: Bytes, to: Bytes) -> Dropped {
+        Dropped { space, from, to }
+    }
+
     /// What may be left of generations other than `current` when nobody imports: older ones, and imports that were begun
     /// and not finished.
     pub(crate) fn all_but(engine: &dyn Engine, group: u64, current: u32) -> Result<Vec<Dropped>, OpenError> {

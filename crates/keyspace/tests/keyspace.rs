@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Client, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
-    Applied, Command, Error, Importer, Keyspace, OpenError, Options, SnapshotError, ValueCache, WatcherCounts,
+    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, SnapshotError, ValueCache,
+    WatcherCounts,
 };
 use hadron_proto::etcdserverpb as pb;
 use hadron_storage::engine::{Change, Engine, ModelEngine, Read, Space};
@@ -157,6 +158,64 @@ fn an_import_that_is_given_up_leaves_nothing() {
     }
     assert!(target.import(source.exporter().unwrap(), 300, usize::MAX));
     assert_eq!(target.keyspace.digest(), source.keyspace.digest());
+}
+
+/// A key that the first round carried is deleted, and that compacted and swept, before the second: it is deleted there too.
+#[test]
+fn what_is_deleted_between_two_rounds_of_a_snapshot_does_not_come_back() {
+    let source = Arc::new(Replica::new(Options::default()));
+    let delete = Command::DeleteRange(pb::DeleteRangeRequest {
+        key: "a".into(),
+        prev_kv: false,
+        ..Default::default()
+    });
+    let compact = Command::Compact(pb::CompactionRequest { revision: 5, physical: false });
+    let lease = |id| Command::LeaseGrant(pb::LeaseGrantRequest { id, ttl: 5 });
+    let revoke = Command::LeaseRevoke(pb::LeaseRevokeRequest { id: 1 });
+    let before = vec![(0, vec![lease(1), put("a", vec![1; 100])]), (0, vec![put("b", vec![2; 100])])];
+    let mut log = before.clone();
+    log.extend([(0, vec![delete, revoke, lease(2)]), (0, vec![put("c", vec![3]), compact])]);
+    source.follow(&before);
+    source.flush_all();
+    // The moment after the first view is the earliest at which the tombstone may be swept.
+    let (behind, complete) = (Arc::clone(&source), log.clone());
+    let views = Box::new(move || {
+        let view = behind.engine.snapshot();
+        behind.follow(&complete);
+        behind.flush_all();
+        while behind.sweep(1) {}
+        view
+    });
+    let mut exporter = Exporter::over(source.keyspace.clone(), 1, views).unwrap();
+    let target = Replica::new(Options::default());
+    let mut importer = Importer::new(target.engine.clone(), GROUP).unwrap();
+    std::iter::from_fn(|| exporter.next_chunk(50).unwrap()).for_each(|chunk| importer.chunk(chunk).unwrap());
+    assert!(exporter.rounds() > 1);
+    assert_eq!(importer.finish().unwrap(), source.keyspace.applied());
+    target.keyspace.reload().unwrap();
+    assert_eq!(target.keyspace.range(&all(0)), source.keyspace.range(&all(0)));
+    assert_eq!(target.keyspace.leases(), [2]);
+    drop(exporter);
+    while source.sweep(7) || target.sweep(7) {}
+    assert_eq!(records(&source), 2, "nothing is held for ever");
+    assert_eq!(records(&target), 2);
+}
+
+/// A round is the difference of two views of one state: it cannot go on with another.
+#[test]
+fn a_snapshot_whose_source_is_replaced_begins_anew() {
+    let source = Replica::new(Options::default());
+    let log: Vec<_> = (0..20).map(|n| (n, vec![put(&format!("k{n}"), vec![n as u8; 100])])).collect();
+    source.follow(&log[..10]);
+    source.flush_all();
+    let mut exporter = Exporter::new(source.keyspace.clone(), 1).unwrap();
+    exporter.next_chunk(100).unwrap();
+    let other = Replica::new(Options::default());
+    other.follow(&log);
+    other.flush_all();
+    source.import(other.exporter().unwrap(), 300, usize::MAX);
+    let outcome = std::iter::from_fn(|| exporter.next_chunk(300).transpose()).find_map(Result::err);
+    assert!(matches!(outcome, Some(SnapshotError::Replaced)), "{outcome:?}");
 }
 
 /// The keyspace took the records of an import that had begun before it was reloaded for leftovers, and swept them.

@@ -7,8 +7,10 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Answers, Client, Entry, FailingEngine, Fault, Replica};
-use hadron_keyspace::{Command, Error, OpenError, Options, Response, ValueCache};
+use common::{Answers, Client, Entry, FailingEngine, Fault, GROUP, Replica};
+use hadron_keyspace::{
+    Command, Error, Exporter, Importer, OpenError, Options, Response, SnapshotError, ValueCache,
+};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::mvccpb::{Event, KeyValue, event::EventType};
 use hadron_storage::engine::Engine;
@@ -90,22 +92,71 @@ fn in_range(key: &[u8], from: &[u8], to: &[u8]) -> bool {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Put { key: u8, len: u16, lease: i64 },
-    Delete { from: u8, to: u8 },
-    Txn { compare: u8, version: i64, put: u8, delete: u8 },
-    Compact { back: i64 },
-    Grant { id: i64, ttl: i64 },
-    Revoke { id: i64 },
-    KeepAlive { id: i64 },
-    Expire { after_ms: u64 },
+    Put {
+        key: u8,
+        len: u16,
+        lease: i64,
+    },
+    Delete {
+        from: u8,
+        to: u8,
+    },
+    Txn {
+        compare: u8,
+        version: i64,
+        put: u8,
+        delete: u8,
+    },
+    Compact {
+        back: i64,
+    },
+    Grant {
+        id: i64,
+        ttl: i64,
+    },
+    Revoke {
+        id: i64,
+    },
+    KeepAlive {
+        id: i64,
+    },
+    Expire {
+        after_ms: u64,
+    },
     Empty,
-    Flush { replica: usize, max_bytes: usize },
-    Persist { replica: usize },
-    Sweep { replica: usize, limit: usize },
-    Crash { replica: usize, keep: usize },
-    Import { replica: usize, chunk_bytes: usize, chunks_max: usize },
-    Drain { watcher: usize },
-    Fail { replica: usize, failure: Failure },
+    Flush {
+        replica: usize,
+        max_bytes: usize,
+    },
+    Persist {
+        replica: usize,
+    },
+    Sweep {
+        replica: usize,
+        limit: usize,
+    },
+    Crash {
+        replica: usize,
+        keep: usize,
+    },
+    Import {
+        replica: usize,
+        chunk_bytes: usize,
+        chunks_max: usize,
+    },
+    /// A snapshot for `replica` goes on, or begins; much happens in between.
+    Carry {
+        replica: usize,
+        chunk_bytes: usize,
+        chunks: usize,
+    },
+    Drain {
+        watcher: usize,
+    },
+    Fail {
+        replica: usize,
+        failure: Failure,
+    },
 }
 
 /// When an engine fails, and what becomes of its replica then.
@@ -140,6 +191,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..2usize, 0..4usize).prop_map(|(replica, keep)| Op::Crash { replica, keep }),
         1 => (0..2usize, 1..2000usize, prop_oneof![Just(usize::MAX), 0..3usize])
             .prop_map(|(replica, chunk_bytes, chunks_max)| Op::Import { replica, chunk_bytes, chunks_max }),
+        3 => (0..2usize, 1..500usize, prop_oneof![Just(usize::MAX), 1..5usize])
+            .prop_map(|(replica, chunk_bytes, chunks)| Op::Carry { replica, chunk_bytes, chunks }),
         4 => (0..6usize).prop_map(|watcher| Op::Drain { watcher }),
     ]
 }
@@ -219,6 +272,8 @@ struct Run {
     stamp_ms: u64,
     replicas: [Replica; 2],
     failures: [Option<Failure>; 2],
+    /// The snapshots on their way to them.
+    transfers: [Option<(Exporter, Importer)>; 2],
     watchers: Vec<Watcher>,
 }
 
@@ -230,7 +285,15 @@ impl Run {
         let watchers =
             (0..6).map(|n| Watcher::new(n % 2, &replicas, ranges[n / 2].0, ranges[n / 2].1)).collect();
         let model = Model { revision: 1, compacted: -1, ..Model::default() };
-        Run { model, log: Vec::new(), stamp_ms: 0, replicas, failures: [None; 2], watchers }
+        Run {
+            model,
+            log: Vec::new(),
+            stamp_ms: 0,
+            replicas,
+            failures: [None; 2],
+            transfers: [None, None],
+            watchers,
+        }
     }
 
     fn apply(&mut self, command: Command) -> Option<Response> {
@@ -298,6 +361,14 @@ impl Run {
             }
             Op::Crash { replica, keep } => self.crash(replica, keep),
             Op::Import { replica, chunk_bytes, chunks_max } => self.import(replica, chunk_bytes, chunks_max),
+            Op::Carry { replica, chunk_bytes, chunks } => {
+                let carried = self.carry(replica, chunk_bytes, chunks);
+                if let Err(error) = carried {
+                    let failed = self.replicas.iter().any(|replica| replica.engine.has_failed());
+                    assert!(failed || matches!(error, SnapshotError::Replaced), "{error}");
+                    self.transfers[replica] = None;
+                }
+            }
             Op::Drain { watcher } => self.drain(watcher),
             Op::Fail { replica, failure } => {
                 self.replicas[replica].engine.set_fault(Some(failure.fault));
@@ -331,6 +402,7 @@ impl Run {
 
     /// Once more with a failure, which is told, then in earnest. Returns the answers to the last entry.
     fn restart(&mut self, replica: usize) -> Answers {
+        self.transfers = [None, None];
         let own = &mut self.replicas[replica];
         if let Some(Failure { keep, open_after, .. }) = self.failures[replica].take() {
             own.engine.model.crash(keep);
@@ -453,10 +525,40 @@ impl Run {
             return;
         }
         let Some(exporter) = source.exporter() else { return };
+        self.transfers[replica] = None;
         let imported = self.replicas[replica].try_import(exporter, chunk_bytes, chunks_max);
         if let Err(error) = imported {
             assert!(self.replicas.iter().any(|replica| replica.engine.has_failed()), "{error}");
         }
+    }
+
+    /// Some more of a snapshot that has as many rounds as it can.
+    fn carry(&mut self, target: usize, chunk_bytes: usize, chunks: usize) -> Result<(), SnapshotError> {
+        let source = &self.replicas[1 - target];
+        while source.try_flush(u64::MAX, 1 << 20)? {}
+        let (mut exporter, mut importer) = match self.transfers[target].take() {
+            Some(transfer) => transfer,
+            None if source.keyspace.flushed_index() == 0 => return Ok(()),
+            None => (
+                Exporter::new(source.keyspace.clone(), 1)?,
+                Importer::new(self.replicas[target].engine.clone(), GROUP)?,
+            ),
+        };
+        for _ in 0..chunks {
+            let Some(chunk) = exporter.next_chunk(chunk_bytes)? else { break };
+            importer.chunk(chunk)?;
+        }
+        if !importer.is_complete() {
+            self.transfers[target] = Some((exporter, importer));
+            return Ok(());
+        }
+        assert_eq!(importer.applied(), Some(exporter.applied()));
+        // A node only takes in what is ahead; here that is what is not behind.
+        if exporter.applied().index < self.replicas[target].index() {
+            return importer.abandon();
+        }
+        importer.finish()?;
+        Ok(self.replicas[target].keyspace.reload()?)
     }
 
     fn check(&mut self) {

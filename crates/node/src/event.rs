@@ -268,8 +268,8 @@ pub struct FlushJob {
     pub flush: Flush,
 }
 
-/// A snapshot to stream: open an exporter on a view of the engine that is taken *after* this job was issued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A snapshot to stream: open a [`hadron_keyspace::Exporter`] *after* this job was issued.
+#[derive(Clone, Debug)]
 pub struct SnapshotJob {
     /// Whose state.
     pub group: GroupId,
@@ -277,6 +277,10 @@ pub struct SnapshotJob {
     pub node: NodeId,
     /// The replica that needs it.
     pub to: ReplicaId,
+    /// The state.
+    pub keyspace: Arc<Keyspace>,
+    /// What is written while this many bytes are carried is little beside what the log keeps for the transfer.
+    pub enough_bytes: usize,
 }
 
 /// A replica to be opened: [`OpenJob::carry_out`] on a thread that may wait for the engine.

@@ -4,6 +4,8 @@
 //! driver writes it under a new generation and then asks whether to switch. The node says yes only if the snapshot
 //! is ahead of what it applied, and lets nothing of that group reach the engine until the switch is durable.
 
+use std::sync::Arc;
+
 use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, ROOT_GROUP, ReplicaId, Term};
 use hadron_keyspace::Applied;
 
@@ -11,6 +13,9 @@ use crate::clock::GroupClock;
 use crate::event::{Effects, SnapshotJob};
 use crate::groups::Install;
 use crate::node::Node;
+
+/// A snapshot's last round is smaller than this part of what the log keeps for it.
+const ROUND_PART: usize = 16;
 
 impl Node {
     /// The group asks for snapshots for these followers.
@@ -20,12 +25,14 @@ impl Node {
         followers: impl Iterator<Item = ReplicaId>,
         effects: &mut Effects,
     ) {
+        let enough_bytes = self.config.limits.snapshot_log_bytes / ROUND_PART;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         for to in followers {
             let Some(node) = replica.node_of(to) else { continue };
             if !replica.snapshots_in_flight.contains(&to) {
                 replica.snapshots_in_flight.push(to);
-                effects.snapshots.push(SnapshotJob { group, node, to });
+                let keyspace = Arc::clone(&replica.keyspace);
+                effects.snapshots.push(SnapshotJob { group, node, to, keyspace, enough_bytes });
             }
         }
     }
@@ -115,7 +122,6 @@ mod tests {
 
     use super::*;
     use std::collections::BTreeMap;
-    use std::sync::Arc;
 
     use hadron_consensus::{DEFAULT_GROUP, NodeId, Time};
     use hadron_keyspace::{Command, Keyspace};

@@ -103,7 +103,7 @@ impl Replica {
     }
 
     pub fn exporter(&self) -> Option<Exporter> {
-        Exporter::new(self.engine.snapshot(), GROUP).ok()
+        Exporter::new(self.keyspace.clone(), usize::MAX).ok()
     }
 
     /// Takes in what `exporter` gives; stops after `chunks_max` chunks and returns false if that was not all.

@@ -80,19 +80,19 @@ impl Snapshots {
     pub(super) fn send(&self, transport: &Transport, job: SnapshotJob) {
         let (inner, transport) = (self.0.clone(), transport.clone());
         self.0.runtime.spawn(async move {
-            let peer = format!("{:x}", job.node.0);
+            let (group, to, peer) = (job.group, job.to, format!("{:x}", job.node.0));
             let position = match inner.stream(&transport, job).await {
                 Ok(position) => {
-                    info!(group = job.group.0, %peer, index = position.index.0, "sent a snapshot");
+                    info!(group = group.0, %peer, index = position.index.0, "sent a snapshot");
                     inner.metrics.snapshots_sent.inc();
                     Some(position)
                 }
                 Err(error) => {
-                    warn!(group = job.group.0, %peer, %error, "sending a snapshot failed");
+                    warn!(group = group.0, %peer, %error, "sending a snapshot failed");
                     None
                 }
             };
-            inner.inputs.event(Event::SnapshotSent { group: job.group, to: job.to, position });
+            inner.inputs.event(Event::SnapshotSent { group, to, position });
         });
     }
 
@@ -130,8 +130,7 @@ impl Inner {
         let (sender, mut chunks) = mpsc::channel(CHUNKS_QUEUED);
         let header = encode_header(job.group, job.to);
         let mut snapshot = transport.open_snapshot(job.node, header).await.map_err(text)?;
-        let engine = self.engine.clone();
-        let export = spawn_blocking(move || export(&*engine, job.group, &sender));
+        let export = spawn_blocking(move || export(job, &sender));
         while let Some(chunk) = chunks.recv().await {
             snapshot.chunk(chunk).await.map_err(text)?;
         }
@@ -240,8 +239,8 @@ fn text(error: impl std::fmt::Display) -> String {
 }
 
 /// Reads the engine, chunk by chunk, as fast as the connection takes them.
-fn export(engine: &dyn Engine, group: GroupId, chunks: &mpsc::Sender<Bytes>) -> Result<(), String> {
-    let mut exporter = Exporter::new(engine.snapshot(), group.0).map_err(text)?;
+fn export(job: SnapshotJob, chunks: &mpsc::Sender<Bytes>) -> Result<(), String> {
+    let mut exporter = Exporter::new(job.keyspace, job.enough_bytes).map_err(text)?;
     while let Some(chunk) = exporter.next_chunk(CHUNK_BYTES).map_err(text)? {
         // The receiver of chunks goes away when the connection ends, which has its own error.
         if chunks.blocking_send(chunk).is_err() {

@@ -299,9 +299,16 @@ impl World {
     }
 
     /// [`Lie::CutSnapshot`]: what the sender of a snapshot sees of its engine.
-    pub(super) fn cut_view(&self, view: Box<dyn Read>, group: GroupId) -> Box<dyn Read> {
+    pub(super) fn cut_views(
+        &self,
+        engine: Arc<dyn Engine>,
+        group: GroupId,
+    ) -> Box<dyn Fn() -> Box<dyn Read> + Send> {
         let cuts = self.lies(Lie::CutSnapshot) && group == DEFAULT_GROUP;
-        if cuts { Box::new(CutView(view)) } else { view }
+        Box::new(move || match engine.snapshot() {
+            view if cuts => Box::new(CutView(view)),
+            view => view,
+        })
     }
 
     /// [`Lie::WrongKeyspace`]: where a write arrives.

@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 
 use bytes::{Bytes, BytesMut};
 use hadron_consensus::{GroupId, Index, LogPosition, ReplicaId, Term};
-use hadron_keyspace::{Applied, Exporter, Importer};
+use hadron_keyspace::{Applied, Exporter, Importer, SnapshotError};
 use hadron_node::{Event as NodeEvent, SnapshotJob};
 use rand::Rng;
 
@@ -17,41 +17,46 @@ use crate::history::Violation;
 /// Bytes of a chunk.
 const CHUNK_BYTES: usize = 4 << 10;
 
-/// A part of a snapshot, or its end.
+/// Whose snapshot is on its way to whom.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Transfer {
+    sender: Life,
+    group: GroupId,
+    to: ReplicaId,
+}
+
+/// A part of a snapshot, and what makes the others.
 #[derive(Debug)]
 pub(super) struct Chunk {
-    sender: Life,
+    transfer: Transfer,
     receiver: Life,
-    job: SnapshotJob,
     /// Names the transfer.
     ticket: u64,
-    applied: Applied,
-    /// What is still to be sent, in reverse order.
-    rest: Vec<Bytes>,
+    bytes: Bytes,
+    exporter: Exporter,
 }
 
 /// A snapshot that is being received.
 pub(super) struct Incoming {
-    sender: Life,
-    job: SnapshotJob,
-    applied: Applied,
+    transfer: Transfer,
+    /// What it contains, and in how many rounds it came, once it is complete.
+    complete: Option<(Applied, u32)>,
     importer: Option<Importer>,
 }
 
 impl Incoming {
     /// Who sends it, and what.
-    pub(super) fn transfer(&self) -> (Life, SnapshotJob) {
-        (self.sender, self.job)
+    pub(super) fn transfer(&self) -> Transfer {
+        self.transfer
     }
 
     /// Makes the engine switch to the snapshot.
     pub(super) fn switch(&mut self) -> Result<(), String> {
         let importer = self.importer.take().ok_or("switched twice")?;
         let applied = importer.finish().map_err(|error| error.to_string())?;
-        if applied == self.applied {
-            Ok(())
-        } else {
-            Err(format!("{applied:?} instead of {:?}", self.applied))
+        match self.complete {
+            Some((expected, _)) if expected == applied => Ok(()),
+            expected => Err(format!("{applied:?} instead of {expected:?}")),
         }
     }
 }
@@ -59,126 +64,131 @@ impl Incoming {
 impl World {
     /// Begins a transfer.
     pub(super) fn send_snapshot(&mut self, sender: Life, job: SnapshotJob) {
-        let Some(receiver) = self.life(job.node.0) else { return self.snapshot_fails(sender, job) };
+        let SnapshotJob { group, node, to, keyspace, enough_bytes } = job;
+        let transfer = Transfer { sender, group, to };
+        let Some(receiver) = self.life(node.0) else { return self.snapshot_fails(transfer) };
         let Some(machine) = self.machines.get(&sender.node) else { return };
-        let view = hadron_storage::engine::Engine::snapshot(&*machine.engine);
-        let view = self.cut_view(view, job.group);
-        let (applied, chunks) = match export(view, job.group) {
-            Ok(exported) => exported,
-            Err(what) => {
-                let found = format!("n{} cannot export a snapshot: {what}", sender.node);
-                return self.violate(Violation::new("no_fatal", found));
-            }
+        let views = self.cut_views(machine.engine.clone(), group);
+        let exporter = match Exporter::over(keyspace, enough_bytes, views) {
+            Ok(exporter) => exporter,
+            Err(error) => return self.export_fails(transfer, &error),
         };
-        let now = self.schedule.now();
         let ticket = self.next_ticket();
+        let (now, index) = (self.schedule.now(), exporter.applied().index);
         self.trace.note(
             now,
-            format_args!(
-                "snapshot {ticket} of {} at {}: n{} -> n{}, {} chunks",
-                job.group,
-                applied.index,
-                sender.node,
-                job.node.0,
-                chunks.len()
-            ),
+            format_args!("snapshot {ticket} of {group} at {index}: n{} -> n{}", sender.node, node.0),
         );
-        let rest = chunks.into_iter().rev().collect();
-        self.send_chunk(Chunk { sender, receiver, job, ticket, applied, rest });
+        self.send_next_chunk(Chunk { transfer, receiver, ticket, bytes: Bytes::new(), exporter });
     }
 
-    fn send_chunk(&mut self, chunk: Chunk) {
-        let delay = 200 + self.network.delay(&mut self.rng);
-        self.schedule.after(delay, Happening::Snapshot(Box::new(chunk)));
+    /// Sends the part after the one that arrived; after the last, the receiving node is asked.
+    fn send_next_chunk(&mut self, mut chunk: Chunk) {
+        match chunk.exporter.next_chunk(CHUNK_BYTES) {
+            Ok(Some(bytes)) => {
+                chunk.bytes = bytes;
+                let delay = 200 + self.network.delay(&mut self.rng);
+                self.schedule.after(delay, Happening::Snapshot(Box::new(chunk)));
+            }
+            Ok(None) => self.offer_snapshot(&chunk),
+            Err(error) => {
+                self.forget_incoming(&chunk);
+                self.export_fails(chunk.transfer, &error);
+            }
+        }
+    }
+
+    fn offer_snapshot(&mut self, chunk: &Chunk) {
+        let (group, ticket, applied) = (chunk.transfer.group, chunk.ticket, chunk.exporter.applied());
+        let Some(process) = self.process(chunk.receiver) else { return };
+        if let Some(incoming) = process.incoming.get_mut(&ticket) {
+            incoming.complete = Some((applied, chunk.exporter.rounds()));
+        }
+        self.deliver(chunk.receiver, NodeEvent::SnapshotOffered { group, ticket, applied });
+    }
+
+    /// A sender whose own state is replaced or goes away meanwhile can only begin anew.
+    fn export_fails(&mut self, transfer: Transfer, error: &SnapshotError) {
+        if !matches!(error, SnapshotError::Replaced) {
+            let found = format!("n{} cannot export a snapshot: {error}", transfer.sender.node);
+            return self.violate(Violation::new("no_fatal", found));
+        }
+        self.snapshot_fails(transfer);
+    }
+
+    fn forget_incoming(&mut self, chunk: &Chunk) {
+        if let Some(process) = self.process(chunk.receiver) {
+            process.incoming.remove(&chunk.ticket);
+        }
     }
 
     /// The next part arrives, unless something broke meanwhile.
     pub(super) fn on_snapshot_chunk(&mut self, mut chunk: Chunk) {
-        let direction = (chunk.sender.node, chunk.receiver.node);
+        let direction = (chunk.transfer.sender.node, chunk.receiver.node);
         let blocked =
             self.network.is_blocked(direction) || self.network.is_blocked((direction.1, direction.0));
-        if blocked || self.process(chunk.sender).is_none() || self.process(chunk.receiver).is_none() {
-            if let Some(process) = self.process(chunk.receiver) {
-                process.incoming.remove(&chunk.ticket);
-            }
-            return self.snapshot_fails(chunk.sender, chunk.job);
+        if blocked || self.process(chunk.transfer.sender).is_none() || self.process(chunk.receiver).is_none()
+        {
+            self.forget_incoming(&chunk);
+            return self.snapshot_fails(chunk.transfer);
         }
-        let next = chunk.rest.pop();
-        let (next, flipped) = self.flip_on_the_way(next);
-        let received = self.receive(&chunk, next);
+        let bytes = std::mem::take(&mut chunk.bytes);
+        let (bytes, flipped) = self.flip_on_the_way(bytes);
+        let received = self.receive(&chunk, bytes);
         if flipped {
-            return self.flipped_chunk_arrives(chunk, received);
+            return self.flipped_chunk_arrives(&chunk, received);
         }
         if let Err(what) = received {
             if self.machines.get(&chunk.receiver.node).is_some_and(|machine| machine.is_ailing) {
-                self.snapshot_fails(chunk.sender, chunk.job);
+                self.snapshot_fails(chunk.transfer);
                 return self.stop_for_its_disk(chunk.receiver.node);
             }
             let found = format!("n{} cannot import a snapshot: {what}", chunk.receiver.node);
             return self.violate(Violation::new("no_fatal", found));
         }
-        match chunk.rest.is_empty() {
-            false => self.send_chunk(chunk),
-            true => {
-                let offer = NodeEvent::SnapshotOffered {
-                    group: chunk.job.group,
-                    ticket: chunk.ticket,
-                    applied: chunk.applied,
-                };
-                self.deliver(chunk.receiver, offer);
-            }
-        }
+        self.send_next_chunk(chunk);
     }
 
     /// Now and then a bit of a chunk flips on its way.
-    fn flip_on_the_way(&mut self, bytes: Option<Bytes>) -> (Option<Bytes>, bool) {
+    fn flip_on_the_way(&mut self, bytes: Bytes) -> (Bytes, bool) {
         let one_in = self.settings.chunk_flip_one_in;
         let flips = self.faults_on && one_in > 0 && self.rng.random_range(0..one_in) == 0;
-        match bytes.filter(|bytes| !bytes.is_empty()) {
-            Some(bytes) if flips => {
-                let mut changed = BytesMut::from(&bytes[..]);
-                let at = self.rng.random_range(0..changed.len());
-                changed[at] ^= 1 << self.rng.random_range(0..8);
-                (Some(changed.freeze()), true)
-            }
-            bytes => (bytes, false),
+        if !flips {
+            return (bytes, false);
         }
+        let mut changed = BytesMut::from(&bytes[..]);
+        let at = self.rng.random_range(0..changed.len());
+        changed[at] ^= 1 << self.rng.random_range(0..8);
+        (changed.freeze(), true)
     }
 
     /// The receiver must have noticed; the transfer begins anew.
-    fn flipped_chunk_arrives(&mut self, chunk: Chunk, received: Result<(), String>) {
-        let Chunk { sender, receiver, job, ticket, .. } = chunk;
-        match received {
-            Ok(()) => {
-                let found = format!("n{} takes a damaged chunk of a snapshot", receiver.node);
-                self.violate(Violation::new("damage_named", found));
-            }
-            Err(_) => {
-                if let Some(process) = self.process(receiver) {
-                    process.incoming.remove(&ticket);
-                }
-                self.tell(StoryEvent::DamagedChunk { from: sender.node, to: receiver.node });
-                self.snapshot_fails(sender, job);
-            }
+    fn flipped_chunk_arrives(&mut self, chunk: &Chunk, received: Result<(), String>) {
+        let (from, to) = (chunk.transfer.sender.node, chunk.receiver.node);
+        if received.is_ok() {
+            let found = format!("n{to} takes a damaged chunk of a snapshot");
+            return self.violate(Violation::new("damage_named", found));
         }
+        self.forget_incoming(chunk);
+        self.tell(StoryEvent::DamagedChunk { from, to });
+        self.snapshot_fails(chunk.transfer);
     }
 
-    fn receive(&mut self, chunk: &Chunk, bytes: Option<Bytes>) -> Result<(), String> {
+    fn receive(&mut self, chunk: &Chunk, bytes: Bytes) -> Result<(), String> {
         let Some(machine) = self.machines.get(&chunk.receiver.node) else { return Ok(()) };
         let engine = machine.engine.clone();
         let Some(process) = self.process(chunk.receiver) else { return Ok(()) };
         let incoming = match process.incoming.entry(chunk.ticket) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let importer = Importer::new(engine, chunk.job.group.0).map_err(|error| error.to_string())?;
-                let (sender, job, applied) = (chunk.sender, chunk.job, chunk.applied);
-                entry.insert(Incoming { sender, job, applied, importer: Some(importer) })
+                let transfer = chunk.transfer;
+                let importer = Importer::new(engine, transfer.group.0).map_err(|error| error.to_string())?;
+                entry.insert(Incoming { transfer, complete: None, importer: Some(importer) })
             }
         };
-        let importer = incoming.importer.as_mut();
-        match (importer, bytes) {
-            (Some(importer), Some(bytes)) => importer.chunk(bytes).map_err(|error| error.to_string()),
-            _ => Ok(()),
+        match incoming.importer.as_mut() {
+            Some(importer) => importer.chunk(bytes).map_err(|error| error.to_string()),
+            None => Ok(()),
         }
     }
 
@@ -191,52 +201,41 @@ impl World {
             return self.queue_engine_job(life, EngineJob::Install(Box::new(incoming)));
         }
         self.trace.note(now, format_args!("n{} refuses snapshot {ticket}", life.node));
-        self.snapshot_fails(incoming.sender, incoming.job);
+        self.snapshot_fails(incoming.transfer);
     }
 
     /// The receiver's engine has switched, durably.
     pub(super) fn installed(&mut self, life: Life, incoming: &Incoming) {
-        let (group, applied) = (incoming.job.group, incoming.applied);
+        let Transfer { sender, group, .. } = incoming.transfer;
+        let Some((applied, rounds)) = incoming.complete else { return };
         self.snapshots += 1;
         self.tell(StoryEvent::Snapshot {
             group: group.0,
-            from: incoming.sender.node,
+            from: sender.node,
             to: life.node,
             index: applied.index,
+            rounds,
         });
         self.deliver(life, NodeEvent::SnapshotInstalled { group, applied });
         let position =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
-        self.snapshot_ends(incoming.sender, group, incoming.job.to, Some(position));
+        self.snapshot_ends(incoming.transfer, Some(position));
     }
 
     /// A process ended that had received snapshots and not yet switched to them: their senders hear of it.
     pub(super) fn transfers_break(&mut self, process: &Process) {
         let received = process.incoming.values().chain(process.engine.installing());
         let broken: Vec<_> = received.map(Incoming::transfer).collect();
-        for (sender, job) in broken {
-            self.snapshot_fails(sender, job);
-        }
+        broken.into_iter().for_each(|transfer| self.snapshot_fails(transfer));
     }
 
-    pub(super) fn snapshot_fails(&mut self, sender: Life, job: SnapshotJob) {
-        self.snapshot_ends(sender, job.group, job.to, None);
+    pub(super) fn snapshot_fails(&mut self, transfer: Transfer) {
+        self.snapshot_ends(transfer, None);
     }
 
-    fn snapshot_ends(&mut self, sender: Life, group: GroupId, to: ReplicaId, position: Option<LogPosition>) {
+    fn snapshot_ends(&mut self, transfer: Transfer, position: Option<LogPosition>) {
+        let Transfer { sender, group, to } = transfer;
         let delay = self.network.delay(&mut self.rng);
         self.schedule.after(delay, Happening::SnapshotEnded { sender, group, to, position });
     }
-}
-
-fn export(
-    view: Box<dyn hadron_storage::engine::Read>,
-    group: GroupId,
-) -> Result<(Applied, Vec<Bytes>), String> {
-    let mut exporter = Exporter::new(view, group.0).map_err(|error| error.to_string())?;
-    let mut chunks = Vec::new();
-    while let Some(chunk) = exporter.next_chunk(CHUNK_BYTES).map_err(|error| error.to_string())? {
-        chunks.push(chunk);
-    }
-    Ok((exporter.applied(), chunks))
 }

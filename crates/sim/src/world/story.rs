@@ -127,6 +127,8 @@ pub enum StoryEvent {
         to: u64,
         /// The last entry in it.
         index: u64,
+        /// How many rounds it took.
+        rounds: u32,
     },
     /// A part of a snapshot arrived with a flipped bit, and the receiver noticed.
     DamagedChunk {
@@ -259,8 +261,9 @@ impl fmt::Display for StoryEvent {
                 write!(f, "shard {shard} of n{node} stands still for {} ms", for_us / 1_000)
             }
             StoryEvent::HandsOver { from, to } => write!(f, "n{from} is to hand over to n{to}"),
-            StoryEvent::Snapshot { group, from, to, index } => {
-                write!(f, "n{to} has n{from}'s snapshot of group {group} at index {index}")
+            StoryEvent::Snapshot { group, from, to, index, rounds } => {
+                write!(f, "n{to} has n{from}'s snapshot of group {group} at index {index}")?;
+                if *rounds > 1 { write!(f, ", in {rounds} rounds") } else { Ok(()) }
             }
             StoryEvent::DamagedChunk { from, to } => {
                 write!(f, "a damaged part of n{from}'s snapshot is refused by n{to}")

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Options, sweep_destroyed};
-use hadron_node::{DestroyJob, Event as NodeEvent, FlushJob, OpenJob, OpenOutcome, SnapshotJob};
+use hadron_node::{DestroyJob, Event as NodeEvent, FlushJob, OpenJob, OpenOutcome};
 use hadron_storage::engine::{Batch, Engine};
 use hadron_storage::wal::{Record, Wal};
 use rand::Rng;
 
 use super::lies::Lie;
-use super::snapshots::Incoming;
+use super::snapshots::{Incoming, Transfer};
 use super::{Happening, Life, Trouble, World};
 use crate::history::Violation;
 
@@ -55,7 +55,7 @@ pub(super) enum EngineJob {
 
 impl EngineJob {
     /// Who sent the snapshot that this is about, and which.
-    fn transfer(&self) -> Option<(Life, SnapshotJob)> {
+    fn transfer(&self) -> Option<Transfer> {
         match self {
             EngineJob::Install(incoming) | EngineJob::InstallPersist(incoming) => Some(incoming.transfer()),
             _ => None,
@@ -200,7 +200,7 @@ impl World {
         let transfer = job.transfer();
         if let Err(what) = self.do_engine_job(life, job) {
             // Whoever sent the snapshot hears that its connection is gone.
-            transfer.into_iter().for_each(|(sender, job)| self.snapshot_fails(sender, job));
+            transfer.into_iter().for_each(|transfer| self.snapshot_fails(transfer));
             return self.on_disk_failure(life, &format!("the engine fails: {what}"));
         }
         self.start_engine_job(life);

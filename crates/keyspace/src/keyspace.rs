@@ -85,19 +85,23 @@ impl Keyspace {
         }))
     }
 
-    /// Switches to the state that an [`crate::Importer`] finished meanwhile. Watchers go on from the revision they are
+    /// Switches to the state that an [`crate::Importer`] loaded and finished. Watchers go on from the revision they are
     /// at, or learn that it is compacted; reads that are under way start again. Nothing may be on its way to the engine.
-    pub fn reload(&self) -> Result<(), OpenError> {
-        let loaded = load(self.engine.as_ref(), self.group)?;
+    /// Returns the state that was in use: to drop a large one takes long.
+    ///
+    /// # Errors
+    /// The engine failed; nothing was switched.
+    pub fn switch(&self, loaded: Loaded) -> Result<Loaded, OpenError> {
+        let Loaded(mut loaded) = loaded;
         let dropped = Dropped::before(self.engine.as_ref(), self.group, loaded.generation)?;
         let revision = loaded.revision;
         let mut state = self.state.write();
-        *state = loaded;
+        std::mem::swap(&mut *state, &mut *loaded);
         self.show_auth(&state);
         drop(state);
         *self.dropped.lock() = dropped;
         self.hub.restart(revision);
-        Ok(())
+        Ok(Loaded(loaded))
     }
 
     /// The last applied entry.
@@ -223,13 +227,32 @@ impl Keyspace {
     }
 }
 
+/// A state that was read from the engine, or was in use until another was switched to.
+pub struct Loaded(Box<State>);
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Loaded").field(&self.0.applied).finish()
+    }
+}
+
+impl Loaded {
+    /// What the engine holds of a group's generation, which must have the digest that is stored with it.
+    pub(crate) fn new(view: &dyn Read, group: u64, stored: &StateRecord) -> Result<Loaded, OpenError> {
+        Ok(Loaded(Box::new(load_generation(view, group, stored)?)))
+    }
+}
+
 /// Loads the state of a group.
 pub(crate) fn load(engine: &dyn Engine, group: u64) -> Result<State, OpenError> {
     let view = engine.snapshot();
     let Some(bytes) = view.get(Space::State, &record::state_key(group))? else {
         return Ok(State::new(first_generation(view.as_ref(), group)?));
     };
-    let stored = StateRecord::decode(group, &bytes)?;
+    load_generation(view.as_ref(), group, &StateRecord::decode(group, &bytes)?)
+}
+
+fn load_generation(view: &dyn Read, group: u64, stored: &StateRecord) -> Result<State, OpenError> {
     let mut state = State::new(stored.generation);
     state.applied = stored.applied;
     state.revision = stored.revision;
@@ -239,8 +262,8 @@ pub(crate) fn load(engine: &dyn Engine, group: u64) -> Result<State, OpenError> 
         revision: stored.revision,
         compact_revision: stored.compact_revision,
     };
-    load_tables(view.as_ref(), group, &mut state)?;
-    load_versions(view.as_ref(), group, &mut state)?;
+    load_tables(view, group, &mut state)?;
+    load_versions(view, group, &mut state)?;
     state.digest = state.recompute_digest();
     if state.digest != stored.digest {
         let what = format!(

@@ -60,7 +60,7 @@ pub use backup::{Backup, BackupLease};
 pub use command::{Command, DecodeError, Response};
 pub use error::{Error, OpenError};
 pub use flush::Flush;
-pub use keyspace::{Keyspace, Options};
+pub use keyspace::{Keyspace, Loaded, Options};
 pub use mvcc::ValueCache;
 pub use owner::{Owner, destroyed_groups, sweep_destroyed};
 pub use read::RangePart;

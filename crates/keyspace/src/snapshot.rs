@@ -16,7 +16,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_storage::engine::{Batch, Change, Engine, EngineError, Read, Space};
 
 use crate::error::OpenError;
-use crate::keyspace::{Keyspace, highest_generation};
+use crate::keyspace::{Keyspace, Loaded, highest_generation};
 use crate::mvcc::Pin;
 use crate::record::{self, PREFIX_LEN, StateRecord};
 use crate::state::Applied;
@@ -297,14 +297,25 @@ impl Importer {
         self.ended
     }
 
-    /// Makes the snapshot the state of the group, durably; then [`crate::Keyspace::reload`].
+    /// Reads back what was written, for [`Keyspace::switch`]. For a large state that takes seconds.
+    ///
+    /// # Errors
+    /// The snapshot is not complete, or what it contains has not the digest that came with it.
+    pub fn load(&self) -> Result<Loaded, SnapshotError> {
+        let state = StateRecord { generation: self.generation, ..self.complete_state()? };
+        Ok(Loaded::new(self.engine.snapshot().as_ref(), self.group, &state)?)
+    }
+
+    fn complete_state(&self) -> Result<StateRecord, SnapshotError> {
+        self.state.filter(|_| self.ended).ok_or(SnapshotError::BadChunk("the end is missing"))
+    }
+
+    /// Makes the snapshot the state of the group, durably; then [`Keyspace::switch`].
     ///
     /// # Errors
     /// [`SnapshotError::BadChunk`] if the snapshot is not complete; the state in use is untouched.
     pub fn finish(self) -> Result<Applied, SnapshotError> {
-        let Some(state) = self.state.filter(|_| self.ended) else {
-            return Err(SnapshotError::BadChunk("the end is missing"));
-        };
+        let state = self.complete_state()?;
         let switched = StateRecord { generation: self.generation, ..state };
         self.engine.write(vec![Change::Put(
             Space::State,

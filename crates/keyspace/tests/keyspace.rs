@@ -191,8 +191,7 @@ fn what_is_deleted_between_two_rounds_of_a_snapshot_does_not_come_back() {
     let mut importer = Importer::new(target.engine.clone(), GROUP).unwrap();
     std::iter::from_fn(|| exporter.next_chunk(50).unwrap()).for_each(|chunk| importer.chunk(chunk).unwrap());
     assert!(exporter.rounds() > 1);
-    assert_eq!(importer.finish().unwrap(), source.keyspace.applied());
-    target.keyspace.reload().unwrap();
+    assert_eq!(target.install(importer).unwrap(), source.keyspace.applied());
     assert_eq!(target.keyspace.range(&all(0)), source.keyspace.range(&all(0)));
     assert_eq!(target.keyspace.leases(), [2]);
     drop(exporter);
@@ -218,9 +217,9 @@ fn a_snapshot_whose_source_is_replaced_begins_anew() {
     assert!(matches!(outcome, Some(SnapshotError::Replaced)), "{outcome:?}");
 }
 
-/// The keyspace took the records of an import that had begun before it was reloaded for leftovers, and swept them.
+/// The keyspace took the records of an import that had begun before it switched to another for leftovers, and swept them.
 #[test]
-fn a_reload_leaves_an_import_alone_that_has_begun() {
+fn a_switch_leaves_an_import_alone_that_has_begun() {
     let source = Replica::new(Options::default());
     let log: Vec<_> = (0..20).map(|n| (n, vec![put(&format!("k{n}"), vec![n as u8; 100])])).collect();
     source.follow(&log[..10]);
@@ -229,6 +228,7 @@ fn a_reload_leaves_an_import_alone_that_has_begun() {
     let mut first = Importer::new(target.engine.clone(), GROUP).unwrap();
     let mut exporter = source.exporter().unwrap();
     std::iter::from_fn(|| exporter.next_chunk(300).unwrap()).for_each(|chunk| first.chunk(chunk).unwrap());
+    let loaded = first.load().unwrap();
     first.finish().unwrap();
 
     source.follow(&log);
@@ -237,11 +237,10 @@ fn a_reload_leaves_an_import_alone_that_has_begun() {
     let mut exporter = source.exporter().unwrap();
     let mut chunks = std::iter::from_fn(|| exporter.next_chunk(300).unwrap());
     second.chunk(chunks.next().unwrap()).unwrap();
-    target.keyspace.reload().unwrap();
+    target.keyspace.switch(loaded).unwrap();
     while target.sweep(7) {}
     chunks.for_each(|chunk| second.chunk(chunk).unwrap());
-    second.finish().unwrap();
-    target.keyspace.reload().unwrap();
+    target.install(second).unwrap();
     assert_eq!(target.keyspace.range(&all(0)), source.keyspace.range(&all(0)));
 }
 
@@ -275,7 +274,6 @@ fn bad_snapshots_change_nothing() {
     *bad.last_mut().unwrap() ^= 1;
     assert!(matches!(importer.chunk(bad.into()), Err(SnapshotError::BadChunk(_))));
 
-    target.keyspace.reload().unwrap();
     assert_eq!(target.keyspace.applied().index, 3);
     while target.sweep(7) {}
     assert!(target.import(source.exporter().unwrap(), 300, usize::MAX));
@@ -449,7 +447,6 @@ fn the_configuration_is_where_the_state_is() {
     assert_eq!(replica.keyspace.configuration(), "two", "after a restart");
     let other = Replica::new(Options::default());
     assert!(other.import(replica.exporter().unwrap(), 10, usize::MAX));
-    other.keyspace.reload().unwrap();
     assert_eq!(other.keyspace.configuration(), "two", "in a snapshot");
     assert_eq!(other.keyspace.digest(), replica.keyspace.digest());
 }

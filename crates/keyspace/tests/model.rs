@@ -557,8 +557,7 @@ impl Run {
         if exporter.applied().index < self.replicas[target].index() {
             return importer.abandon();
         }
-        importer.finish()?;
-        Ok(self.replicas[target].keyspace.reload()?)
+        self.replicas[target].install(importer).map(drop)
     }
 
     fn check(&mut self) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hadron_consensus::{GroupId, LogPosition, NodeId, ReplicaId};
-use hadron_keyspace::{Applied, Error, Flush, Keyspace, OpenError, Options, Owner, Response};
+use hadron_keyspace::{Applied, Error, Flush, Keyspace, Loaded, OpenError, Options, Owner, Response};
 use hadron_storage::engine::{Batch, Engine};
 use hadron_storage::wal::Record;
 
@@ -168,6 +168,8 @@ pub enum Event {
         group: GroupId,
         /// What it contains.
         applied: Applied,
+        /// The same, as [`hadron_keyspace::Importer::load`] read it before the switch.
+        loaded: Loaded,
     },
 }
 
@@ -223,10 +225,12 @@ pub struct Effects {
     pub persist_engine: Option<u64>,
     /// Snapshots to stream to other nodes, each to be answered by [`Event::SnapshotSent`].
     pub snapshots: Vec<SnapshotJob>,
-    /// Answers to [`Event::SnapshotOffered`]: ticket, and whether to switch to the snapshot (`Importer::finish`, then
+    /// Answers to [`Event::SnapshotOffered`]: ticket, and whether to switch to the snapshot (`Importer::load`, `Importer::finish`,
     /// `Engine::persist`, then [`Event::SnapshotInstalled`]) or to drop it. Between a yes and the installation the
     /// node neither applies nor flushes that group.
     pub installs: Vec<(u64, bool)>,
+    /// What nobody needs any more. Drop it where that may take long.
+    pub retired: Vec<Loaded>,
     /// Replicas to be opened, each to be answered by [`Event::Opened`].
     pub opens: Vec<OpenJob>,
     /// Replicas to be destroyed after all that the engine was given for their groups before: [`hadron_keyspace::Owner::destroy`], then
@@ -251,6 +255,7 @@ impl Effects {
             && self.persist_engine.is_none()
             && self.snapshots.is_empty()
             && self.installs.is_empty()
+            && self.retired.is_empty()
             && self.opens.is_empty()
             && self.destroys.is_empty()
             && !self.are_peers_new

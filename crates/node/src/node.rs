@@ -201,8 +201,8 @@ impl Node {
             }
             Event::Opened { group, outcome } => self.on_opened(group, outcome, effects),
             Event::Destroyed { group } => self.on_destroyed(group, effects),
-            Event::SnapshotInstalled { group, applied } => {
-                self.on_snapshot_installed(group, applied, effects)
+            Event::SnapshotInstalled { group, applied, loaded } => {
+                self.on_snapshot_installed(group, applied, loaded, effects)
             }
             Event::PoolChanged => self.on_pool_changed(),
             Event::CatalogChanged { groups, revision } => self.heed_catalog(groups, revision, effects),

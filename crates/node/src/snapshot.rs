@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, ROOT_GROUP, ReplicaId, Term};
-use hadron_keyspace::Applied;
+use hadron_keyspace::{Applied, Loaded};
 
 use crate::clock::GroupClock;
 use crate::event::{Effects, SnapshotJob};
@@ -25,7 +25,7 @@ impl Node {
         followers: impl Iterator<Item = ReplicaId>,
         effects: &mut Effects,
     ) {
-        let enough_bytes = self.config.limits.snapshot_log_bytes / ROUND_PART;
+        let enough_bytes = self.config.limits.snapshot_log_bytes.min(self.log_bytes_free()) / ROUND_PART;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         for to in followers {
             let Some(node) = replica.node_of(to) else { continue };
@@ -83,14 +83,23 @@ impl Node {
     }
 
     /// The engine has switched: so do the state and the log.
-    pub(crate) fn on_snapshot_installed(&mut self, group: GroupId, applied: Applied, effects: &mut Effects) {
+    pub(crate) fn on_snapshot_installed(
+        &mut self,
+        group: GroupId,
+        applied: Applied,
+        loaded: Loaded,
+        effects: &mut Effects,
+    ) {
         let now = self.now;
         let position =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        if let Err(error) = replica.keyspace.reload() {
-            effects.fatal = Some(format!("group {group}: an installed snapshot cannot be opened: {error}"));
-            return;
+        match replica.keyspace.switch(loaded) {
+            Ok(former) => effects.retired.push(former),
+            Err(error) => {
+                let what = format!("group {group}: an installed snapshot cannot be switched to: {error}");
+                return effects.fatal = Some(what);
+            }
         }
         replica.install = Install::None;
         let configuration = match replica.applied_configuration() {
@@ -124,7 +133,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use hadron_consensus::{DEFAULT_GROUP, NodeId, Time};
-    use hadron_keyspace::{Command, Keyspace};
+    use hadron_keyspace::{Command, Exporter, Importer, Keyspace};
     use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
     use hadron_storage::engine::{Engine as _, ModelEngine};
 
@@ -194,7 +203,14 @@ mod tests {
         engine.write(flush.batch.clone()).unwrap();
         keyspace.flush_done(flush);
         assert!(!node.replicas[&DEFAULT_GROUP].quarantined);
-        node.on_snapshot_installed(DEFAULT_GROUP, at(1), &mut Effects::default());
+        let mut exporter = Exporter::new(keyspace.clone(), usize::MAX).unwrap();
+        let mut importer = Importer::new(engine, DEFAULT_GROUP.0).unwrap();
+        importer.chunk(exporter.next_chunk(1 << 20).unwrap().unwrap()).unwrap();
+        let loaded = importer.load().unwrap();
+        let applied = importer.finish().unwrap();
+        let mut effects = Effects::default();
+        node.on_snapshot_installed(DEFAULT_GROUP, applied, loaded, &mut effects);
+        assert_eq!(effects.retired.len(), 1);
         assert!(node.replicas[&DEFAULT_GROUP].quarantined);
     }
 

@@ -126,9 +126,18 @@ impl Replica {
             importer.chunk(chunk)?;
             chunks += 1;
         }
-        assert_eq!(importer.finish()?, exporter.applied());
-        self.keyspace.reload()?;
+        assert_eq!(importer.applied(), Some(exporter.applied()));
+        self.install(importer)?;
         Ok(true)
+    }
+
+    /// Switches to what was imported.
+    pub fn install(&self, importer: Importer) -> Result<Applied, SnapshotError> {
+        let loaded = importer.load()?;
+        let applied = importer.finish()?;
+        self.keyspace.switch(loaded)?;
+        assert_eq!(self.keyspace.applied(), applied);
+        Ok(applied)
     }
 }
 

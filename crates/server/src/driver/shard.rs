@@ -308,6 +308,9 @@ impl Shard {
         }
         effects.snapshots.drain(..).for_each(|job| outlets.snapshots.send(&outlets.transport, job));
         effects.installs.drain(..).for_each(|(ticket, yes)| outlets.snapshots.decide(ticket, yes));
+        if !effects.retired.is_empty() {
+            outlets.snapshots.retire(std::mem::take(&mut effects.retired));
+        }
         effects.tells.drain(..).for_each(|event| outlets.inputs.event(event));
         if std::mem::take(&mut effects.are_peers_new) {
             outlets.transport.set_peers(peers_of(&self.node.board()));

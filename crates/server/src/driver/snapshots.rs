@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::{GroupId, Index, LogPosition, NodeId, ReplicaId, Term};
-use hadron_keyspace::{Applied, Exporter, Importer};
+use hadron_keyspace::{Applied, Exporter, Importer, Loaded};
 use hadron_node::{Event, SnapshotJob};
 use hadron_storage::engine::Engine;
 use parking_lot::Mutex;
@@ -115,6 +115,11 @@ impl Snapshots {
         });
     }
 
+    /// Drops former states where that may take long.
+    pub(super) fn retire(&self, former: Vec<Loaded>) {
+        self.0.runtime.spawn_blocking(move || drop(former));
+    }
+
     /// The node's decision on an offered snapshot.
     pub(super) fn decide(&self, ticket: u64, yes: bool) {
         if let Some(offer) = self.0.offers.lock().remove(&ticket) {
@@ -146,6 +151,7 @@ impl Inner {
         let Some(applied) = importer.applied().filter(|_| importer.is_complete()) else {
             return self.abandon(importer, "it is not complete").await;
         };
+        let (importer, loaded) = self.load(importer).await?;
         let (ticket, decision) = self.offer();
         self.inputs.event(Event::SnapshotOffered { group, ticket, applied });
         if !decision.await.map_err(text)? {
@@ -158,7 +164,7 @@ impl Inner {
         }
         installed?;
         self.metrics.snapshots_received.inc();
-        self.inputs.event(Event::SnapshotInstalled { group, applied });
+        self.inputs.event(Event::SnapshotInstalled { group, applied, loaded });
         Ok(position(applied))
     }
 
@@ -181,6 +187,15 @@ impl Inner {
         match read {
             Ok(()) => Ok(importer),
             Err(reason) => self.abandon(importer, &reason).await,
+        }
+    }
+
+    /// Reads back what was imported. This is where a sender's damage shows, before anything is switched to.
+    async fn load(&self, importer: Importer) -> Result<(Importer, Loaded), String> {
+        let load = spawn_blocking(move || (importer.load(), importer));
+        match load.await.map_err(text)? {
+            (Ok(loaded), importer) => Ok((importer, loaded)),
+            (Err(error), importer) => self.abandon(importer, &text(error)).await,
         }
     }
 

@@ -440,6 +440,7 @@ impl World {
             persist_engine,
             snapshots,
             installs,
+            retired: _,
             opens,
             destroys,
             are_peers_new,

@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 
 use bytes::{Bytes, BytesMut};
 use hadron_consensus::{GroupId, Index, LogPosition, ReplicaId, Term};
-use hadron_keyspace::{Applied, Exporter, Importer, SnapshotError};
+use hadron_keyspace::{Applied, Exporter, Importer, Loaded, SnapshotError};
 use hadron_node::{Event as NodeEvent, SnapshotJob};
 use rand::Rng;
 
@@ -41,6 +41,7 @@ pub(super) struct Incoming {
     transfer: Transfer,
     /// What it contains, and in how many rounds it came, once it is complete.
     complete: Option<(Applied, u32)>,
+    loaded: Option<Loaded>,
     importer: Option<Importer>,
 }
 
@@ -101,8 +102,15 @@ impl World {
     fn offer_snapshot(&mut self, chunk: &Chunk) {
         let (group, ticket, applied) = (chunk.transfer.group, chunk.ticket, chunk.exporter.applied());
         let Some(process) = self.process(chunk.receiver) else { return };
-        if let Some(incoming) = process.incoming.get_mut(&ticket) {
-            incoming.complete = Some((applied, chunk.exporter.rounds()));
+        let Some(incoming) = process.incoming.get_mut(&ticket) else { return };
+        incoming.complete = Some((applied, chunk.exporter.rounds()));
+        match incoming.importer.as_ref().map(Importer::load) {
+            Some(Ok(loaded)) => incoming.loaded = Some(loaded),
+            Some(Err(error)) => {
+                let found = format!("n{} does not take a snapshot: {error}", chunk.receiver.node);
+                return self.violate(Violation::new("no_fatal", found));
+            }
+            None => {}
         }
         self.deliver(chunk.receiver, NodeEvent::SnapshotOffered { group, ticket, applied });
     }
@@ -183,7 +191,7 @@ impl World {
             Entry::Vacant(entry) => {
                 let transfer = chunk.transfer;
                 let importer = Importer::new(engine, transfer.group.0).map_err(|error| error.to_string())?;
-                entry.insert(Incoming { transfer, complete: None, importer: Some(importer) })
+                entry.insert(Incoming { transfer, complete: None, loaded: None, importer: Some(importer) })
             }
         };
         match incoming.importer.as_mut() {
@@ -205,9 +213,9 @@ impl World {
     }
 
     /// The receiver's engine has switched, durably.
-    pub(super) fn installed(&mut self, life: Life, incoming: &Incoming) {
+    pub(super) fn installed(&mut self, life: Life, incoming: Incoming) {
         let Transfer { sender, group, .. } = incoming.transfer;
-        let Some((applied, rounds)) = incoming.complete else { return };
+        let (Some((applied, rounds)), Some(loaded)) = (incoming.complete, incoming.loaded) else { return };
         self.snapshots += 1;
         self.tell(StoryEvent::Snapshot {
             group: group.0,
@@ -216,7 +224,7 @@ impl World {
             index: applied.index,
             rounds,
         });
-        self.deliver(life, NodeEvent::SnapshotInstalled { group, applied });
+        self.deliver(life, NodeEvent::SnapshotInstalled { group, applied, loaded });
         let position =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
         self.snapshot_ends(incoming.transfer, Some(position));

@@ -256,7 +256,7 @@ impl World {
             EngineJob::InstallPersist(incoming) => {
                 engine.persist().map_err(|error| error.to_string())?;
                 self.delicate_moment(life.node);
-                self.installed(life, &incoming);
+                self.installed(life, *incoming);
             }
         }
         Ok(())

@@ -317,8 +317,8 @@ pub enum OpenOutcome {
     LogIsOfAnother,
     /// There is none, or it was destroyed: it must not come back.
     Gone,
-    /// The engine's records are damaged: what is, and what to do.
-    Damaged(String),
+    /// The engine's records are damaged: whose, if that much is known; what is, and what to do.
+    Damaged(Option<ReplicaId>, String),
     /// The engine's records cannot be used: why, and what to do.
     Unusable(String),
 }
@@ -326,29 +326,37 @@ pub enum OpenOutcome {
 impl OpenJob {
     /// Opens the replica's state, or makes it. A new replica owns its records durably before anybody hears of it.
     pub fn carry_out(self, engine: &Arc<dyn Engine>, options: Options) -> OpenOutcome {
-        self.try_open(engine, options).unwrap_or_else(|error| match error.is_damage() {
-            true => OpenOutcome::Damaged(error.to_string()),
+        let failed = |replica, error: OpenError| match error.is_damage() {
+            true => OpenOutcome::Damaged(replica, error.to_string()),
             false => OpenOutcome::Unusable(error.to_string()),
-        })
+        };
+        let replica = match self.resident(engine.as_ref()) {
+            Ok(Ok(replica)) => replica,
+            Ok(Err(outcome)) => return outcome,
+            Err(error) => return failed(None, error),
+        };
+        match Keyspace::open(engine.clone(), self.group.0, options) {
+            Ok(keyspace) => OpenOutcome::Open(replica, keyspace),
+            Err(error) => failed(Some(replica), error),
+        }
     }
 
-    fn try_open(self, engine: &Arc<dyn Engine>, options: Options) -> Result<OpenOutcome, OpenError> {
+    /// The replica to be opened, which owns its records; or why there is none.
+    fn resident(self, engine: &dyn Engine) -> Result<Result<ReplicaId, OpenOutcome>, OpenError> {
         let group = self.group.0;
-        let present = Owner::of(engine.as_ref(), group)?;
-        let replica = match (present, self.replica) {
-            (Owner::Living(here), None) => ReplicaId(here),
-            (Owner::Living(here), Some(wanted)) if here == wanted.0 => wanted,
-            (_, None) => return Ok(OpenOutcome::Gone),
-            // Placement lags behind: the replica that it names was here before this one.
-            (Owner::Living(here), Some(wanted)) if here > wanted.0 => return Ok(OpenOutcome::Gone),
-            (Owner::Destroyed(here), Some(wanted)) if here >= wanted.0 => return Ok(OpenOutcome::Gone),
-            (_, Some(_)) if self.is_in_log => return Ok(OpenOutcome::LogIsOfAnother),
-            (_, Some(wanted)) => {
-                Owner::claim(engine.as_ref(), group, wanted.0)?;
-                wanted
+        Ok(match (Owner::of(engine, group)?, self.replica) {
+            // Where placement lags behind, the replica that it names was here before this one, whose log is here too.
+            (Owner::Living(here), wanted) if wanted.is_none_or(|wanted| here >= wanted.0) => {
+                Ok(ReplicaId(here))
             }
-        };
-        Ok(OpenOutcome::Open(replica, Keyspace::open(engine.clone(), group, options)?))
+            (_, None) => Err(OpenOutcome::Gone),
+            (Owner::Destroyed(here), Some(wanted)) if here >= wanted.0 => Err(OpenOutcome::Gone),
+            (_, Some(_)) if self.is_in_log => Err(OpenOutcome::LogIsOfAnother),
+            (_, Some(wanted)) => {
+                Owner::claim(engine, group, wanted.0)?;
+                Ok(wanted)
+            }
+        })
     }
 }
 

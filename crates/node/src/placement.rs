@@ -199,9 +199,9 @@ impl Node {
                     self.reside(group, effects);
                 }
             }
-            OpenOutcome::Damaged(why) => {
+            OpenOutcome::Damaged(replica, why) => {
                 let asked = if let Some(Step::Opening(asked)) = step { asked } else { None };
-                self.give_up_damaged(group, asked, &why, effects);
+                self.give_up_damaged(group, replica.or(asked), &why, effects);
             }
             OpenOutcome::Unusable(why) => give_up(group, &why),
         }
@@ -447,6 +447,7 @@ fn give_up(group: GroupId, why: &str) {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use hadron_consensus::{HardState, Term};
     use hadron_keyspace::Applied;
     use hadron_storage::engine::{Engine, ModelEngine};
 
@@ -490,7 +491,7 @@ mod tests {
         let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
         let mut effects = write(&mut node, &made);
         let group = effects.opens.pop().expect("a replica is wanted here").group;
-        let outcome = OpenOutcome::Damaged("a bit flipped".into());
+        let outcome = OpenOutcome::Damaged(None, "a bit flipped".into());
         node.step(Time(30), Event::Opened { group, outcome }, &mut effects);
         assert_eq!(node.board.damaged(), BTreeMap::from([(group, ReplicaId(1))]));
 
@@ -551,6 +552,31 @@ mod tests {
         node.step(Time(40), Event::Write { token: 7, group, command: made.to_bytes() }, &mut effects);
         node.settle(Time(40), &mut effects);
         assert!(asked(&effects, group) > 0);
+    }
+
+    /// A node that came back with an old catalog looked for a replica that had been here before the one that lives here, did not find it,
+    /// and made the log forget what the living one had acknowledged.
+    #[test]
+    fn a_living_replica_that_an_old_catalog_does_not_know_keeps_its_log() {
+        let group = GroupId(2);
+        let mut node = leading();
+        let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
+        hadron_keyspace::Owner::claim(engine.as_ref(), group.0, 6).unwrap();
+        let hard_state = HardState { term: Term(4), ..HardState::default() };
+        let log = RecoveredGroup { hard_state, ..RecoveredGroup::default() };
+        node.residents.recovered.insert(group, log);
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let made =
+            node.board.with_catalog(|catalog| catalog.create(&wanted, &[1, 2, 3].map(NodeId))).unwrap();
+        let mut effects = write(&mut node, &made);
+        let job = effects.opens.pop().expect("the first replica is looked for");
+        assert_eq!(job, OpenJob { group, replica: Some(ReplicaId(1)), is_in_log: true });
+        let outcome = job.carry_out(&engine, Default::default());
+        let mut effects = Effects::default();
+        node.on_opened(group, outcome, &mut effects);
+        assert_eq!(effects.log, [], "nothing is forgotten");
+        let here = &node.replicas[&group];
+        assert_eq!((here.me, here.core.term()), (ReplicaId(6), Term(4)));
     }
 
     /// A node that came back with an old catalog found that the replica which that names had been destroyed. While it looked, the catalog

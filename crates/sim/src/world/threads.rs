@@ -266,7 +266,7 @@ impl World {
         let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
         let engine: Arc<dyn Engine> = machine.engine.clone();
         let outcome = job.carry_out(&engine, Options::default());
-        if let OpenOutcome::Damaged(why) | OpenOutcome::Unusable(why) = outcome {
+        if let OpenOutcome::Damaged(_, why) | OpenOutcome::Unusable(why) = outcome {
             return Err(why);
         }
         self.delicate_moment(life.node);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use hadron_consensus::GroupId;
-use hadron_keyspace::{Options, sweep_destroyed};
+use hadron_keyspace::{Options, Owner, sweep_destroyed};
 use hadron_node::{DestroyJob, Event as NodeEvent, FlushJob, OpenJob, OpenOutcome};
 use hadron_storage::engine::{Batch, Engine};
 use hadron_storage::wal::{Record, Wal};
@@ -93,10 +93,21 @@ impl World {
         (shard, sequence): (usize, u64),
         records: Vec<Record>,
     ) {
+        records.iter().for_each(|record| self.check_forgetting(life.node, record));
         let Some(process) = self.process(life) else { return };
         process.log.waiting.extend(records);
         process.log.waiting_sequences.insert(shard, sequence);
         self.write_log(life);
+    }
+
+    /// What a living replica has in its log it has acknowledged, or may have.
+    fn check_forgetting(&mut self, node: u64, record: &Record) {
+        let Record::Forget(group) = record else { return };
+        let Some(machine) = self.machines.get(&node) else { return };
+        if let Ok(Owner::Living(replica)) = Owner::of(&*machine.engine, group.0) {
+            let found = format!("n{node} forgets the log of replica {replica} of {group}, which lives there");
+            self.violate(Violation::new("durable_ack", found));
+        }
     }
 
     /// Writes everything that waits as one batch, unless a write is under way.

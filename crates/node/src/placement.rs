@@ -447,13 +447,14 @@ fn give_up(group: GroupId, why: &str) {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use hadron_consensus::{HardState, Term};
+    use hadron_consensus::{HardState, Message, Term};
     use hadron_keyspace::Applied;
     use hadron_storage::engine::{Engine, ModelEngine};
 
     use super::*;
     use crate::catalog::KeyspaceRecord;
     use crate::node::tests::leading;
+    use crate::propose::RETRY_US;
 
     /// How often node 2 was asked something in this group.
     fn asked(effects: &Effects, group: GroupId) -> usize {
@@ -552,6 +553,20 @@ mod tests {
         node.step(Time(40), Event::Write { token: 7, group, command: made.to_bytes() }, &mut effects);
         node.settle(Time(40), &mut effects);
         assert!(asked(&effects, group) > 0);
+
+        // Each answer was a reason to ask all of them again, a thousand times until the leader spoke.
+        let mut effects = Effects::default();
+        let message = Message::Abdicate { term: Term(1) };
+        let answer = PeerMessage::Group { group, from: ReplicaId(1), to: ReplicaId(3), message };
+        node.step(Time(50), Event::Peer { from: NodeId(2), message: answer }, &mut effects);
+        node.settle(Time(50), &mut effects);
+        assert_eq!(asked(&effects, group), 0, "an answer is no reason to ask again");
+        while node.now < Time(40 + RETRY_US) {
+            assert_eq!(asked(&effects, group), 0);
+            node.step(node.deadline(), Event::Timer, &mut effects);
+            node.settle(node.now, &mut effects);
+        }
+        assert!(asked(&effects, group) > 0, "time is");
     }
 
     /// A node that came back with an old catalog looked for a replica that had been here before the one that lives here, did not find it,

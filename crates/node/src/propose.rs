@@ -111,11 +111,19 @@ impl Node {
         }
         // Unless the leader is too busy it may not know that it leads, or not lead any more.
         let is_doubtful = !busy && replica.core.term() == term;
-        // Two nodes with different ideas of who leads must not play ball with a command: it rests for a moment.
-        replica.hold_until = Some(self.now.plus_micros(RETRY_US));
+        // Two nodes with different ideas of who leads must not play ball with a command.
+        self.rest(group);
         self.touch(group);
         if is_doubtful {
             self.step_group(group, CoreEvent::Wake, effects);
+        }
+    }
+
+    /// What waits for the leader waits for a moment more.
+    fn rest(&mut self, group: GroupId) {
+        let until = self.now.plus_micros(RETRY_US);
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.hold_until = Some(until);
         }
     }
 
@@ -219,7 +227,10 @@ impl Node {
         }
         replica.hold_until = None;
         let Some(leader) = replica.leader_node().filter(|node| self.connected.contains_key(node)) else {
-            return self.wake_for_request(group, effects);
+            if self.wake_for_request(group, effects) {
+                self.rest(group);
+            }
+            return;
         };
         let term = replica.core.term();
         let commands: Vec<(u64, Bytes)> = std::mem::take(&mut replica.waiting).into();

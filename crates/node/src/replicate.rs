@@ -90,9 +90,10 @@ impl Node {
         let now = self.now;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let leader = replica.leader_node();
-        let was_leader = replica.board.leader() == Some(self.config.node);
+        let known = replica.board.leader();
+        let was_leader = known == Some(self.config.node);
         let is_leader = replica.core.is_leader();
-        if leader != replica.board.leader() || replica.core.term() != replica.board.term() {
+        if leader != known || replica.core.term() != replica.board.term() {
             let leader = leader.map_or("none".to_owned(), |node| format!("{:x}", node.0));
             tracing::info!(group = group.0, term = replica.core.term().0, leader, "leader changed");
         }
@@ -109,6 +110,7 @@ impl Node {
         replica.board.set_status(leader, replica.core.term(), replica.core.commit().0);
         if leader.is_some() {
             replica.reads.retry_at = None;
+            replica.hold_until = replica.hold_until.filter(|_| leader == known);
         }
         let transferred = replica.transfer.filter(|(_, to)| replica.core.leader() == Some(*to));
         if let Some((token, _)) = transferred {

@@ -63,14 +63,17 @@ impl Node {
         replica.board.set_asleep(is_asleep);
     }
 
-    /// A request of a client waits for a leader that this replica does not know: unless it looks for one already, it does now.
-    pub(crate) fn wake_for_request(&mut self, group: GroupId, effects: &mut Effects) {
-        let Some(replica) = self.replicas.get(&group) else { return };
+    /// A request of a client waits for a leader that this replica does not know: unless it looks for one already, it does now. Returns
+    /// whether it asked; the answers are no reason to ask again.
+    pub(crate) fn wake_for_request(&mut self, group: GroupId, effects: &mut Effects) -> bool {
+        let Some(replica) = self.replicas.get(&group) else { return false };
         let looks_for_one = !replica.core.is_asleep() && replica.core.voters().contains(replica.me);
-        if replica.core.leader().is_none() && !looks_for_one {
+        let asks = replica.core.leader().is_none() && !looks_for_one;
+        if asks {
             self.step_group(group, CoreEvent::Wake, effects);
             self.wake_unknown(group, effects);
         }
+        asks
     }
 
     /// A replica that no leader has told who its group is asks those for one who should know: they may all sleep.

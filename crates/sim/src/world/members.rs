@@ -33,6 +33,8 @@ pub(super) struct Administrator {
     in_doubt_until: u64,
     /// Changes that were acknowledged.
     pub(super) changes: u64,
+    /// The revision of the last of them.
+    acknowledged_at: i64,
 }
 
 /// How a machine came to the pool.
@@ -121,6 +123,8 @@ impl World {
                 self.administrator.changes += 1;
                 self.administrator.in_doubt_until = 0;
                 if let Some(pool) = self.process(life).map(|process| process.node().board().pool()) {
+                    self.administrator.acknowledged_at =
+                        pool.revision.max(self.administrator.acknowledged_at);
                     self.start_new_members(&pool);
                 }
             }
@@ -200,6 +204,11 @@ impl World {
     /// Whether as many machines as may be are damaged already, or so few vote that none may.
     pub(super) fn too_many_changed(&self) -> bool {
         let pool = self.newest_pool();
+        // Those who know of the last change may all be down, or have just started and not heard of it again.
+        let acknowledged_at = self.administrator.acknowledged_at;
+        if acknowledged_at > 0 && pool.as_ref().is_none_or(|pool| pool.revision < acknowledged_at) {
+            return true;
+        }
         let members: Vec<u64> =
             pool.iter().flat_map(|pool| pool.roster.voters().map(|member| member.id)).collect();
         let is_changed = |node: &&u64| {

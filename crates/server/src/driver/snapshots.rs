@@ -82,8 +82,8 @@ impl Snapshots {
         self.0.runtime.spawn(async move {
             let (group, to, peer) = (job.group, job.to, format!("{:x}", job.node.0));
             let position = match inner.stream(&transport, job).await {
-                Ok(position) => {
-                    info!(group = group.0, %peer, index = position.index.0, "sent a snapshot");
+                Ok((position, rounds)) => {
+                    info!(group = group.0, %peer, index = position.index.0, rounds, "sent a snapshot");
                     inner.metrics.snapshots_sent.inc();
                     Some(position)
                 }
@@ -129,7 +129,8 @@ impl Snapshots {
 }
 
 impl Inner {
-    async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<LogPosition, String> {
+    /// Where the receiver is now, and in how many rounds it came there.
+    async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<(LogPosition, u32), String> {
         let turn = self.sending.lock().entry(job.node).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
         let _turn = turn.acquire().await.map_err(text)?;
         let (sender, mut chunks) = mpsc::channel(CHUNKS_QUEUED);
@@ -140,8 +141,9 @@ impl Inner {
             snapshot.chunk(chunk).await.map_err(text)?;
         }
         // The queue ends when the export does, whether it came to its end or not.
-        export.await.map_err(text)??;
-        decode_position(snapshot.finish().await.map_err(text)?)
+        let rounds = export.await.map_err(text)??;
+        let position = decode_position(snapshot.finish().await.map_err(text)?)?;
+        Ok((position, rounds))
     }
 
     async fn take(&self, snapshot: &mut IncomingSnapshot) -> Result<LogPosition, String> {
@@ -253,8 +255,8 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// Reads the engine, chunk by chunk, as fast as the connection takes them.
-fn export(job: SnapshotJob, chunks: &mpsc::Sender<Bytes>) -> Result<(), String> {
+/// Reads the engine, chunk by chunk, as fast as the connection takes them. Returns how many rounds that took.
+fn export(job: SnapshotJob, chunks: &mpsc::Sender<Bytes>) -> Result<u32, String> {
     let mut exporter = Exporter::new(job.keyspace, job.enough_bytes).map_err(text)?;
     while let Some(chunk) = exporter.next_chunk(CHUNK_BYTES).map_err(text)? {
         // The receiver of chunks goes away when the connection ends, which has its own error.
@@ -262,7 +264,7 @@ fn export(job: SnapshotJob, chunks: &mpsc::Sender<Bytes>) -> Result<(), String> 
             break;
         }
     }
-    Ok(())
+    Ok(exporter.rounds())
 }
 
 fn import(

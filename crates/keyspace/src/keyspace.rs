@@ -56,6 +56,8 @@ pub struct Keyspace {
     pub(crate) shown_auth: ShownAuth,
     /// Records of former generations that are still to be deleted.
     pub(crate) dropped: Mutex<Vec<Dropped>>,
+    /// The highest generation that was begun before this was opened: whatever is in those but the present one is swept.
+    begun_before: u32,
 }
 
 impl std::fmt::Debug for Keyspace {
@@ -72,12 +74,14 @@ impl Keyspace {
     /// [`OpenError::Damaged`] if what was read does not have the digest that was stored with it.
     pub fn open(engine: Arc<dyn Engine>, group: u64, options: Options) -> Result<Arc<Keyspace>, OpenError> {
         let state = load(engine.as_ref(), group)?;
-        let dropped = Dropped::all_but(engine.as_ref(), group, state.generation)?;
+        let highest = highest_generation(engine.as_ref(), group)?.unwrap_or(0);
+        let dropped = Dropped::all_but(engine.as_ref(), group, state.generation, highest)?;
         Ok(Arc::new(Keyspace {
             group,
             pins: Arc::default(),
             hub: Arc::new(Hub::new(state.revision, options.watch_buffer_bytes)),
             dropped: Mutex::new(dropped),
+            begun_before: highest.max(state.generation),
             shown_auth: ShownAuth::of(&state),
             state: RwLock::new(state),
             engine,
@@ -102,6 +106,12 @@ impl Keyspace {
         *self.dropped.lock() = dropped;
         self.hub.restart(revision);
         Ok(Loaded(loaded))
+    }
+
+    /// Whether [`Keyspace::switch`] may be asked for what [`crate::Importer::generation`] names. An import that began for a former replica, before
+    /// this keyspace was opened, may be swept already.
+    pub fn may_switch_to(&self, generation: u32) -> bool {
+        generation > self.begun_before
     }
 
     /// The last applied entry.

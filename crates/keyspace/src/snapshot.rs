@@ -287,6 +287,11 @@ impl Importer {
         Ok(())
     }
 
+    /// Where the records go, for [`Keyspace::may_switch_to`].
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
     /// What the snapshot contains, once its first chunk is in.
     pub fn applied(&self) -> Option<Applied> {
         self.state.map(|state| state.applied)

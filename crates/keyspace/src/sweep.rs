@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hadron_storage::engine::{Batch, Change, Engine, EngineError, Space};
 
 use crate::error::OpenError;
-use crate::keyspace::{Keyspace, highest_generation};
+use crate::keyspace::Keyspace;
 use crate::record;
 
 /// A stretch of one space that belongs to no living generation.
@@ -26,10 +26,14 @@ impl Dropped {
         Dropped { space, from, to }
     }
 
-    /// What may be left of generations other than `current` when nobody imports: older ones, and imports that were begun
-    /// and not finished.
-    pub(crate) fn all_but(engine: &dyn Engine, group: u64, current: u32) -> Result<Vec<Dropped>, OpenError> {
-        let highest = highest_generation(engine, group)?.unwrap_or(current);
+    /// What may be left of generations other than `current`, up to `highest`: older ones, and imports that were begun and not
+    /// finished.
+    pub(crate) fn all_but(
+        engine: &dyn Engine,
+        group: u64,
+        current: u32,
+        highest: u32,
+    ) -> Result<Vec<Dropped>, OpenError> {
         let mut dropped = Dropped::before(engine, group, current)?;
         dropped.extend(Dropped::stretches(engine, group, (current + 1, highest + 1))?);
         Ok(dropped)

@@ -244,6 +244,25 @@ fn a_switch_leaves_an_import_alone_that_has_begun() {
     assert_eq!(target.keyspace.range(&all(0)), source.keyspace.range(&all(0)));
 }
 
+/// What was imported for a replica that was destroyed meanwhile would have been switched to by the next one, which sweeps it.
+#[test]
+fn what_was_imported_before_a_keyspace_was_opened_is_not_switched_to() {
+    let source = Replica::new(Options::default());
+    source.follow(&[(0, vec![put("a", "b")])]);
+    source.flush_all();
+    let mut target = Replica::new(Options::default());
+    let mut first = Importer::new(target.engine.clone(), GROUP).unwrap();
+    assert!(target.keyspace.may_switch_to(first.generation()));
+    let mut exporter = source.exporter().unwrap();
+    first.chunk(exporter.next_chunk(1 << 20).unwrap().unwrap()).unwrap();
+    target.open().unwrap();
+    assert!(!target.keyspace.may_switch_to(first.generation()));
+    while target.sweep(1) {}
+    assert_eq!(records(&target), 0);
+    let second = Importer::new(target.engine.clone(), GROUP).unwrap();
+    assert!(target.keyspace.may_switch_to(second.generation()));
+}
+
 #[test]
 fn bad_snapshots_change_nothing() {
     let source = Replica::new(Options::default());

@@ -135,6 +135,8 @@ pub enum Event {
         ticket: u64,
         /// What the snapshot contains.
         applied: Applied,
+        /// Where it is ([`hadron_keyspace::Importer::generation`]).
+        generation: u32,
     },
     /// A job of [`Effects::opens`] ended.
     Opened {

@@ -196,8 +196,8 @@ impl Node {
             Event::SnapshotSent { group, to, position } => {
                 self.on_snapshot_sent(group, to, position, effects)
             }
-            Event::SnapshotOffered { group, ticket, applied } => {
-                self.on_snapshot_offered(group, ticket, applied, effects);
+            Event::SnapshotOffered { group, ticket, applied, generation } => {
+                self.on_snapshot_offered(group, ticket, (applied, generation), effects);
             }
             Event::Opened { group, outcome } => self.on_opened(group, outcome, effects),
             Event::Destroyed { group } => self.on_destroyed(group, effects),

@@ -55,13 +55,13 @@ impl Node {
         &mut self,
         group: GroupId,
         ticket: u64,
-        offered: Applied,
+        (offered, generation): (Applied, u32),
         effects: &mut Effects,
     ) {
         let Some(replica) = self.replicas.get_mut(&group) else {
             return effects.installs.push((ticket, false));
         };
-        if replica.install != Install::None {
+        if replica.install != Install::None || !replica.keyspace.may_switch_to(generation) {
             return effects.installs.push((ticket, false));
         }
         replica.install = Install::Offered(ticket, Index(offered.index));
@@ -220,7 +220,7 @@ mod tests {
     fn an_offer_that_was_overtaken_while_it_waited_is_refused() {
         let mut node = flushing();
         let mut effects = Effects::default();
-        node.on_snapshot_offered(DEFAULT_GROUP, 9, at(2), &mut effects);
+        node.on_snapshot_offered(DEFAULT_GROUP, 9, (at(2), 2), &mut effects);
         assert_eq!(effects.installs, [], "it waits for the flush");
         apply(&mut node, 2);
         apply(&mut node, 3);
@@ -232,7 +232,7 @@ mod tests {
     fn an_offer_that_is_still_ahead_is_taken_after_the_flush() {
         let mut node = flushing();
         let mut effects = Effects::default();
-        node.on_snapshot_offered(DEFAULT_GROUP, 9, at(2), &mut effects);
+        node.on_snapshot_offered(DEFAULT_GROUP, 9, (at(2), 2), &mut effects);
         assert_eq!(flush_ends(&mut node).installs, [(9, true)]);
         assert_eq!(node.replicas[&DEFAULT_GROUP].install, Install::Switching);
     }

@@ -153,9 +153,10 @@ impl Inner {
         let Some(applied) = importer.applied().filter(|_| importer.is_complete()) else {
             return self.abandon(importer, "it is not complete").await;
         };
+        let generation = importer.generation();
         let (importer, loaded) = self.load(importer).await?;
         let (ticket, decision) = self.offer();
-        self.inputs.event(Event::SnapshotOffered { group, ticket, applied });
+        self.inputs.event(Event::SnapshotOffered { group, ticket, applied, generation });
         if !decision.await.map_err(text)? {
             return self.abandon(importer, "not wanted: this replica leads or is ahead of it").await;
         }

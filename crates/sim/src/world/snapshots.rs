@@ -102,17 +102,24 @@ impl World {
     fn offer_snapshot(&mut self, chunk: &Chunk) {
         let (group, ticket, applied) = (chunk.transfer.group, chunk.ticket, chunk.exporter.applied());
         let Some(process) = self.process(chunk.receiver) else { return };
+        let board = process.node().board();
         let Some(incoming) = process.incoming.get_mut(&ticket) else { return };
         incoming.complete = Some((applied, chunk.exporter.rounds()));
-        match incoming.importer.as_ref().map(Importer::load) {
-            Some(Ok(loaded)) => incoming.loaded = Some(loaded),
-            Some(Err(error)) => {
+        let Some(importer) = &incoming.importer else { return };
+        let generation = importer.generation();
+        match importer.load() {
+            Ok(loaded) => incoming.loaded = Some(loaded),
+            // It was for a former replica, and the present one sweeps it.
+            Err(_) if !board.group(group).is_some_and(|here| here.keyspace.may_switch_to(generation)) => {
+                self.forget_incoming(chunk);
+                return self.snapshot_fails(chunk.transfer);
+            }
+            Err(error) => {
                 let found = format!("n{} does not take a snapshot: {error}", chunk.receiver.node);
                 return self.violate(Violation::new("no_fatal", found));
             }
-            None => {}
         }
-        self.deliver(chunk.receiver, NodeEvent::SnapshotOffered { group, ticket, applied });
+        self.deliver(chunk.receiver, NodeEvent::SnapshotOffered { group, ticket, applied, generation });
     }
 
     /// A sender whose own state is replaced or goes away meanwhile can only begin anew.

@@ -51,6 +51,8 @@ pub struct Keyspace {
     pub(crate) options: Options,
     pub(crate) state: RwLock<State>,
     pub(crate) pins: Arc<Pins>,
+    /// Of those who only need to hear what is deleted.
+    pub(crate) tombstone_pins: Arc<Pins>,
     pub(crate) hub: Arc<Hub>,
     /// What the state says about authentication, for those who ask with every request.
     pub(crate) shown_auth: ShownAuth,
@@ -79,6 +81,7 @@ impl Keyspace {
         Ok(Arc::new(Keyspace {
             group,
             pins: Arc::default(),
+            tombstone_pins: Arc::default(),
             hub: Arc::new(Hub::new(state.revision, options.watch_buffer_bytes)),
             dropped: Mutex::new(dropped),
             begun_before: highest.max(state.generation),
@@ -226,10 +229,10 @@ impl Keyspace {
         self.state.read().flushed.compact_revision
     }
 
-    /// Holds sweeps off what the engine will know to be compacted later than it does now; and the generation.
-    pub(crate) fn pin_flushed(&self) -> (Pin, u32) {
+    /// Holds sweeps off the tombstones of later revisions than the engine has now; and the generation.
+    pub(crate) fn pin_tombstones(&self) -> (Pin, u32) {
         let state = self.state.read();
-        (self.pins.pin(state.generation, state.flushed.revision), state.generation)
+        (self.tombstone_pins.pin(state.generation, state.flushed.revision), state.generation)
     }
 
     pub(crate) fn values(&self, generation: u32) -> Values<'_> {

@@ -26,6 +26,8 @@ use crate::sweep::Dropped;
 const FORMAT: u8 = 1;
 /// The format of a chunk of a later one.
 const FORMAT_ROUNDS: u8 = 2;
+/// A round is small that is less than this part of what the log keeps.
+const SMALL_PART: usize = 16;
 /// However much is written meanwhile, there are no more rounds than this.
 const ROUNDS_MAX: u32 = 100;
 /// Records of an import that are removed in one batch.
@@ -70,8 +72,8 @@ type Views = Box<dyn Fn() -> Box<dyn Read> + Send>;
 pub struct Exporter {
     keyspace: Arc<Keyspace>,
     views: Views,
-    /// A round that carried less than this is the last.
-    enough_bytes: usize,
+    /// What a log keeps for whoever takes the snapshot in.
+    log_bytes: usize,
     round: Round,
     rounds: u32,
     chunks: u32,
@@ -92,6 +94,7 @@ struct Round {
     space: usize,
     from: Bytes,
     begun: bool,
+    /// Of versions and values. Tables are carried whole every time.
     bytes: usize,
     /// What the round before carried.
     bytes_before: usize,
@@ -104,23 +107,20 @@ impl std::fmt::Debug for Exporter {
 }
 
 impl Exporter {
-    /// Begins a snapshot of what the engine holds of `keyspace`; rounds follow until one carries less than `enough_bytes`.
+    /// Begins a snapshot of what the engine holds of `keyspace`; rounds follow until what is written during one is little beside `log_bytes`, which
+    /// is what the log keeps for whoever takes the snapshot in.
     ///
     /// # Errors
     /// [`SnapshotError::Nothing`] if it was never flushed.
-    pub fn new(keyspace: Arc<Keyspace>, enough_bytes: usize) -> Result<Exporter, SnapshotError> {
+    pub fn new(keyspace: Arc<Keyspace>, log_bytes: usize) -> Result<Exporter, SnapshotError> {
         let engine = Arc::clone(&keyspace.engine);
-        Exporter::over(keyspace, enough_bytes, Box::new(move || engine.snapshot()))
+        Exporter::over(keyspace, log_bytes, Box::new(move || engine.snapshot()))
     }
 
     /// [`Exporter::new`] with somebody else's views of the engine.
-    pub fn over(
-        keyspace: Arc<Keyspace>,
-        enough_bytes: usize,
-        views: Views,
-    ) -> Result<Exporter, SnapshotError> {
+    pub fn over(keyspace: Arc<Keyspace>, log_bytes: usize, views: Views) -> Result<Exporter, SnapshotError> {
         let round = Round::begin(&keyspace, &views, None)?;
-        Ok(Exporter { keyspace, views, enough_bytes, round, rounds: 1, chunks: 0, items: 0, ended: false })
+        Ok(Exporter { keyspace, views, log_bytes, round, rounds: 1, chunks: 0, items: 0, ended: false })
     }
 
     /// The last entry in the snapshot, as far as it has come: that of the present round.
@@ -160,10 +160,12 @@ impl Exporter {
         Ok(Some(chunk.freeze()))
     }
 
-    /// As long as they become smaller, and none is small.
+    /// Until one is small; one that does not become smaller is enough if the log keeps as much.
     fn needs_another_round(&self) -> bool {
         let Round { bytes, bytes_before, .. } = self.round;
-        bytes >= self.enough_bytes && bytes < bytes_before && self.rounds < ROUNDS_MAX
+        let is_small = bytes < self.log_bytes / SMALL_PART;
+        let shrinks = bytes < bytes_before || bytes > self.log_bytes;
+        !is_small && shrinks && self.rounds < ROUNDS_MAX
     }
 }
 
@@ -172,7 +174,7 @@ impl Round {
     /// or else a key that the first round carried would live for ever.
     fn begin(keyspace: &Keyspace, views: &Views, last: Option<&Round>) -> Result<Round, SnapshotError> {
         let group = keyspace.group;
-        let (pin, generation) = keyspace.pin_flushed();
+        let (pin, generation) = keyspace.pin_tombstones();
         let view = views();
         let missing = if last.is_some() { SnapshotError::Replaced } else { SnapshotError::Nothing };
         let bytes = view.get(Space::State, &record::state_key(group))?.ok_or(missing)?;
@@ -203,7 +205,6 @@ impl Round {
 
     /// Adds records until the chunk is full or the round ends; returns how many.
     fn fill(&mut self, chunk: &mut BytesMut, max_bytes: usize) -> Result<u64, SnapshotError> {
-        let header_len = chunk.len();
         if !self.begun {
             chunk.put_u8(ITEM_STATE);
             chunk.put_slice(&self.state.encode());
@@ -215,7 +216,6 @@ impl Round {
         while chunk.len() < max_bytes && !self.is_carried() {
             items += self.add_items(chunk, max_bytes)?;
         }
-        self.bytes += chunk.len() - header_len;
         Ok(items)
     }
 
@@ -223,7 +223,7 @@ impl Round {
     fn add_items(&mut self, chunk: &mut BytesMut, max_bytes: usize) -> Result<u64, SnapshotError> {
         let (number, group) = (self.space, self.group);
         let (_, to) = record::generation_bounds(group, self.state.generation, self.state.generation + 1);
-        let (mut next, mut items) = (None, 0);
+        let (mut next, mut items, len_before) = (None, 0, chunk.len());
         self.view.scan(SPACES[number], &self.from, &to, &mut |key, value| {
             if chunk.len() >= max_bytes {
                 next = Some(Bytes::copy_from_slice(key));
@@ -238,6 +238,9 @@ impl Round {
             items += 1;
             ControlFlow::Continue(())
         })?;
+        if SPACES[number] != Space::Tables {
+            self.bytes += chunk.len() - len_before;
+        }
         match next {
             Some(next) => self.from = next,
             None => {
@@ -348,7 +351,10 @@ impl Importer {
     }
 
     /// Every round carries the tables whole: what the former one had of them may be gone.
-    fn begin_round(&mut self) -> Result<(), SnapshotError> {
+    fn begin_round(&self, batch: &Batch) -> Result<(), SnapshotError> {
+        if !batch.is_empty() {
+            return Err(SnapshotError::BadChunk("a round begins in the middle"));
+        }
         let (from, to) = record::generation_bounds(self.group, self.generation, self.generation + 1);
         let mut tables = Dropped::new(Space::Tables, from, to);
         loop {
@@ -382,11 +388,8 @@ impl Importer {
     fn item(&mut self, items: &mut Bytes, batch: &mut Batch) -> Result<(), SnapshotError> {
         match take(items, 1)?[0] {
             ITEM_STATE => {
-                if self.state.is_some() && !batch.is_empty() {
-                    return Err(SnapshotError::BadChunk("a round begins in the middle"));
-                }
                 if self.state.is_some() {
-                    self.begin_round()?;
+                    self.begin_round(batch)?;
                 }
                 self.state = Some(StateRecord::decode(self.group, &take(items, record::STATE_LEN)?)?)
             }

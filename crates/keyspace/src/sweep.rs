@@ -99,7 +99,8 @@ impl Keyspace {
         if let Some(pinned) = self.pins.oldest(state.generation) {
             compacted = compacted.min(pinned);
         }
-        let removed = state.index.sweep(compacted, limit);
+        let tombstones_until = self.tombstone_pins.oldest(state.generation).unwrap_or(i64::MAX);
+        let removed = state.index.sweep(compacted, tombstones_until, limit);
         let generation = state.generation;
         drop(state);
         let mut batch = Batch::with_capacity(2 * removed.len());
@@ -114,7 +115,7 @@ impl Keyspace {
     fn sweep_dropped(&self, limit: usize) -> Option<Batch> {
         let current = self.state.read().generation;
         let mut dropped = self.dropped.lock();
-        if dropped.is_empty() || self.pins.any_but(current) {
+        if dropped.is_empty() || self.pins.any_but(current) || self.tombstone_pins.any_but(current) {
             return None;
         }
         while let Some(last) = dropped.last_mut() {

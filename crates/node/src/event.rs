@@ -126,7 +126,7 @@ pub enum Event {
         /// The position that the receiver installed; `None` when the transfer failed.
         position: Option<LogPosition>,
     },
-    /// A snapshot was received whole, checked and written to the engine, but the switch to it (`Importer::finish`) has
+    /// A snapshot was received whole, written to the engine and read back (`Importer::load`), but the switch to it (`Importer::finish`) has
     /// not been made. Answered by an entry of [`Effects::installs`] with the same ticket, in this step or a later one.
     SnapshotOffered {
         /// The group.
@@ -227,12 +227,12 @@ pub struct Effects {
     pub persist_engine: Option<u64>,
     /// Snapshots to stream to other nodes, each to be answered by [`Event::SnapshotSent`].
     pub snapshots: Vec<SnapshotJob>,
-    /// Answers to [`Event::SnapshotOffered`]: ticket, and whether to switch to the snapshot (`Importer::load`, `Importer::finish`,
+    /// Answers to [`Event::SnapshotOffered`]: ticket, and whether to switch to the snapshot (`Importer::finish`, then
     /// `Engine::persist`, then [`Event::SnapshotInstalled`]) or to drop it. Between a yes and the installation the
     /// node neither applies nor flushes that group.
     pub installs: Vec<(u64, bool)>,
     /// What nobody needs any more. Drop it where that may take long.
-    pub retired: Vec<Loaded>,
+    pub retired: Vec<Retired>,
     /// Replicas to be opened, each to be answered by [`Event::Opened`].
     pub opens: Vec<OpenJob>,
     /// Replicas to be destroyed after all that the engine was given for their groups before: [`hadron_keyspace::Owner::destroy`], then
@@ -266,6 +266,15 @@ impl Effects {
     }
 }
 
+/// What nobody needs any more; there may be millions of keys in it.
+#[derive(Debug)]
+pub enum Retired {
+    /// A state that another was switched to.
+    State(Loaded),
+    /// A replica's that was destroyed. Its readers may have it still.
+    Keyspace(Arc<Keyspace>),
+}
+
 /// A batch for the engine.
 #[derive(Debug)]
 pub struct FlushJob {
@@ -286,8 +295,8 @@ pub struct SnapshotJob {
     pub to: ReplicaId,
     /// The state.
     pub keyspace: Arc<Keyspace>,
-    /// What is written while this many bytes are carried is little beside what the log keeps for the transfer.
-    pub enough_bytes: usize,
+    /// What the log keeps for the transfer.
+    pub log_bytes: usize,
 }
 
 /// A replica to be opened: [`OpenJob::carry_out`] on a thread that may wait for the engine.

@@ -118,7 +118,7 @@ impl Node {
         }
     }
 
-    fn maybe_sweep(&mut self, group: GroupId, effects: &mut Effects) {
+    pub(crate) fn maybe_sweep(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         if replica.flush.sweeping || replica.install != Install::None {
             return;

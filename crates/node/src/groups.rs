@@ -44,7 +44,7 @@ pub(crate) struct Replica {
 
     /// Own clients' commands that have not been proposed or forwarded: they wait for this turn's end, or for a leader.
     pub(crate) waiting: VecDeque<(u64, Bytes)>,
-    /// Not to be forwarded before this time: the node that was thought to lead refused.
+    /// Not to be forwarded before this time: the node that was thought to lead refused, or others were asked for one that leads.
     pub(crate) hold_until: Option<Time>,
     /// Other nodes' commands of this turn, with the term they are meant for.
     pub(crate) forwarded: Vec<(Term, Origin, Bytes)>,

@@ -66,7 +66,9 @@ pub use catalog::{
 pub use clock::GroupClock;
 pub use config::{Config, GroupConfig, Limits};
 pub use envelope::{Envelope, Origin, decode as decode_envelope};
-pub use event::{DestroyJob, Effects, Event, Failure, FlushJob, OpenJob, OpenOutcome, Reply, SnapshotJob};
+pub use event::{
+    DestroyJob, Effects, Event, Failure, FlushJob, OpenJob, OpenOutcome, Reply, Retired, SnapshotJob,
+};
 pub use force::{Forced, force};
 pub use membership::{Bootstrap, Member, node_id};
 pub use memory::MemoryUse;

@@ -31,7 +31,7 @@ use hadron_storage::wal::{Record, RecoveredGroup};
 
 use crate::catalog::{Catalog, keys_of};
 use crate::config::GroupConfig;
-use crate::event::{DestroyJob, Effects, Event, Failure, OpenJob, OpenOutcome, Reply};
+use crate::event::{DestroyJob, Effects, Event, Failure, OpenJob, OpenOutcome, Reply, Retired};
 use crate::groups::{Install, Replica, applied_configuration};
 use crate::node::Node;
 use crate::peer::PeerMessage;
@@ -326,6 +326,7 @@ impl Node {
         self.engine_persist.forget(group);
         self.pinning.remove(&group);
         self.leave_tombstone(group, replica.me, effects);
+        effects.retired.push(Retired::Keyspace(replica.keyspace));
         self.refresh_peers();
     }
 

@@ -10,12 +10,12 @@ use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, ROOT_GRO
 use hadron_keyspace::{Applied, Loaded};
 
 use crate::clock::GroupClock;
-use crate::event::{Effects, SnapshotJob};
+use crate::event::{Effects, Retired, SnapshotJob};
 use crate::groups::Install;
 use crate::node::Node;
 
-/// A snapshot's last round is smaller than this part of what the log keeps for it.
-const ROUND_PART: usize = 16;
+/// Whatever others need, a log keeps about as much as this.
+const LOG_BYTES_MIN: usize = 1 << 20;
 
 impl Node {
     /// The group asks for snapshots for these followers.
@@ -25,14 +25,16 @@ impl Node {
         followers: impl Iterator<Item = ReplicaId>,
         effects: &mut Effects,
     ) {
-        let enough_bytes = self.config.limits.snapshot_log_bytes.min(self.log_bytes_free()) / ROUND_PART;
+        let limits = &self.config.limits;
+        let free = self.log_bytes_free().max(limits.log_tail_bytes.min(LOG_BYTES_MIN));
+        let log_bytes = limits.snapshot_log_bytes.min(free);
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         for to in followers {
             let Some(node) = replica.node_of(to) else { continue };
             if !replica.snapshots_in_flight.contains(&to) {
                 replica.snapshots_in_flight.push(to);
                 let keyspace = Arc::clone(&replica.keyspace);
-                effects.snapshots.push(SnapshotJob { group, node, to, keyspace, enough_bytes });
+                effects.snapshots.push(SnapshotJob { group, node, to, keyspace, log_bytes });
             }
         }
     }
@@ -47,6 +49,8 @@ impl Node {
     ) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         replica.snapshots_in_flight.retain(|other| *other != to);
+        // The transfer held tombstones.
+        self.maybe_sweep(group, effects);
         self.step_group(group, CoreEvent::SnapshotSent { to, position }, effects);
     }
 
@@ -95,7 +99,7 @@ impl Node {
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         match replica.keyspace.switch(loaded) {
-            Ok(former) => effects.retired.push(former),
+            Ok(former) => effects.retired.push(Retired::State(former)),
             Err(error) => {
                 let what = format!("group {group}: an installed snapshot cannot be switched to: {error}");
                 return effects.fatal = Some(what);

@@ -127,7 +127,7 @@ async fn a_node_that_missed_many_writes_catches_up_while_the_others_serve() {
     let snapshots = cluster.nodes[away].counter("hadron_snapshots_received_total").await;
     assert!(snapshots > 0, "the log should have been cut by then");
     // What the log's tail does not hold is large enough for more than one.
-    let has_rounds = |line: &str| line.contains("sent a snapshot") && !line.contains(r#""rounds":1"#);
+    let has_rounds = |line: &str| line.contains("sent a snapshot") && !line.contains(r#""rounds":1}"#);
     let in_rounds = cluster.nodes.iter().any(|node| node.log().lines().any(has_rounds));
     assert!(in_rounds, "all that was written meanwhile was left to the log");
     let mut hashes = Vec::new();

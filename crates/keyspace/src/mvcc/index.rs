@@ -171,8 +171,9 @@ impl Index {
 
     /// Removes up to `limit` versions that no reader at `compacted` or later can see, the oldest of a key first and a
     /// tombstone only after all that it deleted: a crash between two steps must not bring a deleted key back.
-    /// The tombstones of `compacted` itself stay, for watchers that start there.
-    pub(crate) fn sweep(&mut self, compacted: i64, limit: usize) -> Vec<(i64, u32)> {
+    /// The tombstones of `compacted` itself stay, for watchers that start there, as do those from `tombstones_until` on.
+    pub(crate) fn sweep(&mut self, compacted: i64, tombstones_until: i64, limit: usize) -> Vec<(i64, u32)> {
+        let tombstones = compacted.min(tombstones_until);
         let mut removed = Vec::new();
         while removed.len() < limit {
             let Some(next) = pop_if(&mut self.superseded, |next| next.removable_at <= compacted) else {
@@ -181,7 +182,7 @@ impl Index {
             removed.extend(self.remove_oldest(&next.key, |oldest| oldest.place() < next.by));
         }
         while removed.len() < limit {
-            let Some(next) = pop_if(&mut self.tombstones, |next| next.removable_at <= compacted) else {
+            let Some(next) = pop_if(&mut self.tombstones, |next| next.removable_at <= tombstones) else {
                 break;
             };
             removed.extend(self.remove_oldest(&next.key, |oldest| oldest.place() == next.by));

@@ -1,6 +1,6 @@
 //! Snapshots in both directions, in tasks beside the loop. `docs/formats/peer.md` has the bytes.
 //!
-//! A sender exports from a fixed view of the engine, a receiver imports beside the present state and then asks the
+//! A sender exports from views of the engine, a receiver imports beside the present state, reads that back and then asks the
 //! node whether to switch. Chunks pass through queues of two, so that neither side ever holds more than a few of them.
 //! A node sends one snapshot at a time to each other node, and receives a bounded number at once.
 
@@ -12,7 +12,7 @@ use std::time::Instant;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::{GroupId, Index, LogPosition, NodeId, ReplicaId, Term};
 use hadron_keyspace::{Applied, Exporter, Importer, Loaded};
-use hadron_node::{Event, SnapshotJob};
+use hadron_node::{Event, Retired, SnapshotJob};
 use hadron_storage::engine::Engine;
 use parking_lot::Mutex;
 use tokio::runtime;
@@ -115,9 +115,9 @@ impl Snapshots {
         });
     }
 
-    /// Drops former states where that may take long.
-    pub(super) fn retire(&self, former: Vec<Loaded>) {
-        self.0.runtime.spawn_blocking(move || drop(former));
+    /// Drops what is not needed any more where that may take long.
+    pub(super) fn retire(&self, retired: Vec<Retired>) {
+        self.0.retire(retired);
     }
 
     /// The node's decision on an offered snapshot.
@@ -129,6 +129,10 @@ impl Snapshots {
 }
 
 impl Inner {
+    fn retire(&self, retired: Vec<Retired>) {
+        self.runtime.spawn_blocking(move || drop(retired));
+    }
+
     /// Where the receiver is now, and in how many rounds it came there.
     async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<(LogPosition, u32), String> {
         let turn = self.sending.lock().entry(job.node).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
@@ -158,14 +162,15 @@ impl Inner {
         let (ticket, decision) = self.offer();
         self.inputs.event(Event::SnapshotOffered { group, ticket, applied, generation });
         if !decision.await.map_err(text)? {
+            self.retire(vec![Retired::State(loaded)]);
             return self.abandon(importer, "not wanted: this replica leads or is ahead of it").await;
         }
-        let installed = self.install(importer).await;
-        if let Err(error) = &installed {
+        if let Err(error) = self.install(importer).await {
             // The node waits for the switch, and the engine may hold either state: only a restart can tell.
             self.fatal.report(format!("group {group}: installing a snapshot failed: {error}"));
+            self.retire(vec![Retired::State(loaded)]);
+            return Err(error);
         }
-        installed?;
         self.metrics.snapshots_received.inc();
         self.inputs.event(Event::SnapshotInstalled { group, applied, loaded });
         Ok(position(applied))
@@ -258,7 +263,7 @@ fn text(error: impl std::fmt::Display) -> String {
 
 /// Reads the engine, chunk by chunk, as fast as the connection takes them. Returns how many rounds that took.
 fn export(job: SnapshotJob, chunks: &mpsc::Sender<Bytes>) -> Result<u32, String> {
-    let mut exporter = Exporter::new(job.keyspace, job.enough_bytes).map_err(text)?;
+    let mut exporter = Exporter::new(job.keyspace, job.log_bytes).map_err(text)?;
     while let Some(chunk) = exporter.next_chunk(CHUNK_BYTES).map_err(text)? {
         // The receiver of chunks goes away when the connection ends, which has its own error.
         if chunks.blocking_send(chunk).is_err() {

@@ -65,12 +65,12 @@ impl Incoming {
 impl World {
     /// Begins a transfer.
     pub(super) fn send_snapshot(&mut self, sender: Life, job: SnapshotJob) {
-        let SnapshotJob { group, node, to, keyspace, enough_bytes } = job;
+        let SnapshotJob { group, node, to, keyspace, log_bytes } = job;
         let transfer = Transfer { sender, group, to };
         let Some(receiver) = self.life(node.0) else { return self.snapshot_fails(transfer) };
         let Some(machine) = self.machines.get(&sender.node) else { return };
         let views = self.cut_views(machine.engine.clone(), group);
-        let exporter = match Exporter::over(keyspace, enough_bytes, views) {
+        let exporter = match Exporter::over(keyspace, log_bytes, views) {
             Ok(exporter) => exporter,
             Err(error) => return self.export_fails(transfer, &error),
         };
@@ -147,6 +147,9 @@ impl World {
             self.forget_incoming(&chunk);
             return self.snapshot_fails(chunk.transfer);
         }
+        if self.receives_another(&chunk) {
+            return self.snapshot_fails(chunk.transfer);
+        }
         let bytes = std::mem::take(&mut chunk.bytes);
         let (bytes, flipped) = self.flip_on_the_way(bytes);
         let received = self.receive(&chunk, bytes);
@@ -162,6 +165,17 @@ impl World {
             return self.violate(Violation::new("no_fatal", found));
         }
         self.send_next_chunk(chunk);
+    }
+
+    /// A node receives one snapshot of a group at a time.
+    fn receives_another(&mut self, chunk: &Chunk) -> bool {
+        let (group, ticket) = (chunk.transfer.group, chunk.ticket);
+        let Some(process) = self.process(chunk.receiver) else { return false };
+        let waiting = process
+            .incoming
+            .iter()
+            .any(|(other, incoming)| *other != ticket && incoming.transfer.group == group);
+        waiting || process.engine.installing().any(|incoming| incoming.transfer.group == group)
     }
 
     /// Now and then a bit of a chunk flips on its way.

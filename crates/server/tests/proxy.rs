@@ -135,10 +135,11 @@ async fn a_client_that_takes_nothing_holds_up_no_other() {
     put(&other, "k", "v").await.unwrap();
     let answers = ask_and_take_nothing(&proxy.address, 20).await;
     let watched = cluster.nodes[0].channel();
+    // Four are 32 MiB. Whether the fifth is begun before the fourth is made is a matter of chance.
     eventually("the node has made as many answers as it makes", async || {
         let page = cluster.nodes[0].metrics().await;
         let ranges = page.lines().find_map(|line| line.strip_prefix("etcd_mvcc_range_total "));
-        ranges.is_some_and(|ranges| ranges.parse::<u64>().unwrap() >= 5)
+        ranges.is_some_and(|ranges| ranges.parse::<u64>().unwrap() >= 4)
     })
     .await;
     put(&watched, "k", "v").await.unwrap();

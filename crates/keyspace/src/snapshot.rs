@@ -310,12 +310,13 @@ impl Importer {
     /// # Errors
     /// The snapshot is not complete, or what it contains has not the digest that came with it.
     pub fn load(&self) -> Result<Loaded, SnapshotError> {
-        let state = StateRecord { generation: self.generation, ..self.complete_state()? };
-        Ok(Loaded::new(self.engine.snapshot().as_ref(), self.group, &state)?)
+        Ok(Loaded::new(self.engine.snapshot().as_ref(), self.group, &self.complete_state()?)?)
     }
 
+    /// What the snapshot contains, under its generation here.
     fn complete_state(&self) -> Result<StateRecord, SnapshotError> {
-        self.state.filter(|_| self.ended).ok_or(SnapshotError::BadChunk("the end is missing"))
+        let state = self.state.filter(|_| self.ended).ok_or(SnapshotError::BadChunk("the end is missing"))?;
+        Ok(StateRecord { generation: self.generation, ..state })
     }
 
     /// Makes the snapshot the state of the group, durably; then [`Keyspace::switch`].
@@ -324,12 +325,7 @@ impl Importer {
     /// [`SnapshotError::BadChunk`] if the snapshot is not complete; the state in use is untouched.
     pub fn finish(self) -> Result<Applied, SnapshotError> {
         let state = self.complete_state()?;
-        let switched = StateRecord { generation: self.generation, ..state };
-        self.engine.write(vec![Change::Put(
-            Space::State,
-            record::state_key(self.group),
-            switched.encode(),
-        )])?;
+        self.engine.write(vec![Change::Put(Space::State, record::state_key(self.group), state.encode())])?;
         self.engine.persist()?;
         Ok(state.applied)
     }
@@ -338,14 +334,8 @@ impl Importer {
     /// opening of the keyspace.
     pub fn abandon(self) -> Result<(), SnapshotError> {
         let own = (self.generation, self.generation + 1);
-        for mut stretch in Dropped::stretches(self.engine.as_ref(), self.group, own)? {
-            loop {
-                let batch = stretch.step(self.engine.as_ref(), REMOVED_AT_ONCE)?;
-                if batch.is_empty() {
-                    break;
-                }
-                self.engine.write(batch)?;
-            }
+        for stretch in Dropped::stretches(self.engine.as_ref(), self.group, own)? {
+            stretch.delete(self.engine.as_ref(), REMOVED_AT_ONCE)?;
         }
         Ok(())
     }
@@ -356,14 +346,7 @@ impl Importer {
             return Err(SnapshotError::BadChunk("a round begins in the middle"));
         }
         let (from, to) = record::generation_bounds(self.group, self.generation, self.generation + 1);
-        let mut tables = Dropped::new(Space::Tables, from, to);
-        loop {
-            let batch = tables.step(self.engine.as_ref(), REMOVED_AT_ONCE)?;
-            if batch.is_empty() {
-                return Ok(());
-            }
-            self.engine.write(batch)?;
-        }
+        Ok(Dropped::new(Space::Tables, from, to).delete(self.engine.as_ref(), REMOVED_AT_ONCE)?)
     }
 
     fn check_chunk(&mut self, mut chunk: Bytes) -> Result<Bytes, SnapshotError> {

@@ -60,6 +60,17 @@ impl Dropped {
         Ok(dropped)
     }
 
+    /// Deletes all of it, `limit` keys at once.
+    pub(crate) fn delete(mut self, engine: &dyn Engine, limit: usize) -> Result<(), EngineError> {
+        loop {
+            let batch = self.step(engine, limit)?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            engine.write(batch)?;
+        }
+    }
+
     /// Deletions of up to `limit` keys from where the last call ended.
     pub(crate) fn step(&mut self, engine: &dyn Engine, limit: usize) -> Result<Batch, EngineError> {
         let mut batch = Batch::new();

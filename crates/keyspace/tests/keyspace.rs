@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Client, FailingEngine, Fault, GROUP, Replica};
+use common::{Client, Entry, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
     Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, SnapshotError, ValueCache,
     WatcherCounts,
@@ -127,6 +127,11 @@ fn groups_share_an_engine() {
     }
 }
 
+/// A log that puts twenty keys, each in an entry.
+fn twenty_puts() -> Vec<Entry> {
+    (0..20).map(|n| (n, vec![put(&format!("k{n}"), vec![n as u8; 100])])).collect()
+}
+
 /// How many versions the engine holds, of whatever generation.
 fn records(replica: &Replica) -> usize {
     let mut count = 0;
@@ -143,7 +148,7 @@ fn records(replica: &Replica) -> usize {
 #[test]
 fn an_import_that_is_given_up_leaves_nothing() {
     let source = Replica::new(Options::default());
-    let log: Vec<_> = (0..20).map(|n| (n, vec![put(&format!("k{n}"), vec![n as u8; 100])])).collect();
+    let log = twenty_puts();
     source.follow(&log);
     source.flush_all();
     let target = Replica::new(Options::default());
@@ -204,7 +209,7 @@ fn what_is_deleted_between_two_rounds_of_a_snapshot_does_not_come_back() {
 #[test]
 fn a_snapshot_whose_source_is_replaced_begins_anew() {
     let source = Replica::new(Options::default());
-    let log: Vec<_> = (0..20).map(|n| (n, vec![put(&format!("k{n}"), vec![n as u8; 100])])).collect();
+    let log = twenty_puts();
     source.follow(&log[..10]);
     source.flush_all();
     let mut exporter = Exporter::new(source.keyspace.clone(), 1).unwrap();
@@ -221,7 +226,7 @@ fn a_snapshot_whose_source_is_replaced_begins_anew() {
 #[test]
 fn a_switch_leaves_an_import_alone_that_has_begun() {
     let source = Replica::new(Options::default());
-    let log: Vec<_> = (0..20).map(|n| (n, vec![put(&format!("k{n}"), vec![n as u8; 100])])).collect();
+    let log = twenty_puts();
     source.follow(&log[..10]);
     source.flush_all();
     let target = Replica::new(Options::default());
@@ -266,7 +271,7 @@ fn what_was_imported_before_a_keyspace_was_opened_is_not_switched_to() {
 #[test]
 fn bad_snapshots_change_nothing() {
     let source = Replica::new(Options::default());
-    let log: Vec<_> = (0..20).map(|n| (n, vec![put(&format!("k{n}"), vec![n as u8; 100])])).collect();
+    let log = twenty_puts();
     source.follow(&log);
     assert!(source.exporter().is_none(), "nothing was flushed");
     source.flush_all();

@@ -228,7 +228,7 @@ pub struct Effects {
     /// Snapshots to stream to other nodes, each to be answered by [`Event::SnapshotSent`].
     pub snapshots: Vec<SnapshotJob>,
     /// Answers to [`Event::SnapshotOffered`]: ticket, and whether to switch to the snapshot (`Importer::finish`, then
-    /// `Engine::persist`, then [`Event::SnapshotInstalled`]) or to drop it. Between a yes and the installation the
+    /// [`Event::SnapshotInstalled`]) or to drop it. Between a yes and the installation the
     /// node neither applies nor flushes that group.
     pub installs: Vec<(u64, bool)>,
     /// What nobody needs any more. Drop it where that may take long.

@@ -18,6 +18,7 @@
 //! | `lease`, `digest` | leases; the digest of the live state |
 //! | [`watch`] | streams of events, past and present |
 //! | `flush`, `sweep`, [`snapshot`], `record` | the way to the engine and back |
+//! | `scrub` | whether the engine still holds what it was given |
 //! | `owner` | whose the engine's records of a group are |
 //! | `backup`, `restore`, `kept`, `stored` | the way to etcd's files and back |
 //!
@@ -51,6 +52,7 @@ mod range;
 mod read;
 mod record;
 mod restore;
+mod scrub;
 mod state;
 mod stored;
 mod sweep;
@@ -65,6 +67,7 @@ pub use mvcc::ValueCache;
 pub use owner::{Owner, destroyed_groups, sweep_destroyed};
 pub use read::RangePart;
 pub use restore::{Restore, RestoreError, Restored};
+pub use scrub::{Scrub, ScrubError};
 pub use snapshot::{Exporter, Importer, SnapshotError};
 pub use state::Applied;
 pub use watch::{WatchOptions, WatchStream, WatcherCounts};

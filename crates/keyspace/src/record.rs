@@ -90,7 +90,7 @@ pub(crate) fn decode_version(place: (i64, u32), mut bytes: &[u8]) -> Option<(Ver
     if bytes.len() < VERSION_LEN || bytes.get_u8() != FORMAT {
         return None;
     }
-    let is_tombstone = bytes.get_u8() == 1;
+    let kind = bytes.get_u8();
     let version = Version {
         main: place.0,
         sub: place.1,
@@ -100,7 +100,7 @@ pub(crate) fn decode_version(place: (i64, u32), mut bytes: &[u8]) -> Option<(Ver
         value_hash: bytes.get_u64(),
         value_len: bytes.get_u32(),
     };
-    (version.is_tombstone() == is_tombstone && !bytes.is_empty()).then_some((version, bytes))
+    (kind == u8::from(version.is_tombstone()) && !bytes.is_empty()).then_some((version, bytes))
 }
 
 /// The key of a group's state.
@@ -252,9 +252,9 @@ pub(crate) fn decode_table(key: &[u8], value: &[u8]) -> Option<TableChange> {
             Some(TableChange::Configuration { configuration: Bytes::copy_from_slice(value) })
         }
         (TABLE_AUTH, 1, 9..) => {
-            let (enabled, revision) = (value.get_u8() == 1, value.get_u64());
-            let switch = Switch { enabled, revision, secret: Bytes::copy_from_slice(value) };
-            Some(TableChange::Auth { switch })
+            let (enabled, revision) = (value.get_u8(), value.get_u64());
+            let switch = Switch { enabled: enabled == 1, revision, secret: Bytes::copy_from_slice(value) };
+            (enabled <= 1).then_some(TableChange::Auth { switch })
         }
         (TABLE_USER, 2.., _) => {
             let user = authpb::User::decode(value).ok()?;

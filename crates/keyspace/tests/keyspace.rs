@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Client, Entry, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
-    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, SnapshotError, ValueCache,
-    WatcherCounts,
+    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, Scrub, SnapshotError,
+    ValueCache, WatcherCounts,
 };
 use hadron_proto::etcdserverpb as pb;
 use hadron_storage::engine::{Change, Engine, ModelEngine, Read, Space};
@@ -124,6 +124,60 @@ fn groups_share_an_engine() {
     for group in [1, 2] {
         let keyspace = Keyspace::open(engine.clone(), group, Options::default()).unwrap();
         assert_eq!(keyspace.range(&all(0)).unwrap().kvs[0].value.as_ref(), [group as u8 - 1]);
+    }
+}
+
+/// What lives when a scrub begins may be overwritten, compacted and swept before it is looked at.
+#[test]
+fn a_scrub_misses_nothing_that_is_swept_while_it_is_under_way() {
+    let replica = Replica::new(Options::default());
+    let mut log = twenty_puts();
+    replica.follow(&log);
+    replica.flush_all();
+    let mut scrub = Scrub::begin(replica.keyspace.clone()).unwrap().unwrap();
+    assert!(scrub.step(1).unwrap().is_some());
+    log.extend(twenty_puts());
+    log.push((40, vec![Command::Compact(pb::CompactionRequest { revision: 41, physical: false })]));
+    replica.follow(&log);
+    replica.flush_all();
+    while replica.sweep(100) {}
+    while scrub.step(100).unwrap().is_some() {}
+    while replica.sweep(100) {}
+    assert_eq!(records(&replica), 20, "the scrub holds nothing any more");
+    replica.scrub(100).unwrap();
+}
+
+/// The oldest version of a key is none of the digest's business, and may be read all the same.
+#[test]
+fn a_scrub_misses_a_version_that_is_history() {
+    let replica = Replica::new(Options::default());
+    replica.follow(&[(1, vec![put("k", "first")]), (2, vec![put("k", "second")])]);
+    assert!(Scrub::begin(replica.keyspace.clone()).unwrap().is_none(), "nothing was flushed");
+    replica.flush_all();
+    replica.scrub(1).unwrap();
+    let (oldest, _) = replica.present(Space::Versions).swap_remove(0);
+    replica.engine.write(vec![Change::Delete(Space::Versions, oldest)]).unwrap();
+    let found = replica.scrub(1).unwrap_err();
+    assert!(found.to_string().contains("versions that are missing: 1"), "{found}");
+}
+
+#[test]
+fn a_scrub_notices_that_the_engine_lost_all_or_went_back() {
+    let replica = Replica::new(Options::default());
+    replica.follow(&[(1, vec![put("a", "1")])]);
+    replica.flush_all();
+    let key = only_key(&replica.engine, Space::State);
+    let before = replica.engine.get(Space::State, &key).unwrap().unwrap();
+    replica.follow(&[(1, vec![put("a", "1")]), (2, vec![put("b", "2")])]);
+    replica.flush_all();
+    replica.scrub(100).unwrap();
+    for (change, expected) in [
+        (Change::Put(Space::State, key.clone(), before), "the state is of index 1, 2 was flushed"),
+        (Change::Delete(Space::State, key), "there is no state record"),
+    ] {
+        replica.engine.write(vec![change]).unwrap();
+        let found = replica.scrub(100).unwrap_err();
+        assert!(found.to_string().contains(expected), "{found}");
     }
 }
 

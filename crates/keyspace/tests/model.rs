@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 
 use common::{Answers, Client, Entry, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
-    Command, Error, Exporter, Importer, OpenError, Options, Response, SnapshotError, ValueCache,
+    Command, Error, Exporter, Importer, OpenError, Options, Response, Scrub, ScrubError, SnapshotError,
+    ValueCache,
 };
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::mvccpb::{Event, KeyValue, event::EventType};
-use hadron_storage::engine::Engine;
+use hadron_storage::engine::{Change, Engine, Space};
 use pb::request_op::Request;
 use proptest::prelude::*;
 
@@ -150,6 +151,12 @@ enum Op {
         chunk_bytes: usize,
         chunks: usize,
     },
+    /// A scrub of `replica` goes on, or begins; much happens in between.
+    Scrub {
+        replica: usize,
+        slice_bytes: usize,
+        slices: usize,
+    },
     Drain {
         watcher: usize,
     },
@@ -193,6 +200,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(replica, chunk_bytes, chunks_max)| Op::Import { replica, chunk_bytes, chunks_max }),
         3 => (0..2usize, 1..500usize, prop_oneof![Just(usize::MAX), 1..5usize])
             .prop_map(|(replica, chunk_bytes, chunks)| Op::Carry { replica, chunk_bytes, chunks }),
+        3 => (0..2usize, 1..200usize, prop_oneof![1 => Just(usize::MAX), 4 => 1..3usize])
+            .prop_map(|(replica, slice_bytes, slices)| Op::Scrub { replica, slice_bytes, slices }),
         4 => (0..6usize).prop_map(|watcher| Op::Drain { watcher }),
     ]
 }
@@ -274,6 +283,7 @@ struct Run {
     failures: [Option<Failure>; 2],
     /// The snapshots on their way to them.
     transfers: [Option<(Exporter, Importer)>; 2],
+    scrubs: [Option<Scrub>; 2],
     watchers: Vec<Watcher>,
 }
 
@@ -292,6 +302,7 @@ impl Run {
             replicas,
             failures: [None; 2],
             transfers: [None, None],
+            scrubs: [None, None],
             watchers,
         }
     }
@@ -369,6 +380,12 @@ impl Run {
                     self.transfers[replica] = None;
                 }
             }
+            Op::Scrub { replica, slice_bytes, slices } => {
+                if let Err(error) = self.scrub(replica, slice_bytes, slices) {
+                    let failed = self.replicas[replica].engine.has_failed();
+                    assert!(failed || matches!(error, ScrubError::Replaced), "{error}");
+                }
+            }
             Op::Drain { watcher } => self.drain(watcher),
             Op::Fail { replica, failure } => {
                 self.replicas[replica].engine.set_fault(Some(failure.fault));
@@ -403,6 +420,7 @@ impl Run {
     /// Once more with a failure, which is told, then in earnest. Returns the answers to the last entry.
     fn restart(&mut self, replica: usize) -> Answers {
         self.transfers = [None, None];
+        self.scrubs[replica] = None;
         let own = &mut self.replicas[replica];
         if let Some(Failure { keep, open_after, .. }) = self.failures[replica].take() {
             own.engine.model.crash(keep);
@@ -560,6 +578,21 @@ impl Run {
         self.replicas[target].install(importer).map(drop)
     }
 
+    fn scrub(&mut self, replica: usize, slice_bytes: usize, slices: usize) -> Result<(), ScrubError> {
+        let begun = match self.scrubs[replica].take() {
+            Some(scrub) => Some(scrub),
+            None => Scrub::begin(self.replicas[replica].keyspace.clone())?,
+        };
+        let Some(mut scrub) = begun else { return Ok(()) };
+        for _ in 0..slices {
+            if scrub.step(slice_bytes)?.is_none() {
+                return Ok(());
+            }
+        }
+        self.scrubs[replica] = Some(scrub);
+        Ok(())
+    }
+
     fn check(&mut self) {
         (0..2).for_each(|replica| self.check_replica(replica));
         let [a, b] = &self.replicas;
@@ -639,6 +672,27 @@ impl Run {
         }
         self.check();
         self.check_watchers();
+        self.replicas.iter().for_each(scrubs_notice_damage);
+    }
+}
+
+/// Whatever record of a space is changed or gone.
+fn scrubs_notice_damage(replica: &Replica) {
+    assert_eq!(replica.scrub(100).map_err(|error| error.to_string()), Ok(()));
+    for space in [Space::Tables, Space::Versions, Space::Values] {
+        let records = replica.present(space);
+        let Some((key, value)) = records.get(records.len() / 2) else { continue };
+        let mut flipped = value.to_vec();
+        let bit = records.len() % (8 * flipped.len());
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let changes = [Change::Put(space, key.clone(), flipped.into()), Change::Delete(space, key.clone())];
+        for change in changes {
+            let what = format!("{change:?}");
+            replica.engine.write(vec![change]).unwrap();
+            let found = replica.scrub(100);
+            assert!(matches!(&found, Err(ScrubError::Stored(error)) if error.is_damage()), "{found:?}: {what}");
+            replica.engine.write(vec![Change::Put(space, key.clone(), value.clone())]).unwrap();
+        }
     }
 }
 

@@ -69,6 +69,9 @@ pub(crate) struct Index {
     live: usize,
     /// Bytes of all versions: keys, values and metadata.
     bytes: u64,
+    versions: u64,
+    /// Versions that were ever swept.
+    swept: u64,
 }
 
 /// What a version occupies beside its key and value, about.
@@ -106,6 +109,13 @@ impl Index {
         newest_at(self.keys.get(key)?, revision)
     }
 
+    /// The version of `key` that is at `place`, and the next one.
+    pub(crate) fn find(&self, key: &[u8], place: (i64, u32)) -> Option<(&Version, Option<&Version>)> {
+        let versions = self.keys.get(key)?;
+        let at = versions.binary_search_by_key(&place, Version::place).ok()?;
+        Some((versions.get(at)?, versions.get(at + 1)))
+    }
+
     /// Visits the keys of `range` after `after` that live at `revision`, in order. Returns the last key looked at when
     /// `keys_max` were, to go on from there; `None` at the end.
     pub(crate) fn visit(
@@ -137,6 +147,7 @@ impl Index {
     /// Adds a version, newer than all others. Returns the key as stored, and the version that was the newest before.
     pub(crate) fn push(&mut self, key: &[u8], version: Version) -> (Bytes, Option<Version>) {
         self.bytes += size_of(key, &version);
+        self.versions += 1;
         let exact = (Bound::Included(key), Bound::Included(key));
         let (stored, previous) = match self.keys.range_mut::<[u8], _>(exact).next() {
             Some((stored, versions)) => {
@@ -194,6 +205,8 @@ impl Index {
         let versions = self.keys.get_mut(key)?;
         let oldest = pop_if(versions, is_it)?;
         self.bytes -= size_of(key, &oldest);
+        self.versions -= 1;
+        self.swept += 1;
         if versions.is_empty() {
             self.keys.remove(key);
         }
@@ -209,6 +222,16 @@ impl Index {
     /// How many keys live.
     pub(crate) fn live(&self) -> usize {
         self.live
+    }
+
+    /// How many versions there are.
+    pub(crate) fn versions(&self) -> u64 {
+        self.versions
+    }
+
+    /// How many were ever swept.
+    pub(crate) fn swept(&self) -> u64 {
+        self.swept
     }
 
     /// Bytes of all versions.

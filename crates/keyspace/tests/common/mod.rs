@@ -3,19 +3,21 @@
 
 pub mod failing;
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use bytes::Bytes;
 #[allow(unused_imports)]
 pub use failing::{FailingEngine, Fault};
 use hadron_keyspace::{
-    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, Response, SnapshotError,
-    WatchStream,
+    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, Response, Scrub, ScrubError,
+    SnapshotError, WatchStream,
 };
 use hadron_proto::etcdserverpb as pb;
-use hadron_storage::engine::{Engine, EngineError};
+use hadron_storage::engine::{Engine, EngineError, Read as _, Space};
 
 pub const GROUP: u64 = 7;
 
@@ -100,6 +102,28 @@ impl Replica {
         self.options.cache = self.options.cache.to_empty();
         self.keyspace = Keyspace::open(self.engine.clone(), GROUP, self.options.clone())?;
         Ok(())
+    }
+
+    /// From its beginning to its end.
+    pub fn scrub(&self, slice_bytes: usize) -> Result<(), ScrubError> {
+        let Some(mut scrub) = Scrub::begin(self.keyspace.clone())? else { return Ok(()) };
+        while scrub.step(slice_bytes)?.is_some() {}
+        Ok(())
+    }
+
+    /// What the engine holds in a space of the generation that is in use.
+    pub fn present(&self, space: Space) -> Vec<(Bytes, Bytes)> {
+        let state = self.engine.get(Space::State, &[&GROUP.to_be_bytes()[..], &[0]].concat()).unwrap();
+        let Some(state) = state else { return Vec::new() };
+        let prefix = [&GROUP.to_be_bytes()[..], &state[1..5]].concat();
+        let mut records = Vec::new();
+        self.engine
+            .scan(space, &prefix, &[&prefix[..], &[255; 16]].concat(), &mut |key, value| {
+                records.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        records
     }
 
     pub fn exporter(&self) -> Option<Exporter> {

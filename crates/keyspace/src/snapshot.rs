@@ -65,6 +65,17 @@ pub enum SnapshotError {
     Newer(u8),
 }
 
+impl SnapshotError {
+    /// Whether something that was written is not there as it was written.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            SnapshotError::Engine(error) => matches!(error, EngineError::Damaged(_)),
+            SnapshotError::Open(error) => error.is_damage(),
+            _ => false,
+        }
+    }
+}
+
 /// Takes views of an engine's present.
 type Views = Box<dyn Fn() -> Box<dyn Read> + Send>;
 

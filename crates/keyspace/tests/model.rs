@@ -690,7 +690,10 @@ fn scrubs_notice_damage(replica: &Replica) {
             let what = format!("{change:?}");
             replica.engine.write(vec![change]).unwrap();
             let found = replica.scrub(100);
-            assert!(matches!(&found, Err(ScrubError::Stored(error)) if error.is_damage()), "{found:?}: {what}");
+            assert!(
+                matches!(&found, Err(ScrubError::Stored(error)) if error.is_damage()),
+                "{found:?}: {what}"
+            );
             replica.engine.write(vec![Change::Put(space, key.clone(), value.clone())]).unwrap();
         }
     }

@@ -11,10 +11,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hadron_consensus::{Divergence, Event as CoreEvent, GroupId, Index, NodeId, ReplicaId, Time};
-use hadron_keyspace::Command;
+use hadron_keyspace::{Command, Keyspace};
 use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
 
-use crate::board::LogShare;
+use crate::board::{GroupBoard, LogShare};
 use crate::envelope::Origin;
 use crate::event::{Effects, Failure, Reply};
 use crate::groups::Replica;
@@ -311,9 +311,7 @@ impl Replica {
 
     /// The nodes whose replicas an alarm names as damaged.
     pub(crate) fn accused(&self) -> BTreeSet<NodeId> {
-        let alarms = self.keyspace.alarms().into_iter();
-        let corrupt = alarms.filter(|alarm| alarm.alarm == AlarmType::Corrupt as i32);
-        corrupt.map(|alarm| NodeId(alarm.member_id)).collect()
+        accused_in(&self.keyspace)
     }
 
     /// Whether this replica was in the group as of what is applied.
@@ -335,6 +333,38 @@ impl Replica {
 /// An alarm about the replica on `node`, which is damaged, or its end.
 pub(crate) fn corrupt(node: NodeId, action: AlarmAction) -> AlarmRequest {
     AlarmRequest { action: action as i32, member_id: node.0, alarm: AlarmType::Corrupt as i32 }
+}
+
+/// What comes of it that a node's own replica is found damaged.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Accusation {
+    /// To be proposed: an alarm that names it. Every replica heeds it.
+    Raise(Command),
+    /// There is such an alarm already.
+    Raised,
+    /// Without it too few replicas would be left that nothing is known against: it has to go on.
+    TooFewLeft,
+}
+
+/// The replica on `node` of the group on `board` was found damaged by its own node. Two nodes that find themselves damaged at the same moment do
+/// not know of each other.
+pub fn accuse(board: &GroupBoard, node: NodeId) -> Accusation {
+    let accused = accused_in(&board.keyspace);
+    if accused.contains(&node) {
+        return Accusation::Raised;
+    }
+    let voters = board.configuration().voters.len();
+    match voters.saturating_sub(accused.len() + 1) > voters / 2 {
+        true => Accusation::Raise(Command::Alarm(corrupt(node, AlarmAction::Activate))),
+        false => Accusation::TooFewLeft,
+    }
+}
+
+/// The nodes whose replicas an alarm names as damaged.
+fn accused_in(keyspace: &Keyspace) -> BTreeSet<NodeId> {
+    let alarms = keyspace.alarms().into_iter();
+    let corrupt = alarms.filter(|alarm| alarm.alarm == AlarmType::Corrupt as i32);
+    corrupt.map(|alarm| NodeId(alarm.member_id)).collect()
 }
 
 /// The digest that more than half of `replicas` have, if any does.

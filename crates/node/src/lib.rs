@@ -70,6 +70,7 @@ pub use event::{
     DestroyJob, Effects, Event, Failure, FlushJob, OpenJob, OpenOutcome, Reply, Retired, SnapshotJob,
 };
 pub use force::{Forced, force};
+pub use integrity::{Accusation, accuse};
 pub use membership::{Bootstrap, Member, node_id};
 pub use memory::MemoryUse;
 pub use node::Node;

@@ -87,6 +87,8 @@ pub struct Config {
     pub zone: String,
     /// How the pool is balanced while this node leads its root group.
     pub balance: Balance,
+    /// Every keyspace's stored state is read again once in this time; zero for never.
+    pub scrub_interval: Duration,
     /// Threads among which the groups are divided; at least 1.
     pub shards: usize,
     /// How much history is kept; `None` for all of it.
@@ -236,6 +238,7 @@ impl Config {
                 promotes: switch(settings, "auto-promote"),
             },
             zone: settings.text("zone").to_owned(),
+            scrub_interval: duration(settings, "scrub-interval"),
             shards: shards(settings)?,
             balance: Balance {
                 cool_down: duration(settings, "balance-cool-down"),

@@ -412,6 +412,9 @@ metrics! {
     groups_asleep: Gauge = "hadron_groups_asleep", "Groups with a replica here that sleep: nothing happens in them.";
     replica_votes: Family<Gauge>["group"] = "hadron_replica_votes", "Whether this node's replica has a vote in the group, and no change of its members is under way: 1 or 0.";
     corrupt_replicas: Family<Gauge>["group", "node"] = "hadron_corrupt_replica", "1 for a node whose replica differs from the majority, until it is rebuilt.";
+    scrub_bytes: Counter = "hadron_scrub_bytes_total", "Bytes that were read to see whether what is stored is as it should be.";
+    scrubs: Family<Counter>["result"] = "hadron_scrubs_total", "Keyspaces whose stored state was read for that, by result: sound, damaged or unfinished.";
+    scrub_damaged: Gauge = "hadron_scrub_damaged_replicas", "Replicas here whose stored state was damaged when it was last read.";
     unflushed_bytes: Family<Gauge>["group"] = "hadron_unflushed_bytes", "Bytes that a group's replica applied and the engine does not have yet.";
     unflushed_entries: Family<Gauge>["group"] = "hadron_unflushed_entries", "Entries that a group's replica applied and the engine does not have yet.";
     engine_flush_duration: Histogram = "hadron_engine_flush_duration_seconds", "Time to write one flush to the engine, not yet durable.";

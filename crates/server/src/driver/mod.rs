@@ -9,6 +9,7 @@
 //! - *shard* (one thread): the only one that touches the node. Never waits for disk or network. `shard.rs`
 //! - *log* (one thread, and one that prepares segments): one write and one fsync for all that waits. `log.rs`
 //! - *flush* (one thread): the engine's writes and fsyncs. `flush.rs`
+//! - *scrub* (one thread): reads again what the engine holds. `scrub.rs`
 //! - *peers* (one thread, a tokio runtime): the transport, and the tasks of snapshots. `snapshots.rs`
 //!
 //! Nothing is decided here about groups: what the simulator does not see must not matter to safety. A local fault of log or
@@ -33,6 +34,7 @@ mod peers;
 mod pool_file;
 mod restore;
 mod run;
+mod scrub;
 mod shard;
 mod snapshots;
 mod start;

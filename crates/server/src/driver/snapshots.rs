@@ -7,23 +7,25 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::{GroupId, Index, LogPosition, NodeId, ReplicaId, Term};
-use hadron_keyspace::{Applied, Exporter, Importer, Loaded};
+use hadron_keyspace::{Applied, Exporter, Importer, Loaded, OpenError, SnapshotError as CarryError};
 use hadron_node::{Event, Retired, SnapshotJob};
 use hadron_storage::engine::Engine;
 use parking_lot::Mutex;
 use tokio::runtime;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
-use tracing::{info, warn};
+use tokio::time::sleep;
+use tracing::{error, info, warn};
 
 use super::fatal::Fatal;
 use super::inputs::Inputs;
+use super::scrub::Scrubber;
 use crate::metrics::Metrics;
-use crate::transport::{IncomingSnapshot, Transport};
+use crate::transport::{IncomingSnapshot, Rejection, SnapshotError, Transport};
 
 /// Version of the header.
 const VERSION: u8 = 1;
@@ -34,6 +36,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 const CHUNKS_QUEUED: usize = 2;
 /// Snapshots that are received at once; further ones are refused, and sent again later.
 const RECEIVED_AT_ONCE: usize = 2;
+/// Nobody is sent what is damaged again before this: by then another may lead, whose state is sound.
+const DAMAGED_PAUSE: Duration = Duration::from_secs(10);
 
 /// Sends and receives snapshots. Cheap to clone.
 #[derive(Clone)]
@@ -45,6 +49,7 @@ struct Inner {
     inputs: Inputs,
     metrics: Arc<Metrics>,
     fatal: Fatal,
+    scrubber: Scrubber,
     /// One permit per receiving node.
     sending: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
     /// Groups of which a snapshot is being received.
@@ -62,6 +67,7 @@ impl Snapshots {
         inputs: Inputs,
         metrics: Arc<Metrics>,
         fatal: Fatal,
+        scrubber: Scrubber,
     ) -> Snapshots {
         Snapshots(Arc::new(Inner {
             runtime,
@@ -69,6 +75,7 @@ impl Snapshots {
             inputs,
             metrics,
             fatal,
+            scrubber,
             sending: Mutex::default(),
             receiving: Mutex::default(),
             offers: Mutex::default(),
@@ -87,8 +94,14 @@ impl Snapshots {
                     inner.metrics.snapshots_sent.inc();
                     Some(position)
                 }
-                Err(error) => {
-                    warn!(group = group.0, %peer, %error, "sending a snapshot failed");
+                Err(Failure::Other(error)) => {
+                    warn!(group = group.0, %peer, error, "sending a snapshot failed");
+                    None
+                }
+                Err(Failure::Damaged(what)) => {
+                    error!(group = group.0, %peer, what, "a snapshot of what is stored here cannot be used");
+                    inner.scrubber.suspect(group);
+                    sleep(DAMAGED_PAUSE).await;
                     None
                 }
             };
@@ -106,7 +119,7 @@ impl Snapshots {
             drop(installing);
             match &outcome {
                 Ok(_) => inner.metrics.snapshot_save_duration.observe(began.elapsed()),
-                Err(reason) => warn!(%peer, %reason, "did not install a snapshot"),
+                Err(rejection) => warn!(%peer, reason = %rejection, "did not install a snapshot"),
             }
             let answer = outcome.map(encode_position);
             if let Err(error) = snapshot.answer(answer).await {
@@ -134,28 +147,28 @@ impl Inner {
     }
 
     /// Where the receiver is now, and in how many rounds it came there.
-    async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<(LogPosition, u32), String> {
+    async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<(LogPosition, u32), Failure> {
         let turn = self.sending.lock().entry(job.node).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
-        let _turn = turn.acquire().await.map_err(text)?;
+        let _turn = turn.acquire().await.map_err(Failure::other)?;
         let (sender, mut chunks) = mpsc::channel(CHUNKS_QUEUED);
         let header = encode_header(job.group, job.to);
-        let mut snapshot = transport.open_snapshot(job.node, header).await.map_err(text)?;
+        let mut snapshot = transport.open_snapshot(job.node, header).await?;
         let export = spawn_blocking(move || export(job, &sender));
         while let Some(chunk) = chunks.recv().await {
-            snapshot.chunk(chunk).await.map_err(text)?;
+            snapshot.chunk(chunk).await?;
         }
         // The queue ends when the export does, whether it came to its end or not.
-        let rounds = export.await.map_err(text)??;
-        let position = decode_position(snapshot.finish().await.map_err(text)?)?;
+        let rounds = export.await.map_err(Failure::other)??;
+        let position = decode_position(snapshot.finish().await?).map_err(Failure::Other)?;
         Ok((position, rounds))
     }
 
-    async fn take(&self, snapshot: &mut IncomingSnapshot) -> Result<LogPosition, String> {
+    async fn take(&self, snapshot: &mut IncomingSnapshot) -> Result<LogPosition, Rejection> {
         let group = decode_header(snapshot.header().clone())?;
         let _receiving = Receiving::begin(&self.receiving, group)?;
         let importer = self.import(group, snapshot).await?;
         let Some(applied) = importer.applied().filter(|_| importer.is_complete()) else {
-            return self.abandon(importer, "it is not complete").await;
+            return Err(self.abandon(importer, "it is not complete").await.into());
         };
         let generation = importer.generation();
         let (importer, loaded) = self.load(importer).await?;
@@ -163,13 +176,14 @@ impl Inner {
         self.inputs.event(Event::SnapshotOffered { group, ticket, applied, generation });
         if !decision.await.map_err(text)? {
             self.retire(vec![Retired::State(loaded)]);
-            return self.abandon(importer, "not wanted: this replica leads or is ahead of it").await;
+            let reason = "not wanted: this replica leads or is ahead of it";
+            return Err(self.abandon(importer, reason).await.into());
         }
         if let Err(error) = self.install(importer).await {
             // The node waits for the switch, and the engine may hold either state: only a restart can tell.
             self.fatal.report(format!("group {group}: installing a snapshot failed: {error}"));
             self.retire(vec![Retired::State(loaded)]);
-            return Err(error);
+            return Err(error.into());
         }
         self.metrics.snapshots_received.inc();
         self.inputs.event(Event::SnapshotInstalled { group, applied, loaded });
@@ -194,25 +208,28 @@ impl Inner {
         let importer = import.await.map_err(text)??;
         match read {
             Ok(()) => Ok(importer),
-            Err(reason) => self.abandon(importer, &reason).await,
+            Err(reason) => Err(self.abandon(importer, &reason).await),
         }
     }
 
     /// Reads back what was imported. This is where a sender's damage shows, before anything is switched to.
-    async fn load(&self, importer: Importer) -> Result<(Importer, Loaded), String> {
+    async fn load(&self, importer: Importer) -> Result<(Importer, Loaded), Rejection> {
         let load = spawn_blocking(move || (importer.load(), importer));
         match load.await.map_err(text)? {
             (Ok(loaded), importer) => Ok((importer, loaded)),
-            (Err(error), importer) => self.abandon(importer, &text(error)).await,
+            (Err(CarryError::Open(OpenError::Damaged { what, .. })), importer) => {
+                Err(Rejection::Damaged(self.abandon(importer, &what).await))
+            }
+            (Err(error), importer) => Err(self.abandon(importer, &text(error)).await.into()),
         }
     }
 
-    /// Removes what an import wrote, and says why it ended.
-    async fn abandon<T>(&self, importer: Importer, reason: &str) -> Result<T, String> {
-        let removed = spawn_blocking(move || importer.abandon()).await.map_err(text)?;
-        match removed {
-            Ok(()) => Err(reason.to_owned()),
-            Err(error) => Err(format!("{reason}; what was received of it stays for now: {error}")),
+    /// Removes what an import wrote; why it ended.
+    async fn abandon(&self, importer: Importer, reason: &str) -> String {
+        let removed = spawn_blocking(move || importer.abandon().map_err(text)).await.map_err(text);
+        match removed.flatten() {
+            Ok(()) => reason.to_owned(),
+            Err(error) => format!("{reason}; what was received of it stays for now: {error}"),
         }
     }
 
@@ -253,14 +270,45 @@ impl Drop for Receiving<'_> {
     }
 }
 
+/// Why a snapshot did not get to where it was sent.
+enum Failure {
+    /// What is stored here is damaged, as it seems.
+    Damaged(String),
+    Other(String),
+}
+
+impl Failure {
+    fn other(error: impl std::fmt::Display) -> Failure {
+        Failure::Other(error.to_string())
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Failure {
+        match error {
+            SnapshotError::Receiver(Rejection::Damaged(what)) => Failure::Damaged(what),
+            error => Failure::other(error),
+        }
+    }
+}
+
+impl From<CarryError> for Failure {
+    fn from(error: CarryError) -> Failure {
+        match error.is_damage() {
+            true => Failure::Damaged(error.to_string()),
+            false => Failure::other(error),
+        }
+    }
+}
+
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
 /// Reads the engine, chunk by chunk, as fast as the connection takes them. Returns how many rounds that took.
-fn export(job: SnapshotJob, chunks: &mpsc::Sender<Bytes>) -> Result<u32, String> {
-    let mut exporter = Exporter::new(job.keyspace, job.log_bytes).map_err(text)?;
-    while let Some(chunk) = exporter.next_chunk(CHUNK_BYTES).map_err(text)? {
+fn export(job: SnapshotJob, chunks: &mpsc::Sender<Bytes>) -> Result<u32, CarryError> {
+    let mut exporter = Exporter::new(job.keyspace, job.log_bytes)?;
+    while let Some(chunk) = exporter.next_chunk(CHUNK_BYTES)? {
         // The receiver of chunks goes away when the connection ends, which has its own error.
         if chunks.blocking_send(chunk).is_err() {
             break;

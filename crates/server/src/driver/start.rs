@@ -30,10 +30,11 @@ use super::handle::Handle;
 use super::inputs::Inputs;
 use super::peers::Network;
 use super::pool_file::PoolFile;
+use super::scrub::Scrubber;
 use super::shard::{Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
 use super::whole::Places;
-use super::{flush, force, log, observe, opener};
+use super::{flush, force, log, observe, opener, scrub};
 use crate::api;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
@@ -61,6 +62,7 @@ pub struct Running {
     fatal: Fatal,
     election_timeout: Duration,
     transport: Transport,
+    scrubber: Scrubber,
     /// Dropping it ends the peers' thread.
     peers_end: oneshot::Sender<()>,
     /// In the order in which they end.
@@ -108,8 +110,15 @@ impl Running {
             flush::start(engine.clone(), inputs.clone(), metrics.clone(), fatal.clone())?;
         let (opener, opener_thread) = opener::start(engine.clone(), options, inputs.clone(), fatal.clone())?;
         let peers = peers_runtime()?;
-        let snapshots =
-            Snapshots::new(peers.handle().clone(), engine, inputs.clone(), metrics.clone(), fatal.clone());
+        let (scrubber, asks) = scrub::queue();
+        let snapshots = Snapshots::new(
+            peers.handle().clone(),
+            engine,
+            inputs.clone(),
+            metrics.clone(),
+            fatal.clone(),
+            scrubber.clone(),
+        );
         let (calls, passed_on) = mpsc::channel(CALLS_CONNECTIONS_MAX);
         let receive = receive(inputs.clone(), snapshots.clone(), calls, fatal.clone());
         let setup = Setup { tls, ..transport_setup(config, &home, board.clone(), receive, metrics.clone())? };
@@ -118,6 +127,9 @@ impl Running {
         let handle =
             Handle::new(inputs.clone(), board, transport.clone(), identity, clock, config.balance.policy());
         peers.spawn(observe::run(handle.clone(), metrics.clone()));
+        let runtime = peers.handle().clone();
+        let scrub_thread =
+            scrub::start(asks, config.scrub_interval, handle.clone(), runtime, metrics.clone())?;
         let balance = Balance::new(handle.clone(), inputs.clone(), config.zone.clone());
         peers.spawn(balance.run(metrics.clone(), config.data_dir.clone()));
 
@@ -152,6 +164,7 @@ impl Running {
         let (peers_end, peers_ended) = oneshot::channel();
         threads.extend([log_thread, flush_thread, opener_thread]);
         threads.push(spawn("peers", move || run_peers(peers, peers_ended))?);
+        threads.push(scrub_thread);
         Ok(Running {
             handle,
             passed_on,
@@ -160,6 +173,7 @@ impl Running {
             fatal,
             election_timeout: config.election_timeout,
             transport,
+            scrubber,
             peers_end,
             threads,
             _home: home,
@@ -212,6 +226,7 @@ impl Running {
     /// Stops all threads: the log is sealed and the engine durable when it returns. Requests that still wait are told.
     pub async fn stop(self) {
         let _ = timeout(PEERS_GRACE, self.transport.drained()).await;
+        self.scrubber.end();
         self.inputs.stop();
         drop(self.peers_end);
         let threads = self.threads;

@@ -49,7 +49,7 @@ use handshake::Class;
 pub use handshake::{Identity, Refusal};
 pub use inquiry::{Answer, AskError, MembersAnswer, answer, ask, ask_members};
 pub use link::PeerTls;
-pub use snapshot::{IncomingSnapshot, OutgoingSnapshot, SnapshotError};
+pub use snapshot::{IncomingSnapshot, OutgoingSnapshot, Rejection, SnapshotError};
 
 use crate::config::Url;
 use crate::metrics::Metrics;

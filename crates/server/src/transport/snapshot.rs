@@ -22,6 +22,8 @@ use crate::tls::Stream;
 const INSTALLED: u8 = 0;
 /// First byte of an answer: not installed; the rest says why.
 const FAILED: u8 = 1;
+/// First byte of an answer: not installed, because what the sender has stored is damaged; the rest says how that shows.
+const DAMAGED: u8 = 2;
 
 /// Why a snapshot did not arrive.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +39,24 @@ pub enum SnapshotError {
     Frame(#[from] FrameError),
     /// The receiver could not, or did not want to, install it.
     #[error("receiver: {0}")]
-    Receiver(String),
+    Receiver(Rejection),
+}
+
+/// Why a receiver did not install a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// It could not, or did not want to. It may be sent again.
+    #[error("{0}")]
+    Failed(String),
+    /// All came as it was sent, and does not fit together.
+    #[error("what was sent is damaged: {0}")]
+    Damaged(String),
+}
+
+impl From<String> for Rejection {
+    fn from(reason: String) -> Rejection {
+        Rejection::Failed(reason)
+    }
 }
 
 impl From<DialError> for SnapshotError {
@@ -103,7 +122,7 @@ impl OutgoingSnapshot {
             }
             // The receiver may have said why before it hung up.
             Ok(Err(error)) => match self.read_answer(Duration::from_secs(1)).await {
-                Err(SnapshotError::Receiver(reason)) => Err(SnapshotError::Receiver(reason)),
+                Err(SnapshotError::Receiver(rejection)) => Err(SnapshotError::Receiver(rejection)),
                 _ => Err(error.into()),
             },
             Err(_) => Err(FrameError::TimedOut.into()),
@@ -116,9 +135,12 @@ impl OutgoingSnapshot {
         if kind != Kind::SnapshotResult || body.is_empty() {
             return Err(FrameError::Unexpected("a snapshot is answered by its result").into());
         }
-        match body.split_to(1)[0] {
+        let result = body.split_to(1)[0];
+        let reason = || String::from_utf8_lossy(&body).replace(char::is_control, " ");
+        match result {
             INSTALLED => Ok(body),
-            _ => Err(SnapshotError::Receiver(String::from_utf8_lossy(&body).replace(char::is_control, " "))),
+            DAMAGED => Err(SnapshotError::Receiver(Rejection::Damaged(reason()))),
+            _ => Err(SnapshotError::Receiver(Rejection::Failed(reason()))),
         }
     }
 }
@@ -172,18 +194,15 @@ impl IncomingSnapshot {
     ///
     /// # Errors
     /// The sender could not be told.
-    pub async fn answer(mut self, result: Result<Bytes, String>) -> io::Result<()> {
-        let mut body = BytesMut::new();
-        match result {
-            Ok(answer) => {
-                body.put_u8(INSTALLED);
-                body.put_slice(&answer);
-            }
-            Err(reason) => {
-                body.put_u8(FAILED);
-                body.put_slice(reason.as_bytes());
-            }
-        }
+    pub async fn answer(mut self, result: Result<Bytes, Rejection>) -> io::Result<()> {
+        let (code, rest) = match result {
+            Ok(answer) => (INSTALLED, answer),
+            Err(Rejection::Failed(reason)) => (FAILED, reason.into()),
+            Err(Rejection::Damaged(what)) => (DAMAGED, what.into()),
+        };
+        let mut body = BytesMut::with_capacity(1 + rest.len());
+        body.put_u8(code);
+        body.put_slice(&rest);
         frame::write(&mut self.stream, &frame::encode(Kind::SnapshotResult, &body)).await?;
         self.stream.shutdown().await
     }

@@ -19,7 +19,7 @@ use super::frame::{self, BODY_BYTES_MAX, Kind};
 use super::handshake::{Class, Hello, Welcome};
 use super::{
     Admit, AskError, FrameError, Identity, Inbound, IncomingSnapshot, MembersAnswer, MessageBatch, Messages,
-    Options, Peer, PeerTls, Refusal, Setup, SnapshotError, Transport, answer, ask,
+    Options, Peer, PeerTls, Refusal, Rejection, Setup, SnapshotError, Transport, answer, ask,
 };
 use crate::metrics::Metrics;
 use crate::tls::authority;
@@ -546,13 +546,17 @@ async fn stream_a_snapshot(a: TestNode, mut b: TestNode) {
 #[tokio::test]
 async fn a_receiver_that_gives_up_says_why() {
     let (a, mut b) = pair().await;
-    let mut sender = a.transport.open_snapshot(B, Bytes::new()).await.unwrap();
-    sender.chunk(Bytes::from_static(b"one")).await.unwrap();
-    let mut snapshot = b.snapshot().await;
-    snapshot.next_chunk().await.unwrap();
-    snapshot.answer(Err("disk is full".into())).await.unwrap();
-    let error = sender.finish().await.unwrap_err();
-    assert!(matches!(&error, SnapshotError::Receiver(reason) if reason == "disk is full"), "{error}");
+    let reasons =
+        [Rejection::Failed("disk is full".into()), Rejection::Damaged("its digest is wrong".into())];
+    for expected in reasons {
+        let mut sender = a.transport.open_snapshot(B, Bytes::new()).await.unwrap();
+        sender.chunk(Bytes::from_static(b"one")).await.unwrap();
+        let mut snapshot = b.snapshot().await;
+        snapshot.next_chunk().await.unwrap();
+        snapshot.answer(Err(expected.clone())).await.unwrap();
+        let error = sender.finish().await.unwrap_err();
+        assert!(matches!(&error, SnapshotError::Receiver(found) if *found == expected), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,233 @@
+//! The scrubber: a thread that reads again what the engine holds, one keyspace after the other, before somebody needs it and it is not there.
+//!
+//! Replicas compare what they have in memory; what is on disk would otherwise be looked at when it is read, or at the next start, and by
+//! then others may have lost the same. A replica whose stored state is damaged is named by a CORRUPT alarm, like one that differs from the
+//! others. `docs/design/2026-11-28-scrub.md`.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, unbounded};
+use hadron_consensus::GroupId;
+use hadron_keyspace::{OpenError, Scrub, ScrubError};
+use hadron_node::{Accusation, GroupBoard, accuse};
+use hadron_storage::give_way;
+use tokio::runtime;
+use tracing::{error, info, warn};
+
+use super::error::RunError;
+use super::handle::Handle;
+use crate::api::Backend as _;
+use crate::metrics::Metrics;
+
+/// What is read at once.
+const SLICE_BYTES: usize = 256 << 10;
+/// What is read in a second at most.
+const BYTES_PER_SECOND: u64 = 16 << 20;
+/// Pauses are no shorter than this.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+/// The first pass begins within so small a part of the interval: nodes that start together shall not read together.
+const FIRST_PART: u32 = 8;
+/// When a damaged replica that is not named yet is looked at again.
+const AGAIN: Duration = Duration::from_secs(600);
+
+/// What others want of the scrubber.
+pub(super) enum Ask {
+    /// To look at a keyspace now.
+    Suspect(GroupId),
+    End,
+}
+
+/// The way to the scrubber. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Scrubber(Sender<Ask>);
+
+/// That way, and where it ends.
+pub(super) fn queue() -> (Scrubber, Receiver<Ask>) {
+    let (sender, receiver) = unbounded();
+    (Scrubber(sender), receiver)
+}
+
+impl Scrubber {
+    /// Something of this keyspace's stored state did not fit.
+    pub(super) fn suspect(&self, group: GroupId) {
+        // Fails only while everything ends.
+        let _ = self.0.send(Ask::Suspect(group));
+    }
+
+    /// The thread ends soon.
+    pub(super) fn end(&self) {
+        let _ = self.0.send(Ask::End);
+    }
+}
+
+/// Starts the thread, which looks at every keyspace once in an `interval` (zero: only at those that are suspected).
+pub(super) fn start(
+    queue: Receiver<Ask>,
+    interval: Duration,
+    handle: Handle,
+    runtime: runtime::Handle,
+    metrics: Arc<Metrics>,
+) -> Result<JoinHandle<()>, RunError> {
+    let run = move || {
+        give_way();
+        let damaged = BTreeSet::new();
+        let mut work = Work { queue, suspects: VecDeque::new(), damaged, owed: 0, handle, runtime, metrics };
+        // It ends by that.
+        let _: Result<(), Ended> = work.run(interval);
+    };
+    thread::Builder::new().name("scrub".into()).spawn(run).map_err(RunError::Threads)
+}
+
+/// Nobody needs the scrubber any more.
+struct Ended;
+
+struct Work {
+    queue: Receiver<Ask>,
+    suspects: VecDeque<GroupId>,
+    /// Where damage was found when it was last looked at.
+    damaged: BTreeSet<GroupId>,
+    /// Bytes that were read since the last pause.
+    owed: u64,
+    handle: Handle,
+    runtime: runtime::Handle,
+    metrics: Arc<Metrics>,
+}
+
+impl Work {
+    fn run(&mut self, interval: Duration) -> Result<(), Ended> {
+        let begins = !interval.is_zero();
+        let first = interval.mul_f64(rand::random::<f64>()) / FIRST_PART;
+        let mut next = begins.then(|| Instant::now() + first);
+        loop {
+            let again = self.unnamed().next().is_some().then(|| Instant::now() + AGAIN);
+            self.wait_until([next, again].into_iter().flatten().min())?;
+            let is_due = next.is_some_and(|next| next <= Instant::now());
+            let mut groups: VecDeque<GroupId> = std::mem::take(&mut self.suspects);
+            if is_due {
+                next = Some(Instant::now() + interval);
+                groups.extend(self.handle.board().groups().into_iter().map(|(group, _)| group));
+            } else if groups.is_empty() {
+                groups.extend(self.unnamed());
+            }
+            while let Some(group) = groups.pop_front() {
+                self.scrub(group)?;
+                groups.extend(self.suspects.drain(..));
+            }
+        }
+    }
+
+    /// Returns then, or when somebody suspects something.
+    fn wait_until(&mut self, moment: Option<Instant>) -> Result<(), Ended> {
+        let moment = moment.map_or_else(never, crossbeam_channel::at);
+        crossbeam_channel::select! {
+            recv(self.queue) -> ask => self.take(ask.unwrap_or(Ask::End)),
+            recv(moment) -> _ => Ok(()),
+        }
+    }
+
+    fn take(&mut self, ask: Ask) -> Result<(), Ended> {
+        match ask {
+            Ask::Suspect(group) => Ok(self.suspects.push_back(group)),
+            Ask::End => Err(Ended),
+        }
+    }
+
+    /// Lets the disk rest as long as is due for what was read.
+    fn pause(&mut self) -> Result<(), Ended> {
+        let pause = Duration::from_secs_f64(self.owed as f64 / BYTES_PER_SECOND as f64);
+        if pause < PAUSE_MIN {
+            return Ok(());
+        }
+        self.owed = 0;
+        let until = Instant::now() + pause;
+        loop {
+            match self.queue.recv_deadline(until) {
+                Ok(ask) => self.take(ask)?,
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return Err(Ended),
+            }
+        }
+    }
+
+    /// Damaged replicas that serve all the same.
+    fn unnamed(&self) -> impl Iterator<Item = GroupId> {
+        let board = self.handle.board();
+        let serves = move |group: &GroupId| board.group(*group).is_some_and(|group| !group.quarantined());
+        self.damaged.iter().copied().filter(serves)
+    }
+
+    fn scrub(&mut self, group: GroupId) -> Result<(), Ended> {
+        let Some(board) = self.handle.board().group(group).filter(|board| !board.quarantined()) else {
+            self.damaged.remove(&group);
+            self.show_damaged();
+            return Ok(());
+        };
+        let outcome = self.read(&board)?;
+        // What was destroyed meanwhile is no damage.
+        let is_gone = self.handle.board().group(group).is_none_or(|now| !Arc::ptr_eq(&now, &board));
+        let result = match outcome {
+            Ok(()) => {
+                if self.damaged.remove(&group) {
+                    info!(group = group.0, "the stored state is as it should be again");
+                }
+                "sound"
+            }
+            Err(ScrubError::Stored(found)) if found.is_damage() && !is_gone => {
+                self.damaged.insert(group);
+                self.name(group, &board, &found);
+                "damaged"
+            }
+            Err(ScrubError::Stored(found)) if !is_gone => {
+                warn!(group = group.0, error = %found, "the stored state cannot be read now");
+                "unfinished"
+            }
+            Err(_) => "unfinished",
+        };
+        self.metrics.scrubs.with(&[result]).inc();
+        self.show_damaged();
+        Ok(())
+    }
+
+    fn show_damaged(&self) {
+        self.metrics.scrub_damaged.set_integer(self.damaged.len() as u64);
+    }
+
+    fn read(&mut self, board: &GroupBoard) -> Result<Result<(), ScrubError>, Ended> {
+        let mut scrub = match Scrub::begin(board.keyspace.clone()) {
+            Ok(Some(scrub)) => scrub,
+            Ok(None) => return Ok(Ok(())),
+            Err(error) => return Ok(Err(error)),
+        };
+        loop {
+            match scrub.step(SLICE_BYTES) {
+                Ok(Some(bytes)) => {
+                    self.metrics.scrub_bytes.add(bytes as u64);
+                    self.owed += bytes as u64;
+                    self.pause()?;
+                }
+                Ok(None) => return Ok(Ok(())),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    /// Has everybody know that this node's replica is damaged, so that it serves no more and is rebuilt.
+    fn name(&self, group: GroupId, board: &GroupBoard, found: &OpenError) {
+        error!(group = group.0, error = %found, "what is stored of this replica is damaged");
+        match accuse(board, self.handle.identity().member_id) {
+            Accusation::Raise(alarm) => {
+                if let Err(error) = self.runtime.block_on(self.handle.write(group, alarm)) {
+                    warn!(group = group.0, %error, "cannot raise the alarm; this replica goes on serving for now");
+                }
+            }
+            Accusation::Raised => {}
+            Accusation::TooFewLeft => warn!(
+                group = group.0,
+                "this replica goes on serving what can be read: without it too few would be left. Take a backup, and add a member"
+            ),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Bits that flip in what a running node has stored and nobody reads: it finds them by itself, and its replica is named, and serves no more, as
+//! long as enough others are sound.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use futures::future::join_all;
+use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
+use hadron_proto::etcdserverpb::kv_client::KvClient;
+use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use hadron_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, PutRequest, RangeRequest};
+use rustix::process::Signal;
+use support::{Cluster, Node, eventually};
+use tonic::Status;
+use tonic::transport::Channel;
+
+/// More than the engine keeps in memory, so that there are tables.
+const KEYS: usize = 2_000;
+const VALUE_BYTES: usize = 12 << 10;
+const WRITERS: usize = 16;
+/// The key whose value is damaged, old enough to be in a table.
+const DAMAGED: usize = 77;
+
+fn key(number: usize) -> String {
+    format!("{number:05}")
+}
+
+/// Different bytes for each key, and long enough for it to be found in a file.
+fn value(number: usize) -> Vec<u8> {
+    format!("value of {number}, ").into_bytes().into_iter().cycle().take(VALUE_BYTES).collect()
+}
+
+async fn fill(channel: Channel, writer: usize) {
+    let mut client = KvClient::new(channel);
+    for number in (writer..KEYS).step_by(WRITERS) {
+        let put =
+            PutRequest { key: key(number).into(), value: value(number).into(), ..PutRequest::default() };
+        client.put(put).await.unwrap();
+    }
+}
+
+async fn read(node: &Node, number: usize) -> Result<Vec<u8>, Status> {
+    let mut client = KvClient::new(node.channel());
+    let range = RangeRequest { key: key(number).into(), serializable: true, ..RangeRequest::default() };
+    Ok(client.range(range).await?.into_inner().kvs.swap_remove(0).value.into())
+}
+
+async fn alarms(node: &Node) -> Vec<AlarmMember> {
+    let mut client = MaintenanceClient::new(node.channel());
+    let list = AlarmRequest { action: AlarmAction::Get as i32, ..AlarmRequest::default() };
+    client.alarm(list).await.unwrap().into_inner().alarms
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// Flips a bit of the value of [`DAMAGED`] in a table. It is in a journal too, which nobody reads any more.
+fn flip(node: &Node) {
+    let wanted = value(DAMAGED);
+    let wanted = &wanted[..100];
+    let tables = files(&node.data_dir().join("engine/keyspaces"));
+    let in_file = |path: PathBuf| {
+        let bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(wanted.len()).position(|window| window == wanted)?;
+        Some((path, at, bytes[at]))
+    };
+    let found: Vec<_> = tables.into_iter().filter_map(in_file).collect();
+    let [(path, at, byte)] = &found[..] else { panic!("{found:?}") };
+    println!("{}, byte {at}", path.display());
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(&[byte ^ 1], *at as u64).unwrap();
+}
+
+/// Nodes that read what they have stored once a second. The values are in tables, and nowhere in memory.
+async fn filled(count: usize) -> Cluster {
+    let mut cluster = Cluster::start(count, &["--scrub-interval", "1s"]).await;
+    join_all((0..WRITERS).map(|writer| fill(cluster.nodes[0].channel(), writer))).await;
+    cluster.wait_until_equal().await;
+    let node = cluster.nodes.last_mut().unwrap();
+    node.signal(Signal::TERM);
+    assert!(node.wait_for_exit().await.success());
+    node.start();
+    node.wait_until_serving().await;
+    cluster
+}
+
+#[tokio::test]
+async fn damage_that_nobody_reads_is_found_and_the_replica_serves_no_more() {
+    let cluster = filled(3).await;
+    let [sound, damaged] = [&cluster.nodes[0], &cluster.nodes[2]];
+    eventually("it was read whole", async || {
+        damaged.counter("hadron_scrubs_total{result=\"sound\"}").await > 2
+    })
+    .await;
+    assert_eq!(alarms(sound).await, []);
+    flip(damaged);
+    let member_id = damaged.status().await.unwrap().header.unwrap().member_id;
+    let expected = [AlarmMember { member_id, alarm: AlarmType::Corrupt as i32 }];
+    eventually("the replica is named", async || alarms(sound).await == expected).await;
+    let refused = async || read(damaged, DAMAGED + 1).await.is_err();
+    eventually("it serves nothing", refused).await;
+    assert_eq!(read(sound, DAMAGED).await.unwrap(), value(DAMAGED));
+    let log = damaged.log();
+    assert!(log.contains("what is stored of this replica is damaged"), "{log}");
+    assert!(log.contains("rebuild this member from the others"), "{log}");
+}
+
+/// A node that is alone has nobody to serve in its place.
+#[tokio::test]
+async fn the_only_replica_goes_on_and_serves_what_it_can() {
+    let cluster = filled(1).await;
+    let node = &cluster.nodes[0];
+    flip(node);
+    eventually("it is found", async || node.counter("hadron_scrub_damaged_replicas").await == 1).await;
+    assert_eq!(read(node, DAMAGED + 50).await.unwrap(), value(DAMAGED + 50));
+    let error = read(node, DAMAGED).await.unwrap_err();
+    assert!(error.message().contains("damaged"), "{error}");
+    assert_eq!(alarms(node).await, []);
+    let log = node.log();
+    assert!(log.contains("too few would be left"), "{log}");
+}

@@ -85,13 +85,17 @@ impl Dropped {
     }
 }
 
+/// What cannot be read is there.
 fn is_nothing_there(engine: &dyn Engine, space: Space, from: &[u8], to: &[u8]) -> Result<bool, EngineError> {
     let mut is_empty = true;
-    engine.scan(space, from, to, &mut |_, _| {
+    let scanned = engine.scan(space, from, to, &mut |_, _| {
         is_empty = false;
         ControlFlow::Break(())
-    })?;
-    Ok(is_empty)
+    });
+    match scanned {
+        Err(EngineError::Damaged(_)) => Ok(false),
+        scanned => scanned.map(|()| is_empty),
+    }
 }
 
 impl Keyspace {
@@ -133,6 +137,8 @@ impl Keyspace {
             match last.step(self.engine.as_ref(), limit) {
                 Ok(batch) if batch.is_empty() => dropped.pop(),
                 Ok(batch) => return Some(batch),
+                // A replica was rebuilt because of that. What is left of the former one takes room and is in nobody's way.
+                Err(EngineError::Damaged(_)) => dropped.pop(),
                 Err(_) => return None,
             };
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Client, Entry, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
-    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, Scrub, SnapshotError,
+    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, Owner, Scrub, SnapshotError,
     ValueCache, WatcherCounts,
 };
 use hadron_proto::etcdserverpb as pb;
@@ -178,6 +178,28 @@ fn a_scrub_notices_that_the_engine_lost_all_or_went_back() {
         replica.engine.write(vec![change]).unwrap();
         let found = replica.scrub(100).unwrap_err();
         assert!(found.to_string().contains(expected), "{found}");
+    }
+}
+
+/// A replica that is rebuilt where it was, because a record of it is damaged, found that record again among what the former one left: it could
+/// not be opened, and was rebuilt for ever.
+#[test]
+fn what_is_damaged_of_a_former_replica_is_in_nobodys_way() {
+    for space in [Space::Tables, Space::Versions, Space::Values] {
+        let mut replica = Replica::new(Options::default());
+        let grant = Command::LeaseGrant(pb::LeaseGrantRequest { id: 1, ttl: 60 });
+        replica.follow(&[(1, vec![grant, put("k", "v"), put("l", "w")])]);
+        replica.flush_all();
+        let (damaged, _) = replica.present(space).swap_remove(0);
+        replica.engine.model.damage(space, damaged);
+        Owner::claim(replica.engine.as_ref(), GROUP, 2).unwrap();
+        replica.open().unwrap();
+        while replica.sweep(1) {}
+        replica.follow(&[(1, vec![put("k", "new")])]);
+        replica.flush_all();
+        replica.crash(usize::MAX);
+        assert_eq!(replica.keyspace.range(&all(0)).unwrap().kvs[0].value, "new");
+        replica.scrub(100).unwrap();
     }
 }
 

@@ -36,10 +36,11 @@ impl World {
 
     /// Writes down all that some node has applied; returns up to which revision all is written down.
     fn record_past(&mut self, group: GroupId) -> Result<i64, Violation> {
+        let sound = self.machines.iter().filter(|(node, _)| !self.is_rotten(**node, group));
+        let keyspaces: Vec<_> =
+            sound.filter_map(|(_, machine)| machine.process.as_ref()?.keyspace(group)).collect();
         let (recorded, past) = self.past.entry(group).or_insert((1, Vec::new()));
-        let keyspaces =
-            self.machines.values().filter_map(|machine| machine.process.as_ref()?.keyspace(group));
-        let Some(keyspace) = keyspaces.max_by_key(|keyspace| keyspace.revision()) else {
+        let Some(keyspace) = keyspaces.into_iter().max_by_key(|keyspace| keyspace.revision()) else {
             return Ok(*recorded);
         };
         let revision = keyspace.revision();

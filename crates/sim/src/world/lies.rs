@@ -28,7 +28,9 @@ use crate::history::{Action, Event, Operation, Outcome, Response, Step, StepResu
 const COPY_US: u64 = 3_000_000;
 /// Former state records of a group that are remembered.
 const STATES_MAX: usize = 4;
-/// Where (term, index, checksum, stamp) are in the state record of a group.
+/// Where the generation is in the state record of a group.
+const GENERATION_IN_STATE: std::ops::Range<usize> = 1..5;
+/// Where (term, index, checksum, stamp) are in it.
 const APPLIED_IN_STATE: std::ops::Range<usize> = 5..37;
 
 /// What is not true.
@@ -480,17 +482,35 @@ fn flip_in_engine(engine: &ModelEngine, random: u64) {
     }
 }
 
+/// One of the records that the engine holds of the present state of a group, in a space.
+pub(super) fn a_record_of(
+    engine: &ModelEngine,
+    group: GroupId,
+    space: Space,
+    random: u64,
+) -> Option<(Bytes, Bytes)> {
+    let state = engine.get(Space::State, &state_key(group)).ok()??;
+    let prefix = [&group.0.to_be_bytes()[..], state.get(GENERATION_IN_STATE)?].concat();
+    let mut records = records(engine, space, &prefix, &[&prefix[..], &[u8::MAX; 16]].concat());
+    (!records.is_empty()).then(|| records.swap_remove(random as usize % records.len()))
+}
+
+fn records(engine: &ModelEngine, space: Space, from: &[u8], to: &[u8]) -> Vec<(Bytes, Bytes)> {
+    let mut records = Vec::new();
+    let scanned = engine.scan(space, from, to, &mut |key, value| {
+        records.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+        std::ops::ControlFlow::Continue(())
+    });
+    if scanned.is_ok() { records } else { Vec::new() }
+}
+
 /// One of the records of the group `default`.
 pub(super) fn a_record(engine: &ModelEngine, random: u64) -> Option<(Space, Bytes, Bytes)> {
     let space = Space::ALL[random as usize % Space::ALL.len()];
     let (from, to) = (DEFAULT_GROUP.0.to_be_bytes(), (DEFAULT_GROUP.0 + 1).to_be_bytes());
-    let mut pairs = Vec::new();
-    let scanned = engine.scan(space, &from, &to, &mut |key, value| {
-        pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
-        std::ops::ControlFlow::Continue(())
-    });
+    let mut pairs = records(engine, space, &from, &to);
     pairs.retain(|(_, value)| !value.is_empty());
-    if scanned.is_err() || pairs.is_empty() {
+    if pairs.is_empty() {
         return None;
     }
     let (key, value) = pairs.swap_remove((random / 4) as usize % pairs.len());

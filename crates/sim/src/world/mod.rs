@@ -37,6 +37,7 @@ mod placements;
 mod repairs;
 mod scenario;
 mod schedule;
+mod scrubs;
 mod settings;
 mod silence;
 mod snapshots;
@@ -73,6 +74,7 @@ use observe::Observer;
 use placements::Placer;
 use repairs::Repairs;
 use schedule::Schedule;
+use scrubs::Scrubs;
 use snapshots::Chunk;
 use trace::Trace;
 use watchers::Watching;
@@ -123,6 +125,8 @@ enum Happening {
     Watch(usize),
     /// Some keyspace is compacted.
     Compact,
+    /// Some node reads again what it has stored.
+    Scrub,
     /// The administrator looks at the members.
     Administer,
     /// Somebody makes or moves a keyspace.
@@ -164,6 +168,8 @@ pub struct Report {
     pub snapshots: u64,
     /// Compactions that were acknowledged.
     pub compactions: u64,
+    /// Times that a replica's stored state was read again whole.
+    pub scrubs: u64,
     /// Nodes that stopped because their disk failed.
     pub disk_failures: u64,
     /// Machines that were damaged for good, or removed.
@@ -225,6 +231,7 @@ pub struct World {
     administrator: Administrator,
     placer: Placer,
     repairs: Repairs,
+    scrubs: Scrubs,
     logs: Logs,
     /// What was compacted away and what came before, by group: its history up to a revision.
     past: BTreeMap<GroupId, (i64, Vec<Event>)>,
@@ -302,6 +309,7 @@ impl World {
             administrator: Administrator::default(),
             placer: Placer::default(),
             repairs: Repairs::default(),
+            scrubs: Scrubs::default(),
             logs: Logs::default(),
             past: BTreeMap::new(),
             violation: None,
@@ -334,6 +342,7 @@ impl World {
         }
         self.schedule.at(2_000_000, Happening::Fault);
         self.schedule.at(2_000_000, Happening::Measure);
+        self.schedule.at(1_000_000, Happening::Scrub);
         self.schedule.at(5_000_000, Happening::LookAtShares);
         if self.settings.compaction_us > 0 {
             self.schedule.at(1_000_000, Happening::Compact);
@@ -411,6 +420,7 @@ impl World {
             }
             Happening::Watch(watcher) => self.watch(watcher),
             Happening::Compact => self.compact(),
+            Happening::Scrub => self.scrub(),
             Happening::Administer => self.administer(),
             Happening::Place => self.place(),
             Happening::Repair => self.repair(),
@@ -497,6 +507,7 @@ impl World {
             crashes: self.crashes,
             snapshots: self.snapshots,
             compactions: self.compactions(),
+            scrubs: self.scrubs.ended,
             disk_failures: self.disk_failures,
             gone: self.machines.values().filter(|machine| machine.is_gone).count() as u64,
             member_changes: self.administrator.changes,

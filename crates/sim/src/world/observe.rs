@@ -265,6 +265,7 @@ impl World {
         ] {
             self.checked(guarantee, looks);
         }
+        self.checked("stored_state", self.scrubs.ended);
         self.check_isolation()?;
         self.check_leases()?;
         for keyspace in DEFAULT_GROUP.0..=self.settings.keyspaces {

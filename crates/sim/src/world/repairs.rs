@@ -43,6 +43,7 @@ impl World {
         if self.faults_on && self.rng.random_range(0..pause.max(1)) == 0 {
             self.accuse();
         }
+        self.name_all_rotten();
         let leads = |life: &Life| self.leads_root(*life);
         if let Some(life) = lives.iter().copied().find(leads) {
             self.plan_repairs(life);
@@ -86,6 +87,12 @@ impl World {
             return;
         }
         let accused = places[self.rng.random_range(0..places.len())];
+        if self.rng.random_bool(0.5) {
+            if self.rot(accused.node, group) {
+                self.repairs.accused.insert(group, ReplicaId(accused.replica));
+            }
+            return;
+        }
         let asked = places[self.rng.random_range(0..places.len())].node;
         let Some(life) = self.life(asked) else { return };
         self.repairs.accused.insert(group, ReplicaId(accused.replica));
@@ -115,6 +122,9 @@ impl World {
             let Some(board) = machine.process.as_ref().map(|process| process.node().board()) else {
                 continue;
             };
+            if let Some((node, group)) = self.rotten().next() {
+                return Err(format!("n{node} still has the replica of {group} of which a record rotted"));
+            }
             if !board.damaged().is_empty() {
                 return Err(format!("n{node} has damaged replicas: {:?}", board.damaged()));
             }

@@ -124,7 +124,8 @@ impl World {
 
     /// A sender whose own state is replaced or goes away meanwhile can only begin anew.
     fn export_fails(&mut self, transfer: Transfer, error: &SnapshotError) {
-        if !matches!(error, SnapshotError::Replaced) {
+        let is_rotten = error.is_damage() && self.is_rotten(transfer.sender.node, transfer.group);
+        if !matches!(error, SnapshotError::Replaced) && !is_rotten {
             let found = format!("n{} cannot export a snapshot: {error}", transfer.sender.node);
             return self.violate(Violation::new("no_fatal", found));
         }

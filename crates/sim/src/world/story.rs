@@ -172,6 +172,13 @@ pub enum StoryEvent {
         /// Its group.
         group: u64,
     },
+    /// A record of what is stored of a replica rots.
+    Rots {
+        /// Its node.
+        node: u64,
+        /// Its group.
+        group: u64,
+    },
     /// Who plans has decided something.
     MoveDecided {
         /// What, and why.
@@ -288,6 +295,9 @@ impl fmt::Display for StoryEvent {
             }
             StoryEvent::Accused { node, group } => {
                 write!(f, "the replica of group {group} on n{node} is said to be damaged")
+            }
+            StoryEvent::Rots { node, group } => {
+                write!(f, "a record of what n{node} has stored of group {group} rots")
             }
             StoryEvent::MoveDecided { planned } => write!(f, "decided: {planned}"),
             StoryEvent::Healed => write!(f, "everything is healed"),

@@ -253,7 +253,7 @@ impl World {
             EngineJob::Open(job) => self.open_replica(life, job)?,
             EngineJob::Destroy(job) => {
                 job.carry_out(engine.as_ref()).map_err(|error| error.to_string())?;
-                while sweep_destroyed(engine.as_ref(), job.group.0).map_err(|error| error.to_string())? {}
+                self.sweep_destroyed(life, job.group)?;
                 self.delicate_moment(life.node);
                 self.deliver(life, NodeEvent::Destroyed { group: job.group });
             }
@@ -273,12 +273,27 @@ impl World {
         Ok(())
     }
 
+    /// Deletes what a destroyed replica left, as far as it can be read.
+    fn sweep_destroyed(&mut self, life: Life, group: GroupId) -> Result<(), String> {
+        let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
+        loop {
+            match sweep_destroyed(machine.engine.as_ref(), group.0) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) if error.is_damage() && self.ever_rotted(life.node, group) => return Ok(()),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+
     fn open_replica(&mut self, life: Life, job: OpenJob) -> Result<(), String> {
         let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
         let engine: Arc<dyn Engine> = machine.engine.clone();
         let outcome = job.carry_out(&engine, Options::default());
-        if let OpenOutcome::Damaged(_, why) | OpenOutcome::Unusable(why) = outcome {
-            return Err(why);
+        match outcome {
+            OpenOutcome::Damaged(..) if self.is_rotten(life.node, job.group) => {}
+            OpenOutcome::Damaged(_, why) | OpenOutcome::Unusable(why) => return Err(why),
+            _ => {}
         }
         self.delicate_moment(life.node);
         self.deliver(life, NodeEvent::Opened { group: job.group, outcome });

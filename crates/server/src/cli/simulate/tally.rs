@@ -78,6 +78,7 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
         StoryEvent::MembersWanted { .. } => "changes of the members",
         StoryEvent::PlacementWanted { .. } => "keyspaces wanted elsewhere",
         StoryEvent::Accused { .. } => "damaged replicas",
+        StoryEvent::Rots { .. } => "records that rot",
         StoryEvent::MoveDecided { .. } => "moves that were planned",
         _ => return None,
     })

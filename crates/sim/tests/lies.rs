@@ -71,7 +71,7 @@ const CASES: [Case; 29] = [
     case(Lie::CutSnapshot, snapshots, 10, &["no_fatal"]),
     case(Lie::StaleRead, usual, 10, &["revision_order", "linearizable", "lease_promise"]),
     case(Lie::ProposedAgain, crashes, 10, &["durable_ack"]),
-    case(Lie::WrongKeyspace, tenants, 10, &["tenant_isolation"]),
+    case(Lie::WrongKeyspace, tenants, 10, &["tenant_isolation", "linearizable"]),
     case(Lie::WrongClient, disks, 10, ANSWERS),
     case(Lie::AckUnasked, usual, 20, &["revision_order", "durable_ack", "lease_promise"]),
     case(Lie::OldRevision, usual, 10, &["revision_order", "durable_ack"]),

@@ -155,8 +155,10 @@ impl World {
         let mut next = pool.roster.clone();
         let is_gone = |id: &u64| self.machines.get(id).is_some_and(|machine| machine.is_gone);
         let gone = next.members.iter().map(|member| member.id).find(is_gone);
-        let learners: Vec<u64> =
-            next.members.iter().filter(|member| member.is_learner).map(|member| member.id).collect();
+        let learners = next.members.iter().filter(|member| member.is_learner).map(|member| member.id);
+        // One whose machine will not come back as it was never comes to more.
+        let is_lost = |machine: Option<&Machine>| machine.is_some_and(|it| it.is_gone || it.damage.is_some());
+        let learners: Vec<u64> = learners.filter(|id| !is_lost(self.machines.get(id))).collect();
         let (least, most) = (self.settings.members_min, self.settings.nodes as usize + MORE_MAX);
         let drawn = self.rng.random_range(0..100);
         let voters = next.voters().count();

@@ -3,12 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/ctl.rs"]
+mod ctl;
 mod support;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use ctl::ctl;
 use futures::future::join_all;
 use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
@@ -16,8 +19,8 @@ use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use hadron_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, PutRequest, RangeRequest};
 use rustix::process::Signal;
 use support::{Cluster, Node, eventually};
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Request, Status};
 
 /// More than the engine keeps in memory, so that there are tables.
 const KEYS: usize = 2_000;
@@ -35,25 +38,33 @@ fn value(number: usize) -> Vec<u8> {
     format!("value of {number}, ").into_bytes().into_iter().cycle().take(VALUE_BYTES).collect()
 }
 
-async fn fill(channel: Channel, writer: usize) {
+/// About a keyspace.
+fn about<T>(keyspace: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("hadron-keyspace", keyspace.parse().unwrap());
+    request
+}
+
+async fn fill(channel: Channel, keyspace: &str, writer: usize) {
     let mut client = KvClient::new(channel);
     for number in (writer..KEYS).step_by(WRITERS) {
         let put =
             PutRequest { key: key(number).into(), value: value(number).into(), ..PutRequest::default() };
-        client.put(put).await.unwrap();
+        client.put(about(keyspace, put)).await.unwrap();
     }
 }
 
-async fn read(node: &Node, number: usize) -> Result<Vec<u8>, Status> {
+/// What the node's own replica has.
+async fn read(node: &Node, keyspace: &str, number: usize) -> Result<Vec<u8>, Status> {
     let mut client = KvClient::new(node.channel());
     let range = RangeRequest { key: key(number).into(), serializable: true, ..RangeRequest::default() };
-    Ok(client.range(range).await?.into_inner().kvs.swap_remove(0).value.into())
+    Ok(client.range(about(keyspace, range)).await?.into_inner().kvs.swap_remove(0).value.into())
 }
 
-async fn alarms(node: &Node) -> Vec<AlarmMember> {
+async fn alarms(node: &Node, keyspace: &str) -> Vec<AlarmMember> {
     let mut client = MaintenanceClient::new(node.channel());
     let list = AlarmRequest { action: AlarmAction::Get as i32, ..AlarmRequest::default() };
-    client.alarm(list).await.unwrap().into_inner().alarms
+    client.alarm(about(keyspace, list)).await.unwrap().into_inner().alarms
 }
 
 fn files(directory: &Path) -> Vec<PathBuf> {
@@ -79,9 +90,12 @@ fn flip(node: &Node) {
 }
 
 /// Nodes that read what they have stored once a second. The values are in tables, and nowhere in memory.
-async fn filled(count: usize) -> Cluster {
+async fn filled(count: usize, keyspace: &str) -> Cluster {
     let mut cluster = Cluster::start(count, &["--scrub-interval", "1s"]).await;
-    join_all((0..WRITERS).map(|writer| fill(cluster.nodes[0].channel(), writer))).await;
+    if keyspace != "default" {
+        ctl(&cluster.endpoints().join(","), &["keyspace", "create", keyspace]);
+    }
+    join_all((0..WRITERS).map(|writer| fill(cluster.nodes[0].channel(), keyspace, writer))).await;
     cluster.wait_until_equal().await;
     let node = cluster.nodes.last_mut().unwrap();
     node.signal(Signal::TERM);
@@ -93,36 +107,52 @@ async fn filled(count: usize) -> Cluster {
 
 #[tokio::test]
 async fn damage_that_nobody_reads_is_found_and_the_replica_serves_no_more() {
-    let cluster = filled(3).await;
+    let cluster = filled(3, "default").await;
     let [sound, damaged] = [&cluster.nodes[0], &cluster.nodes[2]];
     eventually("it was read whole", async || {
         damaged.counter("hadron_scrubs_total{result=\"sound\"}").await > 2
     })
     .await;
-    assert_eq!(alarms(sound).await, []);
+    assert_eq!(alarms(sound, "default").await, []);
     flip(damaged);
     let member_id = damaged.status().await.unwrap().header.unwrap().member_id;
     let expected = [AlarmMember { member_id, alarm: AlarmType::Corrupt as i32 }];
-    eventually("the replica is named", async || alarms(sound).await == expected).await;
-    let refused = async || read(damaged, DAMAGED + 1).await.is_err();
+    eventually("the replica is named", async || alarms(sound, "default").await == expected).await;
+    let refused = async || read(damaged, "default", DAMAGED + 1).await.is_err();
     eventually("it serves nothing", refused).await;
-    assert_eq!(read(sound, DAMAGED).await.unwrap(), value(DAMAGED));
+    assert_eq!(read(sound, "default", DAMAGED).await.unwrap(), value(DAMAGED));
     let log = damaged.log();
     assert!(log.contains("what is stored of this replica is damaged"), "{log}");
     assert!(log.contains("rebuild this member from the others"), "{log}");
 }
 
+/// Where all nodes have a replica already there is no other place for another.
+#[tokio::test]
+async fn a_replica_whose_stored_state_is_damaged_is_rebuilt_where_it_was() {
+    let cluster = filled(3, "a").await;
+    let all = cluster.endpoints().join(",");
+    let [sound, damaged] = [&cluster.nodes[0], &cluster.nodes[2]];
+    let replicas = || ctl(&all, &["keyspace", "get", "a"]);
+    let before = replicas();
+    eventually("it is at rest", async || alarms(sound, "a").await.is_empty()).await;
+    flip(damaged);
+    eventually("there is another replica", async || replicas() != before).await;
+    eventually("the alarm ends with the replica", async || alarms(sound, "a").await.is_empty()).await;
+    let same = async || read(damaged, "a", DAMAGED).await.is_ok_and(|found| found == value(DAMAGED));
+    eventually("it has all", same).await;
+}
+
 /// A node that is alone has nobody to serve in its place.
 #[tokio::test]
 async fn the_only_replica_goes_on_and_serves_what_it_can() {
-    let cluster = filled(1).await;
+    let cluster = filled(1, "default").await;
     let node = &cluster.nodes[0];
     flip(node);
     eventually("it is found", async || node.counter("hadron_scrub_damaged_replicas").await == 1).await;
-    assert_eq!(read(node, DAMAGED + 50).await.unwrap(), value(DAMAGED + 50));
-    let error = read(node, DAMAGED).await.unwrap_err();
+    assert_eq!(read(node, "default", DAMAGED + 50).await.unwrap(), value(DAMAGED + 50));
+    let error = read(node, "default", DAMAGED).await.unwrap_err();
     assert!(error.message().contains("damaged"), "{error}");
-    assert_eq!(alarms(node).await, []);
+    assert_eq!(alarms(node, "default").await, []);
     let log = node.log();
     assert!(log.contains("too few would be left"), "{log}");
 }

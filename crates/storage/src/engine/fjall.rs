@@ -280,12 +280,17 @@ fn place(change: &Change) -> (Space, &[u8]) {
     }
 }
 
+/// What fjall says after it gave up, whatever for; its threads log that.
+const POISONED: &str = "an earlier write, fsync or merging of tables failed, as was logged when it happened, and nothing is accepted any more. If \
+                        that was for a checksum, or comes again after a restart, files are damaged: move the data directory and the \
+                        write-ahead log away and rebuild this member from the others";
+
 fn engine_error(error: fjall::Error) -> EngineError {
     use fjall::{Error, LsmError};
     match error {
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => EngineError::Io(error.to_string()),
         Error::Locked => EngineError::Io("the engine is in use by another process".into()),
-        Error::Poisoned => EngineError::Io("an earlier write or fsync failed; nothing is accepted".into()),
+        Error::Poisoned => EngineError::Io(POISONED.into()),
         Error::InvalidVersion(Some(version)) => EngineError::Io(format!(
             "the engine's files have a format that this version cannot read ({version:?})"
         )),

@@ -5,16 +5,19 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::crash_images::{engine_with_a_past, files, image, open, write};
-use super::{Engine, EngineError, Read, Space};
+use super::{Change, Engine, EngineError, FjallEngine, FjallOptions, Read, Space};
 
 /// Flips in each file.
 const FLIPS: usize = 24;
@@ -72,10 +75,37 @@ fn a_flipped_bit_is_noticed_or_means_nothing() {
     assert!(noticed > meaningless, "{noticed} noticed, {meaningless} without meaning");
 }
 
+/// It said that an fsync had failed, and nothing else.
+#[test]
+fn an_engine_that_cannot_merge_damaged_tables_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = FjallOptions { cache_bytes: 1 << 20, memtable_bytes: 256 << 10, ..FjallOptions::default() };
+    let engine = FjallEngine::open(directory.path(), &options).unwrap();
+    let mut flipped = BTreeSet::new();
+    // The same keys again and again, so that tables overlap.
+    let error = (0..20_000_u64).find_map(|number| {
+        let (key, value) = (Bytes::from(vec![number as u8 % 10]), Bytes::from(vec![number as u8; 20_000]));
+        let written = engine.write(vec![Change::Put(Space::Values, key, value)]);
+        let is_table = |path: &Path| path.parent().is_some_and(|parent| parent.ends_with("tables"));
+        let tables = files(directory.path()).into_iter().filter(|(path, ..)| is_table(path));
+        for (path, ..) in tables.filter(|(path, ..)| flipped.insert(path.clone())).collect::<Vec<_>>() {
+            // It may be gone again.
+            let _ = try_flip(&path, 1_000, 1);
+        }
+        written.err()
+    });
+    let error = error.unwrap().to_string();
+    assert!(error.contains("rebuild this member from the others"), "{error}");
+}
+
 fn flip(path: &Path, at: u64, bit: u32) {
-    let file = File::options().read(true).write(true).open(path).unwrap();
+    try_flip(path, at, bit).unwrap();
+}
+
+fn try_flip(path: &Path, at: u64, bit: u32) -> io::Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
     let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
+    file.read_exact_at(&mut byte, at)?;
     byte[0] ^= 1 << bit;
-    file.write_all_at(&byte, at).unwrap();
+    file.write_all_at(&byte, at)
 }

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use log::LevelFilter;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -48,8 +49,27 @@ pub(super) fn start(log: &Log) -> Result<(), CannotLog> {
         LogFormat::Console => builder.with_ansi(false).try_init(),
     };
     // Whoever came first keeps logging.
-    drop(started);
+    if started.is_ok() && log::set_logger(&Libraries).is_ok() {
+        log::set_max_level(LevelFilter::Error);
+    }
     Ok(())
+}
+
+/// What libraries say that know nothing of `tracing`, as far as it is an error: the engine's threads tell why they ended nowhere else.
+struct Libraries;
+
+impl log::Log for Libraries {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Error
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            tracing::error!(from = record.target(), "{}", record.args());
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 /// An open [`LogOutput`].

@@ -477,6 +477,18 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_replica_is_named_as_long_as_enough_others_are_sound() {
+        let node = node();
+        let replica = &node.replicas[&DEFAULT_GROUP];
+        assert_eq!(replica.board.configuration().voters.len(), 3);
+        assert_eq!(accuse(&replica.board, NodeId(1)), Accusation::Raise(accusation(1)));
+        let applied = Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 };
+        drop(replica.keyspace.apply(applied, vec![accusation(2)]));
+        assert_eq!(accuse(&replica.board, NodeId(2)), Accusation::Raised);
+        assert_eq!(accuse(&replica.board, NodeId(1)), Accusation::TooFewLeft);
+    }
+
+    #[test]
     fn an_alarm_ends_with_the_replica_that_it_is_about() {
         let (mut node, group) = placed();
         let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));

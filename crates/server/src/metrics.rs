@@ -414,7 +414,7 @@ metrics! {
     corrupt_replicas: Family<Gauge>["group", "node"] = "hadron_corrupt_replica", "1 for a node whose replica differs from the majority, until it is rebuilt.";
     scrub_bytes: Counter = "hadron_scrub_bytes_total", "Bytes that were read to see whether what is stored is as it should be.";
     scrubs: Family<Counter>["result"] = "hadron_scrubs_total", "Keyspaces whose stored state was read for that, by result: sound, damaged or unfinished.";
-    scrub_damaged: Gauge = "hadron_scrub_damaged_replicas", "Replicas here whose stored state was damaged when it was last read.";
+    scrub_damaged: Gauge = "hadron_scrub_damaged_replicas", "Replicas here whose stored state was found damaged and which serve all the same.";
     unflushed_bytes: Family<Gauge>["group"] = "hadron_unflushed_bytes", "Bytes that a group's replica applied and the engine does not have yet.";
     unflushed_entries: Family<Gauge>["group"] = "hadron_unflushed_entries", "Entries that a group's replica applied and the engine does not have yet.";
     engine_flush_duration: Histogram = "hadron_engine_flush_duration_seconds", "Time to write one flush to the engine, not yet durable.";

@@ -73,8 +73,8 @@ pub(super) fn start(
 ) -> Result<JoinHandle<()>, RunError> {
     let run = move || {
         give_way();
-        let damaged = BTreeSet::new();
-        let mut work = Work { queue, suspects: VecDeque::new(), damaged, owed: 0, handle, runtime, metrics };
+        let (suspects, unnamed) = (VecDeque::new(), BTreeSet::new());
+        let mut work = Work { queue, suspects, unnamed, owed: 0, handle, runtime, metrics };
         // It ends by that.
         let _: Result<(), Ended> = work.run(interval);
     };
@@ -87,8 +87,8 @@ struct Ended;
 struct Work {
     queue: Receiver<Ask>,
     suspects: VecDeque<GroupId>,
-    /// Where damage was found when it was last looked at.
-    damaged: BTreeSet<GroupId>,
+    /// Where damage was found, and the replica goes on.
+    unnamed: BTreeSet<GroupId>,
     /// Bytes that were read since the last pause.
     owed: u64,
     handle: Handle,
@@ -102,7 +102,7 @@ impl Work {
         let first = interval.mul_f64(rand::random::<f64>()) / FIRST_PART;
         let mut next = begins.then(|| Instant::now() + first);
         loop {
-            let again = self.unnamed().next().is_some().then(|| Instant::now() + AGAIN);
+            let again = (!self.unnamed.is_empty()).then(|| Instant::now() + AGAIN);
             self.wait_until([next, again].into_iter().flatten().min())?;
             let is_due = next.is_some_and(|next| next <= Instant::now());
             let mut groups: VecDeque<GroupId> = std::mem::take(&mut self.suspects);
@@ -110,7 +110,7 @@ impl Work {
                 next = Some(Instant::now() + interval);
                 groups.extend(self.handle.board().groups().into_iter().map(|(group, _)| group));
             } else if groups.is_empty() {
-                groups.extend(self.unnamed());
+                groups.extend(&self.unnamed);
             }
             while let Some(group) = groups.pop_front() {
                 self.scrub(group)?;
@@ -130,9 +130,10 @@ impl Work {
 
     fn take(&mut self, ask: Ask) -> Result<(), Ended> {
         match ask {
-            Ask::Suspect(group) => Ok(self.suspects.push_back(group)),
-            Ask::End => Err(Ended),
+            Ask::Suspect(group) => self.suspects.push_back(group),
+            Ask::End => return Err(Ended),
         }
+        Ok(())
     }
 
     /// Lets the disk rest as long as is due for what was read.
@@ -152,17 +153,10 @@ impl Work {
         }
     }
 
-    /// Damaged replicas that serve all the same.
-    fn unnamed(&self) -> impl Iterator<Item = GroupId> {
-        let board = self.handle.board();
-        let serves = move |group: &GroupId| board.group(*group).is_some_and(|group| !group.quarantined());
-        self.damaged.iter().copied().filter(serves)
-    }
-
     fn scrub(&mut self, group: GroupId) -> Result<(), Ended> {
+        let was_unnamed = self.unnamed.remove(&group);
         let Some(board) = self.handle.board().group(group).filter(|board| !board.quarantined()) else {
-            self.damaged.remove(&group);
-            self.show_damaged();
+            self.show_unnamed();
             return Ok(());
         };
         let outcome = self.read(&board)?;
@@ -170,14 +164,15 @@ impl Work {
         let is_gone = self.handle.board().group(group).is_none_or(|now| !Arc::ptr_eq(&now, &board));
         let result = match outcome {
             Ok(()) => {
-                if self.damaged.remove(&group) {
+                if was_unnamed {
                     info!(group = group.0, "the stored state is as it should be again");
                 }
                 "sound"
             }
             Err(ScrubError::Stored(found)) if found.is_damage() && !is_gone => {
-                self.damaged.insert(group);
-                self.name(group, &board, &found);
+                if !self.name(group, &board, &found) {
+                    self.unnamed.insert(group);
+                }
                 "damaged"
             }
             Err(ScrubError::Stored(found)) if !is_gone => {
@@ -187,12 +182,12 @@ impl Work {
             Err(_) => "unfinished",
         };
         self.metrics.scrubs.with(&[result]).inc();
-        self.show_damaged();
+        self.show_unnamed();
         Ok(())
     }
 
-    fn show_damaged(&self) {
-        self.metrics.scrub_damaged.set_integer(self.damaged.len() as u64);
+    fn show_unnamed(&self) {
+        self.metrics.scrub_damaged.set_integer(self.unnamed.len() as u64);
     }
 
     fn read(&mut self, board: &GroupBoard) -> Result<Result<(), ScrubError>, Ended> {
@@ -214,20 +209,26 @@ impl Work {
         }
     }
 
-    /// Has everybody know that this node's replica is damaged, so that it serves no more and is rebuilt.
-    fn name(&self, group: GroupId, board: &GroupBoard, found: &OpenError) {
+    /// Has everybody know that this node's replica is damaged, so that it serves no more and is rebuilt. Whether they do.
+    fn name(&self, group: GroupId, board: &GroupBoard, found: &OpenError) -> bool {
         error!(group = group.0, error = %found, "what is stored of this replica is damaged");
         match accuse(board, self.handle.identity().member_id) {
             Accusation::Raise(alarm) => {
-                if let Err(error) = self.runtime.block_on(self.handle.write(group, alarm)) {
+                let raised = self.runtime.block_on(self.handle.write(group, alarm));
+                if let Err(error) = &raised {
                     warn!(group = group.0, %error, "cannot raise the alarm; this replica goes on serving for now");
                 }
+                raised.is_ok()
             }
-            Accusation::Raised => {}
-            Accusation::TooFewLeft => warn!(
-                group = group.0,
-                "this replica goes on serving what can be read: without it too few would be left. Take a backup, and add a member"
-            ),
+            Accusation::Raised => true,
+            Accusation::TooFewLeft => {
+                warn!(
+                    group = group.0,
+                    "this replica goes on serving what can be read: without it too few would be left. Take a backup, and add \
+                     members before this one is rebuilt"
+                );
+                false
+            }
         }
     }
 }

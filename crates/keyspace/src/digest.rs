@@ -5,13 +5,15 @@
 //! sum does not depend on order and takes a term back by subtraction, so a write costs two hashes whatever the size
 //! of the state; and history is not in it, so compaction does not change it.
 
+use std::collections::BTreeSet;
+
 use hadron_proto::authpb;
 use prost::Message;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::auth::Switch;
 use crate::lease::Lease;
-use crate::mvcc::Version;
+use crate::mvcc::{TableChange, Version};
 
 /// Terms of different kinds must differ even if their bytes do not.
 const KIND_VERSION: u8 = 1;
@@ -94,6 +96,24 @@ pub(crate) fn of_switch(switch: &Switch) -> u64 {
         return 0;
     }
     of_parts(KIND_AUTH, &[&[u8::from(switch.enabled)], &switch.revision.to_le_bytes(), &switch.secret])
+}
+
+/// The term of what a record of a table says; of what is gone there is none.
+pub(crate) fn of_table(change: &TableChange) -> u64 {
+    match change {
+        TableChange::Lease { id, ttl, expiry_ms } => {
+            of_lease(&Lease { id: *id, ttl: *ttl, expiry_ms: *expiry_ms, keys: BTreeSet::new() })
+        }
+        TableChange::Alarm { member, alarm } => of_alarm(*member, *alarm),
+        TableChange::Configuration { configuration } => of_configuration(configuration),
+        TableChange::Auth { switch } => of_switch(switch),
+        TableChange::User { user } => of_user(user),
+        TableChange::Role { role } => of_role(role),
+        TableChange::NoLease { .. }
+        | TableChange::NoAlarm { .. }
+        | TableChange::NoUser { .. }
+        | TableChange::NoRole { .. } => 0,
+    }
 }
 
 fn of_parts(kind: u8, parts: &[&[u8]]) -> u64 {

@@ -303,7 +303,7 @@ pub(crate) fn highest_generation(view: &dyn Read, group: u64) -> Result<Option<u
     Ok(Some(u32::from_be_bytes(bytes)))
 }
 
-pub(crate) fn load_tables(view: &dyn Read, group: u64, state: &mut State) -> Result<(), OpenError> {
+fn load_tables(view: &dyn Read, group: u64, state: &mut State) -> Result<(), OpenError> {
     let (from, to) = record::generation_bounds(group, state.generation, state.generation + 1);
     let mut is_damaged = false;
     view.scan(Space::Tables, &from, &to, &mut |key, value| {

@@ -9,7 +9,7 @@
 use std::ops::ControlFlow;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use hadron_storage::engine::{Batch, Change, Engine, Space};
+use hadron_storage::engine::{Batch, Change, Engine, EngineError, Space};
 
 use crate::error::OpenError;
 use crate::keyspace::highest_generation;
@@ -67,13 +67,22 @@ impl Owner {
 /// Deletes up to some thousand records that a destroyed replica left. False once there is nothing left.
 ///
 /// # Errors
-/// The engine fails, or a record is damaged.
+/// The engine fails, or a record is damaged: then all else is deleted that can be.
 pub fn sweep_destroyed(engine: &dyn Engine, group: u64) -> Result<bool, OpenError> {
     let Owner::Destroyed(_) = Owner::of(engine, group)? else { return Ok(false) };
     let end = highest_generation(engine, group)?.map_or(0, |highest| highest + 1);
-    let Some(mut stretch) = Dropped::stretches(engine, group, (0, end))?.pop() else { return Ok(false) };
-    engine.write(stretch.step(engine, SWEEP_KEYS)?)?;
-    Ok(true)
+    let mut damage = None;
+    for mut stretch in Dropped::stretches(engine, group, (0, end))?.into_iter().rev() {
+        match stretch.step(engine, SWEEP_KEYS) {
+            Ok(batch) => {
+                engine.write(batch)?;
+                return Ok(true);
+            }
+            Err(error @ EngineError::Damaged(_)) => damage = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    damage.map_or(Ok(false), |error| Err(error.into()))
 }
 
 /// The groups whose replica here was destroyed, in order.
@@ -207,6 +216,29 @@ mod tests {
             engine.scan(space, &from, &to, &mut |key, _| panic!("{space:?} still has {key:?}")).unwrap();
         }
         assert_eq!(Owner::of(engine.as_ref(), GROUP).unwrap(), Owner::Destroyed(1), "the tombstone stays");
+    }
+
+    #[test]
+    fn what_a_destroyed_replica_left_goes_but_for_what_cannot_be_read() {
+        let engine = Arc::new(ModelEngine::new());
+        Owner::claim(engine.as_ref(), GROUP, 1).unwrap();
+        put_and_flush(&engine, &open(&engine), "a");
+        let (from, to) = record::generation_bounds(GROUP, 0, u32::MAX);
+        let left = |space| {
+            let mut left = Vec::new();
+            engine
+                .scan(space, &from, &to, &mut |key, _| {
+                    left.push(Bytes::copy_from_slice(key));
+                    ControlFlow::Continue(())
+                })
+                .map(|()| left)
+        };
+        engine.damage(Space::Values, left(Space::Values).unwrap().swap_remove(0));
+        Owner::destroy(engine.as_ref(), GROUP, 1).unwrap();
+        while sweep_destroyed(engine.as_ref(), GROUP).is_ok_and(|goes_on| goes_on) {}
+        assert!(sweep_destroyed(engine.as_ref(), GROUP).unwrap_err().is_damage());
+        assert!(left(Space::Values).is_err());
+        assert_eq!(left(Space::Versions).unwrap(), [""; 0]);
     }
 
     /// Whoever could not be opened could not be destroyed either, and stopped the node.

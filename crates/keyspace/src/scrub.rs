@@ -17,13 +17,14 @@ use parking_lot::RwLockReadGuard;
 
 use crate::digest;
 use crate::error::OpenError;
-use crate::keyspace::{Keyspace, load_tables};
+use crate::keyspace::{Keyspace, highest_generation};
 use crate::mvcc::{Pin, Version};
+use crate::owner::Owner;
 use crate::record::{self, StateRecord};
 use crate::state::State;
 
 /// Versions looked up in memory at once: writers wait meanwhile.
-const LOOKED_UP_AT_ONCE: usize = 64;
+const LOOKED_UP_AT_ONCE: usize = 16;
 
 /// Why a scrub did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,7 @@ pub struct Scrub {
 }
 
 enum Phase {
+    Tables(Flushed),
     Versions(Flushed),
     Values,
     Ended,
@@ -73,6 +75,7 @@ struct Before {
     generation: u32,
     index: u64,
     revision: i64,
+    compact_revision: i64,
     versions: u64,
     swept: u64,
     /// What lived at the view's last entry and is not in memory any more would look like what did not live.
@@ -112,11 +115,15 @@ impl Scrub {
             let found = state.applied.index;
             return Err(damaged(group, format!("the state is of index {found}, {flushed} was flushed")));
         }
-        let mut tables = State::new(generation);
-        load_tables(view.as_ref(), group, &mut tables)?;
-        let digest = tables.recompute_digest();
+        let is_other = (state.revision, state.compact_revision) != (before.revision, before.compact_revision);
+        if state.applied.index == flushed && is_other {
+            return Err(damaged(group, "the state record is not the one that was flushed"));
+        }
+        // A restart needs these.
+        Owner::of(keyspace.engine.as_ref(), group)?;
+        highest_generation(view.as_ref(), group)?;
         let from = record::prefix(group, generation).freeze();
-        let phase = Phase::Versions(Flushed { view, state, digest, found: 0, before });
+        let phase = Phase::Tables(Flushed { view, state, digest: 0, found: 0, before });
         Ok(Some(Scrub { keyspace, generation, phase, from }))
     }
 
@@ -125,19 +132,49 @@ impl Scrub {
     /// # Errors
     /// Something is not; or the engine failed, or the state was replaced. The scrub has ended then.
     pub fn step(&mut self, max_bytes: usize) -> Result<Option<usize>, ScrubError> {
-        let outcome = match &self.phase {
-            Phase::Versions(_) => self.compare_versions(max_bytes),
-            Phase::Values => self.check_values(max_bytes),
+        // An error ends it.
+        let phase = std::mem::replace(&mut self.phase, Phase::Ended);
+        let bytes = match phase {
+            Phase::Tables(flushed) => self.read_tables(flushed, max_bytes)?,
+            Phase::Versions(flushed) => self.compare_versions(flushed, max_bytes)?,
+            Phase::Values => self.check_values(max_bytes)?,
             Phase::Ended => return Ok(None),
         };
-        if outcome.is_err() {
-            self.phase = Phase::Ended;
-        }
-        outcome.map(Some)
+        Ok(Some(bytes))
     }
 
-    fn compare_versions(&mut self, max_bytes: usize) -> Result<usize, ScrubError> {
-        let Phase::Versions(flushed) = &mut self.phase else { return Ok(0) };
+    /// Where the next phase begins.
+    fn first(&self) -> Bytes {
+        record::prefix(self.keyspace.group, self.generation).freeze()
+    }
+
+    fn read_tables(&mut self, mut flushed: Flushed, max_bytes: usize) -> Result<usize, ScrubError> {
+        let group = self.keyspace.group;
+        let (_, to) = record::generation_bounds(group, self.generation, self.generation + 1);
+        let (mut next, mut bytes, mut is_damaged) = (None, 0, false);
+        flushed.view.scan(Space::Tables, &self.from, &to, &mut |key, value| {
+            if bytes >= max_bytes.max(1) {
+                next = Some(Bytes::copy_from_slice(key));
+                return ControlFlow::Break(());
+            }
+            bytes += key.len() + value.len();
+            match record::decode_table(key, value) {
+                Some(change) => flushed.digest = flushed.digest.wrapping_add(digest::of_table(&change)),
+                None => is_damaged = true,
+            }
+            ControlFlow::Continue(())
+        })?;
+        if is_damaged {
+            return Err(damaged(group, "a record of a table has no known shape"));
+        }
+        (self.from, self.phase) = match next {
+            Some(next) => (next, Phase::Tables(flushed)),
+            None => (self.first(), Phase::Versions(flushed)),
+        };
+        Ok(bytes)
+    }
+
+    fn compare_versions(&mut self, mut flushed: Flushed, max_bytes: usize) -> Result<usize, ScrubError> {
         let (keyspace, group) = (&self.keyspace, self.keyspace.group);
         let slice = Slice::read(flushed.view.as_ref(), group, &flushed.state, &self.from, |_| 0, max_bytes)?;
         for versions in slice.versions.chunks(LOOKED_UP_AT_ONCE) {
@@ -146,15 +183,14 @@ impl Scrub {
                 flushed.compare(&state, key, version).map_err(|what| damaged(group, what))?;
             }
         }
-        match slice.next {
-            Some(next) => self.from = next,
+        (self.from, self.phase) = match slice.next {
+            Some(next) => (next, Phase::Versions(flushed)),
             None => {
                 let swept = keyspace.in_generation(self.generation)?.index.swept();
                 flushed.compare_whole(swept).map_err(|what| damaged(group, what))?;
-                self.from = record::prefix(group, self.generation).freeze();
-                self.phase = Phase::Values;
+                (self.first(), Phase::Values)
             }
-        }
+        };
         Ok(slice.bytes)
     }
 
@@ -186,9 +222,8 @@ impl Scrub {
             let what = format!("the value of revision {main}.{sub} is missing or not what was written");
             return Err(damaged(group, what));
         }
-        match slice.next {
-            Some(next) => self.from = next,
-            None => self.phase = Phase::Ended,
+        if let Some(next) = slice.next {
+            (self.from, self.phase) = (next, Phase::Values);
         }
         Ok(slice.bytes)
     }
@@ -270,6 +305,7 @@ impl Before {
             generation: state.generation,
             index: state.flushed.index,
             revision: state.flushed.revision,
+            compact_revision: state.flushed.compact_revision,
             versions: state.index.versions().saturating_sub(state.unflushed.records.len() as u64),
             swept: state.index.swept(),
             _pin: keyspace.pins.pin(state.generation, state.flushed.revision),

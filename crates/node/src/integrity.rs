@@ -20,6 +20,7 @@ use crate::event::{Effects, Failure, Reply};
 use crate::groups::Replica;
 use crate::node::Node;
 use crate::peer::PeerMessage;
+use crate::reconfigure::Places;
 
 /// Questions that wait for this replica to reach the index they are about.
 const QUESTIONS_MAX: usize = 16;
@@ -353,8 +354,14 @@ pub fn accuse(board: &GroupBoard, node: NodeId) -> Accusation {
     if accused.contains(&node) {
         return Accusation::Raised;
     }
-    let voters = board.configuration().voters.len();
-    match voters.saturating_sub(accused.len() + 1) > voters / 2 {
+    let configuration = board.configuration();
+    let places = Places::of(&configuration).unwrap_or_default();
+    // Alarms about those who are gone, or have no vote, cost nobody anything.
+    let is_sound = |voter: &ReplicaId| {
+        places.nodes.get(voter).is_some_and(|place| *place != node && !accused.contains(place))
+    };
+    let sound = configuration.voters.iter().filter(|voter| is_sound(voter)).count();
+    match sound > configuration.voters.len() / 2 {
         true => Accusation::Raise(Command::Alarm(corrupt(node, AlarmAction::Activate))),
         false => Accusation::TooFewLeft,
     }
@@ -483,6 +490,9 @@ mod tests {
         assert_eq!(replica.board.configuration().voters.len(), 3);
         assert_eq!(accuse(&replica.board, NodeId(1)), Accusation::Raise(accusation(1)));
         let applied = Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 };
+        drop(replica.keyspace.apply(applied, vec![accusation(7)]));
+        assert_eq!(accuse(&replica.board, NodeId(1)), Accusation::Raise(accusation(1)), "n7 is nobody here");
+        let applied = Applied { index: 2, ..applied };
         drop(replica.keyspace.apply(applied, vec![accusation(2)]));
         assert_eq!(accuse(&replica.board, NodeId(2)), Accusation::Raised);
         assert_eq!(accuse(&replica.board, NodeId(1)), Accusation::TooFewLeft);

@@ -4,7 +4,7 @@
 //! then others may have lost the same. A replica whose stored state is damaged is named by a CORRUPT alarm, like one that differs from the
 //! others. `docs/design/2026-11-28-scrub.md`.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,7 +13,6 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, unbounded};
 use hadron_consensus::GroupId;
 use hadron_keyspace::{OpenError, Scrub, ScrubError};
 use hadron_node::{Accusation, GroupBoard, accuse};
-use hadron_storage::give_way;
 use tokio::runtime;
 use tracing::{error, info, warn};
 
@@ -26,6 +25,8 @@ use crate::metrics::Metrics;
 const SLICE_BYTES: usize = 256 << 10;
 /// What is read in a second at most.
 const BYTES_PER_SECOND: u64 = 16 << 20;
+/// Finding a keyspace's records costs about as much as reading so much.
+const KEYSPACE_BYTES: u64 = 64 << 10;
 /// Pauses are no shorter than this.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// The first pass begins within so small a part of the interval: nodes that start together shall not read together.
@@ -72,8 +73,7 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
 ) -> Result<JoinHandle<()>, RunError> {
     let run = move || {
-        give_way();
-        let (suspects, unnamed) = (VecDeque::new(), BTreeSet::new());
+        let (suspects, unnamed) = (BTreeSet::new(), BTreeMap::new());
         let mut work = Work { queue, suspects, unnamed, owed: 0, handle, runtime, metrics };
         // It ends by that.
         let _: Result<(), Ended> = work.run(interval);
@@ -86,9 +86,9 @@ struct Ended;
 
 struct Work {
     queue: Receiver<Ask>,
-    suspects: VecDeque<GroupId>,
-    /// Where damage was found, and the replica goes on.
-    unnamed: BTreeSet<GroupId>,
+    suspects: BTreeSet<GroupId>,
+    /// Where damage was found and the replica goes on, and when it was looked at.
+    unnamed: BTreeMap<GroupId, Instant>,
     /// Bytes that were read since the last pause.
     owed: u64,
     handle: Handle,
@@ -101,20 +101,20 @@ impl Work {
         let begins = !interval.is_zero();
         let first = interval.mul_f64(rand::random::<f64>()) / FIRST_PART;
         let mut next = begins.then(|| Instant::now() + first);
+        let mut pass: VecDeque<GroupId> = VecDeque::new();
         loop {
-            let again = (!self.unnamed.is_empty()).then(|| Instant::now() + AGAIN);
-            self.wait_until([next, again].into_iter().flatten().min())?;
-            let is_due = next.is_some_and(|next| next <= Instant::now());
-            let mut groups: VecDeque<GroupId> = std::mem::take(&mut self.suspects);
-            if is_due {
-                next = Some(Instant::now() + interval);
-                groups.extend(self.handle.board().groups().into_iter().map(|(group, _)| group));
-            } else if groups.is_empty() {
-                groups.extend(&self.unnamed);
-            }
-            while let Some(group) = groups.pop_front() {
+            let now = Instant::now();
+            let again = self.unnamed.iter().find(|(_, looked)| now >= **looked + AGAIN);
+            if let Some(group) = self.suspects.pop_first().or(again.map(|(group, _)| *group)) {
                 self.scrub(group)?;
-                groups.extend(self.suspects.drain(..));
+            } else if let Some(group) = pass.pop_front() {
+                self.scrub(group)?;
+            } else if next.is_some_and(|next| next <= now) {
+                next = Some(now + interval);
+                pass.extend(self.handle.board().groups().into_iter().map(|(group, _)| group));
+            } else {
+                let again = self.unnamed.values().map(|looked| *looked + AGAIN).min();
+                self.wait_until([next, again].into_iter().flatten().min())?;
             }
         }
     }
@@ -130,7 +130,9 @@ impl Work {
 
     fn take(&mut self, ask: Ask) -> Result<(), Ended> {
         match ask {
-            Ask::Suspect(group) => self.suspects.push_back(group),
+            // What is known to be damaged and cannot be helped is not read again each time that it shows.
+            Ask::Suspect(group) if self.unnamed.contains_key(&group) => {}
+            Ask::Suspect(group) => drop(self.suspects.insert(group)),
             Ask::End => return Err(Ended),
         }
         Ok(())
@@ -154,12 +156,16 @@ impl Work {
     }
 
     fn scrub(&mut self, group: GroupId) -> Result<(), Ended> {
-        let was_unnamed = self.unnamed.remove(&group);
+        let was_unnamed = self.unnamed.remove(&group).is_some();
         let Some(board) = self.handle.board().group(group).filter(|board| !board.quarantined()) else {
             self.show_unnamed();
             return Ok(());
         };
-        let outcome = self.read(&board)?;
+        let mut outcome = self.read(&board)?;
+        // Nobody is accused for what was read once.
+        if matches!(&outcome, Err(ScrubError::Stored(found)) if found.is_damage()) {
+            outcome = self.read(&board)?;
+        }
         // What was destroyed meanwhile is no damage.
         let is_gone = self.handle.board().group(group).is_none_or(|now| !Arc::ptr_eq(&now, &board));
         let result = match outcome {
@@ -171,16 +177,19 @@ impl Work {
             }
             Err(ScrubError::Stored(found)) if found.is_damage() && !is_gone => {
                 if !self.name(group, &board, &found) {
-                    self.unnamed.insert(group);
+                    self.unnamed.insert(group, Instant::now());
                 }
                 "damaged"
             }
             Err(ScrubError::Stored(found)) if !is_gone => {
                 warn!(group = group.0, error = %found, "the stored state cannot be read now");
-                "unfinished"
+                "unreadable"
             }
-            Err(_) => "unfinished",
+            Err(_) => "replaced",
         };
+        if was_unnamed && !is_gone && matches!(result, "unreadable" | "replaced") {
+            self.unnamed.insert(group, Instant::now());
+        }
         self.metrics.scrubs.with(&[result]).inc();
         self.show_unnamed();
         Ok(())
@@ -191,6 +200,8 @@ impl Work {
     }
 
     fn read(&mut self, board: &GroupBoard) -> Result<Result<(), ScrubError>, Ended> {
+        self.owed += KEYSPACE_BYTES;
+        self.pause()?;
         let mut scrub = match Scrub::begin(board.keyspace.clone()) {
             Ok(Some(scrub)) => scrub,
             Ok(None) => return Ok(Ok(())),

@@ -118,13 +118,13 @@ impl World {
 
     /// Whether no replica is damaged or accused any more; says which otherwise.
     pub(super) fn check_repaired(&self) -> Result<(), String> {
+        if let Some((node, group)) = self.rotten().next() {
+            return Err(format!("n{node} still has the replica of {group} of which a record rotted"));
+        }
         for (node, machine) in &self.machines {
             let Some(board) = machine.process.as_ref().map(|process| process.node().board()) else {
                 continue;
             };
-            if let Some((node, group)) = self.rotten().next() {
-                return Err(format!("n{node} still has the replica of {group} of which a record rotted"));
-            }
             if !board.damaged().is_empty() {
                 return Err(format!("n{node} has damaged replicas: {:?}", board.damaged()));
             }

@@ -19,6 +19,7 @@
 //! fjall opens successfully with its journal cut short, so whoever opens an engine must compare the applied
 //! index in it with the floor that the write-ahead log recorded.
 
+use std::io;
 use std::path::Path;
 use std::thread;
 
@@ -30,6 +31,9 @@ use fjall::{
     AbstractTree as _, CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch,
     PersistMode, Readable,
 };
+use fjall::{Error, LsmError};
+
+use parking_lot::Mutex;
 
 use super::journal::cut_torn_end;
 use super::{Batch, Change, Engine, EngineError, Read, Space, Visit};
@@ -61,6 +65,9 @@ pub struct FjallEngine {
     database: Database,
     spaces: Spaces,
     torn_tail: Option<TornTail>,
+    /// Held while a batch is written and while a view is begun: fjall makes visible what is being written when it puts a table in its place
+    /// meanwhile.
+    writing: Mutex<()>,
 }
 
 #[derive(Clone)]
@@ -76,7 +83,7 @@ impl FjallEngine {
         let database = open_database(directory, options)?;
         let spaces = Spaces::open(&database, options)?;
         spaces.check_not_ahead_of(end.last)?;
-        let engine = FjallEngine { database, spaces, torn_tail: end.torn };
+        let engine = FjallEngine { database, spaces, torn_tail: end.torn, writing: Mutex::new(()) };
         engine.persist()?;
         Ok(engine)
     }
@@ -142,7 +149,7 @@ impl Spaces {
     }
 
     fn get(&self, view: &fjall::Snapshot, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let value = view.get(self.of(space), key).map_err(engine_error)?;
+        let value = view.get(self.of(space), key).map_err(read_error)?;
         // Copied, so that a small value does not keep a whole block in memory.
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
@@ -159,7 +166,7 @@ impl Spaces {
             return Ok(());
         }
         for pair in view.range(self.of(space), from..to) {
-            let (key, value) = pair.into_inner().map_err(engine_error)?;
+            let (key, value) = pair.into_inner().map_err(read_error)?;
             if visit(&key, &value).is_break() {
                 break;
             }
@@ -204,7 +211,7 @@ fn create_options(space: Space, options: &FjallOptions) -> KeyspaceCreateOptions
 
 impl Read for FjallEngine {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let value = self.spaces.of(space).get(key).map_err(engine_error)?;
+        let value = self.spaces.of(space).get(key).map_err(read_error)?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
@@ -223,6 +230,7 @@ impl Engine for FjallEngine {
                 Change::Delete(space, key) => writes.remove(self.spaces.of(space), &*key),
             }
         }
+        let _writing = self.writing.lock();
         writes.commit().map_err(engine_error)
     }
 
@@ -231,6 +239,7 @@ impl Engine for FjallEngine {
     }
 
     fn snapshot(&self) -> Box<dyn Read> {
+        let _writing = self.writing.lock();
         Box::new(FjallView { view: self.database.snapshot(), spaces: self.spaces.clone() })
     }
 
@@ -280,13 +289,20 @@ fn place(change: &Change) -> (Space, &[u8]) {
     }
 }
 
+/// A record cannot be read: the file ends before it, or the disk does not give it.
+fn read_error(error: fjall::Error) -> EngineError {
+    let (Error::Io(io) | Error::Storage(LsmError::Io(io))) = &error else { return engine_error(error) };
+    let is_lost = io.kind() == io::ErrorKind::UnexpectedEof
+        || io.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+    if is_lost { EngineError::Damaged(io.to_string()) } else { engine_error(error) }
+}
+
 /// What fjall says after it gave up, whatever for; its threads log that.
 const POISONED: &str = "an earlier write, fsync or merging of tables failed, as was logged when it happened, and nothing is accepted any more. If \
                         that was for a checksum, or comes again after a restart, files are damaged: move the data directory and the \
                         write-ahead log away and rebuild this member from the others";
 
 fn engine_error(error: fjall::Error) -> EngineError {
-    use fjall::{Error, LsmError};
     match error {
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => EngineError::Io(error.to_string()),
         Error::Locked => EngineError::Io("the engine is in use by another process".into()),
@@ -303,6 +319,7 @@ fn engine_error(error: fjall::Error) -> EngineError {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::engine::conformance;
@@ -313,6 +330,39 @@ mod tests {
 
     fn put(key: &'static str, value: &'static str) -> Change {
         Change::Put(Space::Values, key.into(), value.into())
+    }
+
+    /// fjall makes visible what is being written when it puts a table in its place meanwhile: views showed half a batch, and half of that grew
+    /// whole while they were read.
+    #[test]
+    fn views_show_whole_batches_while_tables_are_made() {
+        const KEYS: u32 = 2_000;
+        let directory = tempfile::tempdir().unwrap();
+        let options = FjallOptions { memtable_bytes: 128 << 10, ..small() };
+        let engine = FjallEngine::open(directory.path(), &options).unwrap();
+        let ends = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 1..=300_u32 {
+                    let value = Bytes::from([&number.to_be_bytes()[..], &[0; 100]].concat());
+                    let put = |key: u32| {
+                        Change::Put(Space::Values, Bytes::copy_from_slice(&key.to_be_bytes()), value.clone())
+                    };
+                    engine.write((0..KEYS).map(put).collect()).unwrap();
+                }
+                ends.store(true, Ordering::Release);
+            });
+            let mut looks = 0;
+            while !ends.load(Ordering::Acquire) {
+                let view = engine.snapshot();
+                let ends = [0, KEYS - 1].map(|key| {
+                    let value = view.get(Space::Values, &key.to_be_bytes()).unwrap();
+                    value.map_or(0, |value| u32::from_be_bytes(value[..4].try_into().unwrap()))
+                });
+                assert_eq!(ends[0], ends[1], "look {looks}");
+                looks += 1;
+            }
+        });
     }
 
     #[test]

@@ -83,7 +83,8 @@ pub trait Read: Send + Sync {
 ///
 /// Whoever opens one makes durable what it shows, before anybody relies on it: after a kill that need not be so.
 pub trait Engine: Read + 'static {
-    /// Writes a batch atomically. Readers see it at once; it is durable after the next [`Engine::persist`].
+    /// Writes a batch atomically. Readers see it at once, those that read the engine itself perhaps a part before the rest, views all of it or
+    /// nothing; it is durable after the next [`Engine::persist`].
     /// A crash keeps some prefix of the written batches, no shorter than the last persist.
     fn write(&self, batch: Batch) -> Result<(), EngineError>;
 

@@ -49,14 +49,33 @@ pub(super) fn start(log: &Log) -> Result<(), CannotLog> {
         LogFormat::Console => builder.with_ansi(false).try_init(),
     };
     // Whoever came first keeps logging.
-    if started.is_ok() && log::set_logger(&Libraries).is_ok() {
+    if started.is_ok() && log::set_boxed_logger(Box::<Libraries>::default()).is_ok() {
         log::set_max_level(LevelFilter::Error);
     }
     Ok(())
 }
 
 /// What libraries say that know nothing of `tracing`, as far as it is an error: the engine's threads tell why they ended nowhere else.
-struct Libraries;
+#[derive(Default)]
+struct Libraries {
+    /// The present second, and how many lines it had.
+    second: Mutex<(u64, u32)>,
+}
+
+/// Lines of libraries in a second at most: clients may ask for a damaged record again and again.
+const LIBRARY_LINES_MAX: u32 = 20;
+
+impl Libraries {
+    fn may_tell(&self) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let mut second = self.second.lock();
+        if second.0 != now {
+            *second = (now, 0);
+        }
+        second.1 += 1;
+        second.1 <= LIBRARY_LINES_MAX
+    }
+}
 
 impl log::Log for Libraries {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
@@ -64,7 +83,7 @@ impl log::Log for Libraries {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
+        if self.enabled(record.metadata()) && self.may_tell() {
             tracing::error!(from = record.target(), "{}", record.args());
         }
     }

@@ -441,6 +441,7 @@ impl World {
         while until < healed_at + self.settings.recovery_us_max {
             until += 50_000;
             self.run_until(until, tell)?;
+            self.turn_off_the_forgotten();
             let served: BTreeSet<u64> = self.history[first..]
                 .iter()
                 .filter(|operation| operation.response().is_some() && !operation.action.is_stale_read())

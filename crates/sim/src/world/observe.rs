@@ -329,12 +329,14 @@ impl World {
         Ok(())
     }
 
-    /// The complete history of a keyspace: what was written down before it was compacted, and the rest, which all nodes
+    /// The complete history of a keyspace: what was written down before it was compacted, and the rest, which all members
     /// must show alike.
     fn agreed_history(&self, group: GroupId) -> Result<Vec<Event>, Violation> {
         let (recorded, past) = self.past(group);
         let mut agreed: Option<(u64, Vec<Event>)> = None;
-        for (node, machine) in &self.machines {
+        // Whoever was removed and has not been told yet may be behind.
+        let members = self.members_now();
+        for (node, machine) in self.machines.iter().filter(|(node, _)| members.contains(node)) {
             let keyspace = machine.process.as_ref().and_then(|process| process.keyspace(group));
             let Some(keyspace) = keyspace else { continue };
             let compacted = keyspace.compact_revision().max(0);

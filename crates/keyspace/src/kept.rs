@@ -69,7 +69,7 @@ impl Kept {
         let mut records = Vec::new();
         let mut is_damaged = false;
         view.scan(Space::Versions, from, &to, &mut |key, value| {
-            match record::place_of(key).and_then(|place| record::decode_version(place, value)) {
+            match record::decode_version(key, value) {
                 Some((version, key)) => {
                     records.push(Record { key: Bytes::copy_from_slice(key), version, value: Bytes::new() });
                 }

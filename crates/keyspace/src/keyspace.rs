@@ -259,10 +259,10 @@ impl Loaded {
 /// Loads the state of a group.
 pub(crate) fn load(engine: &dyn Engine, group: u64) -> Result<State, OpenError> {
     let view = engine.snapshot();
-    let Some(bytes) = view.get(Space::State, &record::state_key(group))? else {
-        return Ok(State::new(first_generation(view.as_ref(), group)?));
-    };
-    load_generation(view.as_ref(), group, &StateRecord::decode(group, &bytes)?)
+    match StateRecord::stored(view.as_ref(), group)? {
+        Some(stored) => load_generation(view.as_ref(), group, &stored),
+        None => Ok(State::new(first_generation(view.as_ref(), group)?)),
+    }
 }
 
 fn load_generation(view: &dyn Read, group: u64, stored: &StateRecord) -> Result<State, OpenError> {
@@ -333,7 +333,7 @@ fn load_versions(view: &dyn Read, group: u64, state: &mut State) -> Result<(), O
     let (from, to) = record::generation_bounds(group, state.generation, state.generation + 1);
     let mut is_damaged = false;
     view.scan(Space::Versions, &from, &to, &mut |key, value| {
-        let decoded = record::place_of(key).and_then(|place| record::decode_version(place, value));
+        let decoded = record::decode_version(key, value);
         match decoded {
             Some((version, key)) if version.main <= state.revision => {
                 state.index.push(key, version);

@@ -118,9 +118,7 @@ fn hand_over(engine: &dyn Engine, group: u64, owner: Owner) -> Result<(), OpenEr
 
 /// The generation of the state that there is. Of one that is damaged it is at most one after the highest that is known.
 fn generation(engine: &dyn Engine, group: u64) -> Result<Option<u32>, OpenError> {
-    let stored = engine.get(Space::State, &record::state_key(group)).map_err(OpenError::from);
-    let state = stored.and_then(|bytes| bytes.map(|bytes| StateRecord::decode(group, &bytes)).transpose());
-    match state {
+    match StateRecord::stored(engine, group) {
         Ok(state) => Ok(state.map(|state| state.generation)),
         Err(error) if error.is_damage() => Ok(Some(highest_generation(engine, group)?.unwrap_or(0) + 1)),
         Err(error) => Err(error),

@@ -5,6 +5,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_proto::authpb;
+use hadron_storage::engine::{Read, Space};
 use prost::Message;
 
 use crate::auth::Switch;
@@ -85,8 +86,9 @@ pub(crate) fn encode_version(key: &[u8], version: &Version) -> Bytes {
     out.freeze()
 }
 
-/// Reads a version's metadata, and its key as a slice of `bytes`.
-pub(crate) fn decode_version(place: (i64, u32), mut bytes: &[u8]) -> Option<(Version, &[u8])> {
+/// Reads a version's metadata, whose place is in the engine's `key`, and its own key as a slice of `bytes`.
+pub(crate) fn decode_version<'a>(key: &[u8], mut bytes: &'a [u8]) -> Option<(Version, &'a [u8])> {
+    let place = place_of(key)?;
     if bytes.len() < VERSION_LEN || bytes.get_u8() != FORMAT {
         return None;
     }
@@ -134,6 +136,12 @@ pub(crate) fn group_of_owner_key(key: &[u8]) -> Option<u64> {
 }
 
 impl StateRecord {
+    /// That of a group, if anything was ever flushed of it.
+    pub(crate) fn stored(view: &dyn Read, group: u64) -> Result<Option<StateRecord>, OpenError> {
+        let bytes = view.get(Space::State, &state_key(group))?;
+        bytes.map(|bytes| StateRecord::decode(group, &bytes)).transpose()
+    }
+
     /// Its bytes.
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(STATE_LEN);
@@ -280,7 +288,8 @@ mod tests {
             value in proptest::prelude::any::<Vec<u8>>(),
         ) {
             let _ = place_of(&key);
-            let _ = decode_version((1, 0), &value);
+            let _ = decode_version(&key, &value);
+            let _ = decode_version(&version_key(1, 0, (1, 0)), &value);
             let _ = StateRecord::decode(1, &value);
             let _ = decode_table(&key, &value);
         }

@@ -105,7 +105,7 @@ impl Scrub {
         let (group, before) = (keyspace.group, Before::of(&keyspace));
         let (generation, flushed) = (before.generation, before.index);
         let view = keyspace.engine.snapshot();
-        let Some(state) = stored_state(view.as_ref(), group)? else {
+        let Some(state) = StateRecord::stored(view.as_ref(), group)? else {
             return if flushed == 0 { Ok(None) } else { Err(damaged(group, "there is no state record")) };
         };
         if state.generation != generation {
@@ -197,7 +197,7 @@ impl Scrub {
     fn check_values(&mut self, max_bytes: usize) -> Result<usize, ScrubError> {
         let group = self.keyspace.group;
         let view = self.keyspace.engine.snapshot();
-        let state = stored_state(view.as_ref(), group)?.ok_or(ScrubError::Replaced)?;
+        let state = StateRecord::stored(view.as_ref(), group)?.ok_or(ScrubError::Replaced)?;
         if state.generation != self.generation {
             return Err(ScrubError::Replaced);
         }
@@ -284,7 +284,7 @@ impl Slice {
                 slice.next = Some(Bytes::copy_from_slice(key));
                 return ControlFlow::Break(());
             }
-            let decoded = record::place_of(key).and_then(|place| record::decode_version(place, value));
+            let decoded = record::decode_version(key, value);
             let Some((version, name)) = decoded.filter(|(version, _)| version.main <= state.revision) else {
                 is_damaged = true;
                 return ControlFlow::Break(());
@@ -319,11 +319,6 @@ impl Keyspace {
         let state = self.state.read();
         if state.generation == generation { Ok(state) } else { Err(ScrubError::Replaced) }
     }
-}
-
-fn stored_state(view: &dyn Read, group: u64) -> Result<Option<StateRecord>, ScrubError> {
-    let bytes = view.get(Space::State, &record::state_key(group))?;
-    Ok(bytes.map(|bytes| StateRecord::decode(group, &bytes)).transpose()?)
 }
 
 fn damaged(group: u64, what: impl Into<String>) -> ScrubError {

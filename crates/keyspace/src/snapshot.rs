@@ -188,8 +188,7 @@ impl Round {
         let (pin, generation) = keyspace.pin_tombstones();
         let view = views();
         let missing = if last.is_some() { SnapshotError::Replaced } else { SnapshotError::Nothing };
-        let bytes = view.get(Space::State, &record::state_key(group))?.ok_or(missing)?;
-        let state = StateRecord::decode(group, &bytes)?;
+        let state = StateRecord::stored(view.as_ref(), group)?.ok_or(missing)?;
         let is_other = last.is_some_and(|last| last.state.generation != state.generation);
         if is_other || state.generation != generation {
             return Err(SnapshotError::Replaced);
@@ -278,10 +277,7 @@ pub struct Importer {
 impl Importer {
     /// Begins an import under a generation that nothing was ever written to. One at a time for each group.
     pub fn new(engine: Arc<dyn Engine>, group: u64) -> Result<Importer, SnapshotError> {
-        let current = match engine.get(Space::State, &record::state_key(group))? {
-            Some(bytes) => StateRecord::decode(group, &bytes)?.generation,
-            None => 0,
-        };
+        let current = StateRecord::stored(engine.as_ref(), group)?.map_or(0, |state| state.generation);
         let highest = highest_generation(engine.as_ref(), group)?.unwrap_or(0);
         // The number after the highest may be in use by a keyspace that was opened and not flushed yet.
         let generation = current.max(highest) + 2;

@@ -107,7 +107,7 @@ fn scan(
     let to = record::version_key(keyspace.group, generation, (to + 1, 0));
     let mut is_damaged = false;
     keyspace.engine.scan(Space::Versions, &from, &to, &mut |key, value| {
-        let decoded = record::place_of(key).and_then(|place| record::decode_version(place, value));
+        let decoded = record::decode_version(key, value);
         let Some((version, key)) = decoded else {
             is_damaged = true;
             return ControlFlow::Break(());

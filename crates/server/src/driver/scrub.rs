@@ -168,26 +168,23 @@ impl Work {
         }
         // What was destroyed meanwhile is no damage.
         let is_gone = self.handle.board().group(group).is_none_or(|now| !Arc::ptr_eq(&now, &board));
-        let result = match outcome {
+        let (result, is_unnamed) = match outcome {
             Ok(()) => {
                 if was_unnamed {
                     info!(group = group.0, "the stored state is as it should be again");
                 }
-                "sound"
+                ("sound", false)
             }
             Err(ScrubError::Stored(found)) if found.is_damage() && !is_gone => {
-                if !self.name(group, &board, &found) {
-                    self.unnamed.insert(group, Instant::now());
-                }
-                "damaged"
+                ("damaged", !self.name(group, &board, &found))
             }
             Err(ScrubError::Stored(found)) if !is_gone => {
                 warn!(group = group.0, error = %found, "the stored state cannot be read now");
-                "unreadable"
+                ("unreadable", was_unnamed)
             }
-            Err(_) => "replaced",
+            Err(_) => ("replaced", was_unnamed && !is_gone),
         };
-        if was_unnamed && !is_gone && matches!(result, "unreadable" | "replaced") {
+        if is_unnamed {
             self.unnamed.insert(group, Instant::now());
         }
         self.metrics.scrubs.with(&[result]).inc();

@@ -168,8 +168,6 @@ pub struct Report {
     pub snapshots: u64,
     /// Compactions that were acknowledged.
     pub compactions: u64,
-    /// Times that a replica's stored state was read again whole.
-    pub scrubs: u64,
     /// Nodes that stopped because their disk failed.
     pub disk_failures: u64,
     /// Machines that were damaged for good, or removed.
@@ -508,7 +506,6 @@ impl World {
             crashes: self.crashes,
             snapshots: self.snapshots,
             compactions: self.compactions(),
-            scrubs: self.scrubs.ended,
             disk_failures: self.disk_failures,
             gone: self.machines.values().filter(|machine| machine.is_gone).count() as u64,
             member_changes: self.administrator.changes,

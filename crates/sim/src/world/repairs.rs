@@ -50,7 +50,7 @@ impl World {
         }
     }
 
-    fn board(&self, life: Life) -> Option<std::sync::Arc<Board>> {
+    pub(super) fn board(&self, life: Life) -> Option<std::sync::Arc<Board>> {
         let machine = self.machines.get(&life.node)?;
         machine.process.as_ref().map(|process| process.node().board())
     }

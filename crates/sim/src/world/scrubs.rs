@@ -64,7 +64,7 @@ impl World {
     fn begin_scrub(&mut self) -> Option<UnderWay> {
         let node = self.any_node();
         let life = self.life(node)?;
-        let groups = self.process(life)?.node().board().groups();
+        let groups = self.board(life)?.groups();
         let (group, board) = groups.get(self.rng.random_range(0..groups.len().max(1)))?.clone();
         match Scrub::begin(board.keyspace.clone()) {
             Ok(scrub) => Some(UnderWay { life, group, board, scrub: scrub? }),
@@ -76,10 +76,8 @@ impl World {
     }
 
     /// Whether the replica that is read is there still; one that was destroyed leaves nothing.
-    fn is_here(&mut self, UnderWay { life, group, board, .. }: &UnderWay) -> bool {
-        let process = self.process(*life);
-        let here = process.and_then(|process| process.node().board().group(*group));
-        here.is_some_and(|here| Arc::ptr_eq(&here, board))
+    fn is_here(&self, UnderWay { life, group, board, .. }: &UnderWay) -> bool {
+        self.board_of(*life, *group).is_some_and(|here| Arc::ptr_eq(&here, board))
     }
 
     fn scrub_fails(&mut self, life: Life, group: GroupId, error: ScrubError) {
@@ -160,8 +158,8 @@ impl World {
         }
     }
 
-    fn board_of(&mut self, life: Life, group: GroupId) -> Option<Arc<GroupBoard>> {
-        self.process(life)?.node().board().group(group)
+    fn board_of(&self, life: Life, group: GroupId) -> Option<Arc<GroupBoard>> {
+        self.board(life)?.group(group)
     }
 
     /// What is still there of what rotted.

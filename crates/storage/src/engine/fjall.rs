@@ -28,11 +28,9 @@ use fjall::config::{
     BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry,
 };
 use fjall::{
-    AbstractTree as _, CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch,
-    PersistMode, Readable,
+    AbstractTree as _, CompressionType, Database, Error, Keyspace, KeyspaceCreateOptions, LsmError,
+    OwnedWriteBatch, PersistMode, Readable,
 };
-use fjall::{Error, LsmError};
-
 use parking_lot::Mutex;
 
 use super::journal::cut_torn_end;

@@ -1,7 +1,9 @@
 //! Apply: the commands of an entry change the state, in order, and answer.
 //!
-//! What a command answers depends on the state and the entry only. A failing engine is no answer: replicas would
-//! diverge, so apply panics and the replica stops.
+//! What a command does depends on the state and the entry only, and so does its answer, where anybody waits for it: what a client wants
+//! to read and the state does not depend on (previous values, ranges of a txn) is read on that node alone. If it cannot be read there, the client hears
+//! so, and the command is carried out all the same. Where the engine does not give a value that the state depends on, replicas would diverge: apply panics and the replica
+//! stops.
 
 use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
@@ -25,14 +27,30 @@ impl Keyspace {
     /// this returns, so an answer never overtakes its event by much.
     ///
     /// # Panics
-    /// If the index does not follow the last one, or if the engine fails to produce a value that a command needs.
+    /// If the index does not follow the last one, or if the engine fails to produce a value that the state comes to
+    /// depend on: one that is compared or kept.
     pub fn apply(&self, applied: Applied, commands: Vec<Command>) -> Vec<Result<Response, Error>> {
+        self.apply_for(applied, commands.into_iter().map(|command| (command, true)).collect())
+    }
+
+    /// [`Keyspace::apply`], and for each command whether anybody waits here for its answer. If not, the answer lacks what
+    /// would have to be read for it.
+    ///
+    /// # Panics
+    /// As [`Keyspace::apply`].
+    pub fn apply_for(
+        &self,
+        applied: Applied,
+        commands: Vec<(Command, bool)>,
+    ) -> Vec<Result<Response, Error>> {
         let mut state = self.state.write();
         assert!(applied.index > state.applied.index, "entries are applied in order");
         state.applied = applied;
         let (records, tables) = (state.unflushed.records.len(), state.unflushed.tables.len());
-        let mut applier = Applier { values: self.values(state.generation), state: &mut state };
-        let answers = commands.into_iter().map(|command| applier.apply(command)).collect();
+        let values = self.values(state.generation);
+        let mut applier = Applier { values, state: &mut state, is_asked: true, unreadable: None };
+        let answers = commands.into_iter().map(|(command, is_asked)| applier.answer(command, is_asked));
+        let answers = answers.collect();
         state.end_entry(records, tables);
         let revision = state.revision;
         self.show_auth(&state);
@@ -62,16 +80,43 @@ impl Keyspace {
 pub(crate) struct Applier<'a> {
     pub(crate) state: &'a mut State,
     pub(crate) values: Values<'a>,
+    /// Somebody waits for the answer of the present command.
+    is_asked: bool,
+    /// Why the present command's answer is not whole.
+    unreadable: Option<Error>,
 }
 
 impl Applier<'_> {
+    fn answer(&mut self, command: Command, is_asked: bool) -> Result<Response, Error> {
+        self.is_asked = is_asked;
+        let answer = self.apply(command);
+        if let Err(Error::Storage(what)) = &answer {
+            panic!("a command needs a value that the engine does not give: {what}");
+        }
+        match self.unreadable.take() {
+            Some(error) => answer.and(Err(Error::Unreadable(error.to_string()))),
+            None => answer,
+        }
+    }
+
+    /// What only the answer depends on: nothing if nobody waits for it, or if it cannot be read.
+    pub(crate) fn read_for_answer<T: Default>(&mut self, read: impl FnOnce(&Self) -> Result<T, Error>) -> T {
+        if !self.is_asked {
+            return T::default();
+        }
+        read(self).unwrap_or_else(|error| {
+            self.unreadable.get_or_insert(error);
+            T::default()
+        })
+    }
+
     fn apply(&mut self, command: Command) -> Result<Response, Error> {
         let (caller, command) = match command {
             Command::As(caller, command) => (Some(caller), *command),
             command => (None, command),
         };
         self.state.permit_command(caller.as_ref(), &command)?;
-        let answer = match command {
+        match command {
             Command::Put(request) => self.apply_put(request).map(Response::Put),
             Command::DeleteRange(request) => self.apply_delete_range(&request).map(Response::DeleteRange),
             Command::Txn(request) => self.apply_txn(request).map(Response::Txn),
@@ -84,11 +129,7 @@ impl Applier<'_> {
             Command::DigestMark => Ok(Response::DigestMark(self.state.mark_digest())),
             Command::Auth(command) => self.change_auth(command),
             Command::As(..) => unreachable!("a command is in one name only: its bytes were checked"),
-        };
-        if let Err(Error::Storage(what)) = &answer {
-            panic!("a command needs a value that the engine does not give: {what}");
         }
-        answer
     }
 
     /// The state as it is read now; inside a txn that wrote something, at the revision that it makes.
@@ -161,8 +202,10 @@ impl Applier<'_> {
         if request.ignore_value || request.ignore_lease || request.prev_kv {
             let source = self.source(Some(write));
             let mut rows = source.rows(&KeyRange::One(request.key.clone()), source.revision, 1)?.rows;
-            if request.ignore_value || request.prev_kv {
+            if request.ignore_value {
                 source.fetch(&mut rows)?;
+            } else if request.prev_kv {
+                self.read_for_answer(|this| this.source(Some(write)).fetch(&mut rows));
             }
             previous = rows.pop();
         }
@@ -184,7 +227,7 @@ impl Applier<'_> {
         let source = self.source(Some(write));
         let mut rows = source.rows(&range, source.revision, usize::MAX)?.rows;
         if request.prev_kv {
-            source.fetch(&mut rows)?;
+            self.read_for_answer(|this| this.source(Some(write)).fetch(&mut rows));
         }
         rows.iter().for_each(|row| self.state.delete(write, &row.key));
         let revision = if write.changes > 0 { write.revision } else { self.state.revision };

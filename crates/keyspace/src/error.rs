@@ -1,13 +1,13 @@
 //! What can go wrong, and whose fault it is.
 //!
-//! All of [`Error`] but [`Error::Storage`] is deterministic: every replica refuses the same command for the same reason,
-//! and the refusal is the reply. [`OpenError`] is a local fault.
+//! All of [`Error`] but [`Error::Storage`] and [`Error::Unreadable`] is deterministic: every replica refuses the same command
+//! for the same reason, and the refusal is the reply. [`OpenError`] is a local fault.
 
 use hadron_storage::engine::EngineError;
 
 use crate::auth::AuthError;
 
-/// Why a request was refused. Nothing was changed. The texts are etcd's, without the `etcdserver: ` before them.
+/// Why a request was refused. Nothing was changed, but for [`Error::Unreadable`]. The texts are etcd's, without the `etcdserver: ` before them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A request named no key.
@@ -55,6 +55,9 @@ pub enum Error {
     /// Not deterministic, and only in answers to reads: the engine failed or its data are damaged.
     #[error("local storage: {0}")]
     Storage(String),
+    /// Not deterministic: the command was carried out, and what its answer should tell cannot be read on this node.
+    #[error("it was done, and what was to be read with it cannot be read on this node: {0}")]
+    Unreadable(String),
 }
 
 impl From<EngineError> for Error {

@@ -273,7 +273,12 @@ impl Keyspace {
         let mut rows = Vec::new();
         {
             let state = self.state.read();
-            if state.generation != view.generation || revision - 1 < state.compact_revision {
+            if state.generation != view.generation {
+                // A snapshot came between.
+                drop(state);
+                return self.values_before(revision, keys);
+            }
+            if revision - 1 < state.compact_revision {
                 return Ok(BTreeMap::new());
             }
             for key in keys {

@@ -142,7 +142,7 @@ pub(crate) fn may_put(request: &pb::TxnRequest) -> bool {
     })
 }
 
-/// Carries the operations of a path out.
+/// Carries the operations of a path out. Ranges are read only for those who wait for the answer.
 pub(crate) fn execute(
     applier: &mut Applier<'_>,
     write: &mut Write,
@@ -154,7 +154,8 @@ pub(crate) fn execute(
     for operation in if path.succeeded { request.success } else { request.failure } {
         let response = match operation.request {
             Some(Request::RequestRange(range)) => {
-                Some(OpResponse::ResponseRange(range::execute(&applier.source(Some(write)), &range)?))
+                let read = |this: &Applier<'_>| range::execute(&this.source(Some(write)), &range);
+                Some(OpResponse::ResponseRange(applier.read_for_answer(read)))
             }
             Some(Request::RequestPut(put)) => Some(OpResponse::ResponsePut(applier.put(write, put)?)),
             Some(Request::RequestDeleteRange(delete)) => {

@@ -3,15 +3,18 @@
 
 mod common;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use common::{Client, Entry, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
     Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, Owner, Scrub, SnapshotError,
     ValueCache, WatcherCounts,
 };
 use hadron_proto::etcdserverpb as pb;
+use pb::request_op::Request;
 use hadron_storage::engine::{Change, Engine, ModelEngine, Read, Space};
 
 fn put(key: &str, value: impl Into<bytes::Bytes>) -> Command {
@@ -79,6 +82,85 @@ fn a_damaged_value_is_not_served() {
     assert!(replica.keyspace.range(&all(0)).is_ok(), "still in the cache");
     replica.crash(usize::MAX);
     assert!(matches!(replica.keyspace.range(&all(0)), Err(Error::Storage(_))));
+}
+
+/// Events that waited for a client which read nothing kept the whole entries alive that they came in, uncounted.
+#[test]
+fn what_waits_for_a_slow_client_keeps_no_entry_alive() {
+    struct Entry(Bytes, #[allow(dead_code)] Arc<()>);
+    impl AsRef<[u8]> for Entry {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let replica = Replica::new(Options::default());
+    let mut client = Client::new(&replica.keyspace);
+    client.stream.create(pb::WatchCreateRequest { key: "k".into(), ..Default::default() });
+    assert!(client.next().unwrap().created);
+    let alive = Arc::new(());
+    let entry = Bytes::from_owner(Entry(put("k", vec![7; 1000]).to_bytes(), alive.clone()));
+    let command = Command::decode(entry).unwrap();
+    replica.keyspace.apply(Applied { index: 1, ..Applied::default() }, vec![command]);
+    replica.flush_all();
+    // The engine of this test does not copy either.
+    let key = only_key(&replica.engine, Space::Values);
+    replica.engine.write(vec![Change::Delete(Space::Values, key)]).unwrap();
+    replica.engine.persist().unwrap();
+    assert_eq!(Arc::strong_count(&alive), 1, "neither the state nor the watcher has it");
+    assert_eq!(client.next().unwrap().events[0].kv.as_ref().unwrap().value, vec![7; 1000]);
+}
+
+/// A command that wanted to read a damaged value with what it does stopped the node, also where nobody waited for its answer; and
+/// again after each start.
+#[test]
+fn what_only_the_answer_needs_stops_nobody() {
+    let one = pb::RangeRequest { key: "k".into(), ..Default::default() };
+    let request = |request| pb::RequestOp { request: Some(request) };
+    let previous = |value: &str| pb::PutRequest {
+        key: "k".into(),
+        value: value.to_owned().into(),
+        prev_kv: true,
+        ..Default::default()
+    };
+    let commands = [
+        Command::Txn(pb::TxnRequest {
+            success: vec![
+                request(Request::RequestRange(one)),
+                request(Request::RequestPut(pb::PutRequest { key: "l".into(), ..previous("") })),
+            ],
+            ..Default::default()
+        }),
+        Command::Put(previous("2")),
+        Command::DeleteRange(pb::DeleteRangeRequest { key: "k".into(), prev_kv: true, ..Default::default() }),
+    ];
+    let keeps = pb::PutRequest { ignore_value: true, value: Default::default(), ..previous("") };
+    for (number, command) in commands.into_iter().enumerate() {
+        let (sound, mut damaged) = (Replica::new(Options::default()), Replica::new(Options::default()));
+        let mut log = vec![(1, vec![put("k", "v")])];
+        sound.follow(&log);
+        damaged.follow(&log);
+        damaged.flush_all();
+        let key = only_key(&damaged.engine, Space::Values);
+        damaged.engine.write(vec![Change::Put(Space::Values, key, "x".into())]).unwrap();
+        damaged.crash(usize::MAX);
+
+        log.push((2, vec![command, put("other", "v")]));
+        let expected = sound.follow(&log);
+        assert!(expected.iter().all(Result::is_ok));
+        for is_asked in [false, true] {
+            damaged.crash(usize::MAX);
+            let answers = damaged.follow_for(&log, is_asked);
+            assert_eq!(matches!(answers[0], Err(Error::Unreadable(_))), is_asked, "{number}: {answers:?}");
+            assert!(answers[1].is_ok(), "{number}: {answers:?}");
+            assert_eq!(damaged.keyspace.digest(), sound.keyspace.digest(), "{number}");
+        }
+
+        // What the state depends on must be there.
+        damaged.crash(usize::MAX);
+        log[1].1[0] = Command::Put(keeps.clone());
+        let stopped = catch_unwind(AssertUnwindSafe(|| damaged.follow_for(&log, false)));
+        assert!(stopped.is_err(), "{number}");
+    }
 }
 
 #[test]

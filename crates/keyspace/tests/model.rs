@@ -309,15 +309,24 @@ impl Run {
 
     fn apply(&mut self, command: Command) -> Option<Response> {
         self.stamp_ms += 7;
+        // Now one of them, now the other has the client.
+        let asked = self.log.len() % 2;
         self.log.push((self.stamp_ms, vec![command]));
-        let [mut first, second] = [0, 1].map(|replica| self.follow(replica));
-        assert_eq!(first, second);
-        first.pop()?.ok()
+        let [mut answers, mut others] = [asked, 1 - asked].map(|replica| self.follow(replica, replica == asked));
+        let [a, b] = &self.replicas;
+        assert_eq!(a.keyspace.digest(), b.keyspace.digest(), "whoever is asked");
+        if answers.iter().any(|answer| matches!(answer, Err(Error::Unreadable(_)))) {
+            assert!(self.replicas[asked].engine.has_failed());
+            answers = self.restart(asked);
+        }
+        let (answer, other) = (answers.pop()?, others.pop()?);
+        assert_eq!(answer.as_ref().err(), other.as_ref().err());
+        answer.ok()
     }
 
     /// A replica whose engine fails while it applies is gone; what it answers then it answers after a restart.
-    fn follow(&mut self, replica: usize) -> Answers {
-        let answers = self.replicas[replica].try_follow(&self.log);
+    fn follow(&mut self, replica: usize, is_asked: bool) -> Answers {
+        let answers = self.replicas[replica].try_follow_for(&self.log, is_asked);
         answers.unwrap_or_else(|| self.restart(replica))
     }
 
@@ -354,7 +363,7 @@ impl Run {
             Op::Empty => {
                 self.log.push((self.stamp_ms, vec![Command::DigestMark]));
                 for replica in 0..2 {
-                    self.follow(replica);
+                    self.follow(replica, true);
                 }
                 let marks =
                     self.replicas.each_ref().map(|r| r.keyspace.digest_at(self.log.len() as u64).unwrap());

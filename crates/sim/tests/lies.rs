@@ -58,11 +58,11 @@ const ANSWERS: &[&str] = &[
     "liveness",
 ];
 
-const CASES: [Case; 29] = [
+const CASES: [Case; 30] = [
     case(Lie::DurableBeforeFsync, blackouts, 20, SAFETY),
     case(Lie::LostFsync, blackouts, 20, SAFETY),
     case(Lie::MinorityCommit, partitions, 10, SAFETY),
-    case(Lie::ForgottenVote, quarrels, 100, SAFETY),
+    case(Lie::ForgottenVote, usual, 5, &["durable_ack"]),
     case(Lie::OldDisk, crashes, 10, SAFETY),
     case(Lie::WipedDisk, crashes, 10, SAFETY),
     case(Lie::EngineForgets, usual, 10, &["recovery"]),
@@ -88,6 +88,7 @@ const CASES: [Case; 29] = [
     case(Lie::PinnedForever, pinned_log, 20, &["bounded_memory"]),
     case(Lie::DeafSleeper, sleep, 5, &["liveness"]),
     case(Lie::GhostNode, sleep, 5, &["liveness"]),
+    case(Lie::NoWrites, usual, 1, &["liveness"]),
 ];
 
 /// Lies that the nodes themselves notice, so that nothing comes of them.

@@ -19,6 +19,17 @@ pub(crate) struct Record {
     pub(crate) value: Bytes,
 }
 
+impl Record {
+    /// A copy that keeps nothing else alive: however long it waits for a slow client, it is no larger than it looks.
+    pub(crate) fn detached(&self) -> Record {
+        Record {
+            key: Bytes::copy_from_slice(&self.key),
+            version: self.version.clone(),
+            value: Bytes::copy_from_slice(&self.value),
+        }
+    }
+}
+
 /// A change to the small tables.
 #[derive(Clone, Debug)]
 pub(crate) enum TableChange {

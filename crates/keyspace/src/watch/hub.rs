@@ -39,10 +39,8 @@ pub(crate) enum Delivery {
     Events {
         watcher: WatcherNumber,
         revision: i64,
-        /// The records of the whole revision, shared by all watchers.
-        batch: Arc<Vec<Record>>,
-        /// Which of them this watcher wants.
-        picks: Vec<u32>,
+        /// Copies of those that this watcher wants, shared by all who do.
+        records: Vec<Arc<Record>>,
     },
 }
 
@@ -70,9 +68,8 @@ impl Mailbox {
 impl Delivery {
     /// Bytes that it holds.
     pub(crate) fn bytes(&self) -> usize {
-        let Delivery::Events { batch, picks, .. } = self else { return 0 };
-        let picked = picks.iter().filter_map(|pick| batch.get(*pick as usize));
-        DELIVERY_BYTES + picked.map(|record| record.key.len() + record.value.len()).sum::<usize>()
+        let Delivery::Events { records, .. } = self else { return 0 };
+        DELIVERY_BYTES + records.iter().map(|record| record.key.len() + record.value.len()).sum::<usize>()
     }
 }
 
@@ -237,29 +234,31 @@ impl HubState {
             while let Some(next) = records.next_if(|next| next.version.main == revision) {
                 batch.push(next);
             }
-            self.offer_revision(revision, Arc::new(batch), buffer_bytes, wakers);
+            self.offer_revision(revision, &batch, buffer_bytes, wakers);
         }
     }
 
     fn offer_revision(
         &mut self,
         revision: i64,
-        batch: Arc<Vec<Record>>,
+        batch: &[Record],
         buffer_bytes: usize,
         wakers: &mut Vec<Waker>,
     ) {
         // In the order of numbers, so that the order within a mailbox does not depend on a hash map.
-        let mut picks: BTreeMap<WatcherNumber, Vec<u32>> = BTreeMap::new();
-        for (pick, record) in batch.iter().enumerate() {
+        let mut picks: BTreeMap<WatcherNumber, Vec<Arc<Record>>> = BTreeMap::new();
+        for record in batch {
+            let mut copy = None;
             self.matcher.matches(&record.key, |number| {
                 let wanted = self.watchers.get(&number);
                 if wanted.is_some_and(|synced| synced.from <= revision && synced.interest.wants(record)) {
-                    picks.entry(number).or_default().push(pick as u32);
+                    let copy = copy.get_or_insert_with(|| Arc::new(record.detached()));
+                    picks.entry(number).or_default().push(Arc::clone(copy));
                 }
             });
         }
-        for (watcher, picks) in picks {
-            let delivery = Delivery::Events { watcher, revision, batch: Arc::clone(&batch), picks };
+        for (watcher, records) in picks {
+            let delivery = Delivery::Events { watcher, revision, records };
             self.deliver(watcher, revision, delivery, buffer_bytes, wakers);
         }
     }

@@ -265,10 +265,10 @@ impl WatchStream {
     fn respond(&mut self, delivery: Delivery) -> Step {
         match delivery {
             Delivery::Control(response) => Step::Ready(*response),
-            Delivery::Events { watcher, revision, batch, picks } => {
+            Delivery::Events { watcher, revision, records } => {
                 // A watcher that was cancelled meanwhile has no id.
                 let Some(id) = self.ids.get(&watcher).copied() else { return Step::Again };
-                let picked = picks.iter().filter_map(|pick| batch.get(*pick as usize).cloned()).collect();
+                let picked = records.iter().map(|record| Record::clone(record)).collect();
                 self.send_events(id, revision, picked)
             }
         }

@@ -45,20 +45,25 @@ impl Replica {
 
     /// Applies what it lacks of the log; returns the answers to the last entry.
     pub fn follow(&self, log: &[Entry]) -> Answers {
+        self.follow_for(log, true)
+    }
+
+    /// The same, where nobody may wait for answers.
+    pub fn follow_for(&self, log: &[Entry], is_asked: bool) -> Answers {
         let mut answers = Vec::new();
         for (index, (stamp_ms, commands)) in log.iter().enumerate().skip(self.index() as usize) {
             let applied =
                 Applied { term: 1, index: index as u64 + 1, checksum: index as u64, stamp_ms: *stamp_ms };
             // Through their bytes, as in an entry.
-            let commands = commands.iter().map(|c| Command::decode(c.to_bytes()).unwrap()).collect();
-            answers = self.keyspace.apply(applied, commands);
+            let commands = commands.iter().map(|c| (Command::decode(c.to_bytes()).unwrap(), is_asked));
+            answers = self.keyspace.apply_for(applied, commands.collect());
         }
         answers
     }
 
-    /// Like [`Replica::follow`] with an engine that may fail, which stops the replica: `None`.
-    pub fn try_follow(&self, log: &[Entry]) -> Option<Answers> {
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.follow(log)));
+    /// Like [`Replica::follow_for`] with an engine that may fail, which stops the replica: `None`.
+    pub fn try_follow_for(&self, log: &[Entry], is_asked: bool) -> Option<Answers> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.follow_for(log, is_asked)));
         outcome.inspect_err(|_| assert!(self.engine.has_failed(), "stopped with a healthy engine")).ok()
     }
 

@@ -16,6 +16,7 @@ use rand::rngs::SmallRng;
 use super::compaction::COMPACTOR;
 use super::lies::Lie;
 use super::machine::Asked;
+use super::writes::WRITERS;
 use super::{Happening, Life, Settings, World};
 use crate::etcd::{self, Request};
 use crate::history::{Action, Guard, Operation, Outcome, Response, Step, StepResult, Transaction, Violation};
@@ -210,6 +211,9 @@ impl World {
         }
         let mut group = GroupId(self.history[operation].keyspace);
         if let Some(command) = &mut command {
+            if self.lies(Lie::NoWrites) && life.node == 1 {
+                return self.answer(operation, Outcome::Failed);
+            }
             self.falsify_command(group, command);
             group = self.group_of_write(group);
         }
@@ -234,6 +238,11 @@ impl World {
             // A lease may have ended before a key was attached to it.
             Reply::Written { response: Err(Error::LeaseNotFound), .. } => Outcome::Failed,
             Reply::Written { response: Err(Error::Compacted), .. } => Outcome::Compacted,
+            Reply::Written { response: Err(Error::Unreadable(_)), .. }
+                if self.is_rotten(life.node, GroupId(self.history[operation].keyspace)) =>
+            {
+                Outcome::Unknown
+            }
             Reply::Written { response: Err(error), .. } => {
                 let found = format!("{}: {error}", self.history[operation]);
                 return self.violate(Violation::new("linearizable", found));
@@ -262,6 +271,7 @@ impl World {
         let outcome = match keyspace.range(&range) {
             Ok(found) => Outcome::Done(etcd::response(&found.header, etcd::got(&found))),
             Err(Error::Compacted) => Outcome::Compacted,
+            Err(Error::Storage(_)) if self.is_rotten(life.node, group) => Outcome::Failed,
             Err(Error::Storage(what)) => {
                 return self
                     .violate(Violation::new("no_fatal", format!("n{} cannot read: {what}", life.node)));
@@ -330,6 +340,7 @@ impl World {
                 self.schedule.after(think, Happening::ClientNext(client));
             }
             None if operation.client == COMPACTOR => self.on_compacted(number),
+            None if operation.client >= WRITERS => {}
             None => self.on_lease_answer(number),
         }
     }

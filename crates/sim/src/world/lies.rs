@@ -96,11 +96,13 @@ pub enum Lie {
     DeafSleeper,
     /// A node that is down is still heard, so that nobody who relies on that wakes.
     GhostNode,
+    /// One of the nodes takes no writes, whatever is well.
+    NoWrites,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 30] = [
+    pub const ALL: [Lie; 31] = [
         Lie::DurableBeforeFsync,
         Lie::LostFsync,
         Lie::MinorityCommit,
@@ -131,6 +133,7 @@ impl Lie {
         Lie::PinnedForever,
         Lie::DeafSleeper,
         Lie::GhostNode,
+        Lie::NoWrites,
     ];
 }
 
@@ -166,6 +169,7 @@ impl fmt::Display for Lie {
             Lie::PressureIgnored => "a node does not know the bounds on its memory",
             Lie::DeafSleeper => "a replica that sleeps hears nothing of its group",
             Lie::GhostNode => "a node that is down is still heard",
+            Lie::NoWrites => "one of the nodes takes no writes",
             Lie::PinnedForever => "nobody is told that it pins segments of the log",
         })
     }

@@ -24,6 +24,7 @@ pub(super) struct Logs {
 struct Log {
     /// It begins after this index.
     floor: u64,
+    floor_checksum: u64,
     /// Term and chained checksum of its entries.
     entries: BTreeMap<u64, (u64, u64)>,
 }
@@ -44,7 +45,7 @@ impl Log {
         let rest = self.entries.split_off(&(floor + 1));
         let continues = self.entries.get(&floor).is_some_and(|(_, ours)| *ours == checksum);
         self.entries = if continues { rest } else { BTreeMap::new() };
-        self.floor = floor;
+        (self.floor, self.floor_checksum) = (floor, checksum);
     }
 }
 
@@ -60,13 +61,23 @@ impl Logs {
         self.completeness.observe_leader(format_args!("n{node}"), group.0, term, holds)
     }
 
+    /// Index and checksum of the last entry that a node gave its log, or of where that begins.
+    pub(super) fn last(&self, node: u64, group: GroupId) -> (u64, u64) {
+        let log = self.logs.get(&(node, group));
+        log.map_or((0, 0), |log| match log.entries.last_key_value() {
+            Some((index, (_, checksum))) => (*index, *checksum),
+            None => (log.floor, log.floor_checksum),
+        })
+    }
+
     /// A node starts with what is left of its log.
     pub(super) fn recovered(&mut self, node: u64, groups: &BTreeMap<GroupId, RecoveredGroup>) {
         self.logs.retain(|(other, _), _| *other != node);
         for (group, recovered) in groups {
             let entry = |entry: &hadron_consensus::Entry| (entry.index.0, (entry.term.0, entry.checksum));
             let entries = recovered.entries.iter().map(entry).collect();
-            let log = Log { floor: recovered.floor.index.0, entries };
+            let floor = recovered.floor;
+            let log = Log { floor: floor.index.0, floor_checksum: floor.checksum, entries };
             self.logs.insert((node, *group), log);
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, Message, NodeId, Time};
-use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
+use hadron_keyspace::{Keyspace, Options as KeyspaceOptions, ValueCache};
 use hadron_node::{
     Bootstrap, Config, Effects, Event as NodeEvent, Failure as NodeFailure, GroupConfig, Member, Node,
     PeerMessage, Reply,
@@ -63,6 +63,8 @@ pub(super) struct Machine {
 /// A running node and its threads.
 pub(super) struct Process {
     shards: Vec<Shard>,
+    /// How its keyspaces are opened: they share a cache.
+    pub(super) keyspaces: KeyspaceOptions,
     pub(super) log: LogThread,
     pub(super) engine: EngineThread,
     pub(super) observed: Watched,
@@ -126,7 +128,13 @@ impl Machine {
     }
 
     /// Opens the log and the engine, as a server does: the engine is made durable as it is, if `persists`.
-    fn open(&self, options: WalOptions, groups: &[GroupConfig], persists: bool) -> Result<Stored, String> {
+    fn open(
+        &self,
+        options: WalOptions,
+        keyspaces: &KeyspaceOptions,
+        groups: &[GroupConfig],
+        persists: bool,
+    ) -> Result<Stored, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let disk = Arc::new(self.disk.clone());
         disk.create_dir(Path::new(LOG_DIRECTORY)).map_err(|error| text(&error))?;
@@ -137,7 +145,7 @@ impl Machine {
         }
         let open = |group: &GroupConfig| {
             let engine: Arc<dyn Engine> = self.engine.clone();
-            let keyspace = Keyspace::open(engine, group.group.0, KeyspaceOptions::default());
+            let keyspace = Keyspace::open(engine, group.group.0, keyspaces.clone());
             keyspace.map(|keyspace| (group.group, keyspace)).map_err(|error| text(&error))
         };
         let keyspaces = groups.iter().map(open).collect::<Result<_, _>>()?;
@@ -161,7 +169,13 @@ struct Stored {
 }
 
 impl Process {
-    fn new(nodes: Vec<Node>, wal: Wal, now: u64, clock_rate: u64) -> Process {
+    fn new(
+        nodes: Vec<Node>,
+        wal: Wal,
+        keyspaces: KeyspaceOptions,
+        now: u64,
+        clock_rate: u64,
+    ) -> Process {
         let shard = |node| Shard {
             node,
             inbox: Vec::new(),
@@ -172,6 +186,7 @@ impl Process {
         };
         Process {
             observed: Watched::default(),
+            keyspaces,
             shards: nodes.into_iter().map(shard).collect(),
             log: LogThread::new(wal),
             engine: EngineThread::default(),
@@ -291,7 +306,13 @@ impl World {
         let config = self.node_config(life);
         let Some(machine) = self.machines.get(&node) else { return Ok(()) };
         let persists = !self.lies(Lie::EngineForgets);
-        let Stored { wal, mut recovered, keyspaces } = machine.open(options, &config.groups, persists)?;
+        let keyspace_options = self.keyspace_options();
+        let Stored { wal, mut recovered, keyspaces } =
+            machine.open(options, &keyspace_options, &config.groups, persists)?;
+        if let Err(what) = self.promises.recovered(node, &recovered.groups) {
+            self.violate(Violation::new("durable_ack", format!("n{node}: {what}")));
+            return Ok(());
+        }
         if self.lies(Lie::ForgottenVote) {
             forget_votes(&mut recovered.groups);
         }
@@ -301,7 +322,7 @@ impl World {
         self.logs.recovered(node, &recovered.groups);
         let shell = Node::shards(&config, shards, recovered.groups, &keyspaces, Time(1))?;
         if let Some(machine) = self.machines.get_mut(&node) {
-            machine.process = Some(Process::new(shell, wal, now, clock_rate));
+            machine.process = Some(Process::new(shell, wal, keyspace_options, now, clock_rate));
         }
         self.tell(StoryEvent::Starts { node, start: life.incarnation });
         self.trace.note(now, format_args!("n{node} applied {positions:?}, torn tail {torn}"));
@@ -313,6 +334,14 @@ impl World {
             self.schedule.after(delay, Happening::Connect((node, other), life));
         }
         Ok(())
+    }
+
+    fn keyspace_options(&self) -> KeyspaceOptions {
+        KeyspaceOptions {
+            cache: ValueCache::new(self.settings.cache_bytes),
+            watch_buffer_bytes: self.settings.watch_buffer_bytes,
+            ..KeyspaceOptions::default()
+        }
     }
 
     /// A process may have another number of shards than the one before.
@@ -488,6 +517,7 @@ impl World {
                 self.stop_voter(life.node);
             }
         }
+        self.check_promise(life, &message);
         self.falsify_message(life, to, &mut message);
         let Some(target) = self.life(to) else { return };
         let mut bytes = BytesMut::new();

@@ -34,6 +34,7 @@ mod memory;
 mod network;
 mod observe;
 mod placements;
+mod promises;
 mod repairs;
 mod scenario;
 mod schedule;
@@ -45,6 +46,7 @@ mod story;
 mod threads;
 mod trace;
 mod watchers;
+mod writes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -72,6 +74,7 @@ use members::Administrator;
 use network::{Direction, Network};
 use observe::Observer;
 use placements::Placer;
+use promises::Promises;
 use repairs::Repairs;
 use schedule::Schedule;
 use scrubs::Scrubs;
@@ -231,6 +234,7 @@ pub struct World {
     repairs: Repairs,
     scrubs: Scrubs,
     logs: Logs,
+    promises: Promises,
     /// What was compacted away and what came before, by group: its history up to a revision.
     past: BTreeMap<GroupId, (i64, Vec<Event>)>,
     violation: Option<Violation>,
@@ -309,6 +313,7 @@ impl World {
             repairs: Repairs::default(),
             scrubs: Scrubs::default(),
             logs: Logs::default(),
+            promises: Promises::default(),
             past: BTreeMap::new(),
             violation: None,
             stories: Vec::new(),
@@ -367,6 +372,8 @@ impl World {
         self.heal_everything();
         let recovery_us = self.recover(tell)?;
         self.quiet = true;
+        self.converge(tell)?;
+        self.write_everywhere(tell)?;
         self.converge(tell)?;
         self.lose_a_node_in_silence(tell)?;
         self.tell(StoryEvent::Equal);

@@ -159,6 +159,12 @@ impl World {
 
     fn observe_replica(&mut self, life: Life, shown: &Shown) -> Result<(), Violation> {
         let group = shown.group.0;
+        let promised = self.promises.term(life.node, shown.group);
+        // Who has not had its first turn shows none.
+        if shown.term > 0 && shown.term < promised {
+            let found = format!("n{} is in term {} of {group}, and was in {promised}", life.node, shown.term);
+            return Err(Violation::new("durable_ack", found));
+        }
         let observer = &mut self.observer;
         observer.looks += 1;
         if let Some(leader) = shown.leader {
@@ -340,11 +346,12 @@ impl World {
             let keyspace = machine.process.as_ref().and_then(|process| process.keyspace(group));
             let Some(keyspace) = keyspace else { continue };
             let compacted = keyspace.compact_revision().max(0);
-            let shown = history_from(&keyspace, compacted + 1).map_err(|what| {
+            // What happened at the compacted revision itself is there still.
+            let shown = history_from(&keyspace, compacted.max(1)).map_err(|what| {
                 Violation::new("watch_order", format!("n{node} does not show its history: {what}"))
             })?;
             let mut events: Vec<Event> =
-                past.iter().filter(|event| event.revision <= compacted).cloned().collect();
+                past.iter().filter(|event| event.revision < compacted).cloned().collect();
             events.extend(shown);
             let differs = |others: &[Event], what: String| match events.starts_with(others) {
                 true => Ok(()),

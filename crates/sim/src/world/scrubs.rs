@@ -109,9 +109,8 @@ impl World {
         let Some(life) = self.life(node) else { return false };
         let Some(board) = self.board_of(life, group) else { return false };
         let Some(machine) = self.machines.get(&node) else { return false };
-        // Values are read by clients and commands.
-        let space = if random.is_multiple_of(2) { Space::Versions } else { Space::Tables };
-        let Some((key, _)) = a_record_of(&machine.engine, group, space, random / 2) else { return false };
+        let space = [Space::Versions, Space::Tables, Space::Values][random as usize % 3];
+        let Some((key, _)) = a_record_of(&machine.engine, group, space, random / 3) else { return false };
         if !matches!(accuse(&board, NodeId(node)), Accusation::Raise(_)) {
             return false;
         }

@@ -78,6 +78,10 @@ pub struct Settings {
     pub pinned_bytes_max: u64,
     /// One value in this many is large.
     pub large_value_one_in: u32,
+    /// Bytes of values that the keyspaces of a node keep in memory together.
+    pub cache_bytes: usize,
+    /// Bytes of events that wait for a watcher before it reads history instead.
+    pub watch_buffer_bytes: usize,
     /// The nodes' bounds and rhythms.
     pub limits: Limits,
     /// Lines of the trace in a report of failure.
@@ -121,6 +125,8 @@ impl Settings {
             // So that there is something to be divided.
             settings.keyspaces = settings.keyspaces.max(3);
         }
+        settings.cache_bytes = *pick(&mut rng, &[0, 4 << 10, 64 << 20]);
+        settings.watch_buffer_bytes = *pick(&mut rng, &[500, 4 << 20]);
         settings
     }
 
@@ -164,6 +170,8 @@ impl Settings {
             segment_bytes,
             pinned_bytes_max: 4 * segment_bytes,
             large_value_one_in: *pick(rng, &[0, 10, 50]),
+            cache_bytes: 64 << 20,
+            watch_buffer_bytes: 4 << 20,
             limits: limits(rng),
             tail_lines: 60,
             lie: None,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use hadron_consensus::GroupId;
-use hadron_keyspace::{Options, Owner, sweep_destroyed};
+use hadron_keyspace::{Owner, sweep_destroyed};
 use hadron_node::{DestroyJob, Event as NodeEvent, FlushJob, OpenJob, OpenOutcome};
 use hadron_storage::engine::{Batch, Engine};
 use hadron_storage::wal::{Record, Wal};
@@ -94,6 +94,7 @@ impl World {
         records: Vec<Record>,
     ) {
         records.iter().for_each(|record| self.check_forgetting(life.node, record));
+        self.expect_records(life.node, &records);
         let Some(process) = self.process(life) else { return };
         process.log.waiting.extend(records);
         process.log.waiting_sequences.insert(shard, sequence);
@@ -119,7 +120,9 @@ impl World {
         }
         let records = std::mem::take(&mut log.waiting);
         log.writing = Some(std::mem::take(&mut log.waiting_sequences));
-        if let Err(error) = log.wal.append(&records) {
+        self.promises.write(life.node);
+        let Some(LogThread { wal, .. }) = self.process(life).map(|process| &mut process.log) else { return };
+        if let Err(error) = wal.append(&records) {
             return self.on_disk_failure(life, &format!("cannot append to its log: {error}"));
         }
         if records.iter().any(|record| !matches!(record, Record::Entries(..))) {
@@ -142,6 +145,7 @@ impl World {
         if let Err(error) = self.sync_log(life) {
             return self.on_disk_failure(life, &format!("cannot sync its log: {error}"));
         }
+        self.promises.synced(life.node);
         let Some(process) = self.process(life) else { return };
         let mut pinning = Vec::new();
         if now >= process.log.looked_at + PINNING_US {
@@ -288,8 +292,9 @@ impl World {
 
     fn open_replica(&mut self, life: Life, job: OpenJob) -> Result<(), String> {
         let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
+        let Some(process) = &machine.process else { return Ok(()) };
         let engine: Arc<dyn Engine> = machine.engine.clone();
-        let outcome = job.carry_out(&engine, Options::default());
+        let outcome = job.carry_out(&engine, process.keyspaces.clone());
         match outcome {
             OpenOutcome::Damaged(..) if self.is_rotten(life.node, job.group) => {}
             OpenOutcome::Damaged(_, why) | OpenOutcome::Unusable(why) => return Err(why),

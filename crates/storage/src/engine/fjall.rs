@@ -233,6 +233,9 @@ impl Engine for FjallEngine {
     }
 
     fn persist(&self) -> Result<(), EngineError> {
+        self.database.persist(PersistMode::SyncData).map_err(engine_error)?;
+        // If an fsync of fjall's own threads failed right before this one, the system counts those pages as clean, and this one
+        // succeeded; and fjall looked whether it is poisoned before it waited for that thread. Now it knows.
         self.database.persist(PersistMode::SyncData).map_err(engine_error)
     }
 

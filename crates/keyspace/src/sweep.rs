@@ -99,8 +99,8 @@ fn is_nothing_there(engine: &dyn Engine, space: Space, from: &[u8], to: &[u8]) -
 }
 
 impl Keyspace {
-    /// Deletions for about `limit` versions that nobody can reach any more; `None` if there are none now. Write the batch
-    /// before asking again: the oldest versions of a key must go first.
+    /// Deletions for up to `limit` versions that nobody can reach any more; `None` if there are none now. Write the batch
+    /// before asking again: the oldest versions of a key must go first. There may be none in it, and more to come.
     ///
     /// An engine that fails here is left to fail at the next write.
     pub fn take_sweep(&self, limit: usize) -> Option<Batch> {
@@ -115,7 +115,7 @@ impl Keyspace {
             compacted = compacted.min(pinned);
         }
         let tombstones_until = self.tombstone_pins.oldest(state.generation).unwrap_or(i64::MAX);
-        let removed = state.index.sweep(compacted, tombstones_until, limit);
+        let (removed, is_over) = state.index.sweep(compacted, tombstones_until, limit);
         let generation = state.generation;
         drop(state);
         let mut batch = Batch::with_capacity(2 * removed.len());
@@ -124,7 +124,7 @@ impl Keyspace {
             batch.push(Change::Delete(Space::Versions, key.clone()));
             batch.push(Change::Delete(Space::Values, key));
         }
-        (!batch.is_empty()).then_some(batch)
+        (!batch.is_empty() || !is_over).then_some(batch)
     }
 
     fn sweep_dropped(&self, limit: usize) -> Option<Batch> {

@@ -74,6 +74,9 @@ pub(crate) struct Index {
     swept: u64,
 }
 
+/// So much room is left to a queue however short it is.
+const ROOM_MIN: usize = 8;
+
 /// What a version occupies beside its key and value, about.
 const VERSION_BYTES: u64 = 58;
 
@@ -90,6 +93,14 @@ fn newest_at(versions: &Versions, revision: i64) -> Option<&Version> {
 /// Takes the first element out if it is the one.
 fn pop_if<T>(queue: &mut VecDeque<T>, is_it: impl Fn(&T) -> bool) -> Option<T> {
     if queue.front().is_some_and(is_it) { queue.pop_front() } else { None }
+}
+
+/// Gives memory back that is held since there was much more.
+fn shrink<T>(queue: &mut VecDeque<T>) {
+    let (length, room) = (queue.len(), queue.capacity());
+    if room > ROOM_MIN && room > 4 * length {
+        queue.shrink_to(2 * length);
+    }
 }
 
 impl Index {
@@ -182,23 +193,30 @@ impl Index {
 
     /// Removes up to `limit` versions that no reader at `compacted` or later can see, the oldest of a key first and a
     /// tombstone only after all that it deleted: a crash between two steps must not bring a deleted key back.
-    /// The tombstones of `compacted` itself stay, for watchers that start there, as do those from `tombstones_until` on.
-    pub(crate) fn sweep(&mut self, compacted: i64, tombstones_until: i64, limit: usize) -> Vec<(i64, u32)> {
+    /// The tombstones of `compacted` itself stay, for watchers that start there, as do those from `tombstones_until` on. False beside
+    /// them: there may be more.
+    ///
+    /// `limit` is also how many places are looked at: what is due may be gone already, as a tombstone is that a later put replaced.
+    pub(crate) fn sweep(
+        &mut self,
+        compacted: i64,
+        tombstones_until: i64,
+        limit: usize,
+    ) -> (Vec<(i64, u32)>, bool) {
         let tombstones = compacted.min(tombstones_until);
         let mut removed = Vec::new();
-        while removed.len() < limit {
-            let Some(next) = pop_if(&mut self.superseded, |next| next.removable_at <= compacted) else {
-                break;
-            };
-            removed.extend(self.remove_oldest(&next.key, |oldest| oldest.place() < next.by));
+        for _ in 0..limit {
+            if let Some(next) = pop_if(&mut self.superseded, |next| next.removable_at <= compacted) {
+                removed.extend(self.remove_oldest(&next.key, |oldest| oldest.place() < next.by));
+            } else if let Some(next) = pop_if(&mut self.tombstones, |next| next.removable_at <= tombstones) {
+                removed.extend(self.remove_oldest(&next.key, |oldest| oldest.place() == next.by));
+            } else {
+                shrink(&mut self.superseded);
+                shrink(&mut self.tombstones);
+                return (removed, true);
+            }
         }
-        while removed.len() < limit {
-            let Some(next) = pop_if(&mut self.tombstones, |next| next.removable_at <= tombstones) else {
-                break;
-            };
-            removed.extend(self.remove_oldest(&next.key, |oldest| oldest.place() == next.by));
-        }
-        removed
+        (removed, false)
     }
 
     fn remove_oldest(&mut self, key: &Bytes, is_it: impl Fn(&Version) -> bool) -> Option<(i64, u32)> {
@@ -207,6 +225,7 @@ impl Index {
         self.bytes -= size_of(key, &oldest);
         self.versions -= 1;
         self.swept += 1;
+        shrink(versions);
         if versions.is_empty() {
             self.keys.remove(key);
         }
@@ -237,5 +256,34 @@ impl Index {
     /// Bytes of all versions.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(index: &mut Index, main: i64) {
+        let version = Version { version: 1, create: main, ..Version::tombstone(main, 0) };
+        index.push(b"k", version);
+    }
+
+    /// A tombstone that a later put replaced is found gone when its own turn comes. All such were looked at in one go, under the lock.
+    #[test]
+    fn a_sweep_looks_at_no_more_than_it_may_and_gives_room_back() {
+        let mut index = Index::default();
+        for round in 0..1000 {
+            put(&mut index, 2 * round + 1);
+            index.push(b"k", Version::tombstone(2 * round + 2, 0));
+        }
+        put(&mut index, 3000);
+        let mut steps = 0;
+        while !index.sweep(3000, i64::MAX, 100).1 {
+            steps += 1;
+        }
+        assert_eq!(steps, 30, "2,000 versions that were replaced, and 1,000 tombstones");
+        assert_eq!((index.versions(), index.swept()), (1, 2000));
+        assert!(index.superseded.capacity() < 100 && index.tombstones.capacity() < 100);
+        assert!(index.keys[&b"k"[..]].capacity() < 100);
     }
 }

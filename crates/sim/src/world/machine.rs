@@ -518,6 +518,7 @@ impl World {
             }
         }
         self.check_promise(life, &message);
+        self.change_digest(life, &mut message);
         self.falsify_message(life, to, &mut message);
         let Some(target) = self.life(to) else { return };
         let mut bytes = BytesMut::new();

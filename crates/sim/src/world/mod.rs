@@ -181,6 +181,8 @@ pub struct Report {
     pub placement_changes: u64,
     /// Moves because of damage that were decided.
     pub repairs: u64,
+    /// Replicas with another digest than the others, which these named.
+    pub named: u64,
     /// Times that a replica fell asleep.
     pub sleeps: u64,
     /// Times that one woke.
@@ -518,6 +520,7 @@ impl World {
             member_changes: self.administrator.changes,
             placement_changes: self.placer.changes,
             repairs: self.repairs.decided,
+            named: self.repairs.named,
             sleeps: self.observer.sleeps,
             wakes: self.observer.wakes,
             locks_held: self.leases.iter().map(|client| client.claims().len() as u64).sum(),

@@ -1,4 +1,4 @@
-//! Damaged replicas of keyspaces that are placed. An alarm accuses one, as it does when the state of a replica differs from the others'; and whoever
+//! Damaged replicas of keyspaces that are placed. An alarm accuses one; or it shows another digest than the others, until these name it; or a record of it rots. Whoever
 //! leads the root group plans, as the server's driver does. Each accused replica must be rebuilt, on another node or in its place, whatever goes wrong
 //! meanwhile, and its alarm must end with it.
 
@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use hadron_balance::{Policy, plan};
 use hadron_consensus::{GroupId, NodeId, ROOT_GROUP, ReplicaId, Time};
 use hadron_keyspace::Command;
-use hadron_node::{Balancer, Board, Decision, Event as NodeEvent, Report, damaged, decide, settled};
+use hadron_node::{
+    Balancer, Board, Decision, Event as NodeEvent, PeerMessage, Report, damaged, decide, settled,
+};
 use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
 use rand::Rng;
 
@@ -25,6 +27,10 @@ const REPLICAS_MIN: usize = 3;
 pub(super) struct Repairs {
     /// The replica of each group that was accused last.
     accused: BTreeMap<GroupId, ReplicaId>,
+    /// Replicas that show another digest than they have, until the others name them.
+    strange: BTreeMap<GroupId, NodeId>,
+    /// How often the others did.
+    pub(super) named: u64,
     /// Moves because of damage that were decided.
     pub(super) decided: u64,
 }
@@ -44,6 +50,7 @@ impl World {
             self.accuse();
         }
         self.name_all_rotten();
+        self.see_who_is_named();
         let leads = |life: &Life| self.leads_root(*life);
         if let Some(life) = lives.iter().copied().find(leads) {
             self.plan_repairs(life);
@@ -96,10 +103,43 @@ impl World {
         let asked = places[self.rng.random_range(0..places.len())].node;
         let Some(life) = self.life(asked) else { return };
         self.repairs.accused.insert(group, ReplicaId(accused.replica));
+        if self.rng.random_bool(0.5) {
+            self.repairs.strange.insert(group, NodeId(accused.node));
+            return;
+        }
         self.tell(StoryEvent::Accused { node: accused.node, group: group.0 });
         let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
         let command = Command::Alarm(AlarmRequest { action, member_id: accused.node, alarm }).to_bytes();
         self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group, command });
+    }
+
+    /// What a node says of its digest is not so, if its replica is to be strange.
+    pub(super) fn change_digest(&self, life: Life, message: &mut PeerMessage) {
+        if let PeerMessage::Digest { group, live, answer: true, .. } = message
+            && self.faults_on
+            && self.repairs.strange.get(group) == Some(&NodeId(life.node))
+        {
+            *live ^= 1;
+        }
+    }
+
+    /// A strange replica that an alarm names is strange no more.
+    fn see_who_is_named(&mut self) {
+        let mut named = Vec::new();
+        for board in self.machines.values().filter_map(|machine| machine.process.as_ref()) {
+            let board = board.node().board();
+            named.extend(self.repairs.strange.iter().filter_map(|(group, node)| {
+                let alarms = board.group(*group)?.keyspace.alarms();
+                let is_named = alarms.iter().any(|alarm| alarm.member_id == node.0);
+                is_named.then_some((*group, *node))
+            }));
+        }
+        for (group, node) in named {
+            if self.repairs.strange.remove(&group).is_some() {
+                self.repairs.named += 1;
+                self.tell(StoryEvent::Accused { node: node.0, group: group.0 });
+            }
+        }
     }
 
     fn plan_repairs(&mut self, life: Life) {

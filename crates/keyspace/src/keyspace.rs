@@ -147,6 +147,11 @@ impl Keyspace {
         self.len() == 0
     }
 
+    /// How many versions of its keys are kept.
+    pub fn versions(&self) -> u64 {
+        self.state.read().index.versions()
+    }
+
     /// Bytes of all versions that are kept: keys, values and metadata.
     pub fn db_bytes(&self) -> u64 {
         self.state.read().index.bytes()

@@ -14,8 +14,8 @@ use hadron_keyspace::{
     ValueCache, WatcherCounts,
 };
 use hadron_proto::etcdserverpb as pb;
-use pb::request_op::Request;
 use hadron_storage::engine::{Change, Engine, ModelEngine, Read, Space};
+use pb::request_op::Request;
 
 fn put(key: &str, value: impl Into<bytes::Bytes>) -> Command {
     Command::Put(pb::PutRequest { key: key.to_owned().into(), value: value.into(), ..Default::default() })

@@ -312,7 +312,8 @@ impl Run {
         // Now one of them, now the other has the client.
         let asked = self.log.len() % 2;
         self.log.push((self.stamp_ms, vec![command]));
-        let [mut answers, mut others] = [asked, 1 - asked].map(|replica| self.follow(replica, replica == asked));
+        let [mut answers, mut others] =
+            [asked, 1 - asked].map(|replica| self.follow(replica, replica == asked));
         let [a, b] = &self.replicas;
         assert_eq!(a.keyspace.digest(), b.keyspace.digest(), "whoever is asked");
         if answers.iter().any(|answer| matches!(answer, Err(Error::Unreadable(_)))) {

@@ -58,7 +58,7 @@ const ANSWERS: &[&str] = &[
     "liveness",
 ];
 
-const CASES: [Case; 30] = [
+const CASES: [Case; 31] = [
     case(Lie::DurableBeforeFsync, blackouts, 20, SAFETY),
     case(Lie::LostFsync, blackouts, 20, SAFETY),
     case(Lie::MinorityCommit, partitions, 10, SAFETY),
@@ -89,6 +89,7 @@ const CASES: [Case; 30] = [
     case(Lie::DeafSleeper, sleep, 5, &["liveness"]),
     case(Lie::GhostNode, sleep, 5, &["liveness"]),
     case(Lie::NoWrites, usual, 1, &["liveness"]),
+    case(Lie::NothingSwept, compactions, 2, &["stored_state"]),
 ];
 
 /// Lies that the nodes themselves notice, so that nothing comes of them.
@@ -116,6 +117,10 @@ fn leases(seed: u64) -> Settings {
 
 fn sleep(seed: u64) -> Settings {
     Settings::of(Scenario::Sleep, seed)
+}
+
+fn compactions(seed: u64) -> Settings {
+    Settings::of(Scenario::Compactions, seed)
 }
 
 fn snapshots(seed: u64) -> Settings {

@@ -24,7 +24,7 @@ impl Record {
     pub(crate) fn detached(&self) -> Record {
         Record {
             key: Bytes::copy_from_slice(&self.key),
-            version: self.version.clone(),
+            version: self.version,
             value: Bytes::copy_from_slice(&self.value),
         }
     }

@@ -169,13 +169,7 @@ struct Stored {
 }
 
 impl Process {
-    fn new(
-        nodes: Vec<Node>,
-        wal: Wal,
-        keyspaces: KeyspaceOptions,
-        now: u64,
-        clock_rate: u64,
-    ) -> Process {
+    fn new(nodes: Vec<Node>, wal: Wal, keyspaces: KeyspaceOptions, now: u64, clock_rate: u64) -> Process {
         let shard = |node| Shard {
             node,
             inbox: Vec::new(),
@@ -324,6 +318,7 @@ impl World {
         if let Some(machine) = self.machines.get_mut(&node) {
             machine.process = Some(Process::new(shell, wal, keyspace_options, now, clock_rate));
         }
+        self.sweep_all_destroyed(life)?;
         self.tell(StoryEvent::Starts { node, start: life.incarnation });
         self.trace.note(now, format_args!("n{node} applied {positions:?}, torn tail {torn}"));
         (0..shards).for_each(|shard| self.first_turn(life, shard));

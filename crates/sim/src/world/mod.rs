@@ -25,6 +25,7 @@ mod clients;
 mod compaction;
 mod damage;
 mod faults;
+mod garbage;
 mod leases;
 pub mod lies;
 mod logs;
@@ -377,6 +378,7 @@ impl World {
         self.converge(tell)?;
         self.write_everywhere(tell)?;
         self.converge(tell)?;
+        self.tidy_up(tell)?;
         self.lose_a_node_in_silence(tell)?;
         self.tell(StoryEvent::Equal);
         self.check_history()?;

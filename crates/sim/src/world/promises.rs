@@ -135,7 +135,9 @@ impl Promises {
                     || durable.term == term.0 && matched.0 <= durable.last.0.max(stored);
                 return match is_kept {
                     true => Ok(()),
-                    false => Err(format!("acknowledges {matched} of {group} in {term} with {durable:?} on its disk")),
+                    false => Err(format!(
+                        "acknowledges {matched} of {group} in {term} with {durable:?} on its disk"
+                    )),
                 };
             }
             _ => return Ok(()),

@@ -46,6 +46,11 @@ struct UnderWay {
 impl World {
     /// Reads the next slice of some replica.
     pub(super) fn scrub(&mut self) {
+        if self.quiet {
+            // What a scrub reads stays until it ends.
+            self.scrubs.under_way = None;
+            return;
+        }
         let pause = self.rng.random_range(0..=PAUSE_US_MAX);
         self.schedule.after(pause, Happening::Scrub);
         let slice_bytes = self.rng.random_range(1..=SLICE_BYTES_MAX);

@@ -51,6 +51,12 @@ impl Incoming {
         self.transfer
     }
 
+    /// Removes what came of it, as far as the engine can. An engine that fails ends its node, and the next one sweeps it.
+    fn abandon(self) -> Transfer {
+        let _: Option<Result<(), SnapshotError>> = self.importer.map(Importer::abandon);
+        self.transfer
+    }
+
     /// Makes the engine switch to the snapshot.
     pub(super) fn switch(&mut self) -> Result<(), String> {
         let importer = self.importer.take().ok_or("switched twice")?;
@@ -133,8 +139,10 @@ impl World {
     }
 
     fn forget_incoming(&mut self, chunk: &Chunk) {
-        if let Some(process) = self.process(chunk.receiver) {
-            process.incoming.remove(&chunk.ticket);
+        let incoming =
+            self.process(chunk.receiver).and_then(|process| process.incoming.remove(&chunk.ticket));
+        if let Some(incoming) = incoming {
+            incoming.abandon();
         }
     }
 
@@ -231,7 +239,8 @@ impl World {
             return self.queue_engine_job(life, EngineJob::Install(Box::new(incoming)));
         }
         self.trace.note(now, format_args!("n{} refuses snapshot {ticket}", life.node));
-        self.snapshot_fails(incoming.transfer);
+        let incoming = incoming.abandon();
+        self.snapshot_fails(incoming);
     }
 
     /// The receiver's engine has switched, durably.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use hadron_consensus::GroupId;
-use hadron_keyspace::{Owner, sweep_destroyed};
+use hadron_keyspace::{Owner, destroyed_groups, sweep_destroyed};
 use hadron_node::{DestroyJob, Event as NodeEvent, FlushJob, OpenJob, OpenOutcome};
 use hadron_storage::engine::{Batch, Engine};
 use hadron_storage::wal::{Record, Wal};
@@ -244,7 +244,9 @@ impl World {
                 self.deliver(life, NodeEvent::Flushed { group, flush });
             }
             EngineJob::Sweep(group, batch) => {
-                engine.write(batch).map_err(|error| error.to_string())?;
+                if !self.lies(Lie::NothingSwept) {
+                    engine.write(batch).map_err(|error| error.to_string())?;
+                }
                 self.deliver(life, NodeEvent::Swept { group });
             }
             EngineJob::Persist(shard, ticket) => {
@@ -275,6 +277,13 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What an earlier process did not come to.
+    pub(super) fn sweep_all_destroyed(&mut self, life: Life) -> Result<(), String> {
+        let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
+        let groups = destroyed_groups(machine.engine.as_ref()).map_err(|error| error.to_string())?;
+        groups.into_iter().try_for_each(|group| self.sweep_destroyed(life, GroupId(group)))
     }
 
     /// Deletes what a destroyed replica left, as far as it can be read.

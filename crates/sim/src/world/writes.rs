@@ -42,9 +42,14 @@ impl World {
             until += 20_000;
             self.run_until(until, tell)?;
         }
-        let unserved = asked.into_iter().filter(|(_, operation)| self.history[*operation].response().is_none());
+        let unserved =
+            asked.into_iter().filter(|(_, operation)| self.history[*operation].response().is_none());
         let unserved: Vec<_> = unserved.map(|((node, group), _)| format!("n{node} {group}")).collect();
-        let found = format!("all is well, and these acknowledge no write: {}; {}", unserved.join(", "), self.positions());
+        let found = format!(
+            "all is well, and these acknowledge no write: {}; {}",
+            unserved.join(", "),
+            self.positions()
+        );
         Err(Violation::new("liveness", found))
     }
 

@@ -77,9 +77,11 @@ pub enum Event {
         /// It cannot.
         full: bool,
     },
-    /// This replica is known to be damaged: if it leads it steps down, and it never campaigns again. It goes on voting and
+    /// This replica is known to be damaged: if it leads it steps down, and it campaigns no more. It goes on voting and
     /// acknowledging, so that the others keep their quorum until it is rebuilt.
     Retire,
+    /// It is not after all, says somebody who should know.
+    Reinstate,
     /// Sending the snapshot that [`Effects::snapshots`] asked for ended.
     SnapshotSent {
         /// Its receiver.

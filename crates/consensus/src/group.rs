@@ -178,6 +178,7 @@ impl Group {
             Event::SnapshotSent { to, position } => self.on_snapshot_sent(to, position),
             Event::Pressure { full } => self.on_pressure(full),
             Event::Retire => self.on_retire(effects),
+            Event::Reinstate => self.retired = false,
             Event::Suspect { replica } => self.on_suspect(replica, contacts, effects),
             Event::TransferLeader { to } => self.on_transfer(to),
             Event::Campaign => self.on_campaign(effects),

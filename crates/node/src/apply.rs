@@ -59,7 +59,13 @@ impl Node {
             commands.iter().for_each(|command| self.residents.note(command));
         }
         replica.board.uses().count_entry(commands.len(), entry.data.len());
-        let responses = replica.keyspace.apply(applied, commands);
+        // Only where the answer is waited for is anything read for it.
+        let is_ours = |origin: &Origin| {
+            let is_of_this_life = origin.node == me && origin.incarnation == incarnation;
+            is_of_this_life && replica.proposed.contains_key(&origin.token)
+        };
+        let asked: Vec<bool> = origins.iter().map(is_ours).collect();
+        let responses = replica.keyspace.apply_for(applied, commands.into_iter().zip(asked).collect());
         for (origin, response) in origins.into_iter().zip(responses) {
             if let Ok(Response::LeaseExpire(expired)) = &response
                 && replica.core.is_leader()

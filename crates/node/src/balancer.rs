@@ -311,7 +311,7 @@ mod tests {
             let keys = keys_of(&command);
             let applied = Applied { index: self.root.applied().index + 1, ..self.root.applied() };
             self.root.apply(applied, vec![command]);
-            self.board.refresh_catalog(&self.root, &keys);
+            self.board.refresh_catalog(&self.root, &keys).unwrap();
         }
 
         fn decide(&self, planned: &Move) -> Option<Decision> {

@@ -211,7 +211,14 @@ impl Board {
     }
 
     /// Brings what `keys` of the root group hold up to date. Returns the groups that are concerned.
-    pub(crate) fn refresh_catalog(&self, root: &Keyspace, keys: &BTreeSet<Bytes>) -> Vec<GroupId> {
+    ///
+    /// # Errors
+    /// Some of it cannot be read.
+    pub(crate) fn refresh_catalog(
+        &self,
+        root: &Keyspace,
+        keys: &BTreeSet<Bytes>,
+    ) -> Result<Vec<GroupId>, String> {
         self.catalog.write().refresh(root, keys)
     }
 
@@ -479,8 +486,8 @@ impl GroupBoard {
         self.asleep.store(asleep, Ordering::Release);
     }
 
-    pub(crate) fn set_quarantined(&self) {
-        self.quarantined.store(true, Ordering::Release);
+    pub(crate) fn set_quarantined(&self, quarantined: bool) {
+        self.quarantined.store(quarantined, Ordering::Release);
     }
 
     pub(crate) fn set_clock(&self, clock: GroupClock) {

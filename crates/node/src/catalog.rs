@@ -27,7 +27,7 @@ use hadron_proto::mvccpb::KeyValue;
 use pb::request_op::Request;
 use prost::Message as _;
 
-use crate::roster::{condition, put, range};
+use crate::roster::{condition, decode, put, range};
 
 /// Keys of keyspaces in the root group's keyspace: this prefix, then the name.
 pub const KEYSPACES_PREFIX: &str = "keyspaces/";
@@ -142,15 +142,16 @@ pub struct MoveRecord {
     pub bytes: u64,
 }
 
-/// The moves that are remembered, oldest first.
+/// The moves that are remembered, oldest first, as far as they can be read.
 pub fn moves(root: &Keyspace) -> Vec<MoveRecord> {
-    let records = range(root, MOVES_PREFIX, true).into_iter();
+    let records = range(root, MOVES_PREFIX, true).unwrap_or_default().into_iter();
     records.filter_map(|pair| MoveRecord::decode(pair.value).ok()).collect()
 }
 
 /// The command that forgets the oldest moves beyond `kept`, if there are so many.
 pub fn forget_moves(root: &Keyspace, kept: usize) -> Option<Command> {
-    let keys: Vec<Bytes> = range(root, MOVES_PREFIX, true).into_iter().map(|pair| pair.key).collect();
+    let moves = range(root, MOVES_PREFIX, true).unwrap_or_default();
+    let keys: Vec<Bytes> = moves.into_iter().map(|pair| pair.key).collect();
     let surplus = keys.len().saturating_sub(kept).min(FORGOTTEN_AT_ONCE);
     (surplus > 0).then(|| txn(Vec::new(), keys.into_iter().take(surplus).map(delete).collect()))
 }
@@ -267,44 +268,52 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Reads the root group's keyspace whole. What cannot be read is left out.
-    pub fn read(root: &Keyspace) -> Catalog {
+    /// Reads the root group's keyspace whole.
+    ///
+    /// # Errors
+    /// Something of it cannot be read. What is missing then is not deleted.
+    pub fn read(root: &Keyspace) -> Result<Catalog, String> {
         let mut catalog = Catalog::default();
         for prefix in [KEYSPACES_PREFIX, GROUPS_PREFIX, LEAVING_PREFIX, DRAINING_PREFIX] {
-            range(root, prefix, true).into_iter().for_each(|pair| catalog.take(pair));
+            range(root, prefix, true)?.into_iter().try_for_each(|pair| catalog.take(pair))?;
         }
         for key in [NEXT_GROUP_KEY, PAUSED_KEY] {
-            range(root, key, false).into_iter().for_each(|pair| catalog.take(pair));
+            range(root, key, false)?.into_iter().try_for_each(|pair| catalog.take(pair))?;
         }
-        catalog
+        Ok(catalog)
     }
 
     /// Reads again what `keys` of the root group's keyspace hold. Returns the groups whose placement may be another now.
-    pub(crate) fn refresh(&mut self, root: &Keyspace, keys: &BTreeSet<Bytes>) -> Vec<GroupId> {
+    ///
+    /// # Errors
+    /// Some of it cannot be read; that is as it was, and the rest may be.
+    pub(crate) fn refresh(
+        &mut self,
+        root: &Keyspace,
+        keys: &BTreeSet<Bytes>,
+    ) -> Result<Vec<GroupId>, String> {
         let mut groups = Vec::new();
         for key in keys.iter().filter_map(|key| std::str::from_utf8(key).ok()) {
-            let pair = range(root, key, false).into_iter().next();
+            let pair = range(root, key, false)?.pop();
             let group = key.strip_prefix(GROUPS_PREFIX).and_then(parse_group);
             match pair {
-                Some(pair) => self.take(pair),
+                Some(pair) => self.take(pair)?,
                 None => self.forget(key, group),
             }
             groups.extend(group);
         }
-        groups
+        Ok(groups)
     }
 
-    fn take(&mut self, pair: KeyValue) {
-        let Ok(key) = std::str::from_utf8(&pair.key) else { return };
+    fn take(&mut self, pair: KeyValue) -> Result<(), String> {
+        let Ok(key) = std::str::from_utf8(&pair.key) else { return Ok(()) };
         let revision = pair.mod_revision;
         if let Some(name) = key.strip_prefix(KEYSPACES_PREFIX) {
-            if let Ok(record) = KeyspaceRecord::decode(pair.value) {
-                self.keyspaces.insert(name.to_owned(), Recorded { revision, record });
-            }
+            let record = decode(&pair)?;
+            self.keyspaces.insert(name.to_owned(), Recorded { revision, record });
         } else if let Some(group) = key.strip_prefix(GROUPS_PREFIX).and_then(parse_group) {
-            if let Ok(record) = Placement::decode(pair.value) {
-                self.placements.insert(group, Recorded { revision, record });
-            }
+            let record = decode(&pair)?;
+            self.placements.insert(group, Recorded { revision, record });
         } else if let Some(place) = parse_leaving(key) {
             let replica = std::str::from_utf8(&pair.value).ok().and_then(|text| text.parse().ok());
             let recorded = |replica| Recorded { revision, record: ReplicaId(replica) };
@@ -317,6 +326,7 @@ impl Catalog {
             let number = std::str::from_utf8(&pair.value).ok().and_then(|text| text.parse().ok());
             self.next_group = number.map(|number| (revision, number));
         }
+        Ok(())
     }
 
     fn forget(&mut self, key: &str, group: Option<GroupId>) {
@@ -647,8 +657,8 @@ mod tests {
             let keys = keys_of(&command);
             let applied = Applied { index: self.0.applied().index + 1, ..self.0.applied() };
             let response = self.0.apply(applied, vec![command]).pop().unwrap().unwrap();
-            self.1.refresh(&self.0, &keys);
-            assert_eq!(self.1, Catalog::read(&self.0), "key by key as at once");
+            self.1.refresh(&self.0, &keys).unwrap();
+            assert_eq!(self.1, Catalog::read(&self.0).unwrap(), "key by key as at once");
             matches!(response, Response::Txn(response) if response.succeeded)
         }
 

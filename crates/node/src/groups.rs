@@ -80,6 +80,8 @@ pub(crate) struct Replica {
     pub(crate) touched: bool,
     /// This replica differs from the others: it neither serves nor leads.
     pub(crate) quarantined: bool,
+    /// An alarm names this replica, as of what is applied.
+    pub(crate) is_accused: bool,
     /// The engine was ahead of the whole log when the replica was restored: the log on disk does not know its floor yet,
     /// and would take the next entry for one after a gap.
     pub(crate) floor_is_new: bool,
@@ -171,6 +173,7 @@ impl Replica {
             timer: None,
             touched: false,
             quarantined: false,
+            is_accused: false,
             floor_is_new,
         };
         replica.adopt_configuration();

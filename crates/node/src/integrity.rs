@@ -84,9 +84,11 @@ impl Node {
         if replica.integrity.marked_revision == Some(revision) {
             return;
         }
-        replica.integrity.marked_revision = Some(revision);
         let nobody = Origin { node: self.config.node, incarnation: self.config.incarnation, token: 0 };
-        self.propose_entry(group, vec![(nobody, Command::DigestMark.to_bytes())], effects);
+        let is_proposed = self.propose_entry(group, vec![(nobody, Command::DigestMark.to_bytes())], effects);
+        if let Some(replica) = self.replicas.get_mut(&group).filter(|_| is_proposed) {
+            replica.integrity.marked_revision = Some(revision);
+        }
     }
 
     /// After applying: compare what has become comparable.
@@ -216,10 +218,11 @@ impl Node {
         self.propose_alarms(group, vec![corrupt(node, AlarmAction::Activate)], effects);
     }
 
-    fn propose_alarms(&mut self, group: GroupId, alarms: Vec<AlarmRequest>, effects: &mut Effects) {
+    /// False if they were refused.
+    fn propose_alarms(&mut self, group: GroupId, alarms: Vec<AlarmRequest>, effects: &mut Effects) -> bool {
         let nobody = Origin { node: self.config.node, incarnation: self.config.incarnation, token: 0 };
         let commands = alarms.into_iter().map(|alarm| (nobody, Command::Alarm(alarm).to_bytes()));
-        self.propose_entry(group, commands.collect(), effects);
+        self.propose_entry(group, commands.collect(), effects)
     }
 
     /// Leader of a group of the catalog: an alarm about a replica that is gone is over. True while there is such a one. A new replica on that
@@ -234,19 +237,27 @@ impl Node {
         if over.is_empty() || is_under_way {
             return !over.is_empty();
         }
-        replica.integrity.lifting = Some(replica.core.last());
+        let end = replica.core.last();
         let lifted = over.into_iter().map(|node| corrupt(node, AlarmAction::Deactivate));
-        self.propose_alarms(group, lifted.collect(), effects);
+        let is_proposed = self.propose_alarms(group, lifted.collect(), effects);
+        if let Some(replica) = self.replicas.get_mut(&group).filter(|_| is_proposed) {
+            replica.integrity.lifting = Some(end);
+        }
         true
     }
 
-    /// After applying: a replica that an alarm names stops serving and leading, and an alarm about one that is gone is lifted.
+    /// After applying: a replica that an alarm names stops serving and leading until the alarm is lifted, and an alarm about one that is gone is
+    /// lifted here. If alarms name all who could lead, whoever was not quarantined before goes on: nobody could lift them otherwise.
     pub(crate) fn heed_alarms(&mut self, group: GroupId, effects: &mut Effects) {
-        let Some(replica) = self.replicas.get(&group) else { return };
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
         let accused = replica.accused();
         // Whoever reads of it before it belonged to the group reads of another replica that was on this node.
-        if accused.contains(&self.config.node) && replica.belongs() {
+        let is_accused = accused.contains(&self.config.node) && replica.belongs();
+        let was_accused = std::mem::replace(&mut replica.is_accused, is_accused);
+        if is_accused && replica.has_voter_but(&accused) {
             self.quarantine(group, effects);
+        } else if was_accused && !is_accused {
+            self.release(group, effects);
         }
         if !accused.is_empty() {
             self.lift_alarms(group, effects);
@@ -261,12 +272,23 @@ impl Node {
         };
         tracing::error!(group = group.0, "this replica is quarantined: rebuild it from the others");
         replica.quarantined = true;
-        replica.board.set_quarantined();
+        replica.board.set_quarantined(true);
         let waiting = std::mem::take(&mut replica.waiting).into_iter().map(|(token, _)| token);
         let certain = waiting.chain(replica.reads.take_all());
         effects.replies.extend(certain.map(|token| (token, Reply::Failed(Failure::Quarantined))));
         replica.give_up_proposals(effects);
         self.step_group(group, CoreEvent::Retire, effects);
+    }
+
+    /// Somebody lifted the alarm about this node's replica: it serves again. If it is damaged all the same, it will be named again.
+    fn release(&mut self, group: GroupId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group).filter(|replica| replica.quarantined) else {
+            return;
+        };
+        tracing::warn!(group = group.0, "the alarm about this replica was lifted: it serves again");
+        replica.quarantined = false;
+        replica.board.set_quarantined(false);
+        self.step_group(group, CoreEvent::Reinstate, effects);
     }
 }
 
@@ -313,6 +335,12 @@ impl Replica {
     /// The nodes whose replicas an alarm names as damaged.
     pub(crate) fn accused(&self) -> BTreeSet<NodeId> {
         accused_in(&self.keyspace)
+    }
+
+    /// Whether somebody votes whose node is none of `accused`.
+    fn has_voter_but(&self, accused: &BTreeSet<NodeId>) -> bool {
+        let nodes = self.core.configuration().voters.iter().filter_map(|voter| self.node_of(*voter));
+        nodes.into_iter().any(|node| !accused.contains(&node))
     }
 
     /// Whether this replica was in the group as of what is applied.
@@ -387,6 +415,7 @@ mod tests {
 
     use hadron_consensus::{DEFAULT_GROUP, ROOT_GROUP, Term};
     use hadron_keyspace::Applied;
+    use hadron_proto::etcdserverpb::PutRequest;
     use hadron_storage::engine::{Engine, ModelEngine};
 
     use super::*;
@@ -464,9 +493,19 @@ mod tests {
         effects
     }
 
-    /// A node that is alone with a keyspace of the catalog.
+    /// A node that is alone, with a keyspace of the catalog.
     fn placed() -> (Node, GroupId) {
+        placed_on(leading())
+    }
+
+    /// A node whose groups take one entry after the other.
+    fn with_room_for_one_entry() -> Node {
         let mut node = leading();
+        node.config.limits.uncommitted_bytes = 1;
+        node
+    }
+
+    fn placed_on(mut node: Node) -> (Node, GroupId) {
         let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
         let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &[NodeId(1)]));
         let command = made.expect("a good name").to_bytes();
@@ -516,19 +555,65 @@ mod tests {
         assert!(!node.lift_alarms(group, &mut effects));
     }
 
+    /// The end of an alarm, and a mark, that were refused counted as on their way for ever: nothing of the group could be
+    /// changed any more, and its state was not compared.
+    #[test]
+    fn what_was_refused_is_proposed_again() {
+        let (mut node, group) = placed_on(with_room_for_one_entry());
+        let put = Command::Put(PutRequest { key: "k".into(), ..Default::default() });
+        let nobody = Origin { node: NodeId(1), incarnation: 7, token: 0 };
+        let mut effects = Effects::default();
+        assert!(node.propose_entry(group, vec![(nobody, put.to_bytes())], &mut effects));
+        let replica = &node.replicas[&group];
+        let applied = Applied { index: replica.applied().0 + 1, ..replica.keyspace.applied() };
+        drop(replica.keyspace.apply(applied, vec![accusation(7), put]));
+        let last = replica.core.last();
+        assert!(node.lift_alarms(group, &mut effects));
+        node.replicas.get_mut(&group).expect("it is there").integrity.next_at = Time(0);
+        node.maybe_check_integrity(group, &mut effects);
+        let replica = &node.replicas[&group];
+        assert_eq!(replica.core.last(), last, "it takes nothing");
+        assert_eq!(replica.integrity.lifting, None);
+        assert!(replica.is_check_due());
+    }
+
     /// A replica that came to a node whose former replica had been damaged read of that in the log, and took it for its own.
     #[test]
     fn an_alarm_about_a_former_replica_is_none_of_the_new_ones_business() {
-        let (mut node, group) = placed();
+        let (mut node, group) = (node(), DEFAULT_GROUP);
         let replica = node.replicas.get_mut(&group).expect("it is there");
         let me = std::mem::replace(&mut replica.me, ReplicaId(9));
-        take(&mut node, Event::Write { token: 10, group, command: accusation(1).to_bytes() });
-        assert!(!node.replicas[&group].quarantined, "it does not belong to the group yet");
+        assert!(!hears_of(&mut node, accusation(1)), "it does not belong to the group yet");
         node.replicas.get_mut(&group).expect("it is there").me = me;
         node.heed_alarms(group, &mut Effects::default());
         assert!(node.replicas[&group].quarantined);
         let found = node.board.damaged();
         assert_eq!(found, BTreeMap::from([(group, me)]));
+    }
+
+    /// Applies a command; whether the replica is quarantined then.
+    fn hears_of(node: &mut Node, command: Command) -> bool {
+        let keyspace = node.replicas[&DEFAULT_GROUP].keyspace.clone();
+        let applied = Applied { index: keyspace.applied().index + 1, ..keyspace.applied() };
+        drop(keyspace.apply(applied, vec![command]));
+        node.heed_alarms(DEFAULT_GROUP, &mut Effects::default());
+        node.replicas[&DEFAULT_GROUP].quarantined
+    }
+
+    /// Whoever lifted the alarm got nothing back before the node was started again; and where a client's alarms named all members,
+    /// or the only one, nobody could lift them.
+    #[test]
+    fn a_replica_serves_again_when_its_alarm_is_lifted_and_somebody_can_always_lift_it() {
+        let mut node = node();
+        let lifted = |member| Command::Alarm(corrupt(NodeId(member), AlarmAction::Deactivate));
+        assert!(!hears_of(&mut node, accusation(2)));
+        assert!(hears_of(&mut node, accusation(1)));
+        assert!(!hears_of(&mut node, lifted(1)));
+        assert!(!hears_of(&mut node, accusation(3)));
+        assert!(!hears_of(&mut node, accusation(1)), "it is the last one");
+        let (mut alone, group) = placed();
+        take(&mut alone, Event::Write { token: 10, group, command: accusation(1).to_bytes() });
+        assert!(!alone.replicas[&group].quarantined);
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct Node {
     pub(crate) is_pool_new: bool,
     /// How often the others' needs had changed when they were last looked at.
     pub(crate) needs_seen: u64,
+    /// What of the root group could not be read when it was read last.
+    pub(crate) unread: Option<String>,
     pub(crate) log: LogQueue,
     /// Groups for which old segments of the log were kept when somebody last looked.
     pub(crate) pinning: BTreeSet<GroupId>,
@@ -121,6 +123,7 @@ impl Node {
             are_peers_new: false,
             is_pool_new: false,
             needs_seen: 0,
+            unread: None,
             log: LogQueue::default(),
             pinning: BTreeSet::new(),
             engine_persist: EnginePersist::new(now),
@@ -134,6 +137,7 @@ impl Node {
             heartbeats: 0,
             config,
         };
+        node.read_pool().map_err(|what| unreadable(&what))?;
         node.refresh_pool();
         Ok(node)
     }
@@ -162,6 +166,9 @@ impl Node {
             self.touch(group);
         }
         self.reread_catalog(effects);
+        if let Some(what) = &self.unread {
+            effects.fatal = Some(unreadable(what));
+        }
         self.settle(now, effects);
     }
 
@@ -324,6 +331,7 @@ impl Node {
             self.refresh_peers();
         }
         if self.heartbeats % PUBLISH_EVERY == 1 {
+            self.read_root_again(effects);
             self.publish();
             self.tell_roster(self.connected.keys().copied().collect(), effects);
             self.ask_to_leave(effects);
@@ -423,7 +431,7 @@ impl Node {
             return;
         }
         let own = &self.config.own;
-        let pool = Pool::read(&root.keyspace, &self.config.roster);
+        let Ok(pool) = Pool::read(&root.keyspace, &self.config.roster) else { return };
         if pool.removed.contains_key(&own.id) {
             return;
         }
@@ -471,6 +479,11 @@ impl Node {
         }
         replica.timer = deadline;
     }
+}
+
+/// Nothing can be decided without it.
+fn unreadable(what: &str) -> String {
+    format!("{what}; move the data directory away and rebuild this member from the others")
 }
 
 #[cfg(test)]

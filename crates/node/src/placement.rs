@@ -105,7 +105,10 @@ impl Node {
     pub(crate) fn reread_catalog(&mut self, effects: &mut Effects) {
         let Some(root) = self.replicas.get(&ROOT_GROUP) else { return };
         let revision = root.keyspace.revision();
-        self.board.set_catalog(Catalog::read(&root.keyspace));
+        match Catalog::read(&root.keyspace) {
+            Ok(catalog) => self.board.set_catalog(catalog),
+            Err(what) => return self.cannot_read_root(what),
+        }
         self.tell_shards(Event::CatalogReread { revision }, effects);
         self.heed_whole_catalog(revision, effects);
     }
@@ -116,7 +119,9 @@ impl Node {
         let placed: BTreeSet<GroupId> = self.board.with_catalog(|catalog| {
             catalog.placements().map(|(group, _)| group).filter(|group| shard.owns(*group)).collect()
         });
-        let here = self.replicas.keys().chain(self.residents.recovered.keys());
+        let residents = &self.residents;
+        let unopened = residents.unopened.keys();
+        let here = self.replicas.keys().chain(residents.recovered.keys()).chain(unopened);
         let concerned: BTreeSet<GroupId> = here.copied().chain(placed).collect();
         for group in concerned {
             self.reside(group, effects);
@@ -124,11 +129,31 @@ impl Node {
         self.residents.heeded = self.residents.heeded.max(revision);
     }
 
+    /// Goes on with what it knew: what cannot be read is not gone.
+    pub(crate) fn cannot_read_root(&mut self, what: String) {
+        tracing::error!(
+            what,
+            "what the root group says cannot be read: it is tried again, and what was known holds"
+        );
+        self.unread = Some(what);
+    }
+
+    /// Now and then: what could not be read may have been an error that passes.
+    pub(crate) fn read_root_again(&mut self, effects: &mut Effects) {
+        if self.unread.take().is_some() {
+            self.refresh_pool();
+            self.reread_catalog(effects);
+        }
+    }
+
     /// Takes over what the root group's entries of this turn changed.
     pub(crate) fn refresh_catalog(&mut self, effects: &mut Effects) {
         let changed = std::mem::take(&mut self.residents.changed);
         let Some(root) = self.replicas.get(&ROOT_GROUP).filter(|_| !changed.is_empty()) else { return };
-        let groups = self.board.refresh_catalog(&root.keyspace, &changed);
+        let groups = match self.board.refresh_catalog(&root.keyspace, &changed) {
+            Ok(groups) => groups,
+            Err(what) => return self.cannot_read_root(what),
+        };
         let revision = root.keyspace.revision();
         let (own, others) = groups.into_iter().partition(|group| self.shard.owns(*group));
         self.heed_catalog(own, revision, effects);
@@ -157,7 +182,7 @@ impl Node {
         let is_in_log = self.residents.recovered.contains_key(&group);
         let Known { is_deleted, is_placed, wanted, leaving } = self.known(group);
         match self.replica_here(group) {
-            Some(_) if is_deleted => self.destroy(group, effects),
+            Some(_) if is_deleted && !self.root_is_quarantined() => self.destroy(group, effects),
             Some(here) if leaving == Some(here) => drop(self.residents.leaving.insert(group)),
             // Wanted, or of a time that the catalog has yet to come to.
             Some(_) => drop(self.residents.leaving.remove(&group)),
@@ -168,6 +193,11 @@ impl Node {
             }
             None => {}
         }
+    }
+
+    /// What a replica of the root group says that is known to be damaged ends nothing.
+    fn root_is_quarantined(&self) -> bool {
+        self.board.group(ROOT_GROUP).is_some_and(|root| root.quarantined())
     }
 
     fn known(&self, group: GroupId) -> Known {
@@ -251,7 +281,7 @@ impl Node {
         // Who came later begins without members, and hears from the leader who they are.
         let was_there = |voters: &Vec<(ReplicaId, NodeId)>| voters.iter().any(|(id, _)| *id == replica);
         let voters = first.filter(was_there).unwrap_or_default();
-        let log = self.residents.recovered.remove(&group).unwrap_or_default();
+        let log = self.residents.recovered.get(&group).cloned().unwrap_or_default();
         let begins = voters.first().is_some_and(|(id, _)| *id == replica)
             && log.entries.is_empty()
             && keyspace.applied().index == 0;
@@ -261,11 +291,15 @@ impl Node {
         let is_readable =
             applied_configuration(group, &keyspace, &first_configuration(&config.voters)).is_ok();
         match Replica::restore(&self.config, &config, keyspace, board, log, self.now) {
-            Ok(opened) => drop(self.replicas.insert(group, opened)),
+            Ok(opened) => {
+                self.residents.recovered.remove(&group);
+                self.replicas.insert(group, opened);
+            }
             Err(why) => {
                 self.board.remove_group(group);
                 return match is_readable {
                     true => self.give_up_damaged(group, Some(replica), &why, effects),
+                    // It lives, and so does its log.
                     false => give_up(group, &why),
                 };
             }
@@ -448,13 +482,15 @@ fn give_up(group: GroupId, why: &str) {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use hadron_consensus::{HardState, Message, Term};
-    use hadron_keyspace::Applied;
-    use hadron_storage::engine::{Engine, ModelEngine};
+    use std::ops::ControlFlow;
+
+    use hadron_consensus::{DEFAULT_GROUP, HardState, Message, Term};
+    use hadron_keyspace::{Applied, Options, ValueCache};
+    use hadron_storage::engine::{Engine, ModelEngine, Read as _, Space};
 
     use super::*;
     use crate::catalog::KeyspaceRecord;
-    use crate::node::tests::leading;
+    use crate::node::tests::{alone, leading};
     use crate::propose::RETRY_US;
 
     /// How often node 2 was asked something in this group.
@@ -513,6 +549,56 @@ mod tests {
         node.step(Time(60), Event::LogDurable { sequence }, &mut effects);
         node.step(Time(70), Event::Opened { group, outcome: OpenOutcome::Gone }, &mut effects);
         assert!(node.left().is_some());
+    }
+
+    /// One value of the root group could not be read, and every group of the catalog counted as deleted: the node destroyed all its
+    /// replicas.
+    #[test]
+    fn what_cannot_be_read_of_the_catalog_is_not_deleted() {
+        let engine = ModelEngine::new();
+        let options = Options { cache: ValueCache::new(0), ..Options::default() };
+        let open = |engine: &Arc<ModelEngine>, group: GroupId| {
+            Keyspace::open(engine.clone(), group.0, options.clone()).unwrap()
+        };
+        let sound = Arc::new(engine);
+        let root = open(&sound, ROOT_GROUP);
+        let mut keys = BTreeSet::new();
+        for (index, name) in [(1, "a"), (2, "b")] {
+            let wanted = KeyspaceRecord { name: name.into(), ..Default::default() };
+            let made = Catalog::read(&root).unwrap().create(&wanted, &[NodeId(1)]).unwrap();
+            keys.append(&mut keys_of(&made));
+            root.apply(Applied { index, ..root.applied() }, vec![made]);
+        }
+        let mut flush = root.take_flush(u64::MAX, usize::MAX).unwrap();
+        sound.write(std::mem::take(&mut flush.batch)).unwrap();
+        root.flush_done(flush);
+        let catalog = Catalog::read(&root).unwrap();
+        let mut values = Vec::new();
+        let see = &mut |key: &[u8], _: &[u8]| {
+            values.push(Bytes::copy_from_slice(key));
+            ControlFlow::Continue(())
+        };
+        sound.scan(Space::Values, &[], &[u8::MAX; 32], see).unwrap();
+        assert_eq!(values.len(), 6, "of each a record, a placement and the next number");
+        for value in values {
+            let engine = Arc::new((*sound).clone());
+            engine.damage(Space::Values, value);
+            let root = open(&engine, ROOT_GROUP);
+            // The number that the second one replaced is nobody's any more.
+            let Err(_) = Catalog::read(&root) else { continue };
+            let mut known = catalog.clone();
+            known.refresh(&root, &keys).unwrap_err();
+            assert_eq!(known, catalog);
+
+            let (config, _) = alone();
+            let keyspaces = [ROOT_GROUP, DEFAULT_GROUP].map(|group| (group, open(&engine, group)));
+            let logs = [2, 3].map(|group| (GroupId(group), RecoveredGroup::default()));
+            let mut node = Node::new(config, logs.into(), &keyspaces.into(), Time(1)).unwrap();
+            let mut effects = Effects::default();
+            node.start(Time(1), &mut effects);
+            assert!(effects.fatal.is_some_and(|what| what.contains("rebuild this member")));
+            assert!(effects.opens.is_empty() && effects.destroys.is_empty());
+        }
     }
 
     /// Opens the one replica that is wanted here.

@@ -165,8 +165,13 @@ impl Node {
     }
 
     /// Proposes one entry; its commands are remembered or refused according to the group's answer.
-    pub(crate) fn propose_entry(&mut self, group: GroupId, commands: Gathered, effects: &mut Effects) {
-        let Some(replica) = self.replicas.get_mut(&group) else { return };
+    pub(crate) fn propose_entry(
+        &mut self,
+        group: GroupId,
+        commands: Gathered,
+        effects: &mut Effects,
+    ) -> bool {
+        let Some(replica) = self.replicas.get_mut(&group) else { return false };
         let term = replica.core.term();
         let stamp_ms = replica.clock.now_ms(self.now);
         let data = envelope::encode(stamp_ms, &commands);
@@ -174,12 +179,16 @@ impl Node {
         let token = self.entry_token;
         let outcome = self.step_group(group, CoreEvent::Propose { token, data }, effects);
         match outcome {
-            Some(Outcome::Proposed { term: in_term, .. }) => self.remember(group, in_term, commands),
+            Some(Outcome::Proposed { term: in_term, .. }) => {
+                self.remember(group, in_term, commands);
+                return true;
+            }
             Some(Outcome::Refused { reason, .. }) => {
                 self.refuse_gathered(group, commands, reason, term, effects)
             }
             None => self.refuse_gathered(group, commands, Refusal::Busy, term, effects),
         }
+        false
     }
 
     fn remember(&mut self, group: GroupId, term: Term, commands: Gathered) {

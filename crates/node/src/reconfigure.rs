@@ -173,7 +173,13 @@ impl Replica {
 impl Node {
     /// Reads what the root group says about the pool, as far as it is applied here.
     pub(crate) fn refresh_pool(&mut self) {
-        let pool = if self.shard.is_first() { Arc::new(self.read_pool()) } else { self.board.pool() };
+        let pool = match self.shard.is_first() {
+            true => match self.read_pool() {
+                Ok(pool) => Arc::new(pool),
+                Err(what) => return self.cannot_read_root(what),
+            },
+            false => self.board.pool(),
+        };
         if self.pool == pool {
             return;
         }
@@ -189,15 +195,19 @@ impl Node {
         }
     }
 
-    fn read_pool(&self) -> Pool {
+    /// The pool as the root group's replica has it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(crate) fn read_pool(&self) -> Result<Pool, String> {
         let initial = &self.config.roster;
         let mut pool = match self.replicas.get(&ROOT_GROUP) {
-            Some(root) => Pool::read(&root.keyspace, initial),
+            Some(root) => Pool::read(&root.keyspace, initial)?,
             None => Pool { roster: initial.clone(), ..Pool::default() },
         };
         // Also before the others have heard of it, and after the record of an earlier start.
         pool.said.insert(self.config.own.id, self.config.own.clone());
-        pool
+        Ok(pool)
     }
 
     /// The first shard says that the pool, or who is to be connected, may have changed.

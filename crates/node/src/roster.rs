@@ -16,6 +16,7 @@ use bytes::Bytes;
 use hadron_consensus::{NodeId, ReplicaId};
 use hadron_keyspace::{Command, Keyspace};
 use hadron_proto::etcdserverpb as pb;
+use hadron_proto::mvccpb::KeyValue;
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::request_op::Request;
 use prost::Message as _;
@@ -182,24 +183,24 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Reads the root group's keyspace; `initial` is the roster of a pool that was never changed. What cannot be read is
-    /// left out.
-    pub fn read(root: &Keyspace, initial: &Roster) -> Pool {
-        let stored = range(root, ROSTER_KEY, false).into_iter().next();
-        let stored = stored.and_then(|pair| Some((pair.mod_revision, Roster::decode(pair.value).ok()?)));
+    /// Reads the root group's keyspace; `initial` is the roster of a pool that was never changed.
+    ///
+    /// # Errors
+    /// Something of it cannot be read. That does not mean that it is not there.
+    pub fn read(root: &Keyspace, initial: &Roster) -> Result<Pool, String> {
+        let stored = range(root, ROSTER_KEY, false)?.pop();
+        let stored = stored.map(|pair| Ok::<_, String>((pair.mod_revision, decode(&pair)?))).transpose()?;
         let (revision, roster) = stored.unwrap_or_else(|| (0, initial.clone()));
-        let member = |value: Bytes| Member::decode(value).ok();
-        let said = range(root, NODES_PREFIX, true).into_iter().filter_map(|pair| member(pair.value));
-        let removed = range(root, REMOVED_PREFIX, true).into_iter().filter_map(|pair| {
-            let removed = Removed { revision: pair.mod_revision, member: member(pair.value)? };
-            Some((removed.member.id, removed))
-        });
-        Pool {
-            revision,
-            roster,
-            said: said.map(|member| (member.id, member)).collect(),
-            removed: removed.collect(),
+        let mut pool = Pool { revision, roster, ..Pool::default() };
+        for pair in range(root, NODES_PREFIX, true)? {
+            let member: Member = decode(&pair)?;
+            pool.said.insert(member.id, member);
         }
+        for pair in range(root, REMOVED_PREFIX, true)? {
+            let removed = Removed { revision: pair.mod_revision, member: decode(&pair)? };
+            pool.removed.insert(removed.member.id, removed);
+        }
+        Ok(pool)
     }
 
     /// The members as they are known, by id.
@@ -270,14 +271,28 @@ pub(crate) fn condition(key: Bytes, revision: i64) -> pb::Compare {
     }
 }
 
-pub(crate) fn range(root: &Keyspace, key: &str, is_prefix: bool) -> Vec<hadron_proto::mvccpb::KeyValue> {
+/// The keys of the root group's keyspace that there are.
+///
+/// # Errors
+/// Some of it cannot be read.
+pub(crate) fn range(root: &Keyspace, key: &str, is_prefix: bool) -> Result<Vec<KeyValue>, String> {
     let mut end = key.as_bytes().to_vec();
     if let Some(last) = end.last_mut().filter(|_| is_prefix) {
         *last += 1;
     }
     let range_end = if is_prefix { end.into() } else { Bytes::new() };
     let request = pb::RangeRequest { key: key.to_owned().into(), range_end, ..Default::default() };
-    root.range(&request).map(|response| response.kvs).unwrap_or_default()
+    let response = root.range(&request).map_err(|error| format!("{key} of the root group: {error}"))?;
+    Ok(response.kvs)
+}
+
+/// What a key of the root group's keyspace holds.
+///
+/// # Errors
+/// It is not what this version writes there.
+pub(crate) fn decode<T: prost::Message + Default>(pair: &KeyValue) -> Result<T, String> {
+    let key = String::from_utf8_lossy(&pair.key);
+    T::decode(pair.value.clone()).map_err(|error| format!("{key} of the root group: {error}"))
 }
 
 #[cfg(test)]
@@ -319,7 +334,7 @@ mod tests {
         }
 
         fn pool(&self) -> Pool {
-            Pool::read(&self.0, &initial())
+            Pool::read(&self.0, &initial()).unwrap()
         }
     }
 

@@ -112,7 +112,10 @@ impl Node {
         };
         replica.unapplied.retain(|entry| entry.index > position.index);
         replica.applied_term = position.term;
-        replica.clock = GroupClock::new(applied.stamp_ms, now);
+        if !replica.core.is_leader() {
+            // A leader's, which began with its log's last stamp, is ahead of that.
+            replica.clock = GroupClock::new(applied.stamp_ms, now);
+        }
         replica.give_up_proposals(effects);
         replica.board.set_applied(position.index.0);
         tracing::info!(group = group.0, index = position.index.0, "installed a snapshot");

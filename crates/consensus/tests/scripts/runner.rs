@@ -113,6 +113,7 @@ impl Runner {
             ["pressure", id, how] => self.step(replica(id), Event::Pressure { full: how == "full" }, output),
             // retire r1: it is damaged and must not lead.
             ["retire", id] => self.step(replica(id), Event::Retire, output),
+            ["reinstate", id] => self.step(replica(id), Event::Reinstate, output),
             // corrupt: the data of each entry on its way is changed; its checksum is not.
             ["corrupt"] => self.corrupt(),
             // snapshot r1 r2 ok|fails: r1's state reaches r2, or does not.

@@ -9,7 +9,8 @@ use hadron_node::{Catalog, DEFAULT_KEYSPACE, Report, load_of, moves};
 use hadron_proto::hadron as pb;
 use tonic::Status;
 
-use super::backend::{Backend, Standing, Unavailable};
+use super::backend::{Backend, Standing};
+use super::beside;
 use super::context::{Context, mismatch};
 use super::hitters;
 use super::placing::unheard;
@@ -121,8 +122,7 @@ impl<B: Backend> Context<B> {
             return Ok(BTreeMap::new());
         }
         let backend = self.backend.clone();
-        let looked = tokio::task::spawn_blocking(move || backend.standing()).await;
-        let Standing { view, waiting, .. } = looked.map_err(|_| Status::from(Unavailable::Stopped))?;
+        let Standing { view, waiting, .. } = beside::run(move || backend.standing()).await?;
         let is_heard = unheard(&view) == 0;
         Ok(waiting.iter().filter(|_| is_heard).map(|(node, waiting)| (*node, told(waiting))).collect())
     }

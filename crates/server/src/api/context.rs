@@ -15,7 +15,9 @@ use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use super::apart::Apart;
 use super::backend::{Backend, GroupStatus, Written};
+use super::beside;
 use super::choice::Door;
 use super::error::{EtcdError, refusal};
 use super::keyspaces::{no_keyspace, serves};
@@ -98,8 +100,12 @@ pub(super) struct Context<B> {
     pub(super) watch_progress_interval: Duration,
     /// Where backups are built.
     pub(super) snapshot_dir: Arc<Path>,
-    /// Turns to build one.
+    /// Calls for one that may be under way.
     pub(super) snapshots: Arc<Semaphore>,
+    /// The building of backups.
+    pub(super) backups: Apart,
+    /// What is computed from all data, of the keyspace or of the pool.
+    pub(super) calculations: Apart,
     pub(super) tokens: Arc<Tokens>,
     pub(super) passwords: Passwords,
     pub(super) metrics: Arc<Metrics>,
@@ -133,6 +139,8 @@ impl<B: Backend> Context<B> {
             watch_progress_interval: self.watch_progress_interval,
             snapshot_dir: Arc::clone(&self.snapshot_dir),
             snapshots: Arc::new(Semaphore::new(snapshot::AT_ONCE)),
+            backups: self.backups.for_another(),
+            calculations: self.calculations.for_another(),
             tokens: Arc::clone(&self.tokens),
             passwords: self.passwords.for_another(),
             metrics: Arc::clone(&self.metrics),
@@ -189,7 +197,11 @@ impl<B: Backend> Context<B> {
     /// Refuses to go on when the keyspace is deleted, or is served by other nodes now.
     pub(super) fn check_here(&self) -> Result<(), Status> {
         self.terms()?;
-        if self.is_default() || serves(&self.backend, self.group) {
+        if self.is_default() {
+            // Its replica is here, and may be damaged.
+            return self.keyspace().map(drop);
+        }
+        if serves(&self.backend, self.group) {
             return Ok(());
         }
         // Clients begin anew after this code, and are led to where it is.
@@ -201,9 +213,6 @@ impl<B: Backend> Context<B> {
 
     /// Ends when the keyspace is gone from here, with what to tell whoever waits for something in it.
     pub(super) async fn gone(&self) -> Status {
-        if self.is_default() {
-            std::future::pending::<()>().await;
-        }
         loop {
             tokio::time::sleep(GONE_INTERVAL).await;
             if let Err(gone) = self.check_here() {
@@ -287,11 +296,16 @@ impl<B: Backend> Context<B> {
         read: impl FnOnce() -> Result<T, hadron_keyspace::Error> + Send + 'static,
     ) -> Result<T, Status> {
         let _open = self.metrics.open_reads.hold();
-        match tokio::task::spawn_blocking(read).await {
-            Ok(result) => result.map_err(refusal),
-            // The runtime is being shut down, or the read panicked.
-            Err(_) => Err(EtcdError::Stopped.into()),
-        }
+        beside::run(read).await?.map_err(refusal)
+    }
+
+    /// The same for one that may take minutes.
+    pub(super) async fn read_apart<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, hadron_keyspace::Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        let _open = self.metrics.open_reads.hold();
+        self.calculations.run(|_| read()).await?.map_err(refusal)
     }
 
     /// Proposes a command, in nobody's name, and returns the state machine's answer with the term of its entry.

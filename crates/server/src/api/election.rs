@@ -68,15 +68,14 @@ async fn campaign<B: Backend>(
     let electionpb::CampaignRequest { name, lease, value } = request;
     let lease = session.lease(lease).await?;
     let (place, mut header, said) = enter(session, &name, lease, value.clone()).await?;
-    let candidacy = Candidacy::new(session, &place);
+    let candidacy = Candidacy::new(session, &place, said.is_none());
     if said.is_some_and(|said| said != value) {
         header = proclaim(session, &place, lease, value).await?;
     }
-    session.wait_for_turn(&name, &place).await.map_err(|lost| match lost {
+    candidacy.win(&name).await.map_err(|lost| match lost {
         Lost::Place => Status::unknown("election: session is expired"),
         Lost::Call(status) => status,
     })?;
-    candidacy.succeed();
     let leader = electionpb::LeaderKey { name, key: place.key, rev: place.revision, lease };
     Ok(electionpb::CampaignResponse { header, leader: Some(leader) })
 }

@@ -181,21 +181,24 @@ impl EtcdError {
             KeyspaceError::LeaseTtlTooLarge => EtcdError::LeaseTtlTooLarge,
             KeyspaceError::NoSpace => EtcdError::NoSpace,
             KeyspaceError::Auth(error) => EtcdError::from(*error),
-            KeyspaceError::Storage(_) => return None,
+            KeyspaceError::Storage(_) | KeyspaceError::Unreadable(_) => return None,
         })
     }
 }
 
 /// A refusal of the state machine as a client sees it.
 pub(super) fn refusal(error: KeyspaceError) -> Status {
-    match EtcdError::from_keyspace(&error) {
-        Some(known) => known.into(),
-        None => {
-            // Another node may well be able to read, and this code makes clients ask one.
-            tracing::error!(%error, "cannot read the local state");
-            Status::unavailable(format!("hadron: {error}"))
-        }
+    if let Some(known) = EtcdError::from_keyspace(&error) {
+        return known.into();
     }
+    tracing::error!(%error, "cannot read the local state");
+    let code = match error {
+        // Whoever asks again would do it twice.
+        KeyspaceError::Unreadable(_) => Code::DataLoss,
+        // Another node may well be able to read, and this code makes clients ask one.
+        _ => Code::Unavailable,
+    };
+    Status::new(code, format!("hadron: {error}"))
 }
 
 #[cfg(test)]

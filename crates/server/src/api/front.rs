@@ -113,7 +113,7 @@ impl<B: Backend> Front<B> {
             (Traffic::Metrics, _) => {
                 let context = Arc::clone(&self.keyspaces.default_services().context);
                 Answer {
-                    hidden: hidden(&request, &connection.end),
+                    hidden: hidden(&request, &connection.end, true),
                     ..Answer::of(Box::pin(http::answer(context, request, http::metrics_port)))
                 }
             }
@@ -126,7 +126,8 @@ impl<B: Backend> Front<B> {
         let gateway = self.gateway.as_ref().filter(|_| Gateway::owns(request.uri().path()));
         let is_stream = gateway.is_some_and(|gateway| gateway.is_stream(request.uri().path()));
         let waits = gateway.is_some_and(|gateway| gateway.waits(request.uri().path()));
-        let hidden = if is_stream || waits { None } else { hidden(&request, end) };
+        // Pages do without a body.
+        let hidden = if is_stream || waits { None } else { hidden(&request, end, gateway.is_none()) };
         let chosen = self.keyspaces.choose(&request, entrance);
         let (front, links) = (Arc::clone(self), Arc::clone(links));
         // Whoever passed it on has looked at that.
@@ -134,8 +135,11 @@ impl<B: Backend> Front<B> {
         let call: Call = if let Some(answer) = refusal {
             Box::pin(std::future::ready(Ok(answer)))
         } else if let Some(gateway) = gateway {
-            let unsent = unsent.clone();
-            let call = move |request| front.answer_grpc(request, chosen, &links, &unsent);
+            let (unsent, end) = (unsent.clone(), end.clone());
+            let call = move |request| {
+                end.note_request();
+                front.answer_grpc(request, chosen, &links, &unsent)
+            };
             Box::pin(gateway.answer(request, call))
         } else {
             Box::pin(async move { front.answer_page(request, chosen, &links).await })
@@ -353,11 +357,20 @@ impl Answer {
     fn ready(response: Response<Body>) -> Answer {
         Answer::of(ready_call(response))
     }
+
+    /// Shows the end to the reader, which is of the same task, if the call waits for a request that was cut off by it. A large request that
+    /// is translated beside looks like one: who sends such and closes its half may get no answer, as from etcd.
+    fn give_up_if_cut_off(&mut self, task: &TaskContext<'_>) {
+        if self.hidden.as_ref().is_some_and(EndHidden::cuts_off) {
+            self.hidden = None;
+            task.waker().wake_by_ref();
+        }
+    }
 }
 
 /// Hides the end of the client's half until the request is answered; HTTP/2 has other means.
-fn hidden(request: &Request<Incoming>, end: &End) -> Option<EndHidden> {
-    (request.version() < Version::HTTP_2).then(|| end.hide())
+fn hidden(request: &Request<Incoming>, end: &End, has_request: bool) -> Option<EndHidden> {
+    (request.version() < Version::HTTP_2).then(|| end.hide(has_request))
 }
 
 /// The answer to what is not gRPC on a port for gRPC.
@@ -374,7 +387,10 @@ impl Future for Answer {
         if let Some(unsent) = &self.unsent {
             ready!(unsent.poll_room(task));
         }
-        let Ok(mut response) = ready!(self.call.as_mut().poll(task));
+        let Poll::Ready(Ok(mut response)) = self.call.as_mut().poll(task) else {
+            self.give_up_if_cut_off(task);
+            return Poll::Pending;
+        };
         drop(self.hidden.take());
         if let Some(begun) = self.begun.take() {
             if let Some(slow) = &self.slow {

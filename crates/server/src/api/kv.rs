@@ -19,11 +19,11 @@ use super::context::{Context, Learners, mismatch};
 use super::error::refusal;
 use super::hitters::{bytes_of, first_key};
 use super::range_stream::{self, RangeStream};
-use super::unsent::{self, Unsent};
+use super::unsent::{self, Turn, Unsent};
 use crate::metrics::Histogram;
 
-/// A range of up to this many keys is read at once; handing it to another thread would cost more.
-const SHORT_RANGE_KEYS: i64 = 100;
+/// A write whose answer has no more pairs than this needs no turn: most writes that read look at the key that they compete for.
+const FEW_PAIRS: usize = 10;
 
 /// What a version takes beside its key and value, by etcd's estimate.
 const PUT_OVERHEAD_BYTES: usize = 256;
@@ -102,8 +102,14 @@ impl<B: Backend> Kv<B> {
         Ok(response)
     }
 
-    async fn write_txn(&self, claim: &Claim, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+    async fn write_txn(
+        &self,
+        claim: &Claim,
+        txn: pb::TxnRequest,
+        unsent: Option<Unsent>,
+    ) -> Result<pb::TxnResponse, Status> {
         self.context.check_size(&txn)?;
+        let _turn = turn_of_write(pairs_of_txn(&txn), unsent).await;
         if let Some(bytes) = cost_of_puts(&txn) {
             self.context.check_space(bytes).await?;
         }
@@ -114,9 +120,10 @@ impl<B: Backend> Kv<B> {
     }
 }
 
-/// Whether a range may take so long that the other connections of the thread should not wait for it.
+/// Whether a range may take so long that the other connections of the thread should not wait for it. Its limit does not tell: all keys
+/// are looked at to count them, and to sort or filter them before the cut.
 fn may_be_long(range: &pb::RangeRequest) -> bool {
-    !range.range_end.is_empty() && !(1..=SHORT_RANGE_KEYS).contains(&range.limit)
+    !range.range_end.is_empty()
 }
 
 /// Visits the operations of a transaction and of all that is nested in it, until one satisfies `stop`.
@@ -136,6 +143,43 @@ fn reads_may_be_long(txn: &pb::TxnRequest) -> bool {
             request_op::Request::RequestRange(range) => may_be_long(range),
             _ => false,
         })
+}
+
+/// Waits until a write may begin whose answer may have so many pairs. The answer is made as soon as the write is applied, whether or not
+/// there is room for it.
+async fn turn_of_write(pairs: usize, unsent: Option<Unsent>) -> Option<Turn> {
+    if pairs > FEW_PAIRS { Some(unsent::turn(unsent).await) } else { None }
+}
+
+/// How many pairs the answer to a transaction may have: those of the branch that may have more.
+fn pairs_of_txn(txn: &pb::TxnRequest) -> usize {
+    let of = |branch: &[pb::RequestOp]| {
+        let operations = branch.iter().filter_map(|operation| operation.request.as_ref());
+        operations.map(pairs_of).fold(0, usize::saturating_add)
+    };
+    of(&txn.success).max(of(&txn.failure))
+}
+
+fn pairs_of(operation: &request_op::Request) -> usize {
+    match operation {
+        request_op::Request::RequestRange(range) if range.count_only => 0,
+        request_op::Request::RequestRange(range) => {
+            let limit = usize::try_from(range.limit).ok().filter(|limit| *limit > 0);
+            keys_of(&range.range_end).min(limit.unwrap_or(usize::MAX))
+        }
+        request_op::Request::RequestPut(put) => usize::from(put.prev_kv),
+        request_op::Request::RequestDeleteRange(delete) => pairs_of_delete(delete),
+        request_op::Request::RequestTxn(nested) => pairs_of_txn(nested),
+    }
+}
+
+fn pairs_of_delete(delete: &pb::DeleteRangeRequest) -> usize {
+    if delete.prev_kv { keys_of(&delete.range_end) } else { 0 }
+}
+
+/// How many keys there may be up to the end of a range.
+fn keys_of(range_end: &[u8]) -> usize {
+    if range_end.is_empty() { 1 } else { usize::MAX }
 }
 
 fn is_read_only(txn: &pb::TxnRequest) -> bool {
@@ -198,10 +242,11 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse)?;
-        let claim = Claim::of(&request);
+        let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let delete = request.into_inner();
         check::delete_range(&delete).map_err(refusal)?;
         self.context.check_size(&delete)?;
+        let _turn = turn_of_write(pairs_of_delete(&delete), unsent).await;
         self.context.metrics.delete_total.inc();
         let (response, term) = self.context.write_for(&claim, Command::DeleteRange(delete)).await?;
         let hadron_keyspace::Response::DeleteRange(mut response) = response else { return Err(mismatch()) };
@@ -217,7 +262,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         self.context.metrics.txn_total.inc();
         let response = match is_read_only(&txn) {
             true => self.read_txn(&claim, txn, unsent).await?,
-            false => self.write_txn(&claim, txn).await?,
+            false => self.write_txn(&claim, txn, unsent).await?,
         };
         Ok(unsent::answer(response))
     }

@@ -1,6 +1,6 @@
 //! etcd's demand for a leader: with the metadata `hasleader: true` a client asks to be refused, and its streams to be
 //! ended, while there is no leader, instead of waiting for a node that the others may have left behind. Streams also end when their
-//! keyspace is deleted, or moved to other nodes, which nobody has to demand.
+//! keyspace is deleted, or moved to other nodes, or its replica here is damaged, which nobody has to demand.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,8 +33,7 @@ pub(super) fn is_demanded(metadata: &MetadataMap) -> bool {
 pub(super) struct WhileLed<B, S> {
     context: Arc<Context<B>>,
     stream: S,
-    /// Absent if there is nothing to look for.
-    checks: Option<Interval>,
+    checks: Interval,
     demands_leader: bool,
     checks_failed: u32,
     ended: bool,
@@ -43,16 +42,14 @@ pub(super) struct WhileLed<B, S> {
 impl<B: Backend, S> WhileLed<B, S> {
     /// Wraps the stream that answers a call with this metadata.
     pub(super) fn new(context: Arc<Context<B>>, metadata: &MetadataMap, stream: S) -> WhileLed<B, S> {
-        let interval = || tokio::time::interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
         let demands_leader = is_demanded(metadata);
-        let checks = (demands_leader || !context.is_default()).then(interval);
+        let checks = tokio::time::interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
         WhileLed { context, stream, checks, demands_leader, checks_failed: 0, ended: false }
     }
 
     /// What was lost; otherwise the task is woken for the next look.
     fn poll_lost(&mut self, task: &mut TaskContext<'_>) -> Result<(), Status> {
-        let Some(checks) = &mut self.checks else { return Ok(()) };
-        while checks.poll_tick(task).is_ready() {
+        while self.checks.poll_tick(task).is_ready() {
             self.context.check_here()?;
             let has_leader = !self.demands_leader || self.context.status().leader.is_some();
             self.checks_failed = if has_leader { 0 } else { self.checks_failed + 1 };

@@ -26,13 +26,12 @@ impl<B: Backend> Lock<B> {
     ) -> Result<lockpb::LockResponse, Status> {
         let lockpb::LockRequest { name, lease } = request;
         let lease = session.lease(lease).await?;
-        let (place, _, _) = enter(session, &name, lease, Bytes::new()).await?;
-        let candidacy = Candidacy::new(session, &place);
-        let header = session.wait_for_turn(&name, &place).await.map_err(|lost| match lost {
+        let (place, _, said) = enter(session, &name, lease, Bytes::new()).await?;
+        let candidacy = Candidacy::new(session, &place, said.is_none());
+        let header = candidacy.win(&name).await.map_err(|lost| match lost {
             Lost::Place => Status::unknown("mutex: session is expired"),
             Lost::Call(status) => status,
         })?;
-        candidacy.succeed();
         Ok(lockpb::LockResponse { header, key: place.key })
     }
 }

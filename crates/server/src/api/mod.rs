@@ -5,6 +5,7 @@
 //!   `calls`: which there are, and how they are counted.
 //! - `choice`: which keyspace a request is about; `keyspaces`: who serves it, and where; `services`: its services; `rate`: how often.
 //! - `forward`: calls for keyspaces without a replica here go to other nodes; `pace`: how fast those are; `passed_on`: what they are told.
+//! - `beside`: what the connections of a thread should not wait for; `apart`: what nothing should.
 //! - `access`: which web pages of others may use the port. `caller`: who calls, and what they may do; `tokens`, `passwords`.
 //! - `gateway`: the same calls as JSON over HTTP.
 //! - `compactor`: compaction by itself.
@@ -20,10 +21,12 @@
 //! here decides what a command does; nothing here retries a write, but for one that was refused because users or roles changed.
 
 mod access;
+mod apart;
 mod asking;
 mod auth;
 pub mod backend;
 mod balance;
+mod beside;
 mod caller;
 mod calls;
 mod catalog;

@@ -7,7 +7,8 @@ use hadron_balance::{Capacity, GroupLoad, NodeState, NodeView, Policy, View, Wan
 use hadron_consensus::{GroupId, NodeId};
 use tonic::Status;
 
-use super::backend::{Backend, Unavailable};
+use super::backend::Backend;
+use super::beside;
 use super::context::Context;
 
 /// Replicas that a keyspace gets when nobody says how many.
@@ -34,8 +35,7 @@ impl<B: Backend> Context<B> {
     /// What the planner would plan with now.
     pub(super) async fn outlook(&self) -> Result<(View, Policy), Status> {
         let backend = self.backend.clone();
-        let looked = tokio::task::spawn_blocking(move || backend.outlook()).await;
-        looked.map_err(|_| Unavailable::Stopped.into())
+        beside::run(move || backend.outlook()).await
     }
 }
 

@@ -22,6 +22,8 @@ use super::hitters::bytes_of;
 
 /// Keys of the first part; later ones are as many as fit.
 const FIRST_KEYS: usize = 10;
+/// Keys of the largest part: the keyspace looks at no more of them at a time.
+const KEYS_MAX: usize = 1000;
 
 /// A range that is being answered.
 pub(super) struct RangeStream<B> {
@@ -101,7 +103,7 @@ impl<B: Backend> RangeStream<B> {
     fn adjust(&mut self, bytes: usize) {
         let target = self.context.limits.request_bytes;
         if bytes < target / 2 {
-            self.keys_max *= 2;
+            self.keys_max = (self.keys_max * 2).min(KEYS_MAX);
         } else if bytes > target.saturating_mul(2) {
             self.keys_max = (self.keys_max / 2).max(1);
         }

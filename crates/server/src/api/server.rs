@@ -28,7 +28,9 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::access::Access;
+use super::apart::Apart;
 use super::backend::Backend;
+use super::beside;
 use super::caller::CommonName;
 use super::choice::{Entrance, KeyspaceOptions};
 use super::context::{Context, Limits, cluster_id};
@@ -38,10 +40,10 @@ use super::passed_on;
 use super::passwords::Passwords;
 use super::rate::Rate;
 use super::snapshot;
-use super::socket::Socket;
+use super::socket::{End, Socket};
 use super::span::Caller;
 use super::tokens::Tokens;
-use super::unsent::{LONG_READS_MAX, Unsent};
+use super::unsent::Unsent;
 use crate::metrics::Metrics;
 use crate::tls::{ServerTls, Stream};
 use hadron_consensus::DEFAULT_GROUP;
@@ -52,11 +54,17 @@ const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// How much of a stream's answers is buffered before the stream has to wait: bounds the memory of a slow watcher.
 const STREAM_SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Bytes of a call's headers: large tokens and what traces carry along fit, and nobody fills memory with them.
+const HEADERS_BYTES_MAX: u32 = 64 * 1024;
 /// A client that gives many calls up at once (deadlines under load) is no attacker.
 const RESET_STREAMS_MAX: usize = 10_000;
+/// How many bytes it takes at most to tell HTTP/2 from HTTP/1.
+const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long calls that are being answered may take when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
+/// Names of other nodes that a worker's runtime looks up at a time; each occupies a thread.
+const NAMES_MAX: usize = 2;
 /// Connections that wait for a busy thread; beyond, the acceptor waits and the kernel's queue fills.
 const HANDED_OVER_MAX: usize = 256;
 /// Pause after the process ran out of file descriptors.
@@ -103,7 +111,7 @@ pub struct Connections {
     pub keepalive_interval: Option<Duration>,
     /// Time to wait for the answer to a ping.
     pub keepalive_timeout: Duration,
-    /// Time to wait for the first word of a client that does not speak TLS, which has a time-out of its own.
+    /// Time to wait until a client has said what it speaks. The handshake of TLS has a time-out of its own.
     pub first_word_timeout: Duration,
 }
 
@@ -187,7 +195,7 @@ impl Default for ServerOptions {
 /// The client port: etcd's gRPC services and the plain pages, over a [`Backend`].
 pub struct Server<B: Backend> {
     front: Arc<Front<B>>,
-    context: Arc<Context<B>>,
+    pub(super) context: Arc<Context<B>>,
     metrics: Arc<Metrics>,
     threads: usize,
     connections: Connections,
@@ -208,6 +216,8 @@ impl<B: Backend> Server<B> {
             watch_progress_interval: options.watch_progress_interval,
             snapshot_dir: options.snapshot_dir.into(),
             snapshots: Arc::new(Semaphore::new(snapshot::AT_ONCE)),
+            backups: Apart::new(),
+            calculations: Apart::new(),
             tokens: options.tokens,
             passwords: Passwords::new(options.bcrypt_cost),
             metrics: Arc::clone(&metrics),
@@ -275,7 +285,7 @@ impl<B: Backend> Server<B> {
         let (sender, sockets) = mpsc::channel(HANDED_OVER_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(LONG_READS_MAX)
+            .max_blocking_threads(beside::THREADS + NAMES_MAX)
             .build()?;
         let worker = Worker {
             front: Arc::clone(&self.front),
@@ -381,6 +391,7 @@ pub(crate) fn connection_builder(connections: Connections) -> auto::Builder<Toki
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buf_size(STREAM_SEND_BUFFER_BYTES)
         .max_concurrent_streams(connections.streams_max)
+        .max_header_list_size(HEADERS_BYTES_MAX)
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
         .max_local_error_reset_streams(RESET_STREAMS_MAX)
         .keep_alive_interval(connections.keepalive_interval)
@@ -462,6 +473,14 @@ fn introduce(request: &mut http::Request<Incoming>, user: Option<CommonName>, ca
     }
 }
 
+/// Ends if a client says for so long no more than what every client might say first. Whoever says more has the time-outs of what it speaks.
+async fn silence(end: End, first_word_timeout: Duration) {
+    tokio::time::sleep(first_word_timeout).await;
+    if end.received() >= PREFACE_BYTES {
+        std::future::pending::<()>().await;
+    }
+}
+
 async fn serve_connection<B: Backend>(
     (builder, first_word_timeout): (auto::Builder<TokioExecutor>, Duration),
     accepted: Accepted,
@@ -475,6 +494,7 @@ async fn serve_connection<B: Backend>(
     };
     let Some(Opened { stream, traffic, entrance, user, caller }) = opened else { return };
     let (socket, end) = Socket::new(stream, metrics);
+    let silence = silence(end.clone(), first_word_timeout);
     let connection = Connection { traffic, entrance, end, unsent: Unsent::default(), links: Arc::default() };
     let service = service_fn(|mut request: http::Request<Incoming>| {
         match connection.entrance.is_passed_on() {
@@ -491,6 +511,7 @@ async fn serve_connection<B: Backend>(
     let result = tokio::select! {
         biased;
         result = connection.as_mut() => result,
+        () = silence => return,
         _ = stopping.changed() => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -151,25 +151,6 @@ impl<B: Backend> Session<B> {
         Ok((response.header, response.kvs.into_iter().next()))
     }
 
-    /// Waits until `place` is the first in its queue. The header is that of the read which showed it.
-    pub(super) async fn wait_for_turn(
-        &self,
-        name: &[u8],
-        place: &Place,
-    ) -> Result<Option<pb::ResponseHeader>, Lost> {
-        loop {
-            let own = self.range(pb::RangeRequest { key: place.key.clone(), ..Default::default() }).await?;
-            if own.kvs.first().is_none_or(|found| found.create_revision != place.revision) {
-                return Err(Lost::Place);
-            }
-            // Only the one right before: when an owner goes, one contender wakes up, not all.
-            let before = self.range(by_creation(name, SortOrder::Descend, place.revision - 1)).await?;
-            let Some(before) = before.kvs.into_iter().next() else { return Ok(own.header) };
-            let since = own.header.unwrap_or_default().revision + 1;
-            self.wait_for_deletion(&[place.key.clone(), before.key], since).await?;
-        }
-    }
-
     /// Waits until one of the keys is deleted at `since` or later, or until the watch ends for any reason: the caller looks
     /// again in any case.
     async fn wait_for_deletion(&self, keys: &[Bytes], since: i64) -> Result<(), Status> {
@@ -239,30 +220,47 @@ impl<B: Backend> Session<B> {
     }
 }
 
-/// Leaves the queue when it is dropped: a caller that hung up must not get what it will not give back.
+/// Leaves the queue when it is dropped: a caller that hung up must not get what it will not give back. What it had before it asked stays with
+/// it.
 pub(super) struct Candidacy<B: Backend> {
     session: Session<B>,
-    /// `None` once the candidate owns the queue.
-    place: Option<Place>,
+    place: Place,
+    /// It came to the queue, or waits in it.
+    leaves: bool,
 }
 
 impl<B: Backend> Candidacy<B> {
-    /// The candidacy at `place`.
-    pub(super) fn new(session: &Session<B>, place: &Place) -> Candidacy<B> {
-        Candidacy { session: session.clone(), place: Some(place.clone()) }
+    /// The candidacy at `place`, which is new unless the candidate was in the queue already.
+    pub(super) fn new(session: &Session<B>, place: &Place, is_new: bool) -> Candidacy<B> {
+        Candidacy { session: session.clone(), place: place.clone(), leaves: is_new }
     }
 
-    /// The candidate stays where it is.
-    pub(super) fn succeed(mut self) {
-        self.place = None;
+    /// Waits until it is the first in its queue, and stays there. The header is that of the read which showed it.
+    pub(super) async fn win(mut self, name: &[u8]) -> Result<Option<pb::ResponseHeader>, Lost> {
+        let (session, Place { key, revision }) = (self.session.clone(), self.place.clone());
+        loop {
+            let own = session.range(pb::RangeRequest { key: key.clone(), ..Default::default() }).await?;
+            if own.kvs.first().is_none_or(|found| found.create_revision != revision) {
+                return Err(Lost::Place);
+            }
+            // Only the one right before: when an owner goes, one contender wakes up, not all.
+            let before = session.range(by_creation(name, SortOrder::Descend, revision - 1)).await?;
+            let Some(before) = before.kvs.into_iter().next() else {
+                self.leaves = false;
+                return Ok(own.header);
+            };
+            self.leaves = true;
+            let since = own.header.unwrap_or_default().revision + 1;
+            session.wait_for_deletion(&[key.clone(), before.key], since).await?;
+        }
     }
 }
 
 impl<B: Backend> Drop for Candidacy<B> {
     fn drop(&mut self) {
         // Without a runtime the node stops, and the lease ends the candidacy.
-        if let (Some(place), Ok(runtime)) = (self.place.take(), tokio::runtime::Handle::try_current()) {
-            let session = self.session.clone();
+        if let (true, Ok(runtime)) = (self.leaves, tokio::runtime::Handle::try_current()) {
+            let (session, place) = (self.session.clone(), self.place.clone());
             runtime.spawn(async move { session.leave(&place).await });
         }
     }

@@ -9,7 +9,7 @@ use hadron_consensus::NodeId;
 use hadron_proto::hadron as pb;
 use tonic::Status;
 
-use super::backend::{Backend, Unavailable};
+use super::backend::Backend;
 use super::balance::{Names, no_node};
 use super::context::Context;
 use super::placing::unheard;
@@ -27,11 +27,13 @@ impl<B: Backend> Context<B> {
         &self,
         request: pb::BalanceSimulateRequest,
     ) -> Result<pb::BalanceSimulateResponse, Status> {
-        let (view, policy) = self.outlook().await?;
-        check(&request, &view)?;
-        let names = self.node_and_keyspace_names();
-        let simulated = move || Simulated::new(view, policy, &request, names).response();
-        tokio::task::spawn_blocking(simulated).await.map_err(|_| Unavailable::Stopped.into())
+        let (backend, names) = (self.backend.clone(), self.node_and_keyspace_names());
+        let simulated = move || {
+            let (view, policy) = backend.outlook();
+            check(&request, &view)?;
+            Ok(Simulated::new(view, policy, &request, names).response())
+        };
+        self.calculations.run(|_| simulated()).await?
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
 use super::backend::Backend;
+use super::beside;
 use super::context::Context;
 use super::error::{EtcdError, refusal};
 use crate::backup::{Failure, Members, build};
@@ -37,6 +38,7 @@ impl From<Failure> for Status {
             Failure::File(error) => {
                 Status::unavailable(format!("hadron: the backup cannot be written: {error}"))
             }
+            Failure::GivenUp => Status::cancelled("hadron: nobody waits for the backup any more"),
         }
     }
 }
@@ -49,20 +51,22 @@ impl<B: Backend> Context<B> {
         let turn = Arc::clone(&self.snapshots).try_acquire_owned();
         let turn = turn.map_err(|_| EtcdError::TooManyRequests)?;
         let began = Instant::now();
-        let keyspace = self.keyspace()?;
-        let clock_ms = self.backend.group_clock_ms(self.group);
+        let (backend, group) = (self.backend.clone(), self.group);
         let cluster_version = self.backend.identity().cluster_version.clone();
         let members = Members { all: self.members(None), cluster_version };
         let directory = Arc::clone(&self.snapshot_dir);
-        let build = move || {
-            check_room(&directory, keyspace.db_bytes())?;
-            build(&keyspace, clock_ms, &members, &directory)
+        // One at a time, so that no other one takes the room that was found.
+        let build = move |is_given_up: &dyn Fn() -> bool| {
+            let keyspace = backend.keyspace(group).ok_or(EtcdError::Unhealthy)?;
+            check_room(&directory, keyspace.db_bytes()).map_err(Failure::File)?;
+            let clock_ms = backend.group_clock_ms(group);
+            let (file, bytes) = build(&keyspace, clock_ms, &members, &directory, is_given_up)?;
+            Ok::<_, Status>((file, bytes, turn))
         };
-        let built = tokio::task::spawn_blocking(build).await;
-        let (file, bytes) = built.map_err(|_| Status::unavailable("hadron: the node stops"))??;
+        let (file, left, turn) = self.backups.run(build).await??;
         let hash = digest::Context::new(&digest::SHA256);
         let metrics = Arc::clone(&self.metrics);
-        Ok(unfold(Some(Sending { file, left: bytes, hash, began, metrics, _turn: turn }), next))
+        Ok(unfold(Some(Sending { file, left, hash, began, metrics, _turn: turn }), next))
     }
 }
 
@@ -102,7 +106,7 @@ async fn next(sending: Option<Sending>) -> Option<(Result<pb::SnapshotResponse, 
         sending.metrics.backup_duration.observe(sending.began.elapsed());
         return Some((Ok(answer(0, Bytes::copy_from_slice(hash.as_ref()))), None));
     }
-    let read = tokio::task::spawn_blocking(move || {
+    let read = beside::run(move || {
         let mut part = vec![0; PART_BYTES.min(usize::try_from(sending.left).unwrap_or(PART_BYTES))];
         sending.file.read_exact(&mut part)?;
         sending.left -= part.len() as u64;
@@ -112,6 +116,6 @@ async fn next(sending: Option<Sending>) -> Option<(Result<pb::SnapshotResponse, 
     Some(match read.await {
         Ok(Ok((part, sending))) => (Ok(answer(sending.left, part.into())), Some(sending)),
         Ok(Err(error)) => (Err(Failure::File(error).into()), None),
-        Err(_) => (Err(Status::unavailable("hadron: the node stops")), None),
+        Err(stopped) => (Err(stopped), None),
     })
 }

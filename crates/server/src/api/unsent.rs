@@ -6,7 +6,8 @@
 //!
 //! How large the answer to a long read is shows when it was read. So a long read waits for room and for its turn before it begins
 //! ([`Unsent::turn`]), and [`LONG_READS_MAX`] of a connection have theirs at a time. What one connection costs is at most the bound and
-//! two more answers.
+//! two more answers. A write that answers with much of what is there waits in the same way, before it is proposed: nothing holds its
+//! answer back once it is applied.
 //!
 //! Large answers leave in pieces: the connection takes a whole frame as soon as its stream may send one byte, and what it took would
 //! not count any more.
@@ -72,12 +73,12 @@ impl Default for State {
     }
 }
 
-/// Held by a long read until its answer is made. It counts in the same breath ([`Unsent::count`]), before another read that waits for
+/// Held by a long read, or by a write with a large answer, until its answer is made. It counts in the same breath ([`Unsent::count`]), before another read that waits for
 /// a turn can look.
 #[derive(Debug)]
 pub(super) struct Turn(#[expect(dead_code, reason = "gives the turn back")] Option<OwnedSemaphorePermit>);
 
-/// Waits until a long read may begin. Reads that came over no connection of their own begin at once.
+/// Waits until a long read, or a write with a large answer, may begin. Those that came over no connection of their own begin at once.
 pub(super) async fn turn(unsent: Option<Unsent>) -> Turn {
     match unsent {
         Some(unsent) => unsent.turn().await,

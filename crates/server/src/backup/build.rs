@@ -22,6 +22,8 @@ pub(crate) enum Failure {
     Keyspace(hadron_keyspace::Error),
     /// The file cannot be written.
     File(io::Error),
+    /// Nobody wants it any more.
+    GivenUp,
 }
 
 impl From<hadron_keyspace::Error> for Failure {
@@ -44,19 +46,24 @@ pub(crate) struct Members {
     pub(crate) cluster_version: String,
 }
 
-/// A backup of what the keyspace is now, in a file without a name in `directory`, and its size. `clock_ms` is the group's clock.
+/// A backup of what the keyspace is now, in a file without a name in `directory`, and its size. `clock_ms` is the group's clock. It is left
+/// unfinished once it `is_given_up`.
 pub(crate) fn build(
     keyspace: &Keyspace,
     clock_ms: u64,
     members: &Members,
     directory: &Path,
+    is_given_up: &dyn Fn() -> bool,
 ) -> Result<(File, u64), Failure> {
     let backup = keyspace.backup(clock_ms);
     let file = tempfile::tempfile_in(directory)?;
     let mut writer = Writer::new(BufWriter::with_capacity(BUFFER_BYTES, file))?;
     write_tables(&mut writer, &backup, members)?;
     let mut history = writer.bucket(b"key");
-    keyspace.visit_backup(&backup, |key, value| Ok::<(), Failure>(history.put(key, value)?))?;
+    keyspace.visit_backup(&backup, |key, value| match is_given_up() {
+        true => Err(Failure::GivenUp),
+        false => Ok(history.put(key, value)?),
+    })?;
     history.finish()?;
     let (file, bytes) = writer.finish()?;
     let mut file = file.into_inner().map_err(|error| error.into_error())?;

@@ -13,7 +13,7 @@ use hadron_storage::engine::ModelEngine;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::{BackupFile, Members, build, hash_kv, load, status};
+use super::{BackupFile, Failure, Members, build, hash_kv, load, status};
 
 const GROUP: u64 = 1;
 /// Damaged files in CI; `BACKUP_FILES` says how many otherwise.
@@ -42,7 +42,8 @@ fn file() -> Vec<u8> {
     commands.push(Command::Compact(pb::CompactionRequest { revision: 100, ..Default::default() }));
     keyspace.apply(Applied { term: 1, index: 1, checksum: 1, stamp_ms: 5 }, commands);
     let members = Members { all: Vec::new(), cluster_version: "3.6.0".into() };
-    let (mut file, _) = build(&keyspace, 10, &members, std::env::temp_dir().as_path()).ok().unwrap();
+    let (mut file, _) =
+        build(&keyspace, 10, &members, std::env::temp_dir().as_path(), &|| false).ok().unwrap();
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).unwrap();
     bytes
@@ -67,11 +68,20 @@ fn restored(bytes: &[u8]) -> Option<Arc<Keyspace>> {
 }
 
 #[test]
+fn a_backup_that_is_given_up_is_left_unfinished() {
+    let keyspace = restored(&file()).unwrap();
+    let members = Members { all: Vec::new(), cluster_version: "3.6.0".into() };
+    let built = build(&keyspace, 0, &members, std::env::temp_dir().as_path(), &|| true);
+    assert!(matches!(built, Err(Failure::GivenUp)));
+}
+
+#[test]
 fn what_comes_back_is_what_was_there() {
     let bytes = file();
     let keyspace = restored(&bytes).unwrap();
     let members = Members { all: Vec::new(), cluster_version: "3.6.0".into() };
-    let (mut again, _) = build(&keyspace, 0, &members, std::env::temp_dir().as_path()).ok().unwrap();
+    let (mut again, _) =
+        build(&keyspace, 0, &members, std::env::temp_dir().as_path(), &|| false).ok().unwrap();
     let mut once_more = Vec::new();
     again.read_to_end(&mut once_more).unwrap();
     let hash = |bytes: &[u8]| hash_kv(&mut open(bytes).unwrap(), 0).unwrap();

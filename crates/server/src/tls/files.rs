@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use rustls::RootCertStore;
@@ -117,15 +117,35 @@ fn content(file: &Path, what: String) -> TlsError {
     TlsError::Content { file: file.to_owned(), what }
 }
 
-/// Tells a file from what it was before: written again, replaced, or gone.
-type Stamp = Option<(Option<SystemTime>, u64, u64)>;
+/// How long files that could not be used are left alone, if they stay as they are: whether they can be read is not only up to them.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Tells a file from what it was before: written again, replaced, made readable, or gone.
+type Stamp = Option<Stamped>;
+
+#[derive(Debug, PartialEq, Eq)]
+struct Stamped {
+    modified: Option<SystemTime>,
+    /// When its mode or owner changed last, if not its content, in seconds and nanoseconds.
+    changed: (i64, i64),
+    bytes: u64,
+    inode: u64,
+}
 
 /// Something that is made of files, and made again when they change.
 pub(super) struct Following<T> {
     files: Vec<PathBuf>,
     make: Box<dyn Fn() -> Result<Arc<T>, TlsError> + Send + Sync>,
-    /// What was made last, and of which files.
-    made: Mutex<(Vec<Stamp>, Arc<T>)>,
+    made: Mutex<Made<T>>,
+}
+
+struct Made<T> {
+    /// What was made last.
+    last: Arc<T>,
+    /// Of which files that was tried last.
+    tried: Vec<Stamp>,
+    /// When that failed, if it did.
+    failed: Option<Instant>,
 }
 
 impl<T> Following<T> {
@@ -135,33 +155,119 @@ impl<T> Following<T> {
         make: impl Fn() -> Result<Arc<T>, TlsError> + Send + Sync + 'static,
     ) -> Result<Following<T>, TlsError> {
         // Before the files are read: a change meanwhile is found the next time.
-        let stamps = stamps(&files);
-        let made = Mutex::new((stamps, make()?));
+        let tried = stamps(&files);
+        let made = Mutex::new(Made { last: make()?, tried, failed: None });
         Ok(Following { files, make: Box::new(make), made })
     }
 
     /// What the files hold now, or held when they last made sense.
     pub(super) fn get(&self) -> Arc<T> {
+        self.get_at(Instant::now())
+    }
+
+    fn get_at(&self, now: Instant) -> Arc<T> {
         let stamps = stamps(&self.files);
         let mut made = self.made.lock();
-        if made.0 != stamps {
-            made.0 = stamps;
+        if made.tried != stamps || made.failed.is_some_and(|failed| now.duration_since(failed) >= AGAIN) {
+            made.tried = stamps;
             match (self.make)() {
                 Ok(new) => {
-                    made.1 = new;
+                    (made.last, made.failed) = (new, None);
                     info!(files = ?self.files, "certificates were read again");
                 }
-                Err(error) => warn!(%error, "certificates changed and cannot be used: the last ones stay"),
+                Err(error) => {
+                    made.failed = Some(now);
+                    warn!(%error, "certificates changed and cannot be used: the last ones stay");
+                }
             }
         }
-        Arc::clone(&made.1)
+        Arc::clone(&made.last)
     }
 }
 
 fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
     let stamp = |file: &PathBuf| {
         let metadata = std::fs::metadata(file).ok()?;
-        Some((metadata.modified().ok(), metadata.len(), metadata.ino()))
+        Some(Stamped {
+            modified: metadata.modified().ok(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            bytes: metadata.len(),
+            inode: metadata.ino(),
+        })
     };
     files.iter().map(stamp).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Follows a file that can be read or not, whoever runs the tests.
+    struct Followed {
+        file: tempfile::NamedTempFile,
+        can_be_read: Arc<AtomicBool>,
+        tries: Arc<AtomicUsize>,
+        following: Following<String>,
+    }
+
+    impl Followed {
+        fn new() -> Followed {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(&file, "old").unwrap();
+            let (path, can_be_read) = (file.path().to_owned(), Arc::new(AtomicBool::new(true)));
+            let (can, tries) = (Arc::clone(&can_be_read), Arc::new(AtomicUsize::new(0)));
+            let tried = Arc::clone(&tries);
+            let following = Following::new(vec![path.clone()], move || {
+                tried.fetch_add(1, Ordering::Relaxed);
+                match can.load(Ordering::Relaxed) {
+                    true => Ok(Arc::new(String::from_utf8(read(&path)?).unwrap())),
+                    false => Err(content(&path, "permission denied".to_owned())),
+                }
+            });
+            Followed { file, can_be_read, tries, following: following.unwrap() }
+        }
+
+        /// Writes what cannot be read.
+        fn replace(&self) {
+            self.can_be_read.store(false, Ordering::Relaxed);
+            fs::write(&self.file, "a new one").unwrap();
+        }
+    }
+
+    /// They stayed unread until their content changed once more.
+    #[test]
+    fn files_that_become_readable_are_read() {
+        let followed = Followed::new();
+        followed.replace();
+        assert_eq!(*followed.following.get(), "old");
+        followed.can_be_read.store(true, Ordering::Relaxed);
+        let before = stamps(&followed.following.files);
+        // The clock of a file system may be coarse.
+        while stamps(&followed.following.files) == before {
+            fs::set_permissions(&followed.file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        assert_eq!(*followed.following.get(), "a new one");
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_tried_again_after_a_while() {
+        let followed = Followed::new();
+        followed.replace();
+        let now = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(*followed.following.get_at(now), "old");
+        }
+        assert_eq!(followed.tries.load(Ordering::Relaxed), 2, "once when it began");
+        followed.can_be_read.store(true, Ordering::Relaxed);
+        assert_eq!(*followed.following.get_at(now), "old");
+        assert_eq!(*followed.following.get_at(now + AGAIN), "a new one");
+        followed.following.get_at(now + 2 * AGAIN);
+        assert_eq!(followed.tries.load(Ordering::Relaxed), 3);
+    }
 }

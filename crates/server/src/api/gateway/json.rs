@@ -5,6 +5,8 @@ use prost::Message as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use tonic::Status;
 
+use crate::api::beside;
+
 /// Translating more than this is left to another thread: the connections of this one would wait for it.
 const SHORT_BYTES: usize = 64 * 1024;
 
@@ -55,10 +57,6 @@ async fn beside(
 ) -> Result<Vec<u8>, Status> {
     match length > SHORT_BYTES {
         false => work(),
-        // Fails when the server is being stopped.
-        true => match tokio::task::spawn_blocking(work).await {
-            Ok(result) => result,
-            Err(_) => Err(crate::api::error::EtcdError::Stopped.into()),
-        },
+        true => beside::run(work).await?,
     }
 }

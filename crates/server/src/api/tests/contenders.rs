@@ -93,6 +93,29 @@ fn who_holds_a_lock_gets_it_again_at_once() {
     });
 }
 
+/// Whoever asked again for what it had, and could not be told that it has it, lost it to the next one.
+#[test]
+fn who_asks_again_in_vain_for_what_it_holds_keeps_it() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        grant(&channel, 1).await;
+        grant(&channel, 2).await;
+        lock(&channel, 1).await.unwrap().unwrap();
+        let campaign = electionpb::CampaignRequest { name: "e".into(), lease: 1, value: "v".into() };
+        let mut elections = ElectionClient::new(channel.clone());
+        elections.campaign(campaign.clone()).await.unwrap();
+
+        harness.backend.set_cannot_read(true);
+        assert_eq!(lock(&channel, 1).await.unwrap().unwrap_err().message(), "etcdserver: leader changed");
+        elections.campaign(campaign).await.unwrap_err();
+        // This one was not there before, and leaves after them.
+        lock(&channel, 2).await.unwrap().unwrap_err();
+        harness.backend.set_cannot_read(false);
+        assert_eq!(queue_of(&channel, "l/", "l0", 1).await, ["l/1"]);
+        assert_eq!(queue(&channel, "e/", "e0").await, ["e/1"]);
+    });
+}
+
 #[test]
 fn the_end_of_a_lease_ends_the_ownership_and_the_waiting() {
     Harness::start().run(async |channel| {

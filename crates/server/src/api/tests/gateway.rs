@@ -351,6 +351,29 @@ fn a_watch_ends_with_its_client() {
     }
 }
 
+/// The end of a client's half was hidden from the head of its request on: what came of the body was held for ever, and so was the socket.
+#[test]
+fn who_goes_away_in_the_middle_of_a_request_is_let_go() {
+    let harness = Harness::start();
+    let says = |rest: &str| {
+        let mut socket = TcpStream::connect(harness.address).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        socket.write_all(format!("POST /v3/kv/put HTTP/1.1\r\nHost: x\r\n{rest}").as_bytes()).unwrap();
+        socket.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    for cut_off in
+        ["Content-Length: 14\r\n\r\n{\"key\"", "Transfer-Encoding: chunked\r\n\r\n6\r\n{\"key\"\r\n"]
+    {
+        let answer = says(cut_off);
+        assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    let whole = says("Content-Length: 14\r\n\r\n{\"key\":\"YQ==\"}");
+    assert!(whole.starts_with("HTTP/1.1 200"), "{whole}");
+}
+
 /// Whoever waited over HTTP/1 and went away stayed in the queue, and owned the lock when it was free.
 #[test]
 fn who_waits_for_a_lock_leaves_the_queue_when_it_is_gone() {

@@ -13,12 +13,13 @@ use hadron_keyspace::{Applied, Command, Keyspace, Options};
 use hadron_node::{Catalog, KeyspaceRecord, Pool, Report};
 use hadron_proto::{etcdserverpb, hadron};
 use hadron_storage::engine::ModelEngine;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Channel;
 
 use crate::api::backend::Standing;
+use crate::api::context::Context;
 use crate::api::hitters::{Heaviest, Hitters};
 use crate::api::{
     Backend, GroupStatus, Identity, Listener, Server, ServerOptions, Traffic, Unavailable, Written,
@@ -37,6 +38,10 @@ struct Inner {
     leads: AtomicBool,
     learner: AtomicBool,
     has_other: AtomicBool,
+    /// No linearizable read gets through.
+    cannot_read: AtomicBool,
+    /// The replica of `default` is damaged.
+    is_damaged: AtomicBool,
     /// Where other nodes take calls that are passed on.
     others: Mutex<BTreeMap<NodeId, SocketAddr>>,
     /// When set, writes and barriers fail so.
@@ -75,6 +80,8 @@ impl TestBackend {
             leads: AtomicBool::new(true),
             learner: AtomicBool::new(false),
             has_other: AtomicBool::new(false),
+            cannot_read: AtomicBool::new(false),
+            is_damaged: AtomicBool::new(false),
             others: Mutex::default(),
             failure: Mutex::new(None),
             view: Mutex::new(None),
@@ -86,6 +93,16 @@ impl TestBackend {
     /// Makes writes and linearizable reads fail, or succeed again.
     pub(super) fn fail_with(&self, failure: Option<Unavailable>) {
         *self.0.failure.lock() = failure;
+    }
+
+    /// Lets no linearizable read through, or all again.
+    pub(super) fn set_cannot_read(&self, cannot: bool) {
+        self.0.cannot_read.store(cannot, Ordering::Relaxed);
+    }
+
+    /// The replica of `default` is found damaged.
+    pub(super) fn damage(&self) {
+        self.0.is_damaged.store(true, Ordering::Relaxed);
     }
 
     /// Takes the leader away, or gives it back.
@@ -106,6 +123,16 @@ impl TestBackend {
     /// The planner sees this.
     pub(super) fn set_view(&self, view: View) {
         *self.0.view.lock() = Some(view);
+    }
+
+    /// Nobody sees what the planner sees while this is held.
+    pub(super) fn hold_view(&self) -> MutexGuard<'_, Option<View>> {
+        self.0.view.lock()
+    }
+
+    /// Nobody finds a replica while this is held.
+    pub(super) fn hold_replicas(&self) -> RwLockWriteGuard<'_, impl Sized> {
+        self.0.groups.write()
     }
 
     /// What a planner sees that was told nothing: OWN alone is alive.
@@ -169,7 +196,7 @@ impl TestBackend {
         let position = Applied { term: TERM.0, index: *applied, checksum: 0, stamp_ms };
         let response = there.keyspace.apply(position, vec![command]).pop().unwrap();
         if group == ROOT_GROUP {
-            self.follow_catalog(Catalog::read(&there.keyspace));
+            self.follow_catalog(Catalog::read(&there.keyspace).unwrap());
         }
         Ok(Written { response, term: TERM })
     }
@@ -205,10 +232,16 @@ impl Backend for TestBackend {
     }
 
     async fn read_barrier(&self, _: GroupId) -> Result<(), Unavailable> {
+        if self.0.cannot_read.load(Ordering::Relaxed) {
+            return Err(Unavailable::LeaderChanged);
+        }
         self.0.failure.lock().map_or(Ok(()), Err)
     }
 
     fn keyspace(&self, group: GroupId) -> Option<Arc<Keyspace>> {
+        if group == DEFAULT_GROUP && self.0.is_damaged.load(Ordering::Relaxed) {
+            return None;
+        }
         self.group(group).map(|group| Arc::clone(&group.keyspace))
     }
 
@@ -328,6 +361,8 @@ async fn accept_nodes(listener: TcpListener, sender: mpsc::Sender<Stream>) {
 /// A running server; stops when it is dropped.
 pub(super) struct Harness {
     pub(super) backend: TestBackend,
+    /// What the services of `default` share.
+    pub(super) context: Arc<Context<TestBackend>>,
     pub(super) address: SocketAddr,
     /// Where other nodes pass calls on.
     passed_on: SocketAddr,
@@ -404,6 +439,7 @@ impl Harness {
         let address = listener.local_addr().unwrap();
         let listeners = listeners(listener);
         let server = Server::new(backend.clone(), Arc::new(Metrics::default()), options);
+        let context = Arc::clone(&server.context);
         let peers = TcpListener::bind("127.0.0.1:0").unwrap();
         let passed_on = peers.local_addr().unwrap();
         peers.set_nonblocking(true).unwrap();
@@ -416,7 +452,7 @@ impl Harness {
                 server.serve(listeners, receiver, shutdown).await.unwrap();
             });
         });
-        Harness { backend, address, passed_on, stop: Some(stop), thread: Some(thread) }
+        Harness { backend, context, address, passed_on, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Runs a client's side of a conversation to its end.

@@ -24,7 +24,7 @@ use tonic::{Code, Request, Status, Streaming};
 
 use super::balance;
 use super::harness::{Harness, OWN};
-use crate::api::{ServerOptions, Traffic};
+use crate::api::{Backend as _, ServerOptions, Traffic};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -226,10 +226,13 @@ fn what_is_deleted_ends_its_streams_and_comes_back_empty() {
         };
         lock("a").await.unwrap();
         let waiting = tokio::spawn(lock("a"));
-        // It waits once its key is there.
+        // It waits once it watches its own key and that before it.
+        let group = harness.backend.with_catalog(|catalog| catalog.keyspace("a").unwrap().group_id());
+        let replica = harness.backend.keyspace(group).unwrap();
         let start = std::time::Instant::now();
-        while content(to(&channel, "a")).await.unwrap().len() < 3 {
+        while replica.watcher_counts().all < 3 {
             assert!(start.elapsed() < PATIENCE);
+            content(to(&channel, "a")).await.unwrap();
         }
         harness.backend.delete("a");
         harness.backend.create("a", OWN);

@@ -1,6 +1,7 @@
 //! Tests of the client port through a real socket, over a keyspace that applies at once.
 #![allow(clippy::unwrap_used)]
 
+mod apart;
 mod auth;
 mod balance;
 mod contenders;
@@ -15,3 +16,4 @@ mod range_stream;
 mod services;
 mod space;
 mod transcript;
+mod unsent;

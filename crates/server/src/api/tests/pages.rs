@@ -2,13 +2,20 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hadron_proto::etcdserverpb::PutRequest;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
+use tokio::io::AsyncReadExt as _;
 
-use super::harness::Harness;
-use crate::api::{Access, Connections, ServerOptions, Traffic, Unavailable};
+use super::harness::{Harness, runtime};
+use crate::api::{Access, Connections, Listener, ServerOptions, Traffic, Unavailable};
+use crate::tls::authority::Authority;
+use crate::tls::client::ClientFiles;
+use crate::tls::files::KeyPair;
+use crate::tls::server::ServerFiles;
+use crate::tls::{ClientTls, Protocol, ServerTls};
 
 /// Status line and body of the answer to a request.
 fn fetch(harness: &Harness, method: &str, path: &str) -> (String, String) {
@@ -169,13 +176,39 @@ fn old_and_half_closed_clients_get_their_page() {
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with("\r\n\r\nok\n"), "{answer}");
 }
 
-/// A connection without a word used to be held for ever.
+/// A connection without a word used to be held for ever, and so did one with half a word.
 #[test]
-fn a_client_that_says_nothing_is_let_go() {
+fn a_client_that_does_not_say_what_it_speaks_is_let_go() {
     let connections = Connections { first_word_timeout: Duration::from_millis(20), ..Connections::default() };
-    let harness =
-        Harness::start_with(ServerOptions { connections, ..ServerOptions::default() }, Traffic::Everything);
-    let mut silent = TcpStream::connect(harness.address).unwrap();
-    silent.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+    let options = || ServerOptions { connections, ..ServerOptions::default() };
+    let harness = Harness::start_with(options(), Traffic::Everything);
+    for said in ["", "PRI * HTTP/2.0\r\n"] {
+        let mut socket = TcpStream::connect(harness.address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket.write_all(said.as_bytes()).unwrap();
+        assert_eq!(socket.read(&mut [0]).unwrap(), 0);
+    }
+
+    let authority = Authority::new();
+    let (certificate, key) = authority.sign("server", &["localhost"]);
+    let tls = ServerTls::new(ServerFiles {
+        own: KeyPair { certificate, key },
+        trusted: None,
+        revoked: None,
+        allowed_hosts: Vec::new(),
+        allowed_names: Vec::new(),
+        names_users: false,
+        protocol: Protocol::default(),
+    });
+    let tls = Some(Arc::new(tls.unwrap()));
+    let secure = Harness::start_at(options(), |socket| {
+        vec![Listener { socket, traffic: Traffic::Everything, tls, keyspace: None }]
+    });
+    runtime().block_on(async {
+        let files = ClientFiles { trusted: Some(authority.trusted()), ..ClientFiles::default() };
+        let socket = tokio::net::TcpStream::connect(secure.address).await.unwrap();
+        let mut stream = ClientTls::new(files).unwrap().connect("localhost", socket).await.unwrap();
+        let end = tokio::time::timeout(Duration::from_secs(20), stream.read_u8()).await.unwrap();
+        end.unwrap_err();
+    });
 }

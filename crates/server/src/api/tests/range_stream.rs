@@ -7,6 +7,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::harness::Harness;
+use crate::api::{Limits, ServerOptions, Traffic};
 
 const KEYS: usize = 5_000;
 
@@ -68,6 +69,36 @@ fn the_parts_together_are_the_answer_to_the_range() {
             assert!(parts == whole, "{request:?}: {} keys of {}", parts.kvs.len(), whole.kvs.len());
             assert!(largest < 4 << 20, "{largest}");
         }
+    });
+}
+
+/// A part has no more than a thousand keys, but was meant to have twice as many as the one before for as long as it was small: after some
+/// 57,000 keys that number was more than there are, and each part had one key.
+#[test]
+fn parts_of_small_keys_stay_large() {
+    const KEYS: usize = 70_000;
+    const KEYS_OF_TXN: usize = 1_000;
+    let limits = Limits { txn_operations: KEYS_OF_TXN, ..Limits::default() };
+    let harness =
+        Harness::start_with(ServerOptions { limits, ..ServerOptions::default() }, Traffic::Everything);
+    harness.run(async |channel| {
+        let mut client = KvClient::new(channel);
+        for first in (0..KEYS).step_by(KEYS_OF_TXN) {
+            let put = |key| {
+                let put = pb::PutRequest { key: format!("k{key:05}").into(), ..Default::default() };
+                pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
+            };
+            let success = (first..first + KEYS_OF_TXN).map(put).collect();
+            client.txn(pb::TxnRequest { success, ..Default::default() }).await.unwrap();
+        }
+        let mut stream = client.range_stream(all()).await.unwrap().into_inner();
+        let (mut keys, mut parts) = (0, 0);
+        while let Some(part) = stream.message().await.unwrap() {
+            keys += part.range_response.unwrap().kvs.len();
+            parts += 1;
+        }
+        assert_eq!(keys, KEYS);
+        assert!(parts < 100, "{parts} parts");
     });
 }
 

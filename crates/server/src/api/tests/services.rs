@@ -111,6 +111,24 @@ fn a_stream_that_demands_a_leader_ends_when_it_is_lost_for_long() {
     });
 }
 
+/// Watches of `default` went on with what a damaged replica showed, and its status could not be asked for.
+#[test]
+fn a_damaged_replica_ends_its_watches_and_says_so() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+        let first = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let requests = futures::StreamExt::chain(tokio_stream::once(first), tokio_stream::pending());
+        let mut answers = WatchClient::new(channel.clone()).watch(requests).await.unwrap().into_inner();
+        assert!(answers.message().await.unwrap().unwrap().created);
+        harness.backend.damage();
+        let end = tokio::time::timeout(Duration::from_secs(20), answers.message()).await.unwrap();
+        assert_status(&end.unwrap_err(), Code::Unavailable, "etcdserver: unhealthy cluster");
+        let status = MaintenanceClient::new(channel).status(pb::StatusRequest {}).await.unwrap();
+        assert_eq!(status.get_ref().errors, ["hadron: this node's replica is not readable"]);
+    });
+}
+
 #[test]
 fn a_lease_without_an_id_gets_a_positive_one_and_its_time_runs_on_the_groups_clock() {
     let harness = Harness::start();

@@ -1,0 +1,80 @@
+//! What takes long holds nothing else up, and goes on alone.
+
+use std::pin::pin;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use futures::{FutureExt as _, poll};
+use hadron_consensus::GroupId;
+use hadron_proto::etcdserverpb::RangeRequest;
+use hadron_proto::etcdserverpb::kv_client::KvClient;
+use hadron_proto::hadron::BalanceSimulateRequest;
+use hadron_proto::hadron::pool_client::PoolClient;
+
+use super::harness::{Harness, runtime};
+use crate::api::snapshot;
+use crate::api::{ServerOptions, Traffic};
+
+/// As long as nobody waits for something that comes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Two calls that take minutes had both threads of their worker, and whoever came there later waited for that.
+#[test]
+fn long_calculations_hold_up_no_listing() {
+    let options = ServerOptions { threads: 1, ..ServerOptions::default() };
+    let harness = Harness::start_with(options, Traffic::Everything);
+    let view = harness.backend.hold_view();
+    harness.run(async |channel| {
+        let simulation = async || {
+            PoolClient::new(channel.clone()).balance_simulate(BalanceSimulateRequest::default()).await
+        };
+        let all = RangeRequest { key: "a".into(), range_end: "z".into(), ..RangeRequest::default() };
+        let mut kv = KvClient::new(channel.clone());
+        tokio::select! {
+            biased;
+            _ = simulation() => panic!("it cannot see the pool"),
+            _ = simulation() => panic!("it cannot see the pool"),
+            listed = tokio::time::timeout(PATIENCE, kv.range(all)) => listed.unwrap().unwrap(),
+        };
+    });
+    drop(view);
+}
+
+/// Two backups at once found the same room on the disk.
+#[test]
+fn a_backup_looks_for_room_when_that_of_another_keyspace_is_built() {
+    let parent = tempfile::tempdir().unwrap();
+    let snapshot_dir = parent.path().join("backups");
+    let options = ServerOptions { snapshot_dir: snapshot_dir.clone(), ..ServerOptions::default() };
+    let harness = Harness::start_with(options, Traffic::Everything);
+    let other = harness.context.for_keyspace("other", GroupId(2));
+    runtime().block_on(async {
+        let (end, ended) = mpsc::channel::<()>();
+        let mut of_other = pin!(other.backups.run(move |_| ended.recv().is_err()));
+        assert!(poll!(of_other.as_mut()).is_pending());
+        let mut backup = pin!(harness.context.snapshot());
+        assert!(poll!(backup.as_mut()).is_pending());
+        // A thread that it had begun before would have failed by now.
+        harness.context.calculations.run(|_| ()).await.unwrap();
+        std::fs::create_dir(&snapshot_dir).unwrap();
+        drop(end);
+        assert!(of_other.await.unwrap());
+        assert!(backup.await.is_ok());
+    });
+}
+
+/// Backups that were given up were built to their end, and others beside them.
+#[test]
+fn a_backup_that_is_given_up_counts_until_its_building_has_ended() {
+    let harness = Harness::start();
+    let free = || harness.context.snapshots.available_permits();
+    let replicas = harness.backend.hold_replicas();
+    assert!(harness.context.snapshot().now_or_never().is_none());
+    assert_eq!(free(), snapshot::AT_ONCE - 1);
+    // The second one waits for its turn: nothing is left of it.
+    assert!(harness.context.snapshot().now_or_never().is_none());
+    assert_eq!(free(), snapshot::AT_ONCE - 1);
+    drop(replicas);
+    let all = runtime().block_on(harness.context.snapshots.acquire_many(snapshot::AT_ONCE as u32));
+    assert!(all.is_ok());
+}

@@ -2,14 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/ctl.rs"]
+mod ctl;
 mod support;
 
 use std::path::PathBuf;
 
+use ctl::{ctl, run};
 use hadron_proto::etcdserverpb as pb;
 use hadron_sim::checkers::{durable_ack, linearizable, revision_order};
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
+use serde_json::Value;
 use support::load::Load;
 use support::{Cluster, Node, complete_history, eventually};
 
@@ -92,6 +96,75 @@ async fn the_last_one_goes_on_with_everything_and_grows_again() {
     let newest = put(&cluster.nodes[new], "two").await;
     let [one, other] = [2, new].map(|number| &cluster.nodes[number]);
     assert!(complete_history(one, newest).await == complete_history(other, newest).await);
+}
+
+/// The nodes with replicas of a keyspace.
+fn places(url: &str, keyspace: &str) -> Vec<String> {
+    let told: Value = serde_json::from_str(&ctl(url, &["keyspace", "get", keyspace, "-w", "json"])).unwrap();
+    let name = |replica: &Value| replica["name"].as_str().unwrap().to_owned();
+    let mut names: Vec<String> = told["replicas"].as_array().unwrap().iter().map(name).collect();
+    names.sort();
+    names
+}
+
+/// What the keyspace `here` has, in the order of its keys.
+fn values(url: &str) -> String {
+    ctl(url, &["--keyspace", "here", "get", "k", "--prefix", "--print-value-only"])
+}
+
+async fn put_in(url: &str, keyspace: &str, key: &str, value: &str) {
+    let taken = async || run(url, &["--keyspace", keyspace, "put", key, value]).status.success();
+    eventually(&format!("{keyspace} takes {key} at {url}"), taken).await;
+}
+
+/// Only the root group and that of `default` went on: all other keyspaces could never elect anybody again.
+#[tokio::test]
+async fn keyspaces_go_on_as_well_and_those_that_were_elsewhere_are_named() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let urls = cluster.endpoints();
+    for (name, replicas) in [("here", "3"), ("apart", "1")] {
+        ctl(&urls[0], &["keyspace", "create", name, "--replicas", replicas]);
+        put_in(&urls[0], name, "k", name).await;
+    }
+    let last = (0..3).rfind(|number| places(&urls[0], "apart") != [format!("n{number}")]).unwrap();
+    for (number, url) in urls.iter().enumerate() {
+        put_in(url, "here", &format!("k{number}"), "before").await;
+    }
+    // It has all that was acknowledged.
+    assert_eq!(values(&urls[last]), "here\nbefore\nbefore\nbefore\n");
+    cluster.nodes.iter_mut().for_each(Node::kill);
+
+    let url = &urls[last];
+    force(&mut cluster.nodes[last]);
+    for again in [false, true] {
+        cluster.nodes[last].start();
+        cluster.nodes[last].wait_until_serving().await;
+        assert_eq!(cluster.nodes[last].log().contains("has nothing to do"), again);
+        put_in(url, "here", "k3", "after").await;
+        assert_eq!(values(url), "here\nbefore\nbefore\nbefore\nafter\n");
+        assert_eq!(places(url, "here"), [format!("n{last}")]);
+        cluster.nodes[last].kill();
+    }
+    let log = cluster.nodes[last].log();
+    let lost = log.lines().find(|line| line.contains("are lost with the other members")).unwrap();
+    assert!(lost.contains("apart") && !lost.contains("here,"), "{lost}");
+    force_no_more(&mut cluster.nodes[last]);
+    cluster.nodes[last].start();
+    cluster.nodes[last].wait_until_serving().await;
+    ctl(url, &["keyspace", "delete", "apart"]);
+    ctl(url, &["keyspace", "create", "apart"]);
+    put_in(url, "apart", "k", "anew").await;
+
+    // It grows again with the pool.
+    let new = cluster.prepare_to_join();
+    let peer_url = format!("--peer-urls=http://{}", cluster.nodes[new].peer_address);
+    ctl(url, &["member", "add", "n3", &peer_url]);
+    cluster.nodes[new].start();
+    let both = [format!("n{last}"), "n3".to_owned()];
+    eventually("a second replica", async || places(url, "here") == both).await;
+    put_in(&cluster.nodes[new].client_url, "here", "k4", "grown").await;
+    // Both are needed now, so both have it.
+    assert_eq!(values(url), "here\nbefore\nbefore\nbefore\nafter\ngrown\n");
 }
 
 #[tokio::test]

@@ -187,6 +187,8 @@ impl<B: Backend> Session<B> {
 
     /// Watches on this node's replica. The caller has read what it watches, and so may.
     pub(super) fn watch(&self, requests: Vec<pb::WatchCreateRequest>) -> Result<WatchStream, Status> {
+        // So that whoever waits hears that its keyspace is deleted, and not that a replica is not here.
+        self.context.check_here()?;
         let mut watches = self.context.keyspace()?.watch_stream(WatchOptions::default());
         requests.into_iter().for_each(|request| watches.create(request));
         Ok(watches)

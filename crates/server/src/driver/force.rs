@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hadron_consensus::GroupId;
-use hadron_keyspace::Keyspace;
-use hadron_node::{Bootstrap, Forced};
+use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
+use hadron_node::{Bootstrap, Forced, OpenJob};
+use hadron_storage::engine::Engine;
 use hadron_storage::wal::{RecoveredGroup, Wal};
 use tracing::{info, warn};
 
@@ -16,15 +17,22 @@ use super::error::RunError;
 use super::peers::Others;
 use crate::config::Config;
 
+/// What was opened: the engine, how keyspaces are opened in it, and those that exist from the start.
+pub(super) struct Opened<'a> {
+    pub(super) engine: &'a Arc<dyn Engine>,
+    pub(super) options: &'a KeyspaceOptions,
+    pub(super) keyspaces: &'a BTreeMap<GroupId, Arc<Keyspace>>,
+}
+
 /// Writes what makes this node a cluster of its own to the log; false if it is one already, or has no data yet.
 ///
 /// # Errors
-/// Another member runs, or the node is none.
+/// Another member runs, the node is none, or what the root group says cannot be read.
 pub(super) fn go_on_alone(
     config: &Config,
     home: &Home,
     others: &dyn Others,
-    keyspaces: &BTreeMap<GroupId, Arc<Keyspace>>,
+    opened: &Opened<'_>,
     recovered: &BTreeMap<GroupId, RecoveredGroup>,
     wal: &mut Wal,
 ) -> Result<bool, RunError> {
@@ -32,9 +40,8 @@ pub(super) fn go_on_alone(
         warn!("--force-new-cluster means nothing at a first start: there is nothing to go on with");
         return Ok(false);
     }
-    let groups = home.pool.groups(home.node());
-    let forced = hadron_node::force(home.node(), &groups, &home.pool.roster(), keyspaces, recovered);
-    let Forced { records, lost } =
+    let forced = opened.forced(home, recovered);
+    let Forced { records, lost, lost_keyspaces, unusable_keyspaces } =
         forced.map_err(|what| RunError::Unusable(format!("--force-new-cluster: {what}")))?;
     if records.is_empty() {
         info!("--force-new-cluster has nothing to do: this node is alone. Take the flag away");
@@ -55,5 +62,33 @@ pub(super) fn go_on_alone(
         "--force-new-cluster: this node is a cluster of its own from now on, with the data that it has; what it did not have is \
          lost. Take the flag away, then add new members one by one"
     );
+    if !lost_keyspaces.is_empty() {
+        warn!(
+            keyspaces = lost_keyspaces.join(", "),
+            "--force-new-cluster: these keyspaces had no replica here and are lost with the other members; nobody can use \
+             them. Delete them, then make them anew from a backup"
+        );
+    }
+    for (keyspace, why) in unusable_keyspaces {
+        warn!(
+            keyspace,
+            why,
+            "--force-new-cluster: this keyspace's replica here cannot be used, and does not go on. Delete the keyspace, then \
+             make it anew from a backup"
+        );
+    }
     Ok(true)
+}
+
+impl Opened<'_> {
+    /// What must go into the log.
+    fn forced(&self, home: &Home, recovered: &BTreeMap<GroupId, RecoveredGroup>) -> Result<Forced, String> {
+        let groups = home.pool.groups(home.node());
+        // Whichever replica lives here; none is made. They are opened one after the other, and not kept.
+        let open = |group| {
+            let job = OpenJob { group, replica: None, is_in_log: true };
+            job.carry_out(self.engine, self.options.clone())
+        };
+        hadron_node::force(home.node(), &groups, &home.pool.roster(), self.keyspaces, recovered, &open)
+    }
 }

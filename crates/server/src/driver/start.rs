@@ -262,8 +262,9 @@ impl Stored {
         let (mut wal, mut recovered) = open_log(&disk, config, &home)?;
         let mut keyspaces = open_keyspaces(&engine, &home, &options)?;
         places.check_opened(&recovered, &keyspaces)?;
+        let opened = force::Opened { engine: &engine, options: &options, keyspaces: &keyspaces };
         if config.initial.is_forced
-            && force::go_on_alone(config, &home, network, &keyspaces, &recovered.groups, &mut wal)?
+            && force::go_on_alone(config, &home, network, &opened, &recovered.groups, &mut wal)?
         {
             drop(wal);
             (wal, recovered) = open_log(&disk, config, &home)?;

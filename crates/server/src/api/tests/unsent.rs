@@ -54,12 +54,7 @@ fn a_write_with_a_large_answer_waits_for_its_turn() {
         kv.put(on(&unsent, put("k"))).await.unwrap();
         kv.txn(also(request_op::Request::RequestRange(first))).await.unwrap();
 
-        let delete_many = pb::DeleteRangeRequest {
-            key: "x".into(),
-            range_end: "z".into(),
-            prev_kv: true,
-            ..Default::default()
-        };
+        let delete_many = pb::DeleteRangeRequest { key: "x".into(), range_end: "z".into(), prev_kv: true };
         let one = || request_op::Request::RequestRange(pb::RangeRequest { range_end: "".into(), ..all() });
         let mut writes = [
             pin!(kv.txn(also(request_op::Request::RequestRange(all())))),

@@ -124,6 +124,8 @@ impl Node {
         self.step_group(group, installed, effects);
         self.on_configuration_applied(group, &configuration);
         self.heed_alarms(group, effects);
+        // The former state is to go, also if nothing more is written to this group.
+        self.maybe_sweep(group, effects);
         if group == ROOT_GROUP {
             self.refresh_pool();
             self.reread_catalog(effects);

@@ -43,8 +43,15 @@ const SAFETY: &[&str] = &[
 ];
 
 /// What was stored is not what is read.
-const DAMAGE: &[&str] =
-    &["recovery", "digest_agreement", "state_machine_safety", "watch_order", "no_fatal", "assertion"];
+const DAMAGE: &[&str] = &[
+    "recovery",
+    "digest_agreement",
+    "state_machine_safety",
+    "stored_state",
+    "watch_order",
+    "no_fatal",
+    "assertion",
+];
 
 /// Clients hear what is not so.
 const ANSWERS: &[&str] = &[

@@ -236,7 +236,10 @@ impl World {
                 Outcome::Done(response)
             }
             // A lease may have ended before a key was attached to it.
-            Reply::Written { response: Err(Error::LeaseNotFound), .. } => Outcome::Failed,
+            Reply::Written { response: Err(Error::LeaseNotFound), .. } => {
+                self.on_lease_missed(operation);
+                Outcome::Failed
+            }
             Reply::Written { response: Err(Error::Compacted), .. } => Outcome::Compacted,
             Reply::Written { response: Err(Error::Unreadable(_)), .. }
                 if self.is_rotten(life.node, GroupId(self.history[operation].keyspace)) =>

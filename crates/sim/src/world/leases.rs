@@ -4,7 +4,7 @@
 //! Some compete for one lock instead: the key that is created with the lease is the same for all, and whoever creates it
 //! holds the lock as long as its lease is promised to live.
 
-use hadron_consensus::DEFAULT_GROUP;
+use hadron_consensus::GroupId;
 use hadron_keyspace::{Command, Response as CommandResponse};
 use hadron_node::{Event as NodeEvent, Reply};
 use hadron_proto::etcdserverpb::{LeaseGrantRequest, LeaseKeepAliveResponse};
@@ -31,6 +31,8 @@ const PATIENCE_US: u64 = 3_000_000;
 /// A client that holds one lease after another.
 pub(super) struct LeaseClient {
     number: u64,
+    /// The group of its keyspace. All who want the lock have the same.
+    group: GroupId,
     granted: i64,
     stage: Stage,
     /// Leases of the past, and the present one last.
@@ -65,8 +67,10 @@ impl LeaseClient {
     pub(super) fn all(settings: &Settings) -> Vec<LeaseClient> {
         let leases = (0..settings.lease_clients).map(|_| false);
         let kinds = leases.chain((0..settings.lock_clients).map(|_| true));
+        let group = |number: u64| GroupId(1 + (settings.seed / 3 + number) % settings.keyspaces);
         let client = |(number, wants_lock)| LeaseClient {
             number,
+            group: group(if wants_lock { 0 } else { number }),
             granted: 0,
             stage: Stage::Grant,
             stories: Vec::new(),
@@ -148,7 +152,7 @@ impl World {
             Stage::Grant => self.grant(number, life),
             Stage::Attach => {
                 let action = self.leases[number].attach();
-                self.begin_operation(NUMBERS + number as u64, DEFAULT_GROUP, life, action);
+                self.begin_operation(NUMBERS + number as u64, self.leases[number].group, life, action);
             }
             Stage::Keep(_) => {
                 let lease = self.leases[number].lease();
@@ -158,10 +162,11 @@ impl World {
             Stage::Look => {
                 if self.lies(Lie::EndlessLease) {
                     let lease = self.leases[number].lease();
-                    self.write_unasked(life, DEFAULT_GROUP, Command::LeaseKeepAlive(vec![lease]));
+                    let group = self.leases[number].group;
+                    self.write_unasked(life, group, Command::LeaseKeepAlive(vec![lease]));
                 }
                 let action = Action::get(self.leases[number].key());
-                self.begin_operation(NUMBERS + number as u64, DEFAULT_GROUP, life, action);
+                self.begin_operation(NUMBERS + number as u64, self.leases[number].group, life, action);
             }
         }
     }
@@ -174,12 +179,12 @@ impl World {
         let now = self.schedule.now();
         let client = &mut self.leases[number];
         client.granted += 1;
-        let lease = client.lease();
+        let (lease, group) = (client.lease(), client.group);
         client.stories.push(Lease { id: lease, ttl_us: TTL_S as u64 * 1_000_000, ..Lease::default() });
         // Its expiry may remove the key at any time from now on, as far as the order of operations is concerned.
         self.history.push(Operation {
             client: NUMBERS + number as u64,
-            keyspace: DEFAULT_GROUP.0,
+            keyspace: group.0,
             node: life.node,
             invoked: now,
             returned: now,
@@ -200,7 +205,7 @@ impl World {
         if let Some(claim) = client.present_claim() {
             claim.until = claim.until.min(now);
         }
-        self.begin_operation(NUMBERS + number as u64, DEFAULT_GROUP, life, Action::Revoke(lease));
+        self.begin_operation(NUMBERS + number as u64, self.leases[number].group, life, Action::Revoke(lease));
     }
 
     /// Asks for a grant or a keep-alive.
@@ -209,12 +214,13 @@ impl World {
         let client = &mut self.leases[number];
         client.requests += 1;
         client.asked = Some((now, client.requests));
+        let group = client.group;
         if let (Command::LeaseKeepAlive(ids), true) = (&command, self.lies(Lie::KeepAliveUnasked)) {
             let alive = LeaseKeepAliveResponse { header: None, id: ids[0], ttl: TTL_S };
             let response = Ok(CommandResponse::LeaseKeepAlive(vec![alive]));
             return self.on_lease_reply(life, number, Reply::Written { response, term: 0 });
         }
-        let event = |token| NodeEvent::Write { token, group: DEFAULT_GROUP, command: command.to_bytes() };
+        let event = |token| NodeEvent::Write { token, group, command: command.to_bytes() };
         let token = self.ask(life, Asked::Lease(number), event);
         let (request, token) = (self.leases[number].requests, token.unwrap_or(0));
         self.schedule.after(PATIENCE_US, Happening::LeaseGiveUp { client: number, request, life, token });
@@ -224,10 +230,11 @@ impl World {
         if self.leases[number].asked.is_none_or(|(_, asked)| asked != request) {
             return;
         }
+        let group = self.leases[number].group;
         if let Some(process) = self.process(life)
             && process.asked.remove(&token).is_some()
         {
-            self.deliver(life, NodeEvent::Cancel { token, group: DEFAULT_GROUP });
+            self.deliver(life, NodeEvent::Cancel { token, group });
         }
         self.on_lease_connection_lost(number);
     }
@@ -307,6 +314,15 @@ impl World {
             // Its key may be another's by now.
             true => Stage::Grant,
             false => Stage::Look,
+        }
+    }
+
+    /// Somebody says that a lease does not exist that a client would attach a key to.
+    pub(super) fn on_lease_missed(&mut self, operation: usize) {
+        let (client, now) = (self.history[operation].client, self.schedule.now());
+        let lease = client.checked_sub(NUMBERS).and_then(|number| self.leases.get_mut(number as usize));
+        if let Some(story) = lease.and_then(|client| client.stories.last_mut()) {
+            story.gone_by = story.gone_by.or(Some(now));
         }
     }
 

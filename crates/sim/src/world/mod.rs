@@ -298,7 +298,9 @@ impl World {
         let machines = (1..=settings.nodes).map(|node| (node, Machine::new(&settings, &mut rng))).collect();
         let clients = Client::all(&settings, &mut rng);
         let leases = LeaseClient::all(&settings);
-        let watchers = (0..settings.watchers).map(|number| Watching::new(number, &mut rng)).collect();
+        let watchers = (0..settings.watchers)
+            .map(|number| Watching::new(number, settings.keyspaces, &mut rng))
+            .collect();
         World {
             network: Network::new(settings.delays),
             rng,

@@ -192,6 +192,8 @@ fn sleep(settings: &mut Settings) {
     settings.think_us = 150_000;
     settings.rest_us = 4_000_000;
     settings.ends_in_silence = true;
+    // A rest and more, so that some leases end while all sleep.
+    settings.calm_us = 8_000_000;
     settings.faults_us = 25_000_000;
     settings.limits.sleep_after_us = 300_000;
 }

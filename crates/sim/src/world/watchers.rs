@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
-use hadron_consensus::DEFAULT_GROUP;
+use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, WatchStream};
 use hadron_proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use rand::Rng;
@@ -23,8 +23,11 @@ const LOOK_US: u64 = 60_000;
 
 /// One watcher and its stream.
 pub(super) struct Watching {
+    /// The group of the keyspace that it watches.
+    group: GroupId,
     seen: Watcher,
-    stream: Option<(Life, WatchStream)>,
+    /// On which node, and of which replica there.
+    stream: Option<(Life, Arc<Keyspace>, WatchStream)>,
     /// Changes stream now and then even if its node is well.
     restless: bool,
     /// Looks without anything new since its node's revision was [`Watching::looked_at`].
@@ -33,7 +36,7 @@ pub(super) struct Watching {
 }
 
 impl Watching {
-    pub(super) fn new(number: u64, rng: &mut SmallRng) -> Watching {
+    pub(super) fn new(number: u64, keyspaces: u64, rng: &mut SmallRng) -> Watching {
         // The first sees everything, the others some of the keys.
         let (key_from, key_to) = if number == 0 { ("a", "z") } else { ("k1", "k4") };
         let seen = Watcher {
@@ -45,7 +48,13 @@ impl Watching {
             gaps: Vec::new(),
             complete_to: 0,
         };
-        Watching { seen, stream: None, restless: rng.random_bool(0.5), quiet_looks: 0, looked_at: 0 }
+        let group = GroupId(1 + number % keyspaces);
+        Watching { group, seen, stream: None, restless: rng.random_bool(0.5), quiet_looks: 0, looked_at: 0 }
+    }
+
+    /// The group of the keyspace that it watches.
+    pub(super) fn group(&self) -> GroupId {
+        self.group
     }
 
     /// What it saw, as its checker takes it.
@@ -62,7 +71,7 @@ impl Watching {
     /// Takes what the stream has. An error says that the watch ended.
     fn take(&mut self) -> Result<Taken, String> {
         let mut taken = Taken::default();
-        let Some((_, stream)) = &mut self.stream else { return Ok(taken) };
+        let Some((.., stream)) = &mut self.stream else { return Ok(taken) };
         while let Some(response) = poll(stream) {
             if response.compact_revision > 0 {
                 taken.compacted_at = Some(response.compact_revision);
@@ -142,33 +151,46 @@ impl World {
     pub(super) fn watch(&mut self, number: usize) {
         let any = self.any_node();
         let moves = self.watchers[number].restless && self.rng.random_range(0..50) == 0;
-        let life = self.watchers[number].stream.as_ref().map(|(life, _)| *life);
-        if moves || life.is_none_or(|life| self.process(life).is_none()) {
+        if moves || !self.is_watched_here(number) {
             self.watchers[number].stream = None;
             self.open_watch(number, any);
         }
         let taken = self.watchers[number].take();
-        let life = self.watchers[number].stream.as_ref().map(|(life, _)| *life);
-        let keyspace =
-            life.and_then(|life| self.process(life)).and_then(|process| process.keyspace(DEFAULT_GROUP));
-        let revision = keyspace.map_or(0, |keyspace| keyspace.revision());
+        let stream = self.watchers[number].stream.as_ref();
+        let (node, revision) = stream.map_or((0, 0), |(life, keyspace, _)| (life.node, keyspace.revision()));
         let watching = &mut self.watchers[number];
         if watching.looked_at != revision {
             (watching.looked_at, watching.quiet_looks) = (revision, 0);
         }
-        if let Err(what) = taken.and_then(|taken| self.note_taken(number, taken)) {
-            let found = format!("{}: {what}", self.watchers[number].seen.name);
-            return self.violate(Violation::new("watch_order", found));
-        }
         let delay = self.rng.random_range(0..LOOK_US);
         self.schedule.after(delay, Happening::Watch(number));
+        if taken.is_err() && self.is_rotten(node, self.watchers[number].group) {
+            // It could not read what it should tell.
+            self.watchers[number].stream = None;
+            return;
+        }
+        if let Err(what) = taken.and_then(|taken| self.note_taken(number, taken)) {
+            let found = format!("{}: {what}", self.watchers[number].seen.name);
+            self.violate(Violation::new("watch_order", found));
+        }
+    }
+
+    /// Whether the replica that a watcher's stream is of is still there, and serves.
+    fn is_watched_here(&self, number: usize) -> bool {
+        let Watching { group, stream: Some((life, keyspace, _)), .. } = &self.watchers[number] else {
+            return false;
+        };
+        let board = self.life(life.node).filter(|now| now == life).and_then(|life| self.board(life));
+        let here = board.and_then(|board| board.group(*group)).filter(|here| !here.quarantined());
+        here.is_some_and(|here| Arc::ptr_eq(&here.keyspace, keyspace))
     }
 
     fn note_taken(&mut self, number: usize, mut taken: Taken) -> Result<(), String> {
         self.falsify_events(&mut taken.events);
         let now = self.schedule.now();
         let (count, compacted_at) = (taken.events.len(), taken.compacted_at);
-        let compacted_at_most = compacted_at.map_or(0, |_| self.compacted_at_most(DEFAULT_GROUP));
+        let group = self.watchers[number].group;
+        let compacted_at_most = compacted_at.map_or(0, |_| self.compacted_at_most(group));
         let watching = &mut self.watchers[number];
         watching.seen.events.extend(taken.events);
         if let Some(compacted_at) = compacted_at {
@@ -186,24 +208,27 @@ impl World {
 
     fn open_watch(&mut self, number: usize, node: u64) {
         let Some(life) = self.life(node) else { return };
-        let Some(keyspace) = self.process(life).and_then(|process| process.keyspace(DEFAULT_GROUP)) else {
-            return;
-        };
+        let group = self.watchers[number].group;
+        let board = self.board(life).and_then(|board| board.group(group));
+        let Some(board) = board.filter(|board| !board.quarantined()) else { return };
+        let keyspace = Arc::clone(&board.keyspace);
         let watching = &mut self.watchers[number];
         let next = watching.next_revision();
         let stream = open(&keyspace, &watching.seen.key_from, &watching.seen.key_to, next);
-        watching.stream = Some((life, stream));
+        watching.stream = Some((life, keyspace, stream));
     }
 
     /// Whether every watcher has looked often enough to have seen everything. Replicas must be equal.
     pub(super) fn watchers_are_done(&mut self) -> bool {
-        let last_revision = self.observer.last_revision(DEFAULT_GROUP);
+        let last = |watching: &Watching| self.observer.last_revision(watching.group);
         let done = self
             .watchers
             .iter()
-            .all(|watching| watching.looked_at == last_revision && watching.quiet_looks >= QUIET_LOOKS);
+            .all(|watching| watching.looked_at == last(watching) && watching.quiet_looks >= QUIET_LOOKS);
         if done {
-            self.watchers.iter_mut().for_each(|watching| watching.seen.complete_to = last_revision);
+            for watching in &mut self.watchers {
+                watching.seen.complete_to = self.observer.last_revision(watching.group);
+            }
         }
         done
     }

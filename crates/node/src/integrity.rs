@@ -247,14 +247,16 @@ impl Node {
     }
 
     /// After applying: a replica that an alarm names stops serving and leading until the alarm is lifted, and an alarm about one that is gone is
-    /// lifted here. If alarms name all who could lead, whoever was not quarantined before goes on: nobody could lift them otherwise.
+    /// lifted here. If those that no alarm names could not go on alone, whoever is not quarantined yet goes on as well: they may need what
+    /// it knows, and nobody could lift the alarms otherwise.
     pub(crate) fn heed_alarms(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let accused = replica.accused();
         // Whoever reads of it before it belonged to the group reads of another replica that was on this node.
-        let is_accused = accused.contains(&self.config.node) && replica.belongs();
-        let was_accused = std::mem::replace(&mut replica.is_accused, is_accused);
-        if is_accused && replica.has_voter_but(&accused) {
+        let was_accused = replica.is_accused;
+        let is_accused = accused.contains(&self.config.node) && (was_accused || replica.belongs());
+        replica.is_accused = is_accused;
+        if is_accused && replica.is_spared(&accused) {
             self.quarantine(group, effects);
         } else if was_accused && !is_accused {
             self.release(group, effects);
@@ -337,10 +339,15 @@ impl Replica {
         accused_in(&self.keyspace)
     }
 
-    /// Whether somebody votes whose node is none of `accused`.
-    fn has_voter_but(&self, accused: &BTreeSet<NodeId>) -> bool {
-        let nodes = self.core.configuration().voters.iter().filter_map(|voter| self.node_of(*voter));
-        nodes.into_iter().any(|node| !accused.contains(&node))
+    /// Whether those whose nodes are none of `accused` are quorum enough.
+    fn is_spared(&self, accused: &BTreeSet<NodeId>) -> bool {
+        let is_sound =
+            |voter: &&ReplicaId| self.node_of(**voter).is_some_and(|node| !accused.contains(&node));
+        let configuration = self.core.configuration();
+        [&configuration.voters, &configuration.outgoing]
+            .into_iter()
+            .filter(|voters| !voters.is_empty())
+            .all(|voters| voters.iter().filter(is_sound).count() > voters.len() / 2)
     }
 
     /// Whether this replica was in the group as of what is applied.
@@ -607,10 +614,11 @@ mod tests {
         let mut node = node();
         let lifted = |member| Command::Alarm(corrupt(NodeId(member), AlarmAction::Deactivate));
         assert!(!hears_of(&mut node, accusation(2)));
+        assert!(!hears_of(&mut node, lifted(2)));
         assert!(hears_of(&mut node, accusation(1)));
         assert!(!hears_of(&mut node, lifted(1)));
         assert!(!hears_of(&mut node, accusation(3)));
-        assert!(!hears_of(&mut node, accusation(1)), "it is the last one");
+        assert!(!hears_of(&mut node, accusation(1)), "too few others would be left");
         let (mut alone, group) = placed();
         take(&mut alone, Event::Write { token: 10, group, command: accusation(1).to_bytes() });
         assert!(!alone.replicas[&group].quarantined);

@@ -56,8 +56,8 @@ pub struct Node {
     pub(crate) is_pool_new: bool,
     /// How often the others' needs had changed when they were last looked at.
     pub(crate) needs_seen: u64,
-    /// What of the root group could not be read when it was read last.
-    pub(crate) unread: Option<String>,
+    /// What of the root group could not be read when it was read last, and when to try again.
+    pub(crate) unread: Option<(String, Time)>,
     pub(crate) log: LogQueue,
     /// Groups for which old segments of the log were kept when somebody last looked.
     pub(crate) pinning: BTreeSet<GroupId>,
@@ -166,7 +166,10 @@ impl Node {
             self.touch(group);
         }
         self.reread_catalog(effects);
-        if let Some(what) = &self.unread {
+        let others_vote =
+            self.replicas.get(&ROOT_GROUP).is_some_and(|root| root.core.configuration().voters != [root.me]);
+        // Whoever is alone serves what can be read: there is nobody else who could.
+        if let (Some((what, _)), true) = (&self.unread, others_vote) {
             effects.fatal = Some(unreadable(what));
         }
         self.settle(now, effects);

@@ -40,6 +40,9 @@ use crate::reconfigure::first_configuration;
 /// Replicas that one command says are gone.
 const LEFT_AT_ONCE: usize = 100;
 
+/// When what could not be read of the root group is tried again.
+const READ_AGAIN_US: u64 = 10_000_000;
+
 /// What is under way for a group that has no open replica here.
 #[derive(Debug)]
 enum Step {
@@ -135,12 +138,13 @@ impl Node {
             what,
             "what the root group says cannot be read: it is tried again, and what was known holds"
         );
-        self.unread = Some(what);
+        self.unread = Some((what, self.now.plus_micros(READ_AGAIN_US)));
     }
 
     /// Now and then: what could not be read may have been an error that passes.
     pub(crate) fn read_root_again(&mut self, effects: &mut Effects) {
-        if self.unread.take().is_some() {
+        if self.unread.as_ref().is_some_and(|(_, at)| *at <= self.now) {
+            self.unread = None;
             self.refresh_pool();
             self.reread_catalog(effects);
         }
@@ -421,7 +425,8 @@ impl Node {
     /// Asks the members of groups that are to do without this node's replica whether they do.
     pub(crate) fn ask_to_leave(&mut self, effects: &mut Effects) {
         for group in self.residents.leaving.iter().copied().collect::<Vec<_>>() {
-            if self.board.with_catalog(|catalog| catalog.is_deleted(group)) {
+            let is_deleted = self.board.with_catalog(|catalog| catalog.is_deleted(group));
+            if is_deleted && !self.root_is_quarantined() {
                 self.destroy(group, effects);
             }
             let Some(replica) = self.replica_here(group) else { continue };
@@ -590,7 +595,10 @@ mod tests {
             known.refresh(&root, &keys).unwrap_err();
             assert_eq!(known, catalog);
 
-            let (config, _) = alone();
+            let (mut config, _) = alone();
+            // Whoever is alone goes on with `default`; here others vote.
+            let voters: Vec<_> = (1..=3).map(|id| (ReplicaId(id), NodeId(id))).collect();
+            config.groups.iter_mut().for_each(|group| group.voters.clone_from(&voters));
             let keyspaces = [ROOT_GROUP, DEFAULT_GROUP].map(|group| (group, open(&engine, group)));
             let logs = [2, 3].map(|group| (GroupId(group), RecoveredGroup::default()));
             let mut node = Node::new(config, logs.into(), &keyspaces.into(), Time(1)).unwrap();

@@ -54,14 +54,15 @@ impl<B: Backend> Kv<B> {
         let range = request.into_inner();
         check::range(&range).map_err(refusal)?;
         let counting = self.context.count_read(&claim, Some(&range.key));
-        let is_long = may_be_long(&range);
-        let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         self.context.metrics.range_total.inc();
         let keyspace = match serializable {
             true => self.context.keyspace()?,
             false => self.context.keyspace_after_barrier().await?,
         };
         let permit = self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
+        // Not before: while there is no leader, those who need none must not wait for those who do.
+        let is_long = may_be_long(&range);
+        let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         let beside = Arc::clone(&keyspace);
         let mut response = match is_long {
             true => self.context.read_beside(move || beside.range(&range)).await?,
@@ -81,8 +82,6 @@ impl<B: Backend> Kv<B> {
         unsent: Option<Unsent>,
     ) -> Result<pb::TxnResponse, Status> {
         let counting = self.context.count_read(claim, first_key(&txn));
-        let is_long = reads_may_be_long(&txn);
-        let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         let keyspace = match is_serializable(&txn) {
             true => self.context.keyspace()?,
             false => self.context.keyspace_after_barrier().await?,
@@ -91,6 +90,8 @@ impl<B: Backend> Kv<B> {
         let permit =
             self.context.permit_if(claim, |now, caller| now.permit_command(caller, &command)).await?;
         let Command::Txn(txn) = command else { return Err(mismatch()) };
+        let is_long = reads_may_be_long(&txn);
+        let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         let beside = Arc::clone(&keyspace);
         let mut response = match is_long {
             true => self.context.read_beside(move || beside.read_txn(&txn)).await?,
@@ -148,7 +149,7 @@ fn reads_may_be_long(txn: &pb::TxnRequest) -> bool {
 /// Waits until a write may begin whose answer may have so many pairs. The answer is made as soon as the write is applied, whether or not
 /// there is room for it.
 async fn turn_of_write(pairs: usize, unsent: Option<Unsent>) -> Option<Turn> {
-    if pairs > FEW_PAIRS { Some(unsent::turn(unsent).await) } else { None }
+    if pairs > FEW_PAIRS { Some(unsent::turn_of_write(unsent).await) } else { None }
 }
 
 /// How many pairs the answer to a transaction may have: those of the branch that may have more.

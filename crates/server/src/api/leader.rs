@@ -23,6 +23,9 @@ const REQUIRE_LEADER: &str = "hasleader";
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const CHECKS_FAILED_MAX: u32 = 3;
 
+/// How often a stream of `default` that demands nothing looks whether its replica is damaged. There may be very many.
+const DAMAGE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Whether a call carries the demand.
 pub(super) fn is_demanded(metadata: &MetadataMap) -> bool {
     metadata.get(REQUIRE_LEADER).is_some_and(|value| value == "true")
@@ -43,7 +46,9 @@ impl<B: Backend, S> WhileLed<B, S> {
     /// Wraps the stream that answers a call with this metadata.
     pub(super) fn new(context: Arc<Context<B>>, metadata: &MetadataMap, stream: S) -> WhileLed<B, S> {
         let demands_leader = is_demanded(metadata);
-        let checks = tokio::time::interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
+        let is_pressing = demands_leader || !context.is_default();
+        let interval = if is_pressing { CHECK_INTERVAL } else { DAMAGE_INTERVAL };
+        let checks = tokio::time::interval_at(Instant::now() + interval, interval);
         WhileLed { context, stream, checks, demands_leader, checks_failed: 0, ended: false }
     }
 

@@ -6,8 +6,8 @@
 //!
 //! How large the answer to a long read is shows when it was read. So a long read waits for room and for its turn before it begins
 //! ([`Unsent::turn`]), and [`LONG_READS_MAX`] of a connection have theirs at a time. What one connection costs is at most the bound and
-//! two more answers. A write that answers with much of what is there waits in the same way, before it is proposed: nothing holds its
-//! answer back once it is applied.
+//! two more answers. A write that answers with much of what is there waits in the same way, for one of [`LARGE_WRITES_MAX`] turns, before it is proposed:
+//! nothing holds its answer back once it is applied.
 //!
 //! Large answers leave in pieces: the connection takes a whole frame as soon as its stream may send one byte, and what it took would
 //! not count any more.
@@ -33,6 +33,8 @@ const UNSENT_BYTES_MAX: usize = 32 << 20;
 const LARGE_BYTES: usize = 16 << 10;
 /// Long reads that one connection has under way; more than that are not carried out at a time beside the thread it belongs to either.
 pub(super) const LONG_READS_MAX: usize = 2;
+/// Writes with large answers that one connection has under way. Each waits for its commit, and they share that: more than of reads.
+pub(super) const LARGE_WRITES_MAX: usize = 16;
 /// How much of an answer is handed to the connection at once.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -64,12 +66,14 @@ struct State {
     bytes: AtomicUsize,
     waiting: Mutex<Vec<Waker>>,
     turns: Arc<Semaphore>,
+    turns_of_writes: Arc<Semaphore>,
 }
 
 impl Default for State {
     fn default() -> State {
         let turns = Arc::new(Semaphore::new(LONG_READS_MAX));
-        State { bytes: AtomicUsize::new(0), waiting: Mutex::default(), turns }
+        let turns_of_writes = Arc::new(Semaphore::new(LARGE_WRITES_MAX));
+        State { bytes: AtomicUsize::new(0), waiting: Mutex::default(), turns, turns_of_writes }
     }
 }
 
@@ -78,10 +82,18 @@ impl Default for State {
 #[derive(Debug)]
 pub(super) struct Turn(#[expect(dead_code, reason = "gives the turn back")] Option<OwnedSemaphorePermit>);
 
-/// Waits until a long read, or a write with a large answer, may begin. Those that came over no connection of their own begin at once.
+/// Waits until a long read may begin. One that came over no connection of its own begins at once.
 pub(super) async fn turn(unsent: Option<Unsent>) -> Turn {
     match unsent {
-        Some(unsent) => unsent.turn().await,
+        Some(unsent) => unsent.turn(&unsent.0.turns).await,
+        None => Turn(None),
+    }
+}
+
+/// The same for a write with a large answer.
+pub(super) async fn turn_of_write(unsent: Option<Unsent>) -> Turn {
+    match unsent {
+        Some(unsent) => unsent.turn(&unsent.0.turns_of_writes).await,
         None => Turn(None),
     }
 }
@@ -93,9 +105,9 @@ impl State {
 }
 
 impl Unsent {
-    async fn turn(&self) -> Turn {
+    async fn turn(&self, turns: &Arc<Semaphore>) -> Turn {
         // It is never closed.
-        let turn = Arc::clone(&self.0.turns).acquire_owned().await.ok();
+        let turn = Arc::clone(turns).acquire_owned().await.ok();
         poll_fn(|task| self.poll_room(task)).await;
         Turn(turn)
     }

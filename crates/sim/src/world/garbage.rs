@@ -29,7 +29,11 @@ impl World {
     }
 
     /// Whether every engine holds what it should and no more; says what is left otherwise.
-    fn check_tidy(&self) -> Result<(), String> {
+    fn check_tidy(&mut self) -> Result<(), String> {
+        // Leases still end.
+        if !self.replicas_are_equal() || !self.watchers_are_done() {
+            return Err(format!("not all have the same: {}", self.positions()));
+        }
         let members = self.members_now();
         for (node, machine) in self.machines.iter().filter(|(node, _)| members.contains(node)) {
             let Some(process) = &machine.process else { continue };

@@ -179,7 +179,8 @@ fn old_and_half_closed_clients_get_their_page() {
 /// A connection without a word used to be held for ever, and so did one with half a word.
 #[test]
 fn a_client_that_does_not_say_what_it_speaks_is_let_go() {
-    let connections = Connections { first_word_timeout: Duration::from_millis(20), ..Connections::default() };
+    let connections =
+        Connections { first_word_timeout: Duration::from_millis(500), ..Connections::default() };
     let options = || ServerOptions { connections, ..ServerOptions::default() };
     let harness = Harness::start_with(options(), Traffic::Everything);
     for said in ["", "PRI * HTTP/2.0\r\n"] {

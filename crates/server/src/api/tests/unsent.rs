@@ -11,7 +11,7 @@ use tonic::Request;
 
 use super::harness::{Harness, runtime};
 use crate::api::kv::Kv;
-use crate::api::unsent::{LONG_READS_MAX, Turn, Unsent, turn};
+use crate::api::unsent::{LARGE_WRITES_MAX, LONG_READS_MAX, Turn, Unsent, turn, turn_of_write};
 
 /// A connection whose turns are taken.
 async fn busy() -> (Unsent, Vec<Turn>) {
@@ -19,6 +19,9 @@ async fn busy() -> (Unsent, Vec<Turn>) {
     let mut turns = Vec::new();
     for _ in 0..LONG_READS_MAX {
         turns.push(turn(Some(unsent.clone())).await);
+    }
+    for _ in 0..LARGE_WRITES_MAX {
+        turns.push(turn_of_write(Some(unsent.clone())).await);
     }
     (unsent, turns)
 }

@@ -486,7 +486,9 @@ impl Node {
 
 /// Nothing can be decided without it.
 fn unreadable(what: &str) -> String {
-    format!("{what}; unless that passes, move the data directory away and rebuild this member from the others")
+    format!(
+        "{what}; unless that passes, move the data directory away and rebuild this member from the others"
+    )
 }
 
 #[cfg(test)]

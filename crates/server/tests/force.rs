@@ -120,7 +120,8 @@ async fn put_in(url: &str, keyspace: &str, key: &str, value: &str) {
 /// Only the root group and that of `default` went on: all other keyspaces could never elect anybody again.
 #[tokio::test]
 async fn keyspaces_go_on_as_well_and_those_that_were_elsewhere_are_named() {
-    let mut cluster = Cluster::start(3, &[]).await;
+    // However full the disk is on which this runs.
+    let mut cluster = Cluster::start(3, &["--balance-disk-max", "100"]).await;
     let urls = cluster.endpoints();
     for (name, replicas) in [("here", "3"), ("apart", "1")] {
         ctl(&urls[0], &["keyspace", "create", name, "--replicas", replicas]);

@@ -339,7 +339,7 @@ impl Replica {
         accused_in(&self.keyspace)
     }
 
-    /// Whether those whose nodes are none of `accused` are quorum enough.
+    /// Whether those whose nodes are none of `accused` are half of the voters at least. They may need the accused one's vote, as one of two does.
     fn is_spared(&self, accused: &BTreeSet<NodeId>) -> bool {
         let is_sound =
             |voter: &&ReplicaId| self.node_of(**voter).is_some_and(|node| !accused.contains(&node));
@@ -347,7 +347,7 @@ impl Replica {
         [&configuration.voters, &configuration.outgoing]
             .into_iter()
             .filter(|voters| !voters.is_empty())
-            .all(|voters| voters.iter().filter(is_sound).count() > voters.len() / 2)
+            .all(|voters| 2 * voters.iter().filter(is_sound).count() >= voters.len())
     }
 
     /// Whether this replica was in the group as of what is applied.

@@ -269,25 +269,24 @@ impl Keyspace {
     /// The version of each key as it was just before `revision`, with its value; keys that did not live are left out,
     /// and all of them are if that revision is compacted.
     pub(crate) fn values_before(&self, revision: i64, keys: &[Bytes]) -> Result<BTreeMap<Bytes, Row>, Error> {
-        let view = self.view(revision - 1);
-        let mut rows = Vec::new();
-        {
-            let state = self.state.read();
-            if state.generation != view.generation {
-                // A snapshot came between.
-                drop(state);
-                return self.values_before(revision, keys);
+        self.read(revision - 1, |view| {
+            let mut rows = Vec::new();
+            {
+                let state = self.state.read();
+                if state.generation != view.generation {
+                    return Err(replaced());
+                }
+                if revision - 1 < state.compact_revision {
+                    return Ok(BTreeMap::new());
+                }
+                for key in keys {
+                    let mut found = Rows::default();
+                    collect(&state, &KeyRange::One(key.clone()), None, revision - 1, 1, 1, &mut found);
+                    rows.append(&mut found.rows);
+                }
             }
-            if revision - 1 < state.compact_revision {
-                return Ok(BTreeMap::new());
-            }
-            for key in keys {
-                let mut found = Rows::default();
-                collect(&state, &KeyRange::One(key.clone()), None, revision - 1, 1, 1, &mut found);
-                rows.append(&mut found.rows);
-            }
-        }
-        view.fetch(&mut rows)?;
-        Ok(rows.into_iter().map(|row| (row.key.clone(), row)).collect())
+            view.fetch(&mut rows)?;
+            Ok(rows.into_iter().map(|row| (row.key.clone(), row)).collect())
+        })
     }
 }

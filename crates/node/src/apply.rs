@@ -60,20 +60,20 @@ impl Node {
         }
         replica.board.uses().count_entry(commands.len(), entry.data.len());
         // Only where the answer is waited for is anything read for it.
-        let is_ours = |origin: &Origin| {
+        let mut is_asked = |origin: &Origin| {
             let is_of_this_life = origin.node == me && origin.incarnation == incarnation;
-            is_of_this_life && replica.proposed.contains_key(&origin.token)
+            is_of_this_life && replica.proposed.remove(&origin.token).is_some()
         };
-        let asked: Vec<bool> = origins.iter().map(is_ours).collect();
-        let responses = replica.keyspace.apply_for(applied, commands.into_iter().zip(asked).collect());
-        for (origin, response) in origins.into_iter().zip(responses) {
+        let asked: Vec<bool> = origins.iter().map(&mut is_asked).collect();
+        let commands = commands.into_iter().zip(asked.iter().copied()).collect();
+        let responses = replica.keyspace.apply_for(applied, commands);
+        for ((origin, is_asked), response) in origins.into_iter().zip(asked).zip(responses) {
             if let Ok(Response::LeaseExpire(expired)) = &response
                 && replica.core.is_leader()
             {
                 replica.board.count_expired(expired.len());
             }
-            let is_ours = origin.node == me && origin.incarnation == incarnation;
-            if is_ours && replica.proposed.remove(&origin.token).is_some() {
+            if is_asked {
                 let reply = Reply::Written { response, term: entry.term.0 };
                 effects.replies.push((origin.token, reply));
             } else if origin.token == 0 && origin.node == me {

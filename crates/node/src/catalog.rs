@@ -230,6 +230,15 @@ impl Placement {
         self.places.iter().map(|place| NodeId(place.node))
     }
 
+    /// The voters that the group was made with, if `replica` is one of them. Who came later begins without members, and hears from the leader who
+    /// they are.
+    pub(crate) fn voters_from_the_start(&self, replica: ReplicaId) -> Vec<(ReplicaId, NodeId)> {
+        let first = self.first.iter().map(|place| (ReplicaId(place.replica), NodeId(place.node)));
+        let voters: Vec<_> = first.collect();
+        let was_there = voters.iter().any(|(id, _)| *id == replica);
+        if was_there { voters } else { Vec::new() }
+    }
+
     /// The same group on `nodes`: who stays keeps its replica, who comes gets one that was never used.
     pub fn moved_to(&self, nodes: &[NodeId], reason: &str) -> Placement {
         let mut next = Placement { places: Vec::new(), reason: reason.to_owned(), ..self.clone() };
@@ -596,7 +605,7 @@ fn keyspace_key(name: &str) -> Bytes {
     format!("{KEYSPACES_PREFIX}{name}").into()
 }
 
-fn group_key(group: GroupId) -> Bytes {
+pub(crate) fn group_key(group: GroupId) -> Bytes {
     format!("{GROUPS_PREFIX}{:016x}", group.0).into()
 }
 
@@ -604,7 +613,7 @@ fn draining_key(node: NodeId) -> Bytes {
     format!("{DRAINING_PREFIX}{:016x}", node.0).into()
 }
 
-fn leaving_key(group: GroupId, node: NodeId) -> Bytes {
+pub(crate) fn leaving_key(group: GroupId, node: NodeId) -> Bytes {
     format!("{LEAVING_PREFIX}{:016x}/{:016x}", group.0, node.0).into()
 }
 
@@ -618,12 +627,12 @@ fn remembered(group: GroupId, record: &MoveRecord) -> pb::RequestOp {
     put(key.into(), record.encode_to_vec())
 }
 
-fn delete(key: Bytes) -> pb::RequestOp {
+pub(crate) fn delete(key: Bytes) -> pb::RequestOp {
     let delete = pb::DeleteRangeRequest { key, ..Default::default() };
     pb::RequestOp { request: Some(Request::RequestDeleteRange(delete)) }
 }
 
-fn txn(compare: Vec<pb::Compare>, success: Vec<pb::RequestOp>) -> Command {
+pub(crate) fn txn(compare: Vec<pb::Compare>, success: Vec<pb::RequestOp>) -> Command {
     Command::Txn(pb::TxnRequest { compare, success, failure: Vec::new() })
 }
 

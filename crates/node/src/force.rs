@@ -19,13 +19,11 @@ use hadron_consensus::{
     chain_checksum,
 };
 use hadron_keyspace::{Applied, Command, Keyspace};
-use hadron_proto::etcdserverpb as pb;
 use hadron_storage::wal::{Record, RecoveredGroup};
-use pb::request_op::Request;
 use prost::Message as _;
 
 use crate::apply::decode;
-use crate::catalog::{Catalog, GROUPS_PREFIX, LEAVING_PREFIX, Place, Placement};
+use crate::catalog::{Catalog, Place, Placement, delete, group_key, leaving_key, txn};
 use crate::config::GroupConfig;
 use crate::envelope::{self, Origin};
 use crate::event::OpenOutcome;
@@ -175,10 +173,7 @@ fn tenant(
     keyspace: &Keyspace,
     recovered: &BTreeMap<GroupId, RecoveredGroup>,
 ) -> Result<Option<Survivor>, String> {
-    let first = placement.first.iter().map(|place| (ReplicaId(place.replica), NodeId(place.node)));
-    let voters: Vec<_> = first.collect();
-    let was_there = voters.iter().any(|(replica, _)| *replica == me);
-    let voters = if was_there { voters } else { Vec::new() };
+    let voters = placement.voters_from_the_start(me);
     let config = GroupConfig { group, replica: me, follows_roster: false, voters };
     let (survivor, _) = Survivor::of(&config, keyspace, recovered)?;
     Ok(Some(survivor).filter(|survivor| survivor.configuration.members().next().is_some()))
@@ -203,14 +198,9 @@ fn place_alone(
         reason: REASON.to_owned(),
         ..present.clone()
     };
-    let key = format!("{GROUPS_PREFIX}{:016x}", group.0);
-    let mut success = vec![put(key.into(), placement.encode_to_vec())];
-    for left in catalog.leaving_of(group) {
-        let key = format!("{LEAVING_PREFIX}{:016x}/{:016x}", group.0, left.0).into();
-        let delete = pb::DeleteRangeRequest { key, ..Default::default() };
-        success.push(pb::RequestOp { request: Some(Request::RequestDeleteRange(delete)) });
-    }
-    Command::Txn(pb::TxnRequest { compare: Vec::new(), success, failure: Vec::new() })
+    let mut success = vec![put(group_key(group), placement.encode_to_vec())];
+    success.extend(catalog.leaving_of(group).map(|left| delete(leaving_key(group, left))));
+    txn(Vec::new(), success)
 }
 
 /// What makes `node` the only member. `keyspaces` are those of `groups`, as the engine has them; the root group's is driven to the end
@@ -336,6 +326,7 @@ mod tests {
 
     use hadron_consensus::{DEFAULT_GROUP, Time};
     use hadron_keyspace::Owner;
+    use hadron_proto::etcdserverpb as pb;
     use hadron_storage::engine::{Engine, ModelEngine};
 
     use super::*;

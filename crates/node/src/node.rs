@@ -137,9 +137,11 @@ impl Node {
             heartbeats: 0,
             config,
         };
-        node.read_pool().map_err(|what| unreadable(&what))?;
         node.refresh_pool();
-        Ok(node)
+        match &node.unread {
+            Some((what, _)) => Err(unreadable(what)),
+            None => Ok(node),
+        }
     }
 
     /// What others may read without entering the loop.

@@ -277,35 +277,25 @@ impl Node {
         keyspace: Arc<Keyspace>,
         effects: &mut Effects,
     ) {
-        let first = self.board.with_catalog(|catalog| {
-            let placement = catalog.placement(group)?;
-            let first = placement.record.first.iter();
-            Some(first.map(|place| (ReplicaId(place.replica), NodeId(place.node))).collect::<Vec<_>>())
+        let voters = self.board.with_catalog(|catalog| {
+            let placement = catalog.placement(group);
+            placement.map(|placement| placement.record.voters_from_the_start(replica)).unwrap_or_default()
         });
-        // Who came later begins without members, and hears from the leader who they are.
-        let was_there = |voters: &Vec<(ReplicaId, NodeId)>| voters.iter().any(|(id, _)| *id == replica);
-        let voters = first.filter(was_there).unwrap_or_default();
-        let log = self.residents.recovered.get(&group).cloned().unwrap_or_default();
+        // A newer version may have written who belongs to the group: that is no damage. It lives, and so does its log.
+        if let Err(why) = applied_configuration(group, &keyspace, &first_configuration(&voters)) {
+            return give_up(group, &why);
+        }
+        let log = self.residents.recovered.remove(&group).unwrap_or_default();
         let begins = voters.first().is_some_and(|(id, _)| *id == replica)
             && log.entries.is_empty()
             && keyspace.applied().index == 0;
         let config = GroupConfig { group, replica, follows_roster: false, voters };
         let board = self.board.add_group(group, keyspace.clone());
-        // A newer version may have written who belongs to the group: that is no damage.
-        let is_readable =
-            applied_configuration(group, &keyspace, &first_configuration(&config.voters)).is_ok();
         match Replica::restore(&self.config, &config, keyspace, board, log, self.now) {
-            Ok(opened) => {
-                self.residents.recovered.remove(&group);
-                self.replicas.insert(group, opened);
-            }
+            Ok(opened) => drop(self.replicas.insert(group, opened)),
             Err(why) => {
                 self.board.remove_group(group);
-                return match is_readable {
-                    true => self.give_up_damaged(group, Some(replica), &why, effects),
-                    // It lives, and so does its log.
-                    false => give_up(group, &why),
-                };
+                return self.give_up_damaged(group, Some(replica), &why, effects);
             }
         }
         self.log_new_floor(group, effects);

@@ -199,7 +199,7 @@ impl Node {
     ///
     /// # Errors
     /// It cannot be read.
-    pub(crate) fn read_pool(&self) -> Result<Pool, String> {
+    fn read_pool(&self) -> Result<Pool, String> {
         let initial = &self.config.roster;
         let mut pool = match self.replicas.get(&ROOT_GROUP) {
             Some(root) => Pool::read(&root.keyspace, initial)?,

@@ -35,6 +35,22 @@ pub struct ServerFiles {
     pub protocol: Protocol,
 }
 
+#[cfg(test)]
+impl ServerFiles {
+    /// Of a listener that demands nothing but what it trusts.
+    pub(crate) fn of(own: KeyPair, trusted: Option<PathBuf>) -> ServerFiles {
+        ServerFiles {
+            own,
+            trusted,
+            revoked: None,
+            allowed_hosts: Vec::new(),
+            allowed_names: Vec::new(),
+            names_users: false,
+            protocol: Protocol::default(),
+        }
+    }
+}
+
 /// Accepts encrypted connections.
 pub struct ServerTls {
     config: Following<ServerConfig>,

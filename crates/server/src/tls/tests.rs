@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,18 +16,6 @@ use super::*;
 fn sign(authority: &Authority, name: &str, hosts: &[&str]) -> KeyPair {
     let (certificate, key) = authority.sign(name, hosts);
     KeyPair { certificate, key }
-}
-
-fn server(own: KeyPair, trusted: Option<PathBuf>) -> ServerFiles {
-    ServerFiles {
-        own,
-        trusted,
-        revoked: None,
-        allowed_hosts: Vec::new(),
-        allowed_names: Vec::new(),
-        names_users: false,
-        protocol: Protocol::default(),
-    }
 }
 
 fn client(trusted: &Path, own: Option<KeyPair>) -> ClientFiles {
@@ -60,7 +48,7 @@ async fn shake(server: &ServerTls, client: &ClientTls, host: &str) -> Result<(),
 async fn the_server_must_be_the_one_that_was_called() {
     let authority = Authority::new();
     let own = sign(&authority, "server", &["localhost", "127.0.0.1"]);
-    let server = ServerTls::new(server(own, None)).unwrap();
+    let server = ServerTls::new(ServerFiles::of(own, None)).unwrap();
     let trusting = ClientTls::new(client(&authority.trusted(), None)).unwrap();
     shake(&server, &trusting, "localhost").await.unwrap();
     shake(&server, &trusting, "127.0.0.1").await.unwrap();
@@ -76,7 +64,7 @@ async fn a_trusted_authority_demands_certificates_with_allowed_names() {
     let authority = Authority::new();
     let own = sign(&authority, "server", &["localhost"]);
     let with = |own| ClientTls::new(client(&authority.trusted(), own)).unwrap();
-    let files = server(own, Some(authority.trusted()));
+    let files = ServerFiles::of(own, Some(authority.trusted()));
     let demanding = ServerTls::new(files.clone()).unwrap();
     let good = with(Some(sign(&authority, "client", &["a.example"])));
     shake(&demanding, &good, "localhost").await.unwrap();
@@ -108,7 +96,7 @@ async fn revoked_certificates_are_refused_from_the_moment_they_are_listed() {
     };
     let (one, other) = (with("one"), with("other"));
     let revoked = Some(authority.revoke(&[]));
-    let files = ServerFiles { revoked, ..server(own, Some(authority.trusted())) };
+    let files = ServerFiles { revoked, ..ServerFiles::of(own, Some(authority.trusted())) };
     let checking = ServerTls::new(files).unwrap();
     shake(&checking, &one, "localhost").await.unwrap();
     authority.revoke(&["one"]);
@@ -120,7 +108,7 @@ async fn revoked_certificates_are_refused_from_the_moment_they_are_listed() {
 async fn files_are_read_again_when_they_change() {
     let (old, new) = (Authority::new(), Authority::new());
     let own = sign(&old, "server", &["localhost"]);
-    let server = ServerTls::new(server(own.clone(), None)).unwrap();
+    let server = ServerTls::new(ServerFiles::of(own.clone(), None)).unwrap();
     let trusting = |authority: &Authority| ClientTls::new(client(&authority.trusted(), None)).unwrap();
     shake(&server, &trusting(&old), "localhost").await.unwrap();
 
@@ -143,7 +131,7 @@ async fn a_certificate_made_here_can_be_trusted_by_itself() {
     assert_eq!(own::certificate(directory.path(), &hosts, 1).unwrap(), own, "made once");
     assert_eq!(fs::read(&own.key).unwrap(), before);
     let trusting = ClientTls::new(client(&own.certificate, None)).unwrap();
-    shake(&ServerTls::new(server(own, None)).unwrap(), &trusting, "127.0.0.1").await.unwrap();
+    shake(&ServerTls::new(ServerFiles::of(own, None)).unwrap(), &trusting, "127.0.0.1").await.unwrap();
 }
 
 #[test]
@@ -156,7 +144,7 @@ fn what_is_wrong_with_files_is_named() {
     for (pair, said) in
         [(swapped, "no private key"), (missing, "/no/such/file: No such file"), (other, "key")]
     {
-        let error = ServerTls::new(server(pair, None)).err().unwrap().to_string();
+        let error = ServerTls::new(ServerFiles::of(pair, None)).err().unwrap().to_string();
         assert!(error.to_lowercase().contains(&said.to_lowercase()), "{error}");
     }
 }

@@ -26,7 +26,7 @@ use crate::tls::authority;
 use crate::tls::client::ClientFiles;
 use crate::tls::files::KeyPair;
 use crate::tls::server::ServerFiles;
-use crate::tls::{ClientTls, Protocol, ServerTls};
+use crate::tls::{ClientTls, ServerTls};
 
 const A: NodeId = NodeId(0xa);
 const B: NodeId = NodeId(0xb);
@@ -480,15 +480,7 @@ async fn encrypted_nodes_exchange_the_same_and_hear_nobody_else() {
         let (certificate, key) = authority.sign(name, &["127.0.0.1"]);
         let own = KeyPair { certificate, key };
         let trusted = Some(authority.trusted());
-        let server = ServerFiles {
-            own: own.clone(),
-            trusted: trusted.clone(),
-            revoked: None,
-            allowed_hosts: Vec::new(),
-            allowed_names: Vec::new(),
-            names_users: false,
-            protocol: Protocol::default(),
-        };
+        let server = ServerFiles::of(own.clone(), trusted.clone());
         let client = ClientFiles { own: Some(own), trusted, ..ClientFiles::default() };
         PeerTls {
             server: Some(Arc::new(ServerTls::new(server).unwrap())),

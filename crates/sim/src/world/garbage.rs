@@ -10,6 +10,7 @@ use hadron_storage::engine::Space;
 
 use super::lies::{generation_of, records};
 use super::story::Story;
+use super::watchers::history_from;
 use super::{World, machine::Machine};
 use crate::history::{Event, Violation};
 
@@ -87,7 +88,7 @@ impl World {
         }
         let compacted = board.keyspace.compact_revision().max(0);
         let (_, past) = self.past(group);
-        let shown = super::watchers::history_from(&board.keyspace, compacted.max(1)).ok()?;
+        let shown = history_from(&board.keyspace, compacted.max(1)).ok()?;
         let mut keys: BTreeMap<Bytes, Vec<Event>> = BTreeMap::new();
         for event in past.iter().filter(|event| event.revision < compacted).cloned().chain(shown) {
             keys.entry(event.key.clone()).or_default().push(event);

@@ -125,20 +125,19 @@ impl World {
 
     /// A strange replica that an alarm names is strange no more.
     fn see_who_is_named(&mut self) {
-        let mut named = Vec::new();
-        for board in self.machines.values().filter_map(|machine| machine.process.as_ref()) {
-            let board = board.node().board();
-            named.extend(self.repairs.strange.iter().filter_map(|(group, node)| {
-                let alarms = board.group(*group)?.keyspace.alarms();
-                let is_named = alarms.iter().any(|alarm| alarm.member_id == node.0);
-                is_named.then_some((*group, *node))
-            }));
-        }
+        let running = self.machines.values().filter_map(|machine| machine.process.as_ref());
+        let boards: Vec<_> = running.map(|process| process.node().board()).collect();
+        let is_named = |group: &GroupId, node: &NodeId| {
+            let mut alarms =
+                boards.iter().filter_map(|board| board.group(*group)).flat_map(|here| here.keyspace.alarms());
+            alarms.any(|alarm| alarm.member_id == node.0)
+        };
+        let strange = self.repairs.strange.iter().filter(|(group, node)| is_named(group, node));
+        let named: Vec<_> = strange.map(|(group, node)| (*group, *node)).collect();
         for (group, node) in named {
-            if self.repairs.strange.remove(&group).is_some() {
-                self.repairs.named += 1;
-                self.tell(StoryEvent::Accused { node: node.0, group: group.0 });
-            }
+            self.repairs.strange.remove(&group);
+            self.repairs.named += 1;
+            self.tell(StoryEvent::Accused { node: node.0, group: group.0 });
         }
     }
 

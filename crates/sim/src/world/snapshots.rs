@@ -239,8 +239,7 @@ impl World {
             return self.queue_engine_job(life, EngineJob::Install(Box::new(incoming)));
         }
         self.trace.note(now, format_args!("n{} refuses snapshot {ticket}", life.node));
-        let incoming = incoming.abandon();
-        self.snapshot_fails(incoming);
+        self.snapshot_fails(incoming.abandon());
     }
 
     /// The receiver's engine has switched, durably.

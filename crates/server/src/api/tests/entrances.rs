@@ -17,7 +17,7 @@ use crate::tls::authority::Authority;
 use crate::tls::client::ClientFiles;
 use crate::tls::files::KeyPair;
 use crate::tls::server::ServerFiles;
-use crate::tls::{ClientTls, Protocol, ServerTls};
+use crate::tls::{ClientTls, ServerTls};
 
 #[test]
 fn what_is_not_there_is_named() {
@@ -148,15 +148,7 @@ fn certificates_bind_and_server_names_choose() {
         KeyPair { certificate, key }
     };
     let hosts = ["node.example", "a.hadron.example", "b.hadron.example"];
-    let tls = ServerTls::new(ServerFiles {
-        own: sign("server", &hosts),
-        trusted: Some(authority.trusted()),
-        revoked: None,
-        allowed_hosts: Vec::new(),
-        allowed_names: Vec::new(),
-        names_users: false,
-        protocol: Protocol::default(),
-    });
+    let tls = ServerTls::new(ServerFiles::of(sign("server", &hosts), Some(authority.trusted())));
     let tls = Some(Arc::new(tls.unwrap()));
     let keyspaces = KeyspaceOptions {
         host_suffix: Some(".hadron.example".to_owned()),

@@ -15,7 +15,7 @@ use crate::tls::authority::Authority;
 use crate::tls::client::ClientFiles;
 use crate::tls::files::KeyPair;
 use crate::tls::server::ServerFiles;
-use crate::tls::{ClientTls, Protocol, ServerTls};
+use crate::tls::{ClientTls, ServerTls};
 
 /// Status line and body of the answer to a request.
 fn fetch(harness: &Harness, method: &str, path: &str) -> (String, String) {
@@ -192,15 +192,7 @@ fn a_client_that_does_not_say_what_it_speaks_is_let_go() {
 
     let authority = Authority::new();
     let (certificate, key) = authority.sign("server", &["localhost"]);
-    let tls = ServerTls::new(ServerFiles {
-        own: KeyPair { certificate, key },
-        trusted: None,
-        revoked: None,
-        allowed_hosts: Vec::new(),
-        allowed_names: Vec::new(),
-        names_users: false,
-        protocol: Protocol::default(),
-    });
+    let tls = ServerTls::new(ServerFiles::of(KeyPair { certificate, key }, None));
     let tls = Some(Arc::new(tls.unwrap()));
     let secure = Harness::start_at(options(), |socket| {
         vec![Listener { socket, traffic: Traffic::Everything, tls, keyspace: None }]

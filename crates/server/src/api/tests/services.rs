@@ -34,6 +34,13 @@ fn demanding<T>(message: T) -> Request<T> {
     request
 }
 
+/// A watch of one key. Its requests never end, so that only the node can end the stream.
+fn one_watch() -> impl futures::Stream<Item = pb::WatchRequest> {
+    let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+    let first = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    futures::StreamExt::chain(tokio_stream::once(first), tokio_stream::pending())
+}
+
 fn assert_status(status: &Status, code: Code, text: &str) {
     assert_eq!((status.code(), status.message()), (code, text));
 }
@@ -98,11 +105,7 @@ fn a_client_that_demands_a_leader_is_refused_without_one() {
 fn a_stream_that_demands_a_leader_ends_when_it_is_lost_for_long() {
     let harness = Harness::start();
     harness.run(async |channel| {
-        let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
-        let first = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-        // The requests never end, so that only the loss of the leader can end the stream.
-        let requests = futures::StreamExt::chain(tokio_stream::once(first), tokio_stream::pending());
-        let stream = WatchClient::new(channel).watch(demanding(requests)).await.unwrap();
+        let stream = WatchClient::new(channel).watch(demanding(one_watch())).await.unwrap();
         let mut answers = stream.into_inner();
         assert!(answers.message().await.unwrap().unwrap().created);
         harness.backend.set_leader(false);
@@ -116,10 +119,7 @@ fn a_stream_that_demands_a_leader_ends_when_it_is_lost_for_long() {
 fn a_damaged_replica_ends_its_watches_and_says_so() {
     let harness = Harness::start();
     harness.run(async |channel| {
-        let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
-        let first = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-        let requests = futures::StreamExt::chain(tokio_stream::once(first), tokio_stream::pending());
-        let mut answers = WatchClient::new(channel.clone()).watch(requests).await.unwrap().into_inner();
+        let mut answers = WatchClient::new(channel.clone()).watch(one_watch()).await.unwrap().into_inner();
         assert!(answers.message().await.unwrap().unwrap().created);
         harness.backend.damage();
         let end = tokio::time::timeout(Duration::from_secs(20), answers.message()).await.unwrap();

@@ -33,8 +33,10 @@ const LARGE_VALUE: usize = 6 << 10;
 /// A client that reads and writes.
 pub(super) struct Client {
     number: u64,
-    /// The group of its keyspace.
+    /// The group of its keyspace, or the first that this had.
     keyspace: GroupId,
+    /// The group that it asked last.
+    group: GroupId,
     /// Mean pause between two operations, in microseconds.
     think_us: u64,
     /// Stays with one node as long as that answers, or goes to another each time.
@@ -58,7 +60,16 @@ impl Client {
 
     fn new(number: u64, keyspace: GroupId, think_us: u64, rng: &mut SmallRng) -> Client {
         let faithful = rng.random_bool(0.5);
-        Client { number, keyspace, think_us, faithful, node: 0, values: 0, seen: BTreeMap::new() }
+        Client {
+            number,
+            keyspace,
+            group: keyspace,
+            think_us,
+            faithful,
+            node: 0,
+            values: 0,
+            seen: BTreeMap::new(),
+        }
     }
 
     fn action(&mut self, rng: &mut SmallRng, large_value_one_in: u32, newest: i64) -> Action {
@@ -137,12 +148,17 @@ impl World {
         let Some(life) = self.choose_node(number) else {
             return self.schedule.after(100_000, Happening::ClientNext(number));
         };
-        let keyspace = self.clients[number].keyspace;
-        let newest = self.observer.last_revision(keyspace);
+        let Some(group) = self.present_group(self.clients[number].keyspace, life) else {
+            return self.schedule.after(100_000, Happening::ClientNext(number));
+        };
+        let newest = self.observer.last_revision(group);
         let large_value_one_in = self.settings.large_value_one_in;
         let client = &mut self.clients[number];
+        if std::mem::replace(&mut client.group, group) != group {
+            client.seen.clear();
+        }
         let action = client.action(&mut self.rng, large_value_one_in, newest);
-        self.begin_operation(number as u64, keyspace, life, action);
+        self.begin_operation(number as u64, group, life, action);
     }
 
     /// A node that accepts connections; the client's own, if it is faithful and that is up.

@@ -23,13 +23,17 @@ impl World {
         if self.settings.rest_ends(self.schedule.now()).is_some() {
             return;
         }
-        let group = GroupId(self.rng.random_range(DEFAULT_GROUP.0..=self.settings.keyspaces));
+        let keyspace = GroupId(self.rng.random_range(DEFAULT_GROUP.0..=self.settings.keyspaces));
+        let node = self.any_node();
+        let Some(life) = self.life(node) else { return };
+        let Some(group) = self.present_group(keyspace, life) else { return };
         let recorded = match self.record_past(group) {
             Ok(recorded) => recorded,
             Err(violation) => return self.violate(violation),
         };
-        let node = self.any_node();
-        let Some(life) = self.life(node).filter(|_| recorded > 1) else { return };
+        if recorded <= 1 {
+            return;
+        }
         let back = self.rng.random_range(0..recorded.min(50));
         self.begin_operation(COMPACTOR, group, life, Action::Compact(recorded - back));
     }

@@ -39,7 +39,7 @@ impl World {
         for (node, machine) in self.machines.iter().filter(|(node, _)| members.contains(node)) {
             let Some(process) = &machine.process else { continue };
             let board = process.node().board();
-            let groups = (ROOT_GROUP.0..=self.settings.keyspaces).map(GroupId);
+            let groups = (ROOT_GROUP.0..=self.newest_group().0).map(GroupId);
             // What cannot be read stays.
             for group in groups.filter(|group| !self.ever_rotted(*node, *group)) {
                 let here = board.group(group);

@@ -67,7 +67,8 @@ impl LeaseClient {
     pub(super) fn all(settings: &Settings) -> Vec<LeaseClient> {
         let leases = (0..settings.lease_clients).map(|_| false);
         let kinds = leases.chain((0..settings.lock_clients).map(|_| true));
-        let group = |number: u64| GroupId(1 + (settings.seed / 3 + number) % settings.keyspaces);
+        let group =
+            |number: u64| GroupId(1 + (settings.seed / 3 + number) % (settings.keyspaces - settings.mortals));
         let client = |(number, wants_lock)| LeaseClient {
             number,
             group: group(if wants_lock { 0 } else { number }),

@@ -19,7 +19,7 @@
 //!
 //! [`lies`] tells nodes and clients things that are not true, so that it is known that the checkers would notice.
 //!
-//! In some worlds members come and go (`members`), in some keyspaces are made and moved (`placements`), or damaged and rebuilt (`repairs`); in the others a machine that lost its data stays down.
+//! In some worlds members come and go (`members`), in some keyspaces are made, moved and deleted (`placements`), or damaged and rebuilt (`repairs`); in the others a machine that lost its data stays down.
 
 mod clients;
 mod compaction;

@@ -49,6 +49,11 @@ impl Observer {
         self.elections.terms_led(DEFAULT_GROUP.0)
     }
 
+    /// The newest group that any node had a replica of.
+    fn newest_group(&self) -> GroupId {
+        self.last_revisions.keys().max().copied().unwrap_or(DEFAULT_GROUP)
+    }
+
     /// The newest revision that any replica of `group` showed.
     pub(super) fn last_revision(&self, group: GroupId) -> i64 {
         self.last_revisions.get(&group).copied().unwrap_or_default()
@@ -276,10 +281,20 @@ impl World {
         self.checked("stored_state", self.scrubs.ended);
         self.check_isolation()?;
         self.check_leases()?;
-        for keyspace in DEFAULT_GROUP.0..=self.settings.keyspaces {
-            self.check_keyspace(GroupId(keyspace))?;
+        for group in self.groups_of_history() {
+            self.check_keyspace(group)?;
         }
         self.check_watchers()
+    }
+
+    /// The newest group that there was.
+    pub(super) fn newest_group(&self) -> GroupId {
+        self.observer.newest_group().max(GroupId(self.settings.keyspaces))
+    }
+
+    /// The groups of all keyspaces that clients used, deleted ones too.
+    fn groups_of_history(&self) -> impl Iterator<Item = GroupId> + use<> {
+        (DEFAULT_GROUP.0..=self.newest_group().0).map(GroupId)
     }
 
     fn checked(&mut self, guarantee: &'static str, count: u64) {
@@ -288,8 +303,8 @@ impl World {
 
     fn check_isolation(&mut self) -> Result<(), Violation> {
         let isolation = TenantIsolation::new(&self.history);
-        for keyspace in DEFAULT_GROUP.0..=self.settings.keyspaces {
-            isolation.check_events(keyspace, &self.agreed_history(GroupId(keyspace))?)?;
+        for group in self.groups_of_history() {
+            isolation.check_events(group.0, &self.agreed_history(group)?)?;
         }
         self.history.iter().try_for_each(|operation| isolation.check_operation(operation))?;
         self.checked("tenant_isolation", self.history.len() as u64);
@@ -323,11 +338,15 @@ impl World {
     }
 
     fn check_keyspace(&mut self, keyspace: GroupId) -> Result<(), Violation> {
-        let events = self.agreed_history(keyspace)?;
         let operations: Vec<Operation> =
             self.history.iter().filter(|operation| operation.keyspace == keyspace.0).cloned().collect();
-        revision_order::check_events(&events)?;
         revision_order::check_responses(&operations)?;
+        if self.is_deleted(keyspace) {
+            // Nobody knows any more what happened there.
+            return Ok(());
+        }
+        let events = self.agreed_history(keyspace)?;
+        revision_order::check_events(&events)?;
         durable_ack::check(&operations, &events)?;
         compaction::check(&operations)?;
         linearizable::check(&operations, &events)?;

@@ -1,11 +1,11 @@
 //! Keyspaces that come, and move: somebody who makes those of the world through the catalog, on a few nodes each, and wants
-//! them elsewhere again and again, through any node.
+//! them elsewhere again and again, or deletes one and makes it anew, through any node.
 
 use std::collections::BTreeSet;
 
 use hadron_consensus::{GroupId, NodeId, ROOT_GROUP, ReplicaId};
 use hadron_keyspace::{Command, Response};
-use hadron_node::{Catalog, Event as NodeEvent, KeyspaceRecord, Reply};
+use hadron_node::{Board, Catalog, Event as NodeEvent, KeyspaceRecord, Reply};
 use rand::Rng;
 
 use super::machine::Asked;
@@ -15,6 +15,8 @@ use super::{Happening, Life, World};
 
 /// Who makes and moves keyspaces gives up waiting after this time.
 const PATIENCE_US: u64 = 3_000_000;
+/// A mortal keyspace is deleted instead of moved once in so many times.
+const DELETED_ONE_IN: u32 = 2;
 
 /// Who makes and moves keyspaces.
 #[derive(Debug, Default)]
@@ -31,7 +33,7 @@ impl World {
         let pause = self.rng.random_range(0..=2 * self.settings.placement_changes_us);
         self.schedule.after(pause, Happening::Place);
         let now = self.schedule.now();
-        if self.quiet || self.placer.waits_until.is_some_and(|until| now < until) {
+        if self.placer.waits_until.is_some_and(|until| now < until) {
             return;
         }
         let node = self.any_node();
@@ -55,26 +57,53 @@ impl World {
     /// The node shows the catalog as it was when the question began, or newer.
     fn change_catalog(&mut self, life: Life) {
         let Some(board) = self.process(life).map(|process| process.node().board()) else { return };
-        let made = 1 + board.with_catalog(|catalog| catalog.keyspaces().count()) as u64;
-        let command = match made < self.settings.keyspaces {
-            true => {
+        let mut wanted = (2..=self.settings.keyspaces).map(GroupId);
+        let missing = board.with_catalog(|catalog| wanted.find(|it| group_of(catalog, *it).is_none()));
+        let command = match missing {
+            Some(keyspace) => {
                 let nodes = self.some_nodes();
-                board.with_catalog(|catalog| make(catalog, made + 1, &nodes))
+                board.with_catalog(|catalog| make(catalog, keyspace, &nodes))
             }
-            false if self.faults_on && self.settings.accusations_us == 0 => {
-                let group = GroupId(self.rng.random_range(2..=self.settings.keyspaces));
-                let nodes = self.some_nodes();
-                self.tell(StoryEvent::PlacementWanted {
-                    group: group.0,
-                    nodes: nodes.iter().map(|node| node.0).collect(),
-                });
-                board.with_catalog(|catalog| catalog.place(group, &nodes, "the world wants it there"))
-            }
-            false => None,
+            None if self.faults_on => self.unsettle(&board),
+            None => None,
         };
         let Some(command) = command.map(|command| command.to_bytes()) else { return };
         self.placer.waits_until = Some(self.schedule.now() + PATIENCE_US);
         self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
+    }
+
+    /// A keyspace is wanted elsewhere, or not at all any more.
+    fn unsettle(&mut self, board: &Board) -> Option<Command> {
+        let keyspace = GroupId(self.rng.random_range(2..=self.settings.keyspaces));
+        let group = board.with_catalog(|catalog| group_of(catalog, keyspace))?;
+        if self.settings.is_mortal(keyspace) && self.rng.random_range(0..DELETED_ONE_IN) == 0 {
+            self.tell(StoryEvent::DeletionWanted { group: group.0 });
+            return board.with_catalog(|catalog| catalog.delete(&name(keyspace)).ok());
+        }
+        if self.settings.accusations_us > 0 {
+            return None;
+        }
+        let nodes = self.some_nodes();
+        self.tell(StoryEvent::PlacementWanted {
+            group: group.0,
+            nodes: nodes.iter().map(|node| node.0).collect(),
+        });
+        board.with_catalog(|catalog| catalog.place(group, &nodes, "the world wants it there"))
+    }
+
+    /// The group that a node takes a keyspace's requests to; one that is deleted now and then has another each time.
+    pub(super) fn present_group(&self, keyspace: GroupId, life: Life) -> Option<GroupId> {
+        if !self.settings.is_mortal(keyspace) {
+            return Some(keyspace);
+        }
+        self.board(life)?.with_catalog(|catalog| group_of(catalog, keyspace))
+    }
+
+    /// Whether a group was deleted, as the node knows that knows most.
+    pub(super) fn is_deleted(&self, group: GroupId) -> bool {
+        let boards =
+            self.machines.values().filter_map(|machine| Some(machine.process.as_ref()?.node().board()));
+        boards.into_iter().any(|board| board.with_catalog(|catalog| catalog.is_deleted(group)))
     }
 
     fn some_nodes(&mut self) -> Vec<NodeId> {
@@ -103,6 +132,16 @@ impl World {
             if self.settings.placement_changes_us > 0 && made < self.settings.keyspaces {
                 return Err(format!("{made} of {} keyspaces are made", self.settings.keyspaces));
             }
+            if let Some(group) = catalog.leaving_groups().next() {
+                let nodes: Vec<_> = catalog.leaving_of(group).collect();
+                return Err(format!("group {group} has not left {nodes:?}"));
+            }
+            for (node, board) in &boards {
+                if let Some((group, _)) = board.groups().iter().find(|(group, _)| catalog.is_deleted(*group))
+                {
+                    return Err(format!("n{node} still has the deleted group {group}"));
+                }
+            }
             catalog.placements().try_for_each(|(group, placement)| {
                 let wanted: BTreeSet<ReplicaId> =
                     placement.record.places.iter().map(|place| ReplicaId(place.replica)).collect();
@@ -129,7 +168,16 @@ impl World {
     }
 }
 
-fn make(catalog: &Catalog, number: u64, nodes: &[NodeId]) -> Option<Command> {
-    let wanted = KeyspaceRecord { name: format!("k{number}"), ..KeyspaceRecord::default() };
+/// The name of a keyspace whose first group was this one.
+fn name(keyspace: GroupId) -> String {
+    format!("k{}", keyspace.0)
+}
+
+fn group_of(catalog: &Catalog, keyspace: GroupId) -> Option<GroupId> {
+    catalog.record(&name(keyspace)).map(KeyspaceRecord::group_id)
+}
+
+fn make(catalog: &Catalog, keyspace: GroupId, nodes: &[NodeId]) -> Option<Command> {
+    let wanted = KeyspaceRecord { name: name(keyspace), ..KeyspaceRecord::default() };
     catalog.create(&wanted, nodes).ok()
 }

@@ -77,9 +77,12 @@ impl World {
     /// Names one replica of a group whose replicas are where they shall be, and of which no other accused one is left: of two voters, one of them
     /// damaged, the other may lack what only the damaged one knows to be durable.
     fn accuse(&mut self) {
-        let group = GroupId(self.rng.random_range(2..=self.settings.keyspaces));
+        let keyspace = GroupId(self.rng.random_range(2..=self.settings.keyspaces));
         let node = self.any_node();
-        let Some(board) = self.life(node).and_then(|life| self.board(life)) else { return };
+        let Some(life) = self.life(node) else { return };
+        let (Some(board), Some(group)) = (self.board(life), self.present_group(keyspace, life)) else {
+            return;
+        };
         let settled = board.group(group).map(|here| here.settled());
         let places = board.with_catalog(|catalog| {
             let placement = catalog.placement(group)?;

@@ -162,12 +162,13 @@ fn members(settings: &mut Settings) {
     settings.recovery_us_max = 30_000_000;
 }
 
-/// Several keyspaces beside `default`, on one to five of the nodes each. None is ever damaged: what is on one node alone would be lost.
+/// Several keyspaces beside `default`, on one to five of the nodes each, one of which is deleted and made anew. None is ever damaged: what is on one node alone would be lost.
 fn placements(settings: &mut Settings) {
     settings.nodes = 5;
     settings.keyspaces = 4;
     settings.clients = 8;
     settings.placement_changes_us = 400_000;
+    settings.mortals = 2;
     settings.weights.damage = 0;
     settings.faults_us = 20_000_000;
     settings.recovery_us_max = 30_000_000;

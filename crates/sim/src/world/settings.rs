@@ -62,6 +62,8 @@ pub struct Settings {
     pub member_changes_us: u64,
     /// Mean pause between two changes of where keyspaces are, in microseconds; 0 if each is on every node from the start.
     pub placement_changes_us: u64,
+    /// Keyspaces, the last ones, that are deleted now and then, and made anew under their names.
+    pub mortals: u64,
     /// Mean pause between two accusations of replicas, which are rebuilt then, in microseconds; 0 for none. Then keyspaces are not moved otherwise.
     pub accusations_us: u64,
     /// As few members may be left to vote.
@@ -130,6 +132,11 @@ impl Settings {
         settings
     }
 
+    /// Whether a keyspace is deleted now and then.
+    pub(super) fn is_mortal(&self, keyspace: GroupId) -> bool {
+        keyspace.0 + self.mortals > self.keyspaces
+    }
+
     /// When the rest that there is at `now` ends; `None` if there is none.
     pub(super) fn rest_ends(&self, now: u64) -> Option<u64> {
         let since = now % REST_EVERY_US;
@@ -161,6 +168,7 @@ impl Settings {
             compaction_us: *pick(rng, &[0, 500_000, 3_000_000]),
             member_changes_us: 0,
             placement_changes_us: 0,
+            mortals: 0,
             accusations_us: 0,
             members_min: 3,
             busy_keyspaces: Vec::new(),

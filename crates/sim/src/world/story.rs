@@ -165,6 +165,11 @@ pub enum StoryEvent {
         /// The nodes.
         nodes: Vec<u64>,
     },
+    /// Somebody wants a keyspace deleted.
+    DeletionWanted {
+        /// Its group.
+        group: u64,
+    },
     /// A replica is said to be damaged.
     Accused {
         /// Its node.
@@ -293,6 +298,7 @@ impl fmt::Display for StoryEvent {
                 write!(f, "group {group} is to be on")?;
                 nodes.iter().try_for_each(|node| write!(f, " n{node}"))
             }
+            StoryEvent::DeletionWanted { group } => write!(f, "group {group} is to be deleted"),
             StoryEvent::Accused { node, group } => {
                 write!(f, "the replica of group {group} on n{node} is said to be damaged")
             }

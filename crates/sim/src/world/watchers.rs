@@ -23,7 +23,9 @@ const LOOK_US: u64 = 60_000;
 
 /// One watcher and its stream.
 pub(super) struct Watching {
-    /// The group of the keyspace that it watches.
+    /// The keyspace that it watches, by its group or the first that it had.
+    keyspace: GroupId,
+    /// The group that it watches.
     group: GroupId,
     seen: Watcher,
     /// On which node, and of which replica there.
@@ -48,11 +50,29 @@ impl Watching {
             gaps: Vec::new(),
             complete_to: 0,
         };
-        let group = GroupId(1 + number % keyspaces);
-        Watching { group, seen, stream: None, restless: rng.random_bool(0.5), quiet_looks: 0, looked_at: 0 }
+        let keyspace = GroupId(1 + number % keyspaces);
+        Watching {
+            keyspace,
+            group: keyspace,
+            seen,
+            stream: None,
+            restless: rng.random_bool(0.5),
+            quiet_looks: 0,
+            looked_at: 0,
+        }
     }
 
-    /// The group of the keyspace that it watches.
+    /// The keyspace was made anew: what was seen of the former one does not count.
+    fn begin_anew(&mut self, group: GroupId) {
+        self.group = group;
+        self.stream = None;
+        (self.quiet_looks, self.looked_at) = (0, 0);
+        self.seen.from_revision = 1;
+        self.seen.events.clear();
+        self.seen.gaps.clear();
+    }
+
+    /// The group that it watches.
     pub(super) fn group(&self) -> GroupId {
         self.group
     }
@@ -208,6 +228,11 @@ impl World {
 
     fn open_watch(&mut self, number: usize, node: u64) {
         let Some(life) = self.life(node) else { return };
+        let Some(group) = self.present_group(self.watchers[number].keyspace, life) else { return };
+        // A node that knows less may still have the former one.
+        if group > self.watchers[number].group {
+            self.watchers[number].begin_anew(group);
+        }
         let group = self.watchers[number].group;
         let board = self.board(life).and_then(|board| board.group(group));
         let Some(board) = board.filter(|board| !board.quarantined()) else { return };

@@ -77,6 +77,7 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
         StoryEvent::Compacted { .. } => "compactions",
         StoryEvent::MembersWanted { .. } => "changes of the members",
         StoryEvent::PlacementWanted { .. } => "keyspaces wanted elsewhere",
+        StoryEvent::DeletionWanted { .. } => "keyspaces to be deleted",
         StoryEvent::Accused { .. } => "damaged replicas",
         StoryEvent::Rots { .. } => "records that rot",
         StoryEvent::MoveDecided { .. } => "moves that were planned",

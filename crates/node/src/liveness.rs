@@ -72,6 +72,11 @@ impl Liveness {
         self.peers.keys().copied()
     }
 
+    /// Whether `node` is one of the others.
+    pub(crate) fn knows(&self, node: NodeId) -> bool {
+        self.peers.contains_key(&node)
+    }
+
     /// A heartbeat arrived.
     pub(crate) fn on_heartbeat(
         &mut self,

@@ -4,6 +4,8 @@
 //! At bootstrap every node computes the same ids from the same flags, as etcd does, so that nobody has to be asked:
 //! a node's id from its peer URLs and the cluster token, the cluster's id from its nodes' ids.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use hadron_consensus::{DEFAULT_GROUP, NodeId, ROOT_GROUP, ReplicaId};
 use prost::Message as _;
@@ -77,6 +79,15 @@ pub struct Bootstrap {
     /// What a pool that was restored began with: a hash of that. 0 for one that began empty.
     #[prost(fixed64, tag = "5")]
     pub restored: u64,
+    /// Starts of the other nodes, by id: the last one that each was met with.
+    #[prost(btree_map = "uint64, uint64", tag = "6")]
+    pub starts: BTreeMap<u64, u64>,
+    /// The node went on alone because its flags said so (`--force-new-cluster`), and was not started without them since.
+    #[prost(bool, tag = "7")]
+    pub was_forced: bool,
+    /// Why the node must not start any more: the others have met it with a later start. Empty if it may.
+    #[prost(string, tag = "8")]
+    pub outdated: String,
 }
 
 impl Bootstrap {

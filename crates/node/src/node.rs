@@ -358,6 +358,8 @@ impl Node {
 
     fn on_peer(&mut self, from: NodeId, message: PeerMessage, effects: &mut Effects) {
         match message {
+            // A stranger says first how it came to be one of us.
+            PeerMessage::Group { .. } if !self.liveness.knows(from) => {}
             PeerMessage::Group { group, from: replica, to, message } => {
                 self.on_group_message(from, group, replica, to, message, effects);
             }
@@ -379,7 +381,7 @@ impl Node {
             PeerMessage::Digest { group, index, live, answer } => {
                 self.on_digest(from, group, index, live, answer, effects);
             }
-            PeerMessage::Roster(known) => self.on_roster(known),
+            PeerMessage::Roster(known) => self.on_roster(from, known),
             PeerMessage::Report(bytes) => self.on_report(from, bytes),
             PeerMessage::HandOver { group, to } => {
                 self.hand_over_to(group, self.config.node, to, effects);

@@ -283,9 +283,21 @@ impl Node {
         KnownRoster { revision: self.pool.revision, roster, leaving }
     }
 
-    /// Another node says who the members are.
-    pub(crate) fn on_roster(&mut self, known: KnownRoster) {
+    /// Another node says who the members are. Not if it speaks of another history, in which somebody belongs to them who was removed in this one:
+    /// it was not heard of when this node was forced to go on alone.
+    pub(crate) fn on_roster(&mut self, from: NodeId, known: KnownRoster) {
         if known.revision > self.newest_roster().0 {
+            // An id is never used again.
+            let is_removed = |member: &&Member| self.pool.removed.contains_key(&member.id);
+            if let Some(removed) = known.roster.members.iter().find(is_removed) {
+                tracing::error!(
+                    peer = %format_args!("{:x}", from.0),
+                    member = %format_args!("{:x}", removed.id),
+                    "a node says that a member belongs to this cluster that was removed from it: it is of what was lost when a member \
+                     was forced to go on alone. Stop it, and delete its data directory"
+                );
+                return;
+            }
             if self.shard.is_first() {
                 self.board.set_heard(known.revision);
             }
@@ -517,8 +529,12 @@ fn same(one: &[ReplicaId], two: &[ReplicaId]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use hadron_consensus::{DEFAULT_GROUP, Index, Message, Term};
+
     use super::*;
+    use crate::event::Event;
     use crate::node::tests::leading;
+    use crate::roster::Removed;
 
     #[test]
     fn places_survive_their_bytes_and_every_cut_is_noticed() {
@@ -550,9 +566,9 @@ mod tests {
     fn a_node_connects_with_members_that_others_tell_of_and_with_those_who_leave() {
         let mut node = leading();
         assert_eq!(peers(&node), []);
-        node.on_roster(told(9, &[1, 2, 3], &[4]));
+        node.on_roster(NodeId(2), told(9, &[1, 2, 3], &[4]));
         assert_eq!(peers(&node), [2, 3, 4]);
-        node.on_roster(told(8, &[1, 5], &[]));
+        node.on_roster(NodeId(2), told(8, &[1, 5], &[]));
         assert_eq!(peers(&node), [2, 3, 4], "older than what is known");
         assert_eq!(node.known_roster(), told(9, &[1, 2, 3], &[4]), "and passes it on");
     }
@@ -563,10 +579,38 @@ mod tests {
         let board = node.board();
         assert!(board.admit(NodeId(7), 700, 0).is_err(), "as many know nothing");
         assert_eq!(board.admit(NodeId(7), 700, 9), Ok(()));
-        node.on_roster(told(9, &[1, 2], &[]));
+        node.on_roster(NodeId(2), told(9, &[1, 2], &[]));
         assert!(board.admit(NodeId(7), 700, 9).is_err());
         assert!(board.admit(NodeId(2), 1, 10).is_err(), "a known one with another data directory");
         assert_eq!(board.admit(NodeId(2), 200, 0), Ok(()));
+    }
+
+    /// A node that had been forced to go on alone let one in that it had never heard of, believed its roster, and followed those who had been
+    /// removed.
+    #[test]
+    fn a_roster_with_somebody_who_was_removed_is_of_another_history() {
+        let mut node = leading();
+        let gone = Removed { revision: 9, member: Member { id: 3, ..Member::default() } };
+        let pool = Pool { removed: [(3, gone)].into(), ..(*node.pool).clone() };
+        node.pool = Arc::new(pool);
+        let (before, revision) = (node.board.peers(), node.board.roster_revision());
+        let ask = |node: &mut Node| {
+            let mut effects = Effects::default();
+            let (term, index) = (Term(90), Index(900));
+            let message =
+                Message::VoteRequest { term, pre: true, transfer: false, last_term: term, last_index: index };
+            let (group, from, to) = (DEFAULT_GROUP, ReplicaId(7), ReplicaId(1));
+            let message = PeerMessage::Group { group, from, to, message };
+            node.step(node.now, Event::Peer { from: NodeId(7), message }, &mut effects);
+            node.settle(node.now, &mut effects);
+            effects.sends.iter().filter(|(to, _)| *to == NodeId(7)).count()
+        };
+        node.on_roster(NodeId(7), told(12, &[1, 2, 3, 7], &[]));
+        assert_eq!((node.board.peers(), node.board.roster_revision()), (before, revision));
+        assert_eq!(ask(&mut node), 0, "a stranger's candidate is not answered");
+        node.on_roster(NodeId(7), told(12, &[1, 2, 7], &[]));
+        assert_eq!(node.board.roster_revision(), 12);
+        assert!(ask(&mut node) > 0, "one of us is");
     }
 
     /// The leader of a group had left the root group, and so never applied what became of the roster afterwards. And of
@@ -576,7 +620,7 @@ mod tests {
         let mut node = leading();
         let group = GroupId(1);
         assert_eq!(node.wanted_configuration(group), None);
-        node.on_roster(told(9, &[2, 3], &[]));
+        node.on_roster(NodeId(2), told(9, &[2, 3], &[]));
         let wanted = node.wanted_configuration(group).expect("a step towards the roster");
         assert_eq!(
             (wanted.voters.clone(), wanted.learners.clone()),
@@ -594,7 +638,7 @@ mod tests {
     fn voters_of_whom_no_majority_is_alive_do_not_get_the_group() {
         let mut node = leading();
         let member = |id: u64| Member { id, replica: id, ..Member::default() };
-        node.on_roster(told(9, &[1, 2], &[]));
+        node.on_roster(NodeId(2), told(9, &[1, 2], &[]));
         let seat = |id| Seat::of(&member(id));
         assert!(node.can_decide(&[seat(1)]));
         assert!(!node.can_decide(&[seat(1), seat(2)]), "never heard");

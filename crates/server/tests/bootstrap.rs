@@ -137,6 +137,53 @@ async fn a_member_that_was_wiped_before_anything_was_committed_is_recognised() {
     cluster.leader().await;
 }
 
+/// One that is in the list from the start, and says at its first start that the cluster exists, which it does by then.
+#[tokio::test]
+async fn a_first_member_that_comes_late_may_say_that_the_cluster_exists() {
+    let mut cluster = Cluster::prepared(3).await;
+    cluster.nodes[0].start();
+    cluster.nodes[1].start();
+    put(&cluster.nodes[0]).await;
+    cluster.nodes[2].set_argument("--initial-cluster-state", "existing");
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_until_voting().await;
+    assert_has_what_was_put(&cluster.nodes[2]).await;
+    // Its vote counts, and it can be elected: it serves with the other one that is left.
+    cluster.nodes[0].kill();
+    assert_has_what_was_put(&cluster.nodes[1]).await;
+}
+
+/// A copy of a data directory was let in once it had been started as often as the others remembered, or when they had been started anew.
+#[tokio::test]
+async fn a_copy_of_a_data_directory_is_refused_for_good() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    put(&cluster.nodes[1]).await;
+    cluster.nodes[1].kill();
+    let place = cluster.nodes[1].data_dir();
+    let copy = place.with_extension("copy");
+    let copied = std::process::Command::new("cp").arg("-r").arg(&place).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    for _ in 0..2 {
+        cluster.nodes[1].start();
+        put(&cluster.nodes[1]).await;
+        cluster.nodes[1].kill();
+    }
+    let newest = wipe(&cluster.nodes[1]);
+    restore(&cluster.nodes[1], &copy);
+    // Whoever met it was started anew.
+    cluster.nodes[0].kill();
+    cluster.nodes[0].start();
+    cluster.nodes[0].wait_until_serving().await;
+    for _ in 0..3 {
+        let said = ["is out of date", "was here with a later start", "member remove"];
+        assert_fails_naming(&cluster.nodes[1].run_with(&[]).await, &said);
+    }
+    std::fs::remove_dir_all(&place).unwrap();
+    restore(&cluster.nodes[1], &newest);
+    cluster.nodes[1].start();
+    assert_has_what_was_put(&cluster.nodes[1]).await;
+}
+
 #[tokio::test]
 async fn a_restart_keeps_its_cluster_whatever_the_flags_of_a_first_start_say() {
     let mut cluster = Cluster::start(2, &[]).await;

@@ -69,15 +69,13 @@ async fn the_last_one_goes_on_with_everything_and_grows_again() {
     linearizable::check(&operations, &events).unwrap();
     assert_eq!(put(&cluster.nodes[2], "alone").await, revision + 1);
 
-    // Once more with the flag, as a supervisor would; then without.
+    // Once more with the flag, as a supervisor would.
     cluster.nodes[2].kill();
     cluster.nodes[2].start();
     cluster.nodes[2].wait_until_serving().await;
-    assert!(cluster.nodes[2].log().contains("has nothing to do"));
-    cluster.nodes[2].kill();
-    force_no_more(&mut cluster.nodes[2]);
-    cluster.nodes[2].start();
-    cluster.nodes[2].wait_until_serving().await;
+    assert!(
+        cluster.nodes[2].log().contains("--force-new-cluster was heeded at an earlier start and is ignored")
+    );
     assert_eq!(put(&cluster.nodes[2], "still alone").await, revision + 2);
 
     // One that was lost comes back, and hears that it was removed.
@@ -96,6 +94,28 @@ async fn the_last_one_goes_on_with_everything_and_grows_again() {
     let newest = put(&cluster.nodes[new], "two").await;
     let [one, other] = [2, new].map(|number| &cluster.nodes[number]);
     assert!(complete_history(one, newest).await == complete_history(other, newest).await);
+
+    // The flag was left where it was: it takes nobody away who does not answer yet when all start again.
+    [2, new].into_iter().for_each(|number| cluster.nodes[number].kill());
+    cluster.nodes[2].start();
+    eventually("the flag is ignored again", async || {
+        cluster.nodes[2].log().matches("was heeded at an earlier start and is ignored").count() == 2
+    })
+    .await;
+    cluster.nodes[new].start();
+    cluster.nodes[2].wait_until_serving().await;
+    assert_eq!(members(&cluster.nodes[2]).await, ["n2", "n3"]);
+
+    // After a start without it, it counts again.
+    cluster.nodes[2].kill();
+    force_no_more(&mut cluster.nodes[2]);
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_until_serving().await;
+    [2, new].into_iter().for_each(|number| cluster.nodes[number].kill());
+    force(&mut cluster.nodes[2]);
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_until_serving().await;
+    assert_eq!(members(&cluster.nodes[2]).await, ["n2"]);
 }
 
 /// The nodes with replicas of a keyspace.

@@ -107,6 +107,16 @@ async fn nodes_are_emptied_and_leave_and_what_would_lose_data_is_refused() {
     }
     cluster.nodes[2].kill();
     serve(&cluster).await;
+
+    // Nor does etcd's own way take the last majority of a keyspace away.
+    ctl(&url, &["keyspace", "update", KEYSPACES[0], "--replicas", "1"]);
+    eventually("it is on one node", async || places(&url, KEYSPACES[0]).len() == 1).await;
+    let only =
+        named(&json(&url, &["node", "list", "-w", "json"]), &places(&url, KEYSPACES[0])[0])["id"].clone();
+    let only = only.as_str().map_or_else(|| format!("{:x}", only.as_u64().unwrap()), str::to_owned);
+    let refused = complaint(&url, &["member", "remove", &only]);
+    assert!(refused.contains("would lose the majority of its replicas"), "{refused}");
+    assert_eq!(ctl(&url, &["member", "list"]).lines().count(), 2);
 }
 
 /// Names in the order in which replicas are listed: of the nodes' ids.

@@ -5,11 +5,12 @@
 //! until it has caught up, so adding one that is not running yet does not cost the quorum that it costs in etcd; etcd's
 //! checks are made all the same (`--strict-reconfig-check`).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use hadron_consensus::{DEFAULT_GROUP, ROOT_GROUP};
+use hadron_consensus::{DEFAULT_GROUP, NodeId, ROOT_GROUP};
 use hadron_keyspace::Response;
-use hadron_node::{Member, Pool, Roster, RosterError};
+use hadron_node::{Catalog, KeyspaceRecord, Member, Pool, Roster, RosterError};
 use rand::Rng as _;
 use tokio::time::{sleep, timeout};
 use tonic::Status;
@@ -80,6 +81,7 @@ impl<B: Backend> Context<B> {
 
     /// Takes a member out.
     pub(super) async fn remove_member(&self, id: u64) -> Result<(), Status> {
+        self.check_keyspaces_without(id).await?;
         let remove = |roster: &mut Roster, pool: &Pool| {
             let member = roster.remove(id)?;
             if member.is_learner { Ok(()) } else { self.check_remove(pool, id) }
@@ -200,6 +202,23 @@ impl<B: Backend> Context<B> {
         self.require(is_down || connected >= quorum(rest), EtcdError::Unhealthy)
     }
 
+    /// Refuses to take the majority of its replicas from a keyspace: who is removed ends soon, and never comes back.
+    async fn check_keyspaces_without(&self, id: u64) -> Result<(), Status> {
+        if !self.membership.is_strict {
+            return Ok(());
+        }
+        self.backend.read_barrier(ROOT_GROUP).await?;
+        let mut alive = self.backend.alive();
+        alive.insert(self.backend.identity().member_id);
+        alive.remove(&NodeId(id));
+        let lost = self.backend.with_catalog(|catalog| lost_without(catalog, NodeId(id), &alive));
+        let Some(keyspace) = lost else { return Ok(()) };
+        Err(Status::failed_precondition(format!(
+            "keyspace {keyspace} would lose the majority of its replicas with member {id:x}, and is not rebuilt elsewhere yet: empty the \
+             member first (`hadron ctl node remove {id:x}`), or delete the keyspace (`hadron ctl keyspace delete {keyspace}`)"
+        )))
+    }
+
     /// Refuses a learner that lacks much of a leader's log.
     async fn check_caught_up(&self, id: u64) -> Result<(), Status> {
         for group in [ROOT_GROUP, DEFAULT_GROUP] {
@@ -213,6 +232,16 @@ impl<B: Backend> Context<B> {
         }
         Ok(())
     }
+}
+
+/// A keyspace with a replica on `node` of whose replicas no majority is on `others`.
+fn lost_without(catalog: &Catalog, node: NodeId, others: &BTreeSet<NodeId>) -> Option<String> {
+    let is_lost = |keyspace: &&KeyspaceRecord| {
+        let Some(placement) = catalog.placement(keyspace.group_id()) else { return false };
+        let nodes: BTreeSet<NodeId> = placement.record.nodes().collect();
+        nodes.contains(&node) && nodes.intersection(others).count() < quorum(nodes.len())
+    };
+    catalog.keyspaces().find(is_lost).map(|keyspace| keyspace.name.clone())
 }
 
 fn quorum(voters: usize) -> usize {

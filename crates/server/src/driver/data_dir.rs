@@ -47,6 +47,10 @@ impl Home {
         let places = Places::look(disk, data_dir, wal_dir, locked.engine_path())?;
         let stored = pool_file::read(&**disk, &config.data_dir)?;
         let is_stored = stored.is_some();
+        if let Some(pool) = stored.as_ref().filter(|pool| !pool.outdated.is_empty()) {
+            let (data_dir, reason) = (config.data_dir.clone(), pool.outdated.clone());
+            return Err(RunError::Outdated { data_dir, reason });
+        }
         let (mut pool, node) = match (locked.found(), stored) {
             (Some(identity), Some(pool)) => {
                 check_one_origin(config, identity, &pool)?;

@@ -233,6 +233,18 @@ pub enum RunError {
         /// The URLs that were asked.
         asked: String,
     },
+    /// The others have met this node with a later start: what it promised them is not in its data directory.
+    #[error(
+        "the data directory {} is out of date: {reason}. What the node promised since is not in it, so it must not come back with it: put \
+         the newest one back, or remove the member and add it again with an empty one (`etcdctl member remove`, then `member add`)",
+        data_dir.display()
+    )]
+    Outdated {
+        /// The directory.
+        data_dir: PathBuf,
+        /// What one of the others said.
+        reason: String,
+    },
     /// The other members say that this node was removed from the cluster. Not a failure: somebody wanted it.
     #[error("{0}")]
     Removed(String),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{Bootstrap, Forced, OpenJob};
+use hadron_storage::disk::Disk;
 use hadron_storage::engine::Engine;
 use hadron_storage::wal::{RecoveredGroup, Wal};
 use tracing::{info, warn};
@@ -15,6 +16,7 @@ use tracing::{info, warn};
 use super::data_dir::{Home, own_identity};
 use super::error::RunError;
 use super::peers::Others;
+use super::pool_file;
 use crate::config::Config;
 
 /// What was opened: the engine, how keyspaces are opened in it, and those that exist from the start.
@@ -22,6 +24,28 @@ pub(super) struct Opened<'a> {
     pub(super) engine: &'a Arc<dyn Engine>,
     pub(super) options: &'a KeyspaceOptions,
     pub(super) keyspaces: &'a BTreeMap<GroupId, Arc<Keyspace>>,
+}
+
+/// Whether this start is to make the node a cluster of its own. A flag counts once: left where it is, it would take members away that were added
+/// since, at a start at which they do not answer yet.
+pub(super) fn is_wanted(config: &Config, home: &Home) -> bool {
+    let is_left = config.initial.is_forced && home.pool.was_forced;
+    if is_left {
+        warn!(
+            "--force-new-cluster was heeded at an earlier start and is ignored: take it away. To go on alone once more, start the node \
+             without it first"
+        );
+    }
+    config.initial.is_forced && !is_left
+}
+
+/// Remembers whether the flag was there, once it was heeded.
+pub(super) fn note(disk: &dyn Disk, config: &Config, home: &mut Home) -> Result<(), RunError> {
+    if home.pool.was_forced != config.initial.is_forced {
+        home.pool.was_forced = config.initial.is_forced;
+        pool_file::write(disk, &config.data_dir, &home.pool)?;
+    }
+    Ok(())
 }
 
 /// Writes what makes this node a cluster of its own to the log; false if it is one already, or has no data yet.

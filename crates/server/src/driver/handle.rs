@@ -173,7 +173,8 @@ impl Backend for Handle {
             term: board.term(),
             commit: Index(board.commit()),
             applied: Index(board.applied()),
-            is_learner: self.0.board.is_learner(),
+            // What is placed votes wherever it is.
+            is_learner: self.0.board.is_learner() && group <= DEFAULT_GROUP,
             is_voter: board.is_voter(),
         })
     }

@@ -31,8 +31,10 @@ pub(super) fn running_pool(config: &Config, others: &dyn Others) -> Result<(Boot
     let began = Instant::now();
     loop {
         let newest = others.members(&rest)?.into_iter().max_by_key(|answer| answer.revision);
-        if let Some((pool, place)) = newest.as_ref().and_then(|answer| find(answer, &own)) {
-            return take_place(config, &rest, pool.clone(), place);
+        if let Some((answer, place)) =
+            newest.as_ref().and_then(|answer| find(answer, &own).map(|place| (answer, place)))
+        {
+            return take_place(config, &rest, answer.clone(), place);
         }
         if began.elapsed() > PATIENCE {
             return Err(not_a_member(config, &own, &rest, newest.is_some()));
@@ -42,15 +44,15 @@ pub(super) fn running_pool(config: &Config, others: &dyn Others) -> Result<(Boot
 }
 
 /// The place in the pool of the member with this peer URL.
-fn find<'a>(answer: &'a MembersAnswer, own: &Url) -> Option<(&'a Bootstrap, usize)> {
+fn find(answer: &MembersAnswer, own: &Url) -> Option<usize> {
     let has_it = |member: &Member| member.peer_urls.iter().any(|url| url.parse().as_ref() == Ok(own));
-    answer.pool.members.iter().position(has_it).map(|place| (&answer.pool, place))
+    answer.pool.members.iter().position(has_it)
 }
 
 fn take_place(
     config: &Config,
     listed: &[InitialMember],
-    pool: Bootstrap,
+    MembersAnswer { revision, mut pool }: MembersAnswer,
     place: usize,
 ) -> Result<(Bootstrap, NodeId), RunError> {
     let urls = |member: &Member| member.peer_urls.join(",");
@@ -58,7 +60,6 @@ fn take_place(
     for member in listed.iter().filter(|member| !known.contains(&member.peer_url.to_string())) {
         warn!(name = %member.name, url = %member.peer_url, "--initial-cluster names a node that is not a member");
     }
-    let mut pool = pool;
     let own = &mut pool.members[place];
     if own.data_dir_id != 0 {
         return Err(RunError::AlreadyBootstrapped {
@@ -71,7 +72,9 @@ fn take_place(
     }
     own.name.clone_from(&config.name);
     let (node, replica) = (own.node(), own.replica);
-    Ok((Bootstrap { joined_as: replica, ..pool }, node))
+    // As long as nobody changed the members, these are the first ones, and this is one of them: nothing in the groups' logs says so.
+    let joined_as = if revision == 0 { 0 } else { replica };
+    Ok((Bootstrap { joined_as, ..pool }, node))
 }
 
 fn not_a_member(config: &Config, own: &Url, asked: &[InitialMember], answered: bool) -> RunError {

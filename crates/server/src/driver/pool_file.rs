@@ -14,9 +14,10 @@ use hadron_consensus::NodeId;
 use hadron_node::{Bootstrap, Member};
 use hadron_storage::disk::{Disk, read_all, write_atomically};
 use parking_lot::{Mutex, RwLock};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::error::RunError;
+use crate::transport::{Cause, Identity, Refusal};
 
 /// Its name in the data directory.
 pub(super) const POOL_FILE: &str = "POOL";
@@ -41,27 +42,53 @@ impl PoolFile {
         PoolFile { disk, data_dir, writing: Mutex::default(), pool: RwLock::new(pool) }
     }
 
-    /// Whether `node`, which is a member, may be talked to with this data directory. The first one that a node shows is remembered, durably,
-    /// and is the only one from then on. May wait for the disk.
+    /// Whether a member may be talked to with this data directory, as it is now. The first one that a node shows is remembered, durably,
+    /// and is the only one from then on; and so is its last start, and it must not come with an earlier one. May wait for the disk.
     ///
     /// # Errors
     /// Why not, for the people who run the two nodes.
-    pub(super) fn admit(&self, node: NodeId, data_dir_id: u64) -> Result<(), String> {
+    pub(super) fn admit(&self, other: &Identity) -> Result<(), Refusal> {
+        let node = other.node;
         let _turn = self.writing.lock();
         let mut pool = self.pool.read().clone();
+        let start = pool.starts.insert(node.0, other.incarnation).unwrap_or_default();
         let member = place_of(&mut pool, node);
-        member.admit(data_dir_id)?;
-        if member.data_dir_id == data_dir_id {
+        member.admit(other.data_dir_id)?;
+        if start > other.incarnation {
+            let reason = format!(
+                "node {:x} ({}) was here with a later start ({start}) than this one ({}): its data directory was restored from a \
+                 copy, or runs twice",
+                node.0, other.name, other.incarnation
+            );
+            return Err(Refusal { reason, cause: Cause::Outdated });
+        }
+        let is_known = member.data_dir_id == other.data_dir_id;
+        if is_known && start == other.incarnation {
             return Ok(());
         }
-        member.data_dir_id = data_dir_id;
-        let name = member.name.clone();
+        member.data_dir_id = other.data_dir_id;
         write(&*self.disk, &self.data_dir, &pool).map_err(|error| {
             format!("the data directory of node {:x} cannot be remembered: {error}", node.0)
         })?;
-        info!(node = %format_args!("{:x}", node.0), name, "met a member for the first time");
+        if !is_known {
+            info!(node = %format_args!("{:x}", node.0), name = other.name, "met a member for the first time");
+        }
         *self.pool.write() = pool;
         Ok(())
+    }
+
+    /// The others have met this node with a later start, and so this must be its last one: what it promised since then is not here. Returns what is
+    /// to be said.
+    pub(super) fn outdated(&self, reason: String) -> RunError {
+        let _turn = self.writing.lock();
+        let mut pool = self.pool.read().clone();
+        pool.outdated.clone_from(&reason);
+        // Whoever cannot write it now is told again.
+        if let Err(error) = write(&*self.disk, &self.data_dir, &pool) {
+            warn!(%error, "it cannot be remembered that this data directory is out of date");
+        }
+        *self.pool.write() = pool;
+        RunError::Outdated { data_dir: self.data_dir.clone(), reason }
     }
 
     /// The data directory that `node` was met with. Does not wait for the disk.
@@ -157,28 +184,58 @@ mod tests {
         disk
     }
 
+    fn identity(node: NodeId, data_dir_id: u64, incarnation: u64) -> Identity {
+        Identity { cluster_id: 1, node, incarnation, data_dir_id, name: "n".into() }
+    }
+
+    /// Only in memory it was known with which start a node had come last: a copy of its data directory was let in after the others had been
+    /// started anew, or when it had been started often enough itself.
+    #[test]
+    fn who_comes_with_an_earlier_start_is_out_of_date_and_stays_so() {
+        let (disk, b) = (disk(), pool().members[1].node());
+        file(&disk).admit(&identity(b, 7, 5)).unwrap();
+        disk.crash(1);
+        let met = file(&disk);
+        let refusal = met.admit(&identity(b, 7, 4)).unwrap_err();
+        assert_eq!(refusal.cause, Cause::Outdated);
+        assert!(refusal.reason.contains("was here with a later start (5) than this one (4)"), "{refusal}");
+        met.admit(&identity(b, 7, 5)).unwrap();
+        met.admit(&identity(b, 7, 6)).unwrap();
+        assert!(file(&disk).admit(&identity(b, 7, 5)).is_err());
+
+        let said = met.outdated(refusal.reason.clone()).to_string();
+        assert!(said.contains("/data is out of date") && said.contains("member remove"), "{said}");
+        disk.crash(2);
+        assert_eq!(read(&disk, DIRECTORY.as_ref()).unwrap().unwrap().outdated, refusal.reason);
+    }
+
     #[test]
     fn the_first_data_directory_of_a_member_is_its_only_one_also_after_a_crash() {
         let (b, c) = (pool().members[1].node(), pool().members[2].node());
         for seed in 0..50 {
             let disk = disk();
             let met = file(&disk);
-            met.admit(b, 7).unwrap();
-            met.admit(b, 7).unwrap();
-            assert!(met.admit(b, 8).unwrap_err().contains("known with another data directory"));
+            met.admit(&identity(b, 7, 1)).unwrap();
+            met.admit(&identity(b, 7, 1)).unwrap();
+            assert!(
+                met.admit(&identity(b, 8, 1))
+                    .unwrap_err()
+                    .reason
+                    .contains("known with another data directory")
+            );
             disk.crash(seed);
             let met = file(&disk);
-            assert!(met.admit(b, 8).is_err(), "seed {seed}");
-            met.admit(b, 7).unwrap();
-            met.admit(c, 9).unwrap();
+            assert!(met.admit(&identity(b, 8, 1)).is_err(), "seed {seed}");
+            met.admit(&identity(b, 7, 1)).unwrap();
+            met.admit(&identity(c, 9, 1)).unwrap();
         }
     }
 
     #[test]
     fn who_came_later_is_remembered_too() {
         let (disk, late) = (disk(), NodeId(99));
-        file(&disk).admit(late, 7).unwrap();
-        assert!(file(&disk).admit(late, 8).is_err());
+        file(&disk).admit(&identity(late, 7, 1)).unwrap();
+        assert!(file(&disk).admit(&identity(late, 8, 1)).is_err());
         assert_eq!(file(&disk).known(late), Some(7));
         let stored = read(&disk, DIRECTORY.as_ref()).unwrap().unwrap();
         assert_eq!(stored.groups(stored.members[0].node()), pool().groups(stored.members[0].node()));
@@ -194,12 +251,12 @@ mod tests {
                 let met = file(&disk);
                 let kind = std::io::ErrorKind::Other;
                 disk.set_fault(Some(Fault { operation: Some(operation), after: 0, kind, lasting: true }));
-                let refusal = met.admit(b, 7).unwrap_err();
+                let refusal = met.admit(&identity(b, 7, 1)).unwrap_err().reason;
                 assert!(refusal.contains("cannot be remembered"), "{refusal}");
                 disk.set_fault(None);
                 disk.crash(seed);
                 // Either way the file is whole, and the one that came first may come again.
-                file(&disk).admit(b, 7).unwrap();
+                file(&disk).admit(&identity(b, 7, 1)).unwrap();
             }
         }
     }
@@ -216,7 +273,7 @@ mod tests {
                         id,
                         scope.spawn({
                             let met = &met;
-                            move || met.admit(b, id).is_ok()
+                            move || met.admit(&identity(b, id, 1)).is_ok()
                         }),
                     )
                 })
@@ -224,7 +281,7 @@ mod tests {
             tries.into_iter().filter_map(|(id, thread)| thread.join().unwrap().then_some(id)).collect()
         });
         assert_eq!(admitted.len(), 1);
-        assert_eq!(file(&disk).admit(b, admitted[0]), Ok(()));
+        assert_eq!(file(&disk).admit(&identity(b, admitted[0], 1)), Ok(()));
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::api;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
 use crate::tls::Stream;
-use crate::transport::{self, Inbound, MembersAnswer, Peer, PeerTls, Refusal, Setup, Transport};
+use crate::transport::{self, Cause, Inbound, MembersAnswer, Peer, PeerTls, Refusal, Setup, Transport};
 
 /// etcd's time-out of a request, to which two election timeouts are added.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,8 +120,11 @@ impl Running {
             scrubber.clone(),
         );
         let (calls, passed_on) = mpsc::channel(CALLS_CONNECTIONS_MAX);
-        let receive = receive(inputs.clone(), snapshots.clone(), calls, fatal.clone());
-        let setup = Setup { tls, ..transport_setup(config, &home, board.clone(), receive, metrics.clone())? };
+        let pool = home.pool.clone();
+        let met = Arc::new(PoolFile::written(Arc::new(RealDisk), config.data_dir.clone(), pool));
+        let receive = receive(inputs.clone(), snapshots.clone(), calls, met.clone(), fatal.clone());
+        let setup = transport_setup(config, &home, met, board.clone(), receive, metrics.clone())?;
+        let setup = Setup { tls, ..setup };
         let transport = start_transport(&peers, peer_listeners, setup)?;
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
         let handle =
@@ -245,7 +248,7 @@ impl Running {
 impl Stored {
     fn open(config: &Config, network: &Network<'_>) -> Result<Stored, RunError> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let (home, places) = Home::open(&disk, config, network)?;
+        let (mut home, places) = Home::open(&disk, config, network)?;
         places.check_engine()?;
         let path = home.directory.engine_path();
         let engine = FjallEngine::open(&path, &FjallOptions::default())
@@ -263,13 +266,14 @@ impl Stored {
         let mut keyspaces = open_keyspaces(&engine, &home, &options)?;
         places.check_opened(&recovered, &keyspaces)?;
         let opened = force::Opened { engine: &engine, options: &options, keyspaces: &keyspaces };
-        if config.initial.is_forced
+        if force::is_wanted(config, &home)
             && force::go_on_alone(config, &home, network, &opened, &recovered.groups, &mut wal)?
         {
             drop(wal);
             (wal, recovered) = open_log(&disk, config, &home)?;
             keyspaces = open_keyspaces(&engine, &home, &options)?;
         }
+        force::note(&*disk, config, &mut home)?;
         Ok(Stored { home, places, engine, wal, recovered, keyspaces, options })
     }
 }
@@ -334,26 +338,30 @@ fn peer_tls(config: &Config) -> Result<PeerTls, RunError> {
 fn transport_setup(
     config: &Config,
     home: &Home,
+    met: Arc<PoolFile>,
     board: Arc<Board>,
     receive: transport::Receive,
     metrics: Arc<Metrics>,
 ) -> Result<Setup, RunError> {
-    let disk = Arc::new(RealDisk);
-    let met = Arc::new(PoolFile::written(disk, config.data_dir.clone(), home.pool.clone()));
-    let (known_met, known_board, members_board) = (met.clone(), board.clone(), board.clone());
+    let (known_met, known_board) = (met.clone(), board.clone());
+    let (members_board, revision_board) = (board.clone(), board.clone());
     let cluster_id = home.pool.cluster_id;
     Ok(Setup {
         identity: transport_identity(config, home),
         peers: peers_of(&board),
         // What the root group knows, as far as it is applied here, and what this node met: both must agree.
         admit: Arc::new(move |other, revision| {
-            board.admit(other.node, other.data_dir_id, revision).map_err(|error| Refusal {
-                reason: error.to_string(),
-                is_removal: matches!(error, NotAdmitted::Removed(_)),
+            board.admit(other.node, other.data_dir_id, revision).map_err(|error| {
+                let cause = match error {
+                    NotAdmitted::Removed(_) => Cause::Removed,
+                    NotAdmitted::Refused(_) => Cause::Other,
+                };
+                Refusal { reason: error.to_string(), cause }
             })?;
-            Ok(met.admit(other.node, other.data_dir_id)?)
+            met.admit(other)
         }),
         known: Arc::new(move |node| known_met.known(node).or_else(|| known_board.data_dir_id(node))),
+        roster_revision: Arc::new(move || revision_board.roster_revision()),
         members: Arc::new(move || {
             let pool = members_board.pool();
             let members = Bootstrap { cluster_id, members: pool.members(), ..Bootstrap::default() };
@@ -410,6 +418,7 @@ fn receive(
     inputs: Inputs,
     snapshots: Snapshots,
     calls: mpsc::Sender<Stream>,
+    met: Arc<PoolFile>,
     fatal: Fatal,
 ) -> transport::Receive {
     Arc::new(move |from, inbound| {
@@ -420,6 +429,7 @@ fn receive(
                 inputs.messages(from, observe::decode(from, messages), permit);
             }
             Inbound::Removed { reason } => fatal.removed(reason),
+            Inbound::Outdated { reason } => fatal.report(met.outdated(reason).to_string()),
             Inbound::Snapshot(snapshot) => snapshots.receive(from, snapshot),
             // Hung up if too many wait: the other node tries again, or another one.
             Inbound::Calls(stream) => drop(calls.try_send(stream)),

@@ -125,13 +125,24 @@ impl Welcome {
 pub struct Refusal {
     /// For people.
     pub reason: String,
-    /// The node was a member and is none any more: it should stop.
-    pub is_removal: bool,
+    /// What the node should do about it.
+    pub cause: Cause,
+}
+
+/// What is wrong with a node that is not talked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Something that may change.
+    Other,
+    /// It was a member and is none any more: it should stop.
+    Removed,
+    /// It was here with a later start: it should stop, and its data directory must not be used again.
+    Outdated,
 }
 
 impl From<String> for Refusal {
     fn from(reason: String) -> Refusal {
-        Refusal { reason, is_removal: false }
+        Refusal { reason, cause: Cause::Other }
     }
 }
 
@@ -139,14 +150,23 @@ impl Refusal {
     pub(super) fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
         put_text(&mut out, &self.reason, REASON_BYTES_MAX);
-        out.put_u8(u8::from(self.is_removal));
+        out.put_u8(match self.cause {
+            Cause::Other => 0,
+            Cause::Removed => 1,
+            Cause::Outdated => 2,
+        });
         out.freeze()
     }
 
     /// The first versions gave a reason only. Bytes after the known fields are ignored.
     pub(super) fn decode(mut bytes: Bytes) -> Result<Refusal, FrameError> {
         let reason = take_text(&mut bytes)?;
-        Ok(Refusal { reason, is_removal: bytes.try_get_u8() == Ok(1) })
+        let cause = match bytes.try_get_u8() {
+            Ok(1) => Cause::Removed,
+            Ok(2) => Cause::Outdated,
+            _ => Cause::Other,
+        };
+        Ok(Refusal { reason, cause })
     }
 }
 
@@ -272,11 +292,11 @@ mod tests {
         assert_eq!(Hello::decode(hello().encode()).unwrap(), hello());
         let welcome = Welcome { version: 1, from: identity(2) };
         assert_eq!(Welcome::decode(welcome.encode()).unwrap(), welcome);
-        let refusal = Refusal { reason: "no\nway".into(), is_removal: true };
+        let refusal = Refusal { reason: "no\nway".into(), cause: Cause::Removed };
         let decoded = Refusal::decode(refusal.encode()).unwrap();
-        assert_eq!(decoded, Refusal { reason: "no way".into(), is_removal: true });
+        assert_eq!(decoded, Refusal { reason: "no way".into(), cause: Cause::Removed });
         let earlier = refusal.encode().slice(..refusal.encode().len() - 1);
-        assert!(!Refusal::decode(earlier).unwrap().is_removal);
+        assert_eq!(Refusal::decode(earlier).unwrap().cause, Cause::Other);
     }
 
     #[test]

@@ -32,8 +32,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub(super) struct Incoming {
     shared: Arc<Shared>,
     strangers: Arc<Semaphore>,
-    /// The urgent connection of each node: its incarnation, and how to end it.
-    current: Mutex<HashMap<NodeId, (u64, Arc<Notify>)>>,
+    /// How to end the urgent connection of each node.
+    current: Mutex<HashMap<NodeId, Arc<Notify>>>,
 }
 
 /// How a connection began.
@@ -156,35 +156,23 @@ impl Incoming {
     async fn check(&self, hello: &Hello) -> Result<u16, Refusal> {
         let version = check_hello(hello, &self.shared.identity)?;
         self.shared.admit(&hello.from, hello.revision).await?;
-        let current = self.current.lock().get(&hello.from.node).map(|(incarnation, _)| *incarnation);
-        match current {
-            Some(incarnation) if incarnation > hello.from.incarnation => {
-                let reason = format!(
-                    "node {:x} ({}) was here with a later start ({incarnation}) than this one ({}): its data \
-                     directory was restored from a copy, or runs twice",
-                    hello.from.node.0, hello.from.name, hello.from.incarnation
-                );
-                Err(reason.into())
-            }
-            _ => Ok(version),
-        }
+        Ok(version)
     }
 
     /// Ends the connections of nodes that are not among `wanted`.
     pub(super) fn keep_only(&self, wanted: &BTreeSet<NodeId>) {
         let current = self.current.lock();
         let unwanted = current.iter().filter(|(node, _)| !wanted.contains(node));
-        unwanted.for_each(|(_, (_, end))| end.notify_one());
+        unwanted.for_each(|(_, end)| end.notify_one());
     }
 
     async fn serve_urgent(&self, stream: Stream, from: &Identity) -> Result<(), FrameError> {
         let replaced = Arc::new(Notify::new());
-        let previous = self.current.lock().insert(from.node, (from.incarnation, replaced.clone()));
-        if let Some((_, previous)) = previous {
+        let previous = self.current.lock().insert(from.node, replaced.clone());
+        if let Some(previous) = previous {
             previous.notify_one();
         }
         let (reader, writer) = stream.into_split();
-        // The entry stays when the connection ends: an older start must not come back later either.
         tokio::select! {
             error = self.read_messages(reader, writer, from.node) => Err(error),
             () = replaced.notified() => Ok(()),

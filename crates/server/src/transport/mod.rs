@@ -46,7 +46,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 pub use frame::{BODY_BYTES_MAX, FrameError, MessageBatch, MessageTooLong, Messages};
 use handshake::Class;
-pub use handshake::{Identity, Refusal};
+pub use handshake::{Cause, Identity, Refusal};
 pub use inquiry::{Answer, AskError, MembersAnswer, answer, ask, ask_members};
 pub use link::PeerTls;
 pub use snapshot::{IncomingSnapshot, OutgoingSnapshot, Rejection, SnapshotError};
@@ -63,6 +63,8 @@ use outgoing::Outgoing;
 pub type Admit = Arc<dyn Fn(&Identity, i64) -> Result<(), Refusal> + Send + Sync>;
 /// The identity of a node's data directory, if it is known: what an inquiry is answered with. It must not block.
 pub type Known = Arc<dyn Fn(NodeId) -> Option<u64> + Send + Sync>;
+/// The newest revision of the roster that this node knows. It must not block.
+pub type RosterRevision = Arc<dyn Fn() -> i64 + Send + Sync>;
 /// Who the members are, as far as this node knows. It must not block.
 pub type Members = Arc<dyn Fn() -> MembersAnswer + Send + Sync>;
 /// Where everything goes that happens on connections. Called on the transport's runtime, so it must not block.
@@ -82,6 +84,11 @@ pub enum Inbound {
     Down,
     /// The node says that this one was removed from the cluster, and so does not talk to it. May come more than once.
     Removed {
+        /// For people.
+        reason: String,
+    },
+    /// The node has met this one with a later start, and so does not talk to it. May come more than once.
+    Outdated {
         /// For people.
         reason: String,
     },
@@ -163,6 +170,8 @@ pub struct Setup {
     pub admit: Admit,
     /// What is known about data directories.
     pub known: Known,
+    /// How much this node knows of who belongs to the cluster.
+    pub roster_revision: RosterRevision,
     /// What those who want to join are told.
     pub members: Members,
     /// Where things that happen go.
@@ -180,6 +189,7 @@ struct Shared {
     identity: Identity,
     admit: Admit,
     known: Known,
+    roster_revision: RosterRevision,
     members: Members,
     receive: Receive,
     tls: PeerTls,
@@ -210,8 +220,19 @@ impl Transport {
     /// Starts accepting on `listeners` and dialing the peers, in tasks of the runtime from within which it is called.
     /// They live as long as the runtime.
     pub fn start(listeners: Vec<TcpListener>, setup: Setup) -> Transport {
-        let Setup { identity, peers, admit, known, members, receive, tls, metrics, options } = setup;
-        let shared = Arc::new(Shared { identity, admit, known, members, receive, tls, metrics, options });
+        let Setup { identity, peers, admit, known, roster_revision, members, receive, tls, metrics, options } =
+            setup;
+        let shared = Arc::new(Shared {
+            identity,
+            admit,
+            known,
+            roster_revision,
+            members,
+            receive,
+            tls,
+            metrics,
+            options,
+        });
         let incoming = Arc::new(Incoming::new(shared.clone()));
         for listener in listeners {
             tokio::spawn(incoming.clone().accept(listener));

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::frame::{self, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind};
-use super::handshake::{Class, Hello, Identity, Refusal, Welcome, check_welcome};
+use super::handshake::{Cause, Class, Hello, Identity, Refusal, Welcome, check_welcome};
 use super::{Inbound, Options, Peer, Shared};
 use crate::metrics::{Counter, Gauge};
 use crate::tls::Stream;
@@ -184,14 +184,16 @@ impl Outgoing {
                         last_error = text;
                     }
                     match error {
-                        DialError::Refused(refusal) if refusal.is_removal => {
-                            let removed = Inbound::Removed { reason: refusal.reason };
-                            (self.shared.receive)(self.peer.node, removed);
+                        DialError::Refused(Refusal { reason, cause }) => {
+                            let inbound = match cause {
+                                Cause::Other => None,
+                                Cause::Removed => Some(Inbound::Removed { reason }),
+                                Cause::Outdated => Some(Inbound::Outdated { reason }),
+                            };
+                            inbound.into_iter().for_each(|it| (self.shared.receive)(self.peer.node, it));
                             sleep(self.shared.options.refused_retry).await;
                         }
-                        DialError::Refused(_) | DialError::Unwanted(_) => {
-                            sleep(self.shared.options.refused_retry).await;
-                        }
+                        DialError::Unwanted(_) => sleep(self.shared.options.refused_retry).await,
                         _ => sleep(backoff.next()).await,
                     }
                 }
@@ -206,7 +208,7 @@ impl Outgoing {
     /// Connects to one of the node's addresses and shakes hands.
     pub(super) async fn dial(&self, class: Class) -> Result<(Stream, Identity), DialError> {
         let mut stream = self.connect().await?;
-        let revision = (self.shared.members)().revision;
+        let revision = (self.shared.roster_revision)();
         let hello = Hello::new(self.shared.identity.clone(), self.peer.node, class, revision);
         let handshake = shake_hands(&mut stream, &hello);
         let other = timeout(self.shared.options.connect_timeout, handshake)

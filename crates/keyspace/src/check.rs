@@ -8,6 +8,7 @@ use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
 use pb::request_op::Request;
 
+use crate::auth::{AuthCommand, NAME_BYTES_MAX};
 use crate::error::Error;
 use crate::mvcc::KeyRange;
 
@@ -49,8 +50,13 @@ pub fn lease_grant(request: &pb::LeaseGrantRequest) -> Result<(), Error> {
     if request.ttl > LEASE_TTL_MAX { Err(Error::LeaseTtlTooLarge) } else { Ok(()) }
 }
 
-/// A txn needs well-formed operations, at most `operations_max` in each list (nested ones share what is left), and
-/// writes no key twice on any path through it.
+/// A new user or role has a name of at most [`NAME_BYTES_MAX`] bytes.
+pub fn auth(command: &AuthCommand) -> Result<(), Error> {
+    Ok(command.check_new_name(NAME_BYTES_MAX)?)
+}
+
+/// A txn needs well-formed operations, at most `operations_max` in each list, and writes no key twice on any path through it. As in etcd a nested
+/// txn may have as many as its txn has left, and so may the next one beside it: what they have together is bounded by the size of a request.
 pub fn txn(request: &pb::TxnRequest, operations_max: usize) -> Result<(), Error> {
     txn_shape(request, operations_max)?;
     Writes::of(&request.success)?;

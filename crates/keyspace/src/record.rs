@@ -5,7 +5,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_proto::authpb;
-use hadron_storage::engine::{Read, Space};
+use hadron_storage::engine::{KEY_BYTES_MAX, Read, Space};
 use prost::Message;
 
 use crate::auth::Switch;
@@ -18,6 +18,8 @@ pub(crate) const FORMAT: u8 = 1;
 
 /// Bytes of (group, generation).
 pub(crate) const PREFIX_LEN: usize = 12;
+/// Bytes of a user's or a role's name at most: it stands in the key of a record, behind the prefix and the table's number.
+pub(crate) const NAME_BYTES_MAX: usize = KEY_BYTES_MAX - PREFIX_LEN - 1;
 /// Bytes of a key in `Versions` and `Values`.
 const VERSION_KEY_LEN: usize = PREFIX_LEN + 12;
 /// Bytes of a version's metadata before the key.

@@ -4,8 +4,8 @@
 mod common;
 
 use common::{Entry, Replica};
-use hadron_keyspace::auth::{AuthCommand, AuthError, Caller, Need};
-use hadron_keyspace::{Command, Error, Keyspace, Options, Response};
+use hadron_keyspace::auth::{AuthCommand, AuthError, Caller, NAME_BYTES_MAX, Need, STORED_NAME_BYTES_MAX};
+use hadron_keyspace::{Command, Error, Keyspace, Options, Response, check};
 use hadron_proto::authpb::{Permission, UserAddOptions, permission::Type};
 use hadron_proto::etcdserverpb as pb;
 use pb::request_op::Request;
@@ -196,6 +196,36 @@ fn users_and_roles_are_refused_in_etcds_words() {
     story.auth(delete_role("r")).unwrap();
     assert_eq!(story.keyspace().roles_of("u").unwrap(), Vec::<String>::new());
     assert_eq!((story.keyspace().users(), story.keyspace().roles()), (vec!["u".to_owned()], vec![]));
+}
+
+/// A name stands in the key of a record of the engine, which panicked at one that was too long: on every replica, and again after each start.
+#[test]
+fn a_name_that_the_engine_cannot_store_is_refused_also_in_a_log_that_has_it() {
+    let mut story = Story::new();
+    let longest = "n".repeat(STORED_NAME_BYTES_MAX);
+    let too_long = format!("{longest}n");
+    for command in [add_user(&too_long), add_role(&too_long)] {
+        assert_eq!(refused(story.auth(command)), AuthError::NameTooLong);
+    }
+    assert_eq!(story.keyspace().auth_revision(), 1, "what is refused changes nothing");
+    story.auth(add_role(&longest)).unwrap();
+    story.auth(add_user(&longest)).unwrap();
+    story.auth(grant_role(&longest, &longest)).unwrap();
+    story.replica.flush_all();
+    story.replica.open().unwrap();
+    assert_eq!((story.keyspace().users(), story.keyspace().roles()), (vec![longest.clone()], vec![longest]));
+}
+
+/// Those of the log may have more than clients may give.
+#[test]
+fn a_new_name_is_no_longer_than_etcd_can_store() {
+    let (longest, too_long) = ("n".repeat(NAME_BYTES_MAX), "n".repeat(NAME_BYTES_MAX + 1));
+    for command in [add_user(&longest), add_role(&longest), delete_user(&too_long), delete_role(&too_long)] {
+        check::auth(&command).unwrap();
+    }
+    for command in [add_user(&too_long), add_role(&too_long)] {
+        assert_eq!(refused(check::auth(&command)), AuthError::NameTooLong);
+    }
 }
 
 #[test]

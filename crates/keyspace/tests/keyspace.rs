@@ -14,7 +14,7 @@ use hadron_keyspace::{
     ValueCache, WatcherCounts,
 };
 use hadron_proto::etcdserverpb as pb;
-use hadron_storage::engine::{Change, Engine, ModelEngine, Read, Space};
+use hadron_storage::engine::{Change, Engine, KEY_BYTES_MAX, ModelEngine, Read, Space};
 use pb::request_op::Request;
 
 fn put(key: &str, value: impl Into<bytes::Bytes>) -> Command {
@@ -35,6 +35,20 @@ fn only_key(engine: &FailingEngine, space: Space) -> bytes::Bytes {
         })
         .unwrap();
     found.unwrap()
+}
+
+/// A key is part of its version's record, not of the record's key: it may be as long as a request.
+#[test]
+fn a_key_may_be_longer_than_those_of_the_engine() {
+    let mut replica = Replica::new(Options::default());
+    let key = "k".repeat(2 * KEY_BYTES_MAX);
+    let grant = Command::LeaseGrant(pb::LeaseGrantRequest { id: 1, ttl: 9 });
+    let bound = pb::PutRequest { key: key.clone().into(), value: "v".into(), lease: 1, ..Default::default() };
+    replica.follow(&[(1, vec![grant, Command::Put(bound)])]);
+    replica.flush_all();
+    replica.open().unwrap();
+    let found = replica.keyspace.range(&all(0)).unwrap().kvs;
+    assert_eq!((found[0].key.as_ref(), found[0].value.as_ref()), (key.as_bytes(), &b"v"[..]));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use hadron_proto::etcdserverpb as pb;
 use hadron_proto::{authpb, etcdserverpb};
 use prost::Message;
 
-use super::{AuthError, ROOT_ROLE, ROOT_USER, Switch, has_role};
+use super::{AuthError, ROOT_ROLE, ROOT_USER, STORED_NAME_BYTES_MAX, Switch, has_role};
 use crate::command::DecodeError;
 use crate::state::State;
 
@@ -54,6 +54,16 @@ impl AuthCommand {
     /// Appends a tag and the request.
     pub(crate) fn encode(&self, out: &mut BytesMut) {
         let (tag, body) = match self {
+    /// Refuses a new name that has more bytes than may be.
+    pub(crate) fn check_new_name(&self, bytes_max: usize) -> Result<(), AuthError> {
+        let name = match self {
+            AuthCommand::UserAdd(request) => &request.name,
+            AuthCommand::RoleAdd(request) => &request.name,
+            _ => return Ok(()),
+        };
+        if name.len() > bytes_max { Err(AuthError::NameTooLong) } else { Ok(()) }
+    }
+
             AuthCommand::Enable(secret) => (ENABLE, secret.to_vec()),
             AuthCommand::Disable => (DISABLE, Vec::new()),
             AuthCommand::UserAdd(request) => (USER_ADD, request.encode_to_vec()),
@@ -120,6 +130,7 @@ impl State {
             AuthCommand::Disable => {
                 self.disable_auth();
                 Ok(())
+        command.check_new_name(STORED_NAME_BYTES_MAX)?;
             }
             AuthCommand::UserAdd(request) => self.add_user(request),
             AuthCommand::UserDelete(request) => self.delete_user(&request.name),

@@ -26,6 +26,13 @@ const ROOT_USER: &str = "root";
 /// Whoever has this role may do everything.
 const ROOT_ROLE: &str = "root";
 
+/// Bytes of a new user's or role's name that is taken from a client: as many as etcd's files can hold. What is in the log already may have more,
+/// see [`STORED_NAME_BYTES_MAX`].
+pub const NAME_BYTES_MAX: usize = 32 << 10;
+/// Bytes of the longest name that the engine can store. A command with a longer one is refused by every replica; no version ever stored one, so
+/// none can differ for that.
+pub const STORED_NAME_BYTES_MAX: usize = crate::record::NAME_BYTES_MAX;
+
 /// In whose name a command is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
@@ -98,6 +105,9 @@ pub enum AuthError {
     /// What would lock everybody out, or a permission for no key.
     #[error("invalid auth management")]
     InvalidAuthManagement,
+    /// A new user's or role's name has too many bytes.
+    #[error("request is too large")]
+    NameTooLong,
     /// The caller was authenticated before users, roles or permissions changed.
     #[error("revision of auth store is old")]
     AuthOldRevision,

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use hadron_keyspace::Command;
 use hadron_keyspace::auth::{AuthCommand, Need};
+use hadron_keyspace::{Command, check};
 use hadron_proto::etcdserverpb as pb;
 use tonic::{Request, Response, Status};
 
@@ -37,7 +37,11 @@ impl<B: Backend> Auth<B> {
         command: AuthCommand,
     ) -> Result<Option<pb::ResponseHeader>, Status> {
         let command = Command::Auth(command);
+        check::auth(&command).map_err(refusal)?;
         let (response, term) = self.context.write_for(claim, command).await?;
+        if command.encoded_len() > self.context.limits.request_bytes {
+            return Err(EtcdError::RequestTooLarge.into());
+        }
         let hadron_keyspace::Response::Auth(mut header) = response else { return Err(mismatch()) };
         self.context.complete(&mut header, term);
         Ok(header)

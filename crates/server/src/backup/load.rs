@@ -3,7 +3,7 @@
 //! Taken over: the history with its revisions, what was compacted, leases with the time that they had left (or all of it, if the file does
 //! not tell), users, roles and whether authentication is on. Not taken over: members, and alarms, which were theirs.
 
-use hadron_keyspace::auth::AuthStatus;
+use hadron_keyspace::auth::{AuthStatus, STORED_NAME_BYTES_MAX};
 use hadron_keyspace::{BackupLease, Restore, RestoreError, Restored};
 use hadron_proto::{authpb, etcdserverpb as pb};
 use prost::Message;
@@ -127,5 +127,11 @@ fn number(bytes: &[u8]) -> Result<i64, ReadError> {
 
 fn check_name(inside: &[u8], key: &[u8]) -> Result<(), ReadError> {
     let is_name = inside == key && !key.is_empty() && std::str::from_utf8(key).is_ok();
-    if is_name { Ok(()) } else { Err(ReadError::Contents("a user or a role under another name".to_owned())) }
+    if !is_name {
+        return Err(ReadError::Contents("a user or a role under another name".to_owned()));
+    }
+    match key.len() <= STORED_NAME_BYTES_MAX {
+        true => Ok(()),
+        false => Err(ReadError::Contents(format!("a user or a role with a name of {} bytes", key.len()))),
+    }
 }

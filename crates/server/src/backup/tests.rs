@@ -6,10 +6,11 @@ use std::io::{Cursor, Read as _, Seek as _, SeekFrom, Write as _};
 use std::sync::Arc;
 
 use hadron_bolt::{Damage, Reader, Writer};
-use hadron_keyspace::auth::AuthCommand;
+use hadron_keyspace::auth::{AuthCommand, STORED_NAME_BYTES_MAX};
 use hadron_keyspace::{Applied, Command, Keyspace, Options, Restore};
-use hadron_proto::etcdserverpb as pb;
+use hadron_proto::{authpb, etcdserverpb as pb};
 use hadron_storage::engine::ModelEngine;
+use prost::Message as _;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -158,6 +159,23 @@ fn files_of_each_version_of_etcd_are_read() {
         let says = if matches!(version, "3.4" | "3.5") { String::new() } else { format!("{version}.0") };
         assert_eq!(said, says);
     }
+}
+
+/// Nothing of etcd's writes such a file, and the engine could not store what it says.
+#[test]
+fn a_file_with_a_name_that_cannot_be_stored_is_refused() {
+    let bytes = file();
+    let with_name = |length: usize| {
+        rewritten(&bytes, |buckets| {
+            let name = vec![b'n'; length];
+            let role = authpb::Role { name: name.clone().into(), key_permission: Vec::new() };
+            buckets.get_mut(&b"authRoles"[..]).unwrap().insert(name, role.encode_to_vec());
+        })
+    };
+    assert_eq!(restored(&with_name(STORED_NAME_BYTES_MAX)).unwrap().roles().len(), 2);
+    let restore = Restore::new(Arc::new(ModelEngine::new()), GROUP).unwrap();
+    let refused = load(&mut open(&with_name(STORED_NAME_BYTES_MAX + 1)).unwrap(), restore, 0).err().unwrap();
+    assert!(refused.to_string().contains("a name of 65523 bytes"), "{refused}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Batch, Change, Engine, Read, Space};
+use super::{Batch, Change, Engine, EngineError, KEY_BYTES_MAX, Read, Space};
 
 /// Runs the whole suite; `open` gives a new, empty engine each time.
 pub(crate) fn check(open: &mut dyn FnMut() -> Arc<dyn Engine>) {
@@ -19,6 +19,7 @@ pub(crate) fn check(open: &mut dyn FnMut() -> Arc<dyn Engine>) {
     a_visit_may_use_the_engine(&*open());
     snapshots_do_not_change(&*open());
     holds_large_and_empty_values(&*open());
+    refuses_keys_that_are_empty_or_too_long(&*open());
     batches_are_atomic_for_readers(open());
 }
 
@@ -142,6 +143,22 @@ fn holds_large_and_empty_values(engine: &dyn Engine) {
     engine.write(vec![put(Space::Values, b"large", &large), put(Space::Values, b"empty", b"")]).unwrap();
     assert_eq!(engine.get(Space::Values, b"large").unwrap().as_deref(), Some(&large[..]));
     assert_eq!(engine.get(Space::Values, b"empty").unwrap().as_deref(), Some(&b""[..]));
+}
+
+/// fjall panics at them, in the thread that flushes.
+fn refuses_keys_that_are_empty_or_too_long(engine: &dyn Engine) {
+    let (longest, too_long) = (vec![b'k'; KEY_BYTES_MAX], vec![b'k'; KEY_BYTES_MAX + 1]);
+    for key in [&b""[..], &too_long] {
+        for change in [put(Space::Tables, key, b"1"), delete(Space::Tables, key)] {
+            let refused = engine.write(vec![put(Space::Tables, b"a", b"1"), change]);
+            assert!(matches!(refused, Err(EngineError::Unfit(_))), "{} bytes: {refused:?}", key.len());
+            assert_eq!(engine.get(Space::Tables, b"a").unwrap(), None, "all of the batch or nothing");
+        }
+    }
+    engine.write(vec![put(Space::Tables, &longest, b"1")]).unwrap();
+    assert_eq!(engine.get(Space::Tables, &longest).unwrap().as_deref(), Some(&b"1"[..]));
+    engine.write(vec![delete(Space::Tables, &longest)]).unwrap();
+    assert_eq!(engine.get(Space::Tables, &longest).unwrap(), None);
 }
 
 /// Two spaces are always written together with equal values; no snapshot may see one without the other.

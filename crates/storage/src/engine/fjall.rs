@@ -34,7 +34,7 @@ use fjall::{
 use parking_lot::Mutex;
 
 use super::journal::cut_torn_end;
-use super::{Batch, Change, Engine, EngineError, Read, Space, Visit};
+use super::{Batch, Change, Engine, EngineError, Read, Space, Visit, check_sizes};
 use crate::TornTail;
 use crate::priority::give_way;
 
@@ -220,6 +220,7 @@ impl Read for FjallEngine {
 
 impl Engine for FjallEngine {
     fn write(&self, batch: Batch) -> Result<(), EngineError> {
+        check_sizes(&batch)?;
         let batch = without_repeats(batch);
         let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), batch.len());
         for change in batch {

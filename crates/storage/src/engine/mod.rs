@@ -53,6 +53,11 @@ pub enum Change {
 /// Changes that become visible, and durable, all or none.
 pub type Batch = Vec<Change>;
 
+/// Bytes of a key at most: what fjall has 16 bits for. A key has one at least. Never change it: what the state machine takes follows from it.
+pub const KEY_BYTES_MAX: usize = u16::MAX as usize;
+/// Bytes of a value at most. fjall has 32 bits for the size of a block, which holds a value and more.
+pub const VALUE_BYTES_MAX: usize = 1 << 31;
+
 /// What an engine could not do. Each is a local fault: the node stops rather than guess.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -65,6 +70,27 @@ pub enum EngineError {
          others"
     )]
     Damaged(String),
+    /// What was to be written has a size that no engine takes. Nothing was written.
+    #[error("engine: {0}")]
+    Unfit(String),
+}
+
+/// Refuses a batch that fjall would panic at.
+fn check_sizes(batch: &Batch) -> Result<(), EngineError> {
+    for change in batch {
+        let (space, key, value_bytes) = match change {
+            Change::Put(space, key, value) => (space, key, value.len()),
+            Change::Delete(space, key) => (space, key, 0),
+        };
+        if !(1..=KEY_BYTES_MAX).contains(&key.len()) || value_bytes > VALUE_BYTES_MAX {
+            let key_bytes = key.len();
+            return Err(EngineError::Unfit(format!(
+                "a record of {space:?} has a key of {key_bytes} bytes and a value of {value_bytes}: a key may have 1 to \
+                 {KEY_BYTES_MAX} and a value {VALUE_BYTES_MAX}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Called for each pair of a scan, in key order; break to stop early.
@@ -84,7 +110,7 @@ pub trait Read: Send + Sync {
 /// Whoever opens one makes durable what it shows, before anybody relies on it: after a kill that need not be so.
 pub trait Engine: Read + 'static {
     /// Writes a batch atomically. Readers see it at once, those that read the engine itself perhaps a part before the rest, views all of it or
-    /// nothing; it is durable after the next [`Engine::persist`].
+    /// nothing; it is durable after the next [`Engine::persist`]. One with a key or a value of a size that is not taken is refused as a whole.
     /// A crash keeps some prefix of the written batches, no shorter than the last persist.
     fn write(&self, batch: Batch) -> Result<(), EngineError>;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Batch, Change, Engine, EngineError, Read, Space, Visit};
+use super::{Batch, Change, Engine, EngineError, Read, Space, Visit, check_sizes};
 
 type Map = BTreeMap<Bytes, Bytes>;
 
@@ -165,6 +165,7 @@ impl Engine for ModelEngine {
     fn write(&self, batch: Batch) -> Result<(), EngineError> {
         let mut state = self.state.lock();
         state.usable()?;
+        check_sizes(&batch)?;
         let undo = state.spaces.apply(batch);
         state.undo.push(undo);
         Ok(())

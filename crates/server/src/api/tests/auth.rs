@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use hadron_keyspace::auth::NAME_BYTES_MAX;
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::hadron as pool;
 use hadron_proto::v3lockpb as lockpb;
@@ -32,7 +33,7 @@ use tonic::{Code, Request, Status, Streaming};
 use super::balance;
 use super::gateway::{mask, send};
 use super::harness::Harness;
-use crate::api::{ServerOptions, Traffic};
+use crate::api::{Limits, ServerOptions, Traffic};
 
 const GOLDEN: &str = include_str!("auth.txt");
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -531,6 +532,29 @@ fn a_password_that_bcrypt_would_cut_is_refused() {
         nobody.auth().auth_enable(pb::AuthEnableRequest {}).await.unwrap();
         assert!(nobody.log_in("root", &long).await.is_err());
         nobody.log_in("root", &long[..72]).await.unwrap();
+    });
+}
+
+#[test]
+fn names_and_requests_that_are_too_large_are_refused() {
+    Harness::start_with(options(), Traffic::Everything).run(async |channel| {
+        let (_, root, _) = switched_on(channel).await;
+        let refused =
+            |result| assert_refused(result, Code::InvalidArgument, "etcdserver: request is too large");
+        let (longest, too_long) = ("n".repeat(NAME_BYTES_MAX), "n".repeat(NAME_BYTES_MAX + 1));
+        let role = |name: &str| root.request(pb::AuthRoleAddRequest { name: name.into() });
+        refused(root.auth().role_add(role(&too_long)).await.map(drop));
+        refused(root.add_user(&too_long, "p", "some").await);
+        root.add_user(&longest, "p", &longest).await.unwrap();
+        let revoke = |bytes: usize| {
+            let key = vec![b'k'; bytes].into();
+            let role = "ab".to_owned();
+            root.request(pb::AuthRoleRevokePermissionRequest { role, key, ..Default::default() })
+        };
+        let bytes = Limits::default().request_bytes;
+        refused(root.auth().role_revoke_permission(revoke(bytes)).await.map(drop));
+        let unknown = root.auth().role_revoke_permission(revoke(bytes - 100)).await.unwrap_err();
+        assert_eq!(unknown.message(), "etcdserver: permission is not granted to the role");
     });
 }
 

@@ -182,6 +182,7 @@ impl Restore {
     }
 
     fn write_tables(&mut self) -> Result<(), RestoreError> {
+        self.state.gather_changed();
         for change in std::mem::take(&mut self.state.unflushed.tables) {
             let (key, value) = record::encode_table(self.group, self.state.generation, &change);
             let Some(value) = value else { continue };

@@ -40,6 +40,14 @@ pub(crate) struct Flushed {
     pub(crate) compact_revision: i64,
 }
 
+/// Users and roles that an entry changed. What goes to the engine is how they are at its end, once, however often it changed them: a copy
+/// of one is as large as all that was ever granted to it, and a command that changes it may be tiny.
+#[derive(Debug, Default)]
+pub(crate) struct ChangedNames {
+    users: BTreeSet<String>,
+    roles: BTreeSet<String>,
+}
+
 /// The replicated state of one keyspace.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -61,6 +69,8 @@ pub(crate) struct State {
     pub(crate) digest: u64,
     /// Index and digest at the last marks, oldest first.
     pub(crate) marks: VecDeque<(u64, u64)>,
+    /// Whom the present entry changed.
+    pub(crate) changed: ChangedNames,
     pub(crate) unflushed: Unflushed,
     pub(crate) flushed: Flushed,
     /// A batch is on its way to the engine.
@@ -91,6 +101,7 @@ impl State {
             auth: Auth::default(),
             digest: 0,
             marks: VecDeque::new(),
+            changed: ChangedNames::default(),
             unflushed: Unflushed::default(),
             flushed: Flushed { index: 0, revision: 1, compact_revision: -1 },
             flush_in_flight: false,
@@ -214,7 +225,7 @@ impl State {
     pub(crate) fn set_user(&mut self, user: authpb::User) {
         let name = name_of(&user.name);
         self.digest = self.digest.wrapping_add(digest::of_user(&user));
-        self.unflushed.tables.push_back(TableChange::User { user: user.clone() });
+        self.changed.users.insert(name.clone());
         if let Some(before) = self.auth.users.insert(name, user) {
             self.digest = self.digest.wrapping_sub(digest::of_user(&before));
         }
@@ -224,7 +235,7 @@ impl State {
     pub(crate) fn remove_user(&mut self, name: &str) {
         if let Some(before) = self.auth.users.remove(name) {
             self.digest = self.digest.wrapping_sub(digest::of_user(&before));
-            self.unflushed.tables.push_back(TableChange::NoUser { name: before.name });
+            self.changed.users.insert(name.to_owned());
         }
     }
 
@@ -232,7 +243,7 @@ impl State {
     pub(crate) fn set_role(&mut self, role: authpb::Role) {
         let name = name_of(&role.name);
         self.digest = self.digest.wrapping_add(digest::of_role(&role));
-        self.unflushed.tables.push_back(TableChange::Role { role: role.clone() });
+        self.changed.roles.insert(name.clone());
         if let Some(before) = self.auth.roles.insert(name, role) {
             self.digest = self.digest.wrapping_sub(digest::of_role(&before));
         }
@@ -242,7 +253,7 @@ impl State {
     pub(crate) fn remove_role(&mut self, name: &str) {
         if let Some(before) = self.auth.roles.remove(name) {
             self.digest = self.digest.wrapping_sub(digest::of_role(&before));
-            self.unflushed.tables.push_back(TableChange::NoRole { name: before.name });
+            self.changed.roles.insert(name.to_owned());
         }
     }
 
@@ -263,19 +274,39 @@ impl State {
         self.digest
     }
 
+    /// What is to be stored of the users and roles that were changed is as they are now.
+    pub(crate) fn gather_changed(&mut self) {
+        let ChangedNames { users, roles } = std::mem::take(&mut self.changed);
+        for name in users {
+            self.unflushed.tables.push_back(match self.auth.users.get(&name) {
+                Some(user) => TableChange::User { user: user.clone() },
+                None => TableChange::NoUser { name: name.into() },
+            });
+        }
+        for name in roles {
+            self.unflushed.tables.push_back(match self.auth.roles.get(&name) {
+                Some(role) => TableChange::Role { role: role.clone() },
+                None => TableChange::NoRole { name: name.into() },
+            });
+        }
+    }
+
     /// Ends an entry: what was added since `records` and `tables` is its own.
     pub(crate) fn end_entry(&mut self, records_before: usize, tables_before: usize) {
-        let added = self.unflushed.records.range(records_before..);
-        let bytes = added.map(|record| record.key.len() + record.value.len() + RECORD_BYTES).sum::<usize>();
-        let tables = self.unflushed.tables.len() - tables_before;
+        self.gather_changed();
+        let records = self.unflushed.records.range(records_before..);
+        let records = records.map(|record| record.key.len() + record.value.len() + RECORD_BYTES);
+        let tables = self.unflushed.tables.range(tables_before..);
+        let tables = tables.map(|change| change.bytes() + RECORD_BYTES);
+        let bytes = records.chain(tables).sum::<usize>() + ENTRY_BYTES;
         let mark = EntryMark {
             applied: self.applied,
             revision: self.revision,
             compact_revision: self.compact_revision,
             digest: self.digest,
             records: self.unflushed.records.len() - records_before,
-            tables,
-            bytes: bytes + tables * RECORD_BYTES + ENTRY_BYTES,
+            tables: self.unflushed.tables.len() - tables_before,
+            bytes,
         };
         self.unflushed.bytes += mark.bytes;
         self.unflushed.entries.push_back(mark);

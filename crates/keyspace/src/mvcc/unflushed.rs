@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use hadron_proto::authpb;
+use prost::Message as _;
 
 use super::Version;
 use crate::auth::Switch;
@@ -29,6 +30,9 @@ impl Record {
         }
     }
 }
+
+/// What a role of a user, or a permission of a role, occupies beside its bytes, about.
+const GRANT_BYTES: usize = 80;
 
 /// A change to the small tables.
 #[derive(Clone, Debug)]
@@ -59,6 +63,21 @@ impl TableChange {
     /// The lease as it is now.
     pub(crate) fn lease(lease: &Lease) -> TableChange {
         TableChange::Lease { id: lease.id, ttl: lease.ttl, expiry_ms: lease.expiry_ms }
+    }
+
+    /// What it occupies beside what every record does, about.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            TableChange::Lease { .. }
+            | TableChange::NoLease { .. }
+            | TableChange::Alarm { .. }
+            | TableChange::NoAlarm { .. } => 0,
+            TableChange::Configuration { configuration } => configuration.len(),
+            TableChange::Auth { switch } => switch.secret.len(),
+            TableChange::User { user } => user.encoded_len() + user.roles.len() * GRANT_BYTES,
+            TableChange::Role { role } => role.encoded_len() + role.key_permission.len() * GRANT_BYTES,
+            TableChange::NoUser { name } | TableChange::NoRole { name } => name.len(),
+        }
     }
 }
 

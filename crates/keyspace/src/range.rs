@@ -40,8 +40,20 @@ pub(crate) trait Source {
     /// The first `rows_max` living keys of `range` at `revision` in key order, and the number of all.
     fn rows(&self, range: &KeyRange, revision: i64, rows_max: usize) -> Result<Rows, Error>;
 
+    /// Adds the next rows of `range`, beyond the key `after`, as they are seen now; where to go on, `None` at the end. However large the range is,
+    /// they are not many.
+    fn next_rows(
+        &self,
+        range: &KeyRange,
+        after: Option<&Bytes>,
+        rows: &mut Rows,
+    ) -> Result<Option<Bytes>, Error>;
+
     /// Fetches the values that the rows lack.
     fn fetch(&self, rows: &mut [Row]) -> Result<(), Error>;
+
+    /// The same for one of many rows that are looked at once.
+    fn fetch_once(&self, row: &mut Row) -> Result<(), Error>;
 }
 
 /// A header with a revision; the server adds the rest.

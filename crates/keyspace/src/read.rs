@@ -85,8 +85,21 @@ impl Source for Locked<'_> {
         Ok(rows)
     }
 
+    fn next_rows(
+        &self,
+        range: &KeyRange,
+        after: Option<&Bytes>,
+        rows: &mut Rows,
+    ) -> Result<Option<Bytes>, Error> {
+        Ok(collect(self.state, range, after, self.revision, PIECE_KEYS, PIECE_KEYS, rows))
+    }
+
     fn fetch(&self, rows: &mut [Row]) -> Result<(), Error> {
         fetch(&self.values, rows)
+    }
+
+    fn fetch_once(&self, row: &mut Row) -> Result<(), Error> {
+        fetch_once(&self.values, row)
     }
 }
 
@@ -135,8 +148,21 @@ impl Source for View<'_> {
         }
     }
 
+    fn next_rows(
+        &self,
+        range: &KeyRange,
+        after: Option<&Bytes>,
+        rows: &mut Rows,
+    ) -> Result<Option<Bytes>, Error> {
+        self.piece(range, after, self.revision, (PIECE_KEYS, PIECE_KEYS), rows)
+    }
+
     fn fetch(&self, rows: &mut [Row]) -> Result<(), Error> {
         fetch(&self.keyspace.values(self.generation), rows)
+    }
+
+    fn fetch_once(&self, row: &mut Row) -> Result<(), Error> {
+        fetch_once(&self.keyspace.values(self.generation), row)
     }
 }
 
@@ -196,6 +222,13 @@ fn fetch(values: &Values<'_>, rows: &mut [Row]) -> Result<(), Error> {
     Ok(())
 }
 
+fn fetch_once(values: &Values<'_>, row: &mut Row) -> Result<(), Error> {
+    if row.value.is_none() {
+        row.value = Some(values.get_once(&row.version)?);
+    }
+    Ok(())
+}
+
 impl Keyspace {
     /// Answers a range request, which must have passed [`crate::check::range`]. From any thread.
     ///
@@ -221,8 +254,8 @@ impl Keyspace {
             let mut found = Rows::default();
             let next = view.piece(&range, after, revision, (keys_max, usize::MAX), &mut found)?;
             let values = self.values(view.generation);
-            for row in found.rows.iter_mut().filter(|row| row.value.is_none() && !request.keys_only) {
-                row.value = Some(values.get_once(&row.version)?);
+            for row in found.rows.iter_mut().filter(|_| !request.keys_only) {
+                fetch_once(&values, row)?;
             }
             let kvs = found.rows.into_iter().map(|row| range::key_value(row, request.keys_only)).collect();
             Ok(RangePart { kvs, next, revision: view.revision })

@@ -14,7 +14,7 @@ use pb::response_op::Response as OpResponse;
 use crate::apply::Applier;
 use crate::error::Error;
 use crate::mvcc::KeyRange;
-use crate::range::{self, Row, Source, header};
+use crate::range::{self, Row, Rows, Source, header};
 use crate::state::Write;
 
 /// Which way a txn and its nested txns go.
@@ -48,18 +48,30 @@ fn operations(request: &pb::TxnRequest, succeeded: bool) -> &[pb::RequestOp] {
 }
 
 /// A comparison with a range holds if it holds for every key of it. A key that does not exist compares as zeros, but
-/// its value compares as nothing.
+/// its value compares as nothing. Keys are looked at up to the first for which it does not hold, one value at a time.
 fn holds(source: &impl Source, compare: &pb::Compare) -> Result<bool, Error> {
     let range = KeyRange::new(&compare.key, &compare.range_end);
     let is_value = compare.target == CompareTarget::Value as i32;
-    let mut rows = source.rows(&range, source.revision(), usize::MAX)?.rows;
-    if rows.is_empty() {
-        return Ok(!is_value && holds_for(compare, None));
+    let (mut after, mut is_empty) = (None, true);
+    loop {
+        let mut found = Rows::default();
+        after = source.next_rows(&range, after.as_ref(), &mut found)?;
+        for mut row in found.rows {
+            is_empty = false;
+            match range {
+                _ if !is_value => {}
+                // What is compared and set is mostly one key, again and again.
+                KeyRange::One(_) => source.fetch(std::slice::from_mut(&mut row))?,
+                KeyRange::Span { .. } => source.fetch_once(&mut row)?,
+            }
+            if !holds_for(compare, Some(&row)) {
+                return Ok(false);
+            }
+        }
+        if after.is_none() {
+            return Ok(!is_empty || !is_value && holds_for(compare, None));
+        }
     }
-    if is_value {
-        source.fetch(&mut rows)?;
-    }
-    Ok(rows.iter().all(|row| holds_for(compare, Some(row))))
 }
 
 fn holds_for(compare: &pb::Compare, row: Option<&Row>) -> bool {

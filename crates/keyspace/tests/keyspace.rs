@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use common::{Client, Entry, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
-    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, Owner, Scrub, SnapshotError,
-    ValueCache, WatcherCounts,
+    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, Owner, Response, Scrub,
+    SnapshotError, ValueCache, WatcherCounts,
 };
 use hadron_proto::etcdserverpb as pb;
 use hadron_storage::engine::{Change, Engine, KEY_BYTES_MAX, ModelEngine, Read, Space};
+use pb::compare;
 use pb::request_op::Request;
 
 fn put(key: &str, value: impl Into<bytes::Bytes>) -> Command {
@@ -49,6 +50,53 @@ fn a_key_may_be_longer_than_those_of_the_engine() {
     replica.open().unwrap();
     let found = replica.keyspace.range(&all(0)).unwrap().kvs;
     assert_eq!((found[0].key.as_ref(), found[0].value.as_ref()), (key.as_bytes(), &b"v"[..]));
+}
+
+/// A comparison of the values of a range fetched all of them, under the lock, before it looked at the first.
+#[test]
+fn a_comparison_of_many_values_reads_no_further_than_it_must() {
+    const KEYS: usize = 2500;
+    let txn = |value: &str, compared: compare::CompareResult, writes: bool| {
+        let compare = pb::Compare {
+            result: compared as i32,
+            target: compare::CompareTarget::Value as i32,
+            key: "k".into(),
+            range_end: "l".into(),
+            target_union: Some(compare::TargetUnion::Value(value.to_owned().into())),
+        };
+        let put = pb::PutRequest { key: "z".into(), ..Default::default() };
+        let put = pb::RequestOp { request: Some(Request::RequestPut(put)) };
+        pb::TxnRequest {
+            compare: vec![compare],
+            success: if writes { vec![put] } else { vec![] },
+            ..Default::default()
+        }
+    };
+    let mut replica = Replica::new(Options::default());
+    let puts = (0..KEYS).map(|number| put(&format!("k{number:04}"), if number == 1500 { "x" } else { "v" }));
+    let mut log = vec![(1, puts.collect::<Vec<_>>())];
+    replica.follow(&log);
+    replica.flush_all();
+    // Values from here on cannot be read.
+    for (key, _) in replica.present(Space::Values).split_off(1501) {
+        replica.engine.model.damage(Space::Values, key);
+    }
+    replica.open().unwrap();
+    let succeeded = |replica: &Replica, log: &[Entry]| match replica.follow(log).pop().unwrap().unwrap() {
+        Response::Txn(response) => response.succeeded,
+        other => panic!("{other:?}"),
+    };
+    log.push((2, vec![Command::Txn(txn("v", compare::CompareResult::Equal, true))]));
+    assert!(!succeeded(&replica, &log));
+    let read = replica.keyspace.read_txn(&txn("v", compare::CompareResult::Equal, false)).unwrap();
+    assert!(!read.succeeded);
+    // Of all of them, where all count.
+    let beyond = replica.keyspace.read_txn(&txn("w", compare::CompareResult::NotEqual, false));
+    assert!(matches!(beyond, Err(Error::Storage(_))), "{beyond:?}");
+    let sound = Replica::new(Options::default());
+    sound.follow(&log[..1]);
+    log[1].1 = vec![Command::Txn(txn("w", compare::CompareResult::NotEqual, true))];
+    assert!(succeeded(&sound, &log));
 }
 
 #[test]

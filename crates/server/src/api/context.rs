@@ -37,7 +37,8 @@ const GONE_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Bytes of one encoded write, keys and values together.
     pub request_bytes: usize,
-    /// Comparisons, and operations of either branch, in one transaction with all that is nested in it.
+    /// Comparisons, and operations of either branch, of a transaction and of the one that each of them may be, and so on: together on any way
+    /// down, not among those that are beside each other, as in etcd.
     pub txn_operations: usize,
     /// The shortest time to live a lease gets, in seconds: shorter ones are raised to it, as in etcd, because a lease
     /// must outlive an election.

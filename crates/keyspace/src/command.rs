@@ -230,6 +230,7 @@ mod tests {
             Command::Alarm(pb::AlarmRequest { member_id: 3, ..Default::default() }),
             Command::DigestMark,
             Command::Auth(AuthCommand::Enable("secret".into())),
+            Command::Auth(AuthCommand::Secret("secret".into())),
             Command::Auth(AuthCommand::Disable),
             Command::Auth(AuthCommand::UserDelete(pb::AuthUserDeleteRequest { name: "n".into() })),
             Command::As(

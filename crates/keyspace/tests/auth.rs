@@ -419,6 +419,32 @@ fn passwords_are_kept_and_those_without_one_have_none() {
     assert!(story.keyspace().credentials("alice").unwrap().secret.is_empty());
 }
 
+/// Switched on without a secret, as a restore leaves it. A secret that was chosen then, and comes after authentication was switched off, must not
+/// switch it on; what earlier versions wrote into logs means what it did.
+#[test]
+fn a_secret_is_chosen_only_while_authentication_is_on_without_one() {
+    let secret = |secret: &'static str| AuthCommand::Secret(secret.into());
+    let shown = |story: &Story| {
+        let credentials = story.keyspace().credentials("root").unwrap();
+        (credentials.enabled, credentials.secret, credentials.auth_revision)
+    };
+    let mut story = Story::new();
+    story.auth(add_user("root")).unwrap();
+    story.auth(grant_role("root", "root")).unwrap();
+    story.auth(secret("early")).unwrap();
+    assert_eq!(shown(&story), (false, "".into(), 3));
+    story.auth(AuthCommand::Enable("".into())).unwrap();
+    story.auth(secret("first")).unwrap();
+    story.auth(secret("second")).unwrap();
+    assert_eq!(shown(&story), (true, "first".into(), 3));
+    story.auth_as("root", AuthCommand::Disable).unwrap();
+    story.auth(secret("late")).unwrap();
+    assert_eq!(shown(&story), (false, "".into(), 4));
+    story.auth(AuthCommand::Enable("".into())).unwrap();
+    story.auth(AuthCommand::Enable("old".into())).unwrap();
+    assert_eq!(shown(&story), (true, "old".into(), 4));
+}
+
 #[test]
 fn all_of_it_survives_restarts_and_snapshots_and_is_in_the_digest() {
     let mut story = Story::with_alice();

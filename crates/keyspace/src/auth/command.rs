@@ -16,6 +16,8 @@ use crate::state::State;
 pub enum AuthCommand {
     /// Callers must be users from now on. Tokens are signed with these random bytes, unless there are some already.
     Enable(Bytes),
+    /// Tokens are signed with these random bytes if authentication is on and there are none yet, as after a restore; nothing otherwise.
+    Secret(Bytes),
     /// Everybody may do everything again.
     Disable,
     /// A new user.
@@ -49,11 +51,9 @@ const ROLE_ADD: u8 = 8;
 const ROLE_DELETE: u8 = 9;
 const ROLE_GRANT_PERMISSION: u8 = 10;
 const ROLE_REVOKE_PERMISSION: u8 = 11;
+const SECRET: u8 = 12;
 
 impl AuthCommand {
-    /// Appends a tag and the request.
-    pub(crate) fn encode(&self, out: &mut BytesMut) {
-        let (tag, body) = match self {
     /// Refuses a new name that has more bytes than may be.
     pub(crate) fn check_new_name(&self, bytes_max: usize) -> Result<(), AuthError> {
         let name = match self {
@@ -64,7 +64,11 @@ impl AuthCommand {
         if name.len() > bytes_max { Err(AuthError::NameTooLong) } else { Ok(()) }
     }
 
+    /// Appends a tag and the request.
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        let (tag, body) = match self {
             AuthCommand::Enable(secret) => (ENABLE, secret.to_vec()),
+            AuthCommand::Secret(secret) => (SECRET, secret.to_vec()),
             AuthCommand::Disable => (DISABLE, Vec::new()),
             AuthCommand::UserAdd(request) => (USER_ADD, request.encode_to_vec()),
             AuthCommand::UserDelete(request) => (USER_DELETE, request.encode_to_vec()),
@@ -83,7 +87,7 @@ impl AuthCommand {
     /// How many bytes [`AuthCommand::encode`] appends.
     pub(crate) fn encoded_len(&self) -> usize {
         1 + match self {
-            AuthCommand::Enable(secret) => secret.len(),
+            AuthCommand::Enable(secret) | AuthCommand::Secret(secret) => secret.len(),
             AuthCommand::Disable => 0,
             AuthCommand::UserAdd(request) => request.encoded_len(),
             AuthCommand::UserDelete(request) => request.encoded_len(),
@@ -106,6 +110,7 @@ impl AuthCommand {
         let body = bytes.slice(1..);
         Ok(match tag {
             ENABLE => AuthCommand::Enable(body),
+            SECRET => AuthCommand::Secret(body),
             DISABLE if body.is_empty() => AuthCommand::Disable,
             DISABLE => return Err(DecodeError::Malformed),
             USER_ADD => AuthCommand::UserAdd(read(body)?),
@@ -125,12 +130,16 @@ impl AuthCommand {
 impl State {
     /// Carries a command out; whether the caller may has been checked.
     pub(crate) fn change_auth(&mut self, command: AuthCommand) -> Result<(), AuthError> {
+        command.check_new_name(STORED_NAME_BYTES_MAX)?;
         match command {
             AuthCommand::Enable(secret) => self.enable_auth(secret),
+            AuthCommand::Secret(secret) => {
+                self.choose_secret(&secret);
+                Ok(())
+            }
             AuthCommand::Disable => {
                 self.disable_auth();
                 Ok(())
-        command.check_new_name(STORED_NAME_BYTES_MAX)?;
             }
             AuthCommand::UserAdd(request) => self.add_user(request),
             AuthCommand::UserDelete(request) => self.delete_user(&request.name),
@@ -155,6 +164,14 @@ impl State {
         let secret = Bytes::copy_from_slice(&secret);
         self.set_auth_switch(Switch { enabled: true, secret, revision: self.auth.switch.revision });
         Ok(())
+    }
+
+    fn choose_secret(&mut self, secret: &Bytes) {
+        let switch = &self.auth.switch;
+        if switch.enabled && switch.secret.is_empty() {
+            let secret = Bytes::copy_from_slice(secret);
+            self.set_auth_switch(Switch { secret, ..self.auth.switch.clone() });
+        }
     }
 
     fn disable_auth(&mut self) {

@@ -155,6 +155,8 @@ fn has_role(user: &authpb::User, role: &str) -> bool {
 /// What a password is checked against, and what a token is signed with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
+    /// Authentication is on.
+    pub enabled: bool,
     /// The hash of the password; `None` for a user who has none and is known by a certificate.
     pub password_hash: Option<Bytes>,
     /// What tokens are signed with.

@@ -31,7 +31,9 @@ impl State {
             Command::DeleteRange(delete) => check.delete(delete),
             Command::Txn(txn) => check.txn(txn),
             Command::LeaseRevoke(revoke) => check.lease(revoke.id, Deed::Write),
-            // On, and nobody can have a token before there is a secret: what a restore leaves.
+            // Nobody can have a token before there is a secret, and where there is one this does nothing.
+            Command::Auth(AuthCommand::Secret(_)) => Ok(()),
+            // As earlier versions chose a secret after a restore.
             Command::Auth(AuthCommand::Enable(_)) if self.auth.switch.secret.is_empty() => Ok(()),
             Command::Auth(_) => check.root(),
             // In nobody's name, by the nodes themselves; the service has asked for what else clients need.

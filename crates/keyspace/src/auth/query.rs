@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use hadron_proto::authpb;
 
-use super::{AuthError, AuthStatus, Caller, Credentials, Need, ROOT_ROLE};
+use super::{AuthError, AuthStatus, Caller, Credentials, Need, ROOT_ROLE, Switch};
 use crate::command::Command;
 use crate::error::Error;
 use crate::keyspace::Keyspace;
@@ -58,10 +58,12 @@ impl Keyspace {
         let state = self.state.read();
         let user = state.auth.users.get(name)?;
         let has_password = !user.options.unwrap_or_default().no_password;
+        let Switch { enabled, ref secret, revision } = state.auth.switch;
         Some(Credentials {
+            enabled,
             password_hash: has_password.then(|| user.password.clone()),
-            secret: state.auth.switch.secret.clone(),
-            auth_revision: state.auth.switch.revision,
+            secret: secret.clone(),
+            auth_revision: revision,
         })
     }
 

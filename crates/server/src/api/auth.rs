@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hadron_keyspace::auth::{AuthCommand, Need};
 use hadron_keyspace::{Command, check};
 use hadron_proto::etcdserverpb as pb;
@@ -36,12 +37,12 @@ impl<B: Backend> Auth<B> {
         claim: &Claim,
         command: AuthCommand,
     ) -> Result<Option<pb::ResponseHeader>, Status> {
-        let command = Command::Auth(command);
         check::auth(&command).map_err(refusal)?;
-        let (response, term) = self.context.write_for(claim, command).await?;
+        let command = Command::Auth(command);
         if command.encoded_len() > self.context.limits.request_bytes {
             return Err(EtcdError::RequestTooLarge.into());
         }
+        let (response, term) = self.context.write_for(claim, command).await?;
         let hadron_keyspace::Response::Auth(mut header) = response else { return Err(mismatch()) };
         self.context.complete(&mut header, term);
         Ok(header)
@@ -71,8 +72,12 @@ impl<B: Backend> Auth<B> {
                 return Err(EtcdError::AuthNotEnabled.into());
             }
             let credentials = keyspace.credentials(&name).ok_or(EtcdError::AuthFailed)?;
+            // It may have been switched off since, which leaves no secret either.
+            if !credentials.enabled {
+                return Err(EtcdError::AuthNotEnabled.into());
+            }
             if credentials.secret.is_empty() {
-                self.context.write(Command::Auth(new_secret())).await?;
+                self.context.write(Command::Auth(AuthCommand::Secret(new_secret()))).await?;
                 continue;
             }
             let Some(hash) = credentials.password_hash.clone() else {
@@ -93,9 +98,9 @@ impl<B: Backend> Auth<B> {
     }
 }
 
-/// Authentication is on, with a secret that nobody can guess.
-fn new_secret() -> AuthCommand {
-    AuthCommand::Enable(rand::random::<[u8; SECRET_BYTES]>().to_vec().into())
+/// A secret that nobody can guess.
+fn new_secret() -> Bytes {
+    rand::random::<[u8; SECRET_BYTES]>().to_vec().into()
 }
 
 /// Calls that change something: each with its request, its answer, and its command.
@@ -207,9 +212,7 @@ macro_rules! service {
 }
 
 service! {
-    auth_enable: AuthEnableRequest => AuthEnableResponse, |_| {
-        new_secret()
-    };
+    auth_enable: AuthEnableRequest => AuthEnableResponse, |_| AuthCommand::Enable(new_secret());
     auth_disable: AuthDisableRequest => AuthDisableResponse, |_| AuthCommand::Disable;
     user_delete: AuthUserDeleteRequest => AuthUserDeleteResponse, AuthCommand::UserDelete;
     user_grant_role: AuthUserGrantRoleRequest => AuthUserGrantRoleResponse, AuthCommand::UserGrantRole;

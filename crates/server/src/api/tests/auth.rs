@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use hadron_keyspace::auth::NAME_BYTES_MAX;
+use bytes::Bytes;
+use hadron_keyspace::Command;
+use hadron_keyspace::auth::{AuthCommand, Caller, NAME_BYTES_MAX};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::hadron as pool;
 use hadron_proto::v3lockpb as lockpb;
@@ -504,6 +506,29 @@ fn a_watch_of_nobody_ends_when_authentication_begins() {
             end.cancel_reason,
             "rpc error: code = InvalidArgument desc = etcdserver: user name is empty"
         );
+    });
+}
+
+/// What a restore leaves, authentication without a secret, is told from its being switched off: that looks alike, and the first `Authenticate`
+/// switched it on again in nobody's name.
+#[test]
+fn who_logs_in_does_not_undo_what_was_switched_off() {
+    let harness = Harness::start_with(options(), Traffic::Everything);
+    harness.run(async |channel| {
+        let nobody = Client { channel, token: None };
+        nobody.add_user("root", "r", "root").await.unwrap();
+        let without_secret = Command::Auth(AuthCommand::Enable(Bytes::new()));
+        harness.backend.apply_to_default(without_secret.clone());
+        let auth_revision = harness.context.keyspace().unwrap().auth_revision();
+        let root = Caller { name: "root".to_owned(), auth_revision };
+        let disable = Command::As(root, Box::new(Command::Auth(AuthCommand::Disable)));
+        harness.backend.come_before_next_write(disable);
+        let refused = nobody.log_in("root", "r").await.map(drop);
+        assert_refused(refused, Code::FailedPrecondition, "etcdserver: authentication is not enabled");
+        assert!(!harness.context.keyspace().unwrap().is_auth_enabled());
+        harness.backend.apply_to_default(without_secret);
+        let root = nobody.log_in("root", "r").await.unwrap();
+        root.put("a").await.unwrap();
     });
 }
 

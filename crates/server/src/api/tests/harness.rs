@@ -44,6 +44,8 @@ struct Inner {
     is_damaged: AtomicBool,
     /// Where other nodes take calls that are passed on.
     others: Mutex<BTreeMap<NodeId, SocketAddr>>,
+    /// What another client's write does right before the next one.
+    before_write: Mutex<Option<Command>>,
     /// When set, writes and barriers fail so.
     failure: Mutex<Option<Unavailable>>,
     /// What the planner sees; without it what members and catalog tell.
@@ -83,11 +85,22 @@ impl TestBackend {
             cannot_read: AtomicBool::new(false),
             is_damaged: AtomicBool::new(false),
             others: Mutex::default(),
+            before_write: Mutex::new(None),
             failure: Mutex::new(None),
             view: Mutex::new(None),
             hitters: Hitters::default(),
             identity: Identity::new(7, id, "test"),
         }))
+    }
+
+    /// Applies a command to `default`, as a client's.
+    pub(super) fn apply_to_default(&self, command: Command) {
+        self.apply(DEFAULT_GROUP, command).unwrap().response.unwrap();
+    }
+
+    /// Has a command come right before the next write of whoever it is.
+    pub(super) fn come_before_next_write(&self, command: Command) {
+        *self.0.before_write.lock() = Some(command);
     }
 
     /// Makes writes and linearizable reads fail, or succeed again.
@@ -227,6 +240,9 @@ impl Backend for TestBackend {
     async fn write(&self, group: GroupId, command: Command) -> Result<Written, Unavailable> {
         if let Some(failure) = *self.0.failure.lock() {
             return Err(failure);
+        }
+        if let Some(command) = self.0.before_write.lock().take() {
+            self.apply_to_default(command);
         }
         self.apply(group, command)
     }

@@ -142,7 +142,7 @@ impl<B: Backend> Context<B> {
             snapshots: Arc::new(Semaphore::new(snapshot::AT_ONCE)),
             backups: self.backups.for_another(),
             calculations: self.calculations.for_another(),
-            tokens: Arc::clone(&self.tokens),
+            tokens: Arc::new(self.tokens.for_another()),
             passwords: self.passwords.for_another(),
             metrics: Arc::clone(&self.metrics),
         }

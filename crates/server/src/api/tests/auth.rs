@@ -12,11 +12,13 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use hadron_keyspace::Command;
+use hadron_consensus::GroupId;
 use hadron_keyspace::auth::{AuthCommand, Caller, NAME_BYTES_MAX};
+use hadron_keyspace::{Applied, Command, Keyspace, Options};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::hadron as pool;
 use hadron_proto::v3lockpb as lockpb;
+use hadron_storage::engine::ModelEngine;
 use lockpb::lock_client::LockClient;
 use pb::auth_client::AuthClient;
 use pb::cluster_client::ClusterClient;
@@ -530,6 +532,31 @@ fn who_logs_in_does_not_undo_what_was_switched_off() {
         let root = nobody.log_in("root", "r").await.unwrap();
         root.put("a").await.unwrap();
     });
+}
+
+/// Beyond so many uses those were forgotten that were over by the clock of the keyspace that was asked for, whosever they were.
+#[test]
+fn the_clock_of_one_keyspace_ends_no_tokens_of_another() {
+    const LATE_MS: u64 = 1_000_000_000;
+    let harness = Harness::start();
+    let (one, other) = (&harness.context, harness.context.for_keyspace("other", GroupId(9)));
+    let keyspace = Keyspace::open(Arc::new(ModelEngine::new()), 1, Options::default()).unwrap();
+    let user = pb::AuthUserAddRequest { name: "root".to_owned(), ..Default::default() };
+    let grant = pb::AuthUserGrantRoleRequest { user: "root".to_owned(), role: "root".to_owned() };
+    let commands =
+        [AuthCommand::UserAdd(user), AuthCommand::UserGrantRole(grant), AuthCommand::Enable("secret".into())];
+    let applied = keyspace
+        .apply(Applied { term: 1, index: 1, checksum: 1, stamp_ms: 1 }, commands.map(Command::Auth).to_vec());
+    assert!(applied.iter().all(Result::is_ok), "{applied:?}");
+    let credentials = keyspace.credentials("root").unwrap();
+    let token = one.tokens.assign("root", one.home(), &credentials, 1_000).unwrap();
+    let is_good = |clock_ms| one.tokens.caller(&token, one.home(), &keyspace, clock_ms).is_some();
+    assert!(is_good(300_000));
+    for _ in 0..2_000 {
+        let token = other.tokens.assign("root", other.home(), &credentials, LATE_MS).unwrap();
+        assert!(other.tokens.caller(&token, other.home(), &keyspace, LATE_MS).is_some());
+    }
+    assert!(is_good(599_000), "it was used, on its own clock");
 }
 
 #[test]

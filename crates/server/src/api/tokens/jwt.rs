@@ -92,6 +92,8 @@ impl Jwt {
         let mut validation = Validation::new(method);
         validation.leeway = 0;
         validation.validate_aud = false;
+        // One that was made for later is not good yet; with `exp` that is what etcd's library checks.
+        validation.validate_nbf = true;
         // As in etcd a token made elsewhere may be good for ever.
         validation.required_spec_claims.clear();
         Ok(Jwt { method, signing, checking, validation, ttl: options.ttl })
@@ -210,6 +212,20 @@ mod tests {
         assert_eq!(jwt.caller(&endless, DEFAULT), Some(Caller { name: "a".into(), auth_revision: 3 }));
         assert_eq!(jwt.caller(&claims(serde_json::json!({"username": "a"})), DEFAULT), None);
         assert_eq!(jwt.caller("no.token.atall", DEFAULT), None);
+    }
+
+    #[test]
+    fn a_token_that_is_made_for_later_is_not_good_yet() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("private"), "secret").unwrap();
+        let jwt = Jwt::new(&options("HS256", directory.path())).unwrap();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let is_good = |nbf: u64| {
+            let claims = serde_json::json!({"username": "a", "revision": 3, "exp": now + 9_000, "nbf": nbf});
+            let key = EncodingKey::from_secret(b"secret");
+            jwt.caller(&encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap(), DEFAULT).is_some()
+        };
+        assert_eq!([now - 60, now, now + 3_600].map(is_good), [true, true, false]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod jwt;
 mod simple;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hadron_keyspace::Keyspace;
@@ -87,14 +88,14 @@ pub(super) struct Home<'a> {
     pub(super) cluster_id: u64,
 }
 
-/// Makes and checks tokens of one kind.
+/// Makes and checks tokens of one kind, those of one keyspace.
 #[derive(Debug)]
 pub struct Tokens(Kind);
 
 #[derive(Debug)]
 enum Kind {
     Simple(Simple),
-    Jwt(Box<Jwt>),
+    Jwt(Arc<Jwt>),
 }
 
 impl Default for Tokens {
@@ -112,8 +113,16 @@ impl Tokens {
     pub fn new(options: &TokenOptions) -> Result<Tokens, TokenError> {
         Ok(Tokens(match options {
             TokenOptions::Simple(ttl) => Kind::Simple(Simple::new(*ttl)),
-            TokenOptions::Jwt(options) => Kind::Jwt(Box::new(Jwt::new(options)?)),
+            TokenOptions::Jwt(options) => Kind::Jwt(Arc::new(Jwt::new(options)?)),
         }))
+    }
+
+    /// The same for another keyspace, whose clock is another: what is remembered of uses is its own.
+    pub(super) fn for_another(&self) -> Tokens {
+        Tokens(match &self.0 {
+            Kind::Simple(simple) => Kind::Simple(simple.for_another()),
+            Kind::Jwt(jwt) => Kind::Jwt(Arc::clone(jwt)),
+        })
     }
 
     /// A token for a user who was authenticated with these credentials. `clock_ms` is the group's clock.

@@ -27,7 +27,7 @@ const TOKEN_BYTES_MAX: usize = 8 << 10;
 /// Uses that are remembered before those that count no more are forgotten.
 const USES_KEPT: usize = 1024;
 
-/// Makes and checks them.
+/// Makes and checks those of one keyspace: times are on its group's clock.
 #[derive(Debug)]
 pub(super) struct Simple {
     ttl_ms: u64,
@@ -45,6 +45,11 @@ struct Uses {
 impl Simple {
     pub(super) fn new(ttl: Duration) -> Simple {
         Simple { ttl_ms: ttl.as_millis().try_into().unwrap_or(u64::MAX), uses: Mutex::default() }
+    }
+
+    /// The same for another keyspace.
+    pub(super) fn for_another(&self) -> Simple {
+        Simple { ttl_ms: self.ttl_ms, uses: Mutex::default() }
     }
 
     pub(super) fn assign(&self, name: &str, credentials: &Credentials, clock_ms: u64) -> String {

@@ -4,7 +4,50 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
+
 use crate::metrics::Metrics;
+
+/// Tables that an engine keeps open where there are descriptors enough.
+const TABLES_MAX: usize = 900;
+const TABLES_MIN: usize = 16;
+/// Descriptors for whatever is neither a table that is kept open nor a client's: the log, the engine's journals and the tables that are being
+/// written and merged, the other nodes, the pages for metrics, each thread's runtime.
+const OTHERS_MAX: usize = 512;
+const OTHERS_MIN: usize = 64;
+/// Connections of clients that there are whatever the limit is.
+const CLIENTS_MIN: usize = 16;
+
+/// Who may have how many of the file descriptors. A node that cannot open its next file has to stop, so clients get what is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Descriptors {
+    /// Tables that the engine keeps open.
+    pub(crate) tables: usize,
+    /// Connections of clients, and connections to other nodes that are made for them.
+    pub(crate) clients: usize,
+}
+
+impl Descriptors {
+    /// Shares out what the process may have.
+    pub(crate) fn of_process() -> Descriptors {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Descriptors::of(usize::try_from(limit).unwrap_or(usize::MAX))
+    }
+
+    fn of(limit: usize) -> Descriptors {
+        let tables = (limit / 4).clamp(TABLES_MIN, TABLES_MAX);
+        let others = (limit / 4).clamp(OTHERS_MIN, OTHERS_MAX);
+        Descriptors { tables, clients: limit.saturating_sub(tables + others).max(CLIENTS_MIN) }
+    }
+}
+
+/// Lets the process have as many file descriptors as it may, as Go does: the usual limit is there for programs that cannot do with more.
+pub(crate) fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // A system that refuses leaves what there was, and what there is gets shared out.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
 
 /// Brings the metrics of the process up to date. What the system does not tell stays as it was.
 pub(crate) fn show(metrics: &Metrics) {
@@ -20,7 +63,7 @@ pub(crate) fn show(metrics: &Metrics) {
         metrics.process_open_fds.set_integer(open);
         metrics.fds_used.set_integer(open);
     }
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = getrlimit(Resource::Nofile).current;
     metrics.process_max_fds.set_integer(limit.unwrap_or(u64::MAX));
     metrics.fds_limit.set_integer(limit.unwrap_or(u64::MAX));
 }
@@ -103,5 +146,15 @@ mod tests {
         while cpu_seconds().unwrap() <= before {
             assert!(began.elapsed() < std::time::Duration::from_secs(60));
         }
+    }
+
+    #[test]
+    fn clients_leave_descriptors_for_files() {
+        for (limit, tables, clients) in
+            [(64, 16, 16), (200, 50, 86), (1_024, 256, 512), (20_000, 900, 18_588)]
+        {
+            assert_eq!(Descriptors::of(limit), Descriptors { tables, clients }, "{limit}");
+        }
+        assert!(Descriptors::of(usize::MAX).clients > 1 << 40);
     }
 }

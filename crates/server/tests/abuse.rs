@@ -8,6 +8,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -40,6 +41,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 fn number(variable: &str, usual: u64) -> u64 {
     std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
+/// File descriptors of a node whose clients would take them all.
+const DESCRIPTORS: u64 = 200;
 }
 
 /// Bytes that a node holds now, and the most that it held since [`forget_peak`].
@@ -450,4 +453,32 @@ async fn one_client_can_do_nothing_to_the_others() {
         serves(node).await;
     })
     .await;
+}
+
+/// The node could create no more files and stopped, and said that those it has may be damaged.
+#[tokio::test]
+async fn who_holds_connections_open_leaves_the_node_its_files() {
+    let mut cluster = Cluster::prepared(1).await;
+    let limited = cluster.nodes[0].data_dir().with_extension("sh");
+    let hadron = env!("CARGO_BIN_EXE_hadron");
+    fs::write(&limited, format!("#!/bin/sh\nulimit -n {DESCRIPTORS}\nexec {hadron} \"$@\"\n")).unwrap();
+    fs::set_permissions(&limited, fs::Permissions::from_mode(0o755)).unwrap();
+    cluster.nodes[0].set_binary(limited);
+    cluster.bring_up().await;
+    let node = &cluster.nodes[0];
+    let connected = node.channel();
+    fill(&connected, MIB, 1 << 20).await;
+    let mut held = Vec::new();
+    for _ in 0..2 * DESCRIPTORS {
+        let mut raw = Raw::connect(node).await;
+        raw.send(&frame(SETTINGS, 0, 0, &[])).await;
+        held.push(raw);
+    }
+    eventually("connections wait", async || node.log().contains("client connection")).await;
+    // Several of the engine's tables, a journal and a segment of the log.
+    fill(&connected, 96 * MIB, 1 << 20).await;
+    drop(held);
+    serves(node).await;
+    eventually("all is flushed", async || node.counter("hadron_unflushed_bytes{group=\"1\"}").await == 0)
+        .await;
 }

@@ -1,6 +1,7 @@
 //! What this node asks another one about a keyspace of which it has no replica that serves: the call that it was asked itself, in the same
 //! user's name, over the peer ports. Whoever is asked so answers with what it knows, and asks nobody.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hadron_consensus::{GroupId, NodeId};
@@ -68,7 +69,7 @@ impl Asker {
         node: NodeId,
         name: &str,
     ) -> Option<pb::KeyspaceGetResponse> {
-        let target = target(backend, node, KEEPALIVE);
+        let target = Arc::new(target(backend, node, KEEPALIVE));
         let sender = Links::default().to(&target).await.ok()?;
         let user = self.user.clone();
         let service = service_fn(move |mut request: http::Request<Body>| {

@@ -63,17 +63,19 @@ pub(super) struct Forward<B> {
     leaders: Mutex<HashMap<GroupId, NodeId>>,
     /// Room for calls that are held.
     room: Arc<Semaphore>,
+    /// Places for connections that are made for clients.
+    places: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
 /// Another node, as one to whom calls are passed on, or who is asked something.
-pub(super) fn target<B: Backend>(backend: &B, node: NodeId, keepalive: Keepalive) -> Arc<Target<Body>> {
+pub(super) fn target<B: Backend>(backend: &B, node: NodeId, keepalive: Keepalive) -> Target<Body> {
     let backend = backend.clone();
     let dial = move || {
         let backend = backend.clone();
         async move { backend.connect(node).await }.boxed()
     };
-    Arc::new(Target::new(format!("node {:x}", node.0), keepalive, dial))
+    Target::new(format!("node {:x}", node.0), keepalive, dial)
 }
 
 /// Another node.
@@ -164,12 +166,13 @@ fn too_long(begun: &[u8], bytes_max: usize) -> Status {
 }
 
 impl<B: Backend> Forward<B> {
-    pub(super) fn new(backend: B, metrics: Arc<Metrics>) -> Forward<B> {
+    pub(super) fn new(backend: B, metrics: Arc<Metrics>, places: Arc<Semaphore>) -> Forward<B> {
         Forward {
             backend,
             nodes: RwLock::default(),
             leaders: Mutex::default(),
             room: Arc::new(Semaphore::new(HELD_BYTES_MAX)),
+            places,
             metrics,
         }
     }
@@ -284,8 +287,8 @@ impl<B: Backend> Forward<B> {
         let mut nodes = self.nodes.write();
         let new = || {
             let taken = self.metrics.calls_passed_on.with(&[&format!("{:x}", id.0)]);
-            let target = target(&self.backend, id, KEEPALIVE);
-            Arc::new(Node { id, target, pace: Pace::default(), taken })
+            let target = target(&self.backend, id, KEEPALIVE).with_places(Arc::clone(&self.places));
+            Arc::new(Node { id, target: Arc::new(target), pace: Pace::default(), taken })
         };
         Arc::clone(nodes.entry(id).or_insert_with(new))
     }

@@ -18,6 +18,7 @@ use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use opentelemetry_sdk::trace::SdkTracer;
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -75,6 +76,7 @@ pub(super) struct Front<B: Backend> {
 impl<B: Backend> Front<B> {
     pub(super) fn new(
         context: Arc<Context<B>>,
+        places: Arc<Semaphore>,
         keyspaces: KeyspaceOptions,
         with_gateway: bool,
         access: Access,
@@ -85,7 +87,7 @@ impl<B: Backend> Front<B> {
         Front {
             routes: calls::routes(&context.metrics),
             gateway: with_gateway.then(|| Gateway::new(message_bytes_max)),
-            forward: Forward::new(context.backend.clone(), Arc::clone(&context.metrics)),
+            forward: Forward::new(context.backend.clone(), Arc::clone(&context.metrics), places),
             message_bytes_max,
             keyspaces: Keyspaces::new(context, keyspaces),
             reflections: Reflections::new().ok(),

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use opentelemetry_sdk::trace::SdkTracer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::access::Access;
@@ -67,8 +67,12 @@ const STOP_GRACE: Duration = Duration::from_millis(500);
 const NAMES_MAX: usize = 2;
 /// Connections that wait for a busy thread; beyond, the acceptor waits and the kernel's queue fills.
 const HANDED_OVER_MAX: usize = 256;
-/// Pause after the process ran out of file descriptors.
+/// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections to the pages for metrics at a time: they have places of their own, so that clients cannot hide what is wrong.
+const METRICS_CONNECTIONS_MAX: usize = 16;
+/// That there is no place for a connection is said so often at most.
+const TOLD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How the client port is served.
 #[derive(Clone, Debug)]
@@ -90,6 +94,8 @@ pub struct ServerOptions {
     pub access: Access,
     /// What connections may do, and when they are given up.
     pub connections: Connections,
+    /// Connections that clients have at a time, those included that are made to other nodes for them; further ones wait.
+    pub connections_max: usize,
     /// Where backups are built while they are sent. There must be room for all data.
     pub snapshot_dir: PathBuf,
     /// Calls that take so long are logged; `None` for none.
@@ -159,7 +165,13 @@ impl std::fmt::Debug for Listener {
     }
 }
 
-/// A connection on its way to a worker.
+/// What each connection of a client needs, and each one that is made for clients: the descriptors that are left are for the node's files.
+type Places = Arc<Semaphore>;
+
+/// A connection on its way to a worker, and its place.
+type Placed = (Accepted, OwnedSemaphorePermit);
+
+/// Whose a connection is.
 enum Accepted {
     /// A client's.
     Client(StdTcpStream, Manner),
@@ -183,6 +195,7 @@ impl Default for ServerOptions {
             gateway: true,
             access: Access::default(),
             connections: Connections::default(),
+            connections_max: Semaphore::MAX_PERMITS,
             snapshot_dir: std::env::temp_dir(),
             slow_call: None,
             tokens: Arc::default(),
@@ -199,6 +212,7 @@ pub struct Server<B: Backend> {
     metrics: Arc<Metrics>,
     threads: usize,
     connections: Connections,
+    places: Places,
 }
 
 impl<B: Backend> Server<B> {
@@ -222,9 +236,11 @@ impl<B: Backend> Server<B> {
             passwords: Passwords::new(options.bcrypt_cost),
             metrics: Arc::clone(&metrics),
         });
+        let places = Arc::new(Semaphore::new(options.connections_max.min(Semaphore::MAX_PERMITS)));
         Server {
             front: Arc::new(Front::new(
                 Arc::clone(&context),
+                Arc::clone(&places),
                 options.keyspaces,
                 options.gateway,
                 options.access,
@@ -235,6 +251,7 @@ impl<B: Backend> Server<B> {
             metrics,
             threads,
             connections: options.connections,
+            places,
         }
     }
 
@@ -256,10 +273,12 @@ impl<B: Backend> Server<B> {
         }
         drop(ended);
         let mut acceptors = JoinSet::new();
+        let of_metrics = Arc::new(Semaphore::new(METRICS_CONNECTIONS_MAX));
         for (listener, manner) in listeners {
-            acceptors.spawn(accept(listener, manner, workers.clone()));
+            let places = if manner.traffic == Traffic::Metrics { &of_metrics } else { &self.places };
+            acceptors.spawn(accept(listener, manner, Arc::clone(places), workers.clone()));
         }
-        acceptors.spawn(take(passed_on, workers.clone()));
+        acceptors.spawn(take(passed_on, Arc::clone(&self.places), workers.clone()));
         // The workers stop when the last acceptor, and with it the last sender, is gone.
         drop(workers);
         let promoting = async {
@@ -281,7 +300,7 @@ impl<B: Backend> Server<B> {
         &self,
         number: usize,
         ended: mpsc::Sender<Infallible>,
-    ) -> io::Result<mpsc::Sender<Accepted>> {
+    ) -> io::Result<mpsc::Sender<Placed>> {
         let (sender, sockets) = mpsc::channel(HANDED_OVER_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -315,36 +334,67 @@ fn into_tokio(listener: Listener) -> io::Result<(TcpListener, Manner)> {
     Ok((TcpListener::from_std(socket)?, Manner { traffic, tls, keyspace }))
 }
 
-/// Hands connections to the workers in turn, until it is aborted.
-async fn accept(listener: TcpListener, manner: Manner, workers: Vec<mpsc::Sender<Accepted>>) {
+/// Hands connections to the workers in turn, until it is aborted. While there is no place for one, it waits here and later ones in the
+/// kernel's queue.
+async fn accept(listener: TcpListener, manner: Manner, places: Places, workers: Vec<mpsc::Sender<Placed>>) {
+    let mut told = Told::default();
     for worker in workers.iter().cycle() {
-        let socket = accept_one(&listener).await;
+        let socket = accept_one(&listener, &mut told).await;
+        if places.available_permits() == 0 && told.is_due() {
+            tracing::warn!(
+                "a client connection waits until another one ends: as many are open as the limit of open files allows beside \
+                 the node's own files"
+            );
+        }
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         // A worker only goes away when the server stops.
-        if worker.send(Accepted::Client(socket, manner.clone())).await.is_err() {
+        if worker.send((Accepted::Client(socket, manner.clone()), place)).await.is_err() {
             return;
         }
     }
 }
 
-/// Hands connections of other nodes to the workers in turn, as long as there may be more.
-async fn take(mut passed_on: mpsc::Receiver<Stream>, workers: Vec<mpsc::Sender<Accepted>>) {
+/// Hands connections of other nodes to the workers in turn, as long as there may be more. Without a place they are hung up: the other node
+/// says so to its client, or asks another one.
+async fn take(mut passed_on: mpsc::Receiver<Stream>, places: Places, workers: Vec<mpsc::Sender<Placed>>) {
     for worker in workers.iter().cycle() {
-        let Some(stream) = passed_on.recv().await else { return };
-        if worker.send(Accepted::Node(stream)).await.is_err() {
+        let (stream, place) = loop {
+            let Some(stream) = passed_on.recv().await else { return };
+            if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                break (stream, place);
+            }
+        };
+        if worker.send((Accepted::Node(stream), place)).await.is_err() {
             return;
         }
     }
 }
 
-async fn accept_one(listener: &TcpListener) -> StdTcpStream {
+async fn accept_one(listener: &TcpListener, told: &mut Told) -> StdTcpStream {
     loop {
         match listener.accept().await.and_then(|(socket, _)| socket.into_std()) {
             Ok(socket) => return socket,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a client connection");
+                if told.is_due() {
+                    tracing::warn!(%error, "cannot accept a client connection");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// When something was said that need not be said each time.
+#[derive(Default)]
+struct Told(Option<Instant>);
+
+impl Told {
+    fn is_due(&mut self) -> bool {
+        let is_due = self.0.is_none_or(|last| last.elapsed() >= TOLD_INTERVAL);
+        if is_due {
+            self.0 = Some(Instant::now());
+        }
+        is_due
     }
 }
 
@@ -356,18 +406,18 @@ struct Worker<B: Backend> {
 }
 
 impl<B: Backend> Worker<B> {
-    async fn run(self, mut sockets: mpsc::Receiver<Accepted>) {
+    async fn run(self, mut sockets: mpsc::Receiver<Placed>) {
         let builder = connection_builder(self.connections);
         let (stop, stopping) = watch::channel(());
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 socket = sockets.recv() => {
-                    let Some(accepted) = socket else { break };
+                    let Some(placed) = socket else { break };
                     let front = Arc::clone(&self.front);
                     let builder = (builder.clone(), self.connections.first_word_timeout);
                     let metrics = Arc::clone(&self.metrics);
-                    connections.spawn(serve_connection(builder, accepted, front, metrics, stopping.clone()));
+                    connections.spawn(serve_connection(builder, placed, front, metrics, stopping.clone()));
                     self.metrics.client_connections.add(1.0);
                 }
                 Some(_) = connections.join_next() => self.metrics.client_connections.add(-1.0),
@@ -483,7 +533,7 @@ async fn silence(end: End, first_word_timeout: Duration) {
 
 async fn serve_connection<B: Backend>(
     (builder, first_word_timeout): (auto::Builder<TokioExecutor>, Duration),
-    accepted: Accepted,
+    (accepted, _place): Placed,
     front: Arc<Front<B>>,
     metrics: Arc<Metrics>,
     mut stopping: watch::Receiver<()>,

@@ -80,6 +80,7 @@ enum Command {
 /// Parses the command line, runs what it asks for and says how the process should exit.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     process::use_small_pages();
+    process::raise_descriptors();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let program = arguments.first().and_then(|path| Path::new(path).file_stem()).and_then(OsStr::to_str);
     match program {

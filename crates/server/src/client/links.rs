@@ -16,6 +16,7 @@ use hyper::body::Body;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -56,6 +57,8 @@ pub(crate) struct Target<B> {
     pub(crate) name: String,
     dial: Dial,
     keepalive: Keepalive,
+    /// What each connection needs one of; `None` if there may be any number.
+    places: Option<Arc<Semaphore>>,
     /// Connections that no client has.
     idle: Mutex<Vec<Sender<B>>>,
     /// When it could not be connected last, and why; `None` since it could.
@@ -128,7 +131,17 @@ where
         dial: impl Fn() -> BoxFuture<'static, io::Result<Stream>> + Send + Sync + 'static,
     ) -> Target<B> {
         let (idle, failed) = (Mutex::default(), Mutex::default());
-        Target { name, dial: Box::new(dial), keepalive, idle, failed }
+        Target { name, dial: Box::new(dial), keepalive, places: None, idle, failed }
+    }
+
+    /// The same with no more connections than there are places.
+    pub(crate) fn with_places(self, places: Arc<Semaphore>) -> Target<B> {
+        Target { places: Some(places), ..self }
+    }
+
+    fn place(&self) -> io::Result<Option<OwnedSemaphorePermit>> {
+        let place = self.places.as_ref().map(|places| Arc::clone(places).try_acquire_owned());
+        place.transpose().map_err(|_| io::Error::other("this node has as many connections as it may"))
     }
 
     /// Whether it could not be connected a moment ago.
@@ -168,6 +181,7 @@ where
     }
 
     async fn connect(&self) -> io::Result<Sender<B>> {
+        let place = self.place()?;
         let stream = TokioIo::new((self.dial)().await?);
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -182,6 +196,7 @@ where
             .map_err(io::Error::other)?;
         let name = self.name.clone();
         tokio::spawn(async move {
+            let _place = place;
             if let Err(error) = connection.await {
                 warn!(endpoint = name, %error, "the connection to a node was lost");
             }

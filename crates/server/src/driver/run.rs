@@ -19,6 +19,7 @@ use crate::api::{
 use crate::config::{Config, Security};
 use crate::metrics::Metrics;
 use crate::notify;
+use crate::process::Descriptors;
 use crate::spans::Spans;
 
 /// Runs a node until SIGTERM or SIGINT, then stops it in good order: leadership handed over, log sealed.
@@ -214,6 +215,7 @@ fn server_options(config: &Config, tokens: Tokens, spans: &Option<Spans>) -> Ser
         access: clients.access.clone(),
         keyspaces: clients.keyspaces.clone(),
         connections,
+        connections_max: Descriptors::of_process().clients,
         snapshot_dir: config.data_dir.clone(),
         tokens: Arc::new(tokens),
         tracer: spans.as_ref().map(Spans::tracer),

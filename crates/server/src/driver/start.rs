@@ -38,6 +38,7 @@ use super::{flush, force, log, observe, opener, scrub};
 use crate::api;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
+use crate::process::Descriptors;
 use crate::tls::Stream;
 use crate::transport::{self, Cause, Inbound, MembersAnswer, Peer, PeerTls, Refusal, Setup, Transport};
 
@@ -251,7 +252,9 @@ impl Stored {
         let (mut home, places) = Home::open(&disk, config, network)?;
         places.check_engine()?;
         let path = home.directory.engine_path();
-        let engine = FjallEngine::open(&path, &FjallOptions::default())
+        let options =
+            FjallOptions { open_tables: Descriptors::of_process().tables, ..FjallOptions::default() };
+        let engine = FjallEngine::open(&path, &options)
             .map_err(|error| RunError::Engine { path: path.clone(), error })?;
         if let Some(tail) = engine.torn_tail() {
             warn!(

@@ -50,11 +50,19 @@ pub struct FjallOptions {
     pub journal_bytes: u64,
     /// Background threads for flushes and compactions; with one, a long compaction holds up flushes.
     pub threads: usize,
+    /// Tables that are kept open; at least 10. Those that are being written or merged come on top.
+    pub open_tables: usize,
 }
 
 impl Default for FjallOptions {
     fn default() -> FjallOptions {
-        FjallOptions { cache_bytes: 16 << 20, memtable_bytes: 16 << 20, journal_bytes: 64 << 20, threads: 2 }
+        FjallOptions {
+            cache_bytes: 16 << 20,
+            memtable_bytes: 16 << 20,
+            journal_bytes: 64 << 20,
+            threads: 2,
+            open_tables: 900,
+        }
     }
 }
 
@@ -104,6 +112,7 @@ fn open_database(directory: &Path, options: &FjallOptions) -> Result<Database, E
             .max_journaling_size(options.journal_bytes.max(64 << 20))
             .journal_compression(CompressionType::None)
             .manual_journal_persist(true)
+            .max_cached_files(Some(options.open_tables.max(10)))
             .open()
             .map_err(engine_error)
     };
@@ -301,11 +310,22 @@ fn read_error(error: fjall::Error) -> EngineError {
 
 /// What fjall says after it gave up, whatever for; its threads log that.
 const POISONED: &str = "an earlier write, fsync or merging of tables failed, as was logged when it happened, and nothing is accepted any more. If \
-                        that was for a checksum, or comes again after a restart, files are damaged: move the data directory and the \
-                        write-ahead log away and rebuild this member from the others";
+                        that was for `Too many open files`, nothing is damaged: raise the limit of open files and start this node \
+                        again. If it was for a checksum, or comes again after a restart, files are damaged: move the data directory and \
+                        the write-ahead log away and rebuild this member from the others";
+
+fn is_short_of_descriptors(error: &io::Error) -> bool {
+    let errnos = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+    errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
 
 fn engine_error(error: fjall::Error) -> EngineError {
     match error {
+        Error::Io(error) | Error::Storage(LsmError::Io(error)) if is_short_of_descriptors(&error) => {
+            EngineError::Io(format!(
+                "{error}; nothing is damaged: raise the limit of open files (`ulimit -n`)"
+            ))
+        }
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => EngineError::Io(error.to_string()),
         Error::Locked => EngineError::Io("the engine is in use by another process".into()),
         Error::Poisoned => EngineError::Io(POISONED.into()),

@@ -18,6 +18,8 @@ use crate::txn;
 
 /// Keys looked at under the lock at a time.
 const PIECE_KEYS: usize = 1000;
+/// What a pair takes beside its key and value in an answer, at most.
+const PAIR_OVERHEAD_BYTES: usize = 64;
 
 /// Where values are that left the unflushed set.
 pub(crate) struct Values<'a> {
@@ -215,6 +217,22 @@ fn collect(
     state.index.visit(range, after, revision, keys_max, add)
 }
 
+/// Leaves the first rows whose pairs fit into `bytes_max`, and at least one. Returns the key of the last one if there were more.
+fn cut(rows: &mut Vec<Row>, keys_only: bool, bytes_max: usize) -> Option<Bytes> {
+    let mut bytes = 0;
+    let fitting = rows.iter().take_while(|row| {
+        let value_bytes = if keys_only { 0 } else { row.version.value_len as usize };
+        bytes += row.key.len() + value_bytes + PAIR_OVERHEAD_BYTES;
+        bytes <= bytes_max
+    });
+    let left = fitting.count().max(1);
+    if left >= rows.len() {
+        return None;
+    }
+    rows.truncate(left);
+    rows.last().map(|row| row.key.clone())
+}
+
 fn fetch(values: &Values<'_>, rows: &mut [Row]) -> Result<(), Error> {
     for row in rows.iter_mut().filter(|row| row.value.is_none()) {
         row.value = Some(values.get(&row.version)?);
@@ -238,21 +256,24 @@ impl Keyspace {
     }
 
     /// Answers a part of a range request, for results that are too large to be held whole: the keys beyond `after`, which is
-    /// what the part before said, of up to `keys_max` (at least 1; more than 1,000 count as 1,000). Limit, order and filters
-    /// of the request are the caller's business, and all parts must name the same revision. Nothing is kept for the parts
-    /// to come: a compaction in between fails them with [`Error::Compacted`].
+    /// what the part before said, of up to `keys_max` (at least 1; more than 1,000 count as 1,000). What is found has no more than
+    /// `bytes_max` bytes, or is one pair. Limit, order and filters of the request are the caller's business, and all parts must name
+    /// the same revision. Nothing is kept for the parts to come: a compaction in between fails them with [`Error::Compacted`].
     pub fn range_part(
         &self,
         request: &pb::RangeRequest,
         after: Option<&Bytes>,
-        keys_max: usize,
+        (keys_max, bytes_max): (usize, usize),
     ) -> Result<RangePart, Error> {
         let range = KeyRange::new(&request.key, &request.range_end);
         self.read(request.revision, |view| {
             let revision = range::resolve_revision(view, request.revision)?;
             let keys_max = keys_max.clamp(1, PIECE_KEYS);
             let mut found = Rows::default();
-            let next = view.piece(&range, after, revision, (keys_max, usize::MAX), &mut found)?;
+            let mut next = view.piece(&range, after, revision, (keys_max, usize::MAX), &mut found)?;
+            if let Some(last) = cut(&mut found.rows, request.keys_only, bytes_max) {
+                next = Some(last);
+            }
             let values = self.values(view.generation);
             for row in found.rows.iter_mut().filter(|_| !request.keys_only) {
                 fetch_once(&values, row)?;

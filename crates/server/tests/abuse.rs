@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
+use electionpb::election_client::ElectionClient;
 use hadron_proto::etcdserverpb as pb;
+use hadron_proto::v3electionpb as electionpb;
 use pb::kv_client::KvClient;
 use pb::watch_client::WatchClient;
 use pb::watch_request::RequestUnion;
@@ -35,14 +37,16 @@ const WATCHER_BYTES_MAX: u64 = 4 << 10;
 const ABUSE_BYTES_MAX: u64 = 192 * MIB;
 const RANGES_BEGUN: &str =
     r#"grpc_server_started_total{grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"}"#;
+const LISTINGS_BEGUN: &str = r#"grpc_server_started_total{grpc_method="RangeStream",grpc_service="etcdserverpb.KV",grpc_type="server_stream"}"#;
+const LEADERS_BEGUN: &str = r#"grpc_server_started_total{grpc_method="Leader",grpc_service="v3electionpb.Election",grpc_type="unary"}"#;
 /// A node whose memory stays the same for so long does nothing beside.
 const CALM: Duration = Duration::from_secs(1);
+/// File descriptors of a node whose clients would take them all.
+const DESCRIPTORS: u64 = 200;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 fn number(variable: &str, usual: u64) -> u64 {
     std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
-/// File descriptors of a node whose clients would take them all.
-const DESCRIPTORS: u64 = 200;
 }
 
 /// Bytes that a node holds now, and the most that it held since [`forget_peak`].
@@ -101,10 +105,10 @@ async fn calm(node: &Node) {
     .await;
 }
 
-/// Waits until a node has begun this many calls of `Range` and made of their answers what it makes, while `raw` reads what comes.
-async fn ranges_are_answered(node: &Node, begun: u64, raw: Raw) {
+/// Waits until a node has begun this many calls, by a counter, and made of their answers what it makes, while `raw` reads what comes.
+async fn calls_are_answered(node: &Node, (counter, begun): (&str, u64), raw: Raw) {
     let answered = async {
-        eventually("all calls have begun", async || node.counter(RANGES_BEGUN).await >= begun).await;
+        eventually("all calls have begun", async || node.counter(counter).await >= begun).await;
         calm(node).await;
     };
     tokio::select! {
@@ -397,9 +401,43 @@ async fn one_client_can_do_nothing_to_the_others() {
                 break;
             }
         }
-        ranges_are_answered(node, begun + 160, raw).await;
+        calls_are_answered(node, (RANGES_BEGUN, begun + 160), raw).await;
     })
     .await;
+
+    let campaign = electionpb::CampaignRequest { name: "e".into(), lease: 0, value: vec![7; 1 << 20].into() };
+    ElectionClient::new(node.channel()).campaign(campaign).await.unwrap();
+    for (what, path, counter, request) in [
+        (
+            "answers of 400 MiB about a leader, which nobody takes",
+            "/v3electionpb.Election/Leader",
+            LEADERS_BEGUN,
+            message(&electionpb::LeaderRequest { name: "e".into() }),
+        ),
+        (
+            "four hundred listings in parts of which nobody takes one",
+            "/etcdserverpb.KV/RangeStream",
+            LISTINGS_BEGUN,
+            message(&prefix("/fill/")),
+        ),
+    ] {
+        within_bounds(node, what, async || {
+            let begun = node.counter(counter).await;
+            let mut raw = Raw::connect(node).await;
+            // No stream may send anything: its window is 0.
+            raw.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
+            for number in 0..400u32 {
+                let stream = 2 * number + 1;
+                let mut frames = frame(HEADERS, END_HEADERS, stream, &call(path));
+                frames.extend(frame(DATA, END_STREAM, stream, &request));
+                if !raw.send(&frames).await {
+                    break;
+                }
+            }
+            calls_are_answered(node, (counter, begun + 400), raw).await;
+        })
+        .await;
+    }
 
     within_bounds(node, "listings of 400 MiB of which nobody takes more than the beginning", async || {
         let begun = node.counter(RANGES_BEGUN).await;
@@ -415,7 +453,7 @@ async fn one_client_can_do_nothing_to_the_others() {
                 break;
             }
         }
-        ranges_are_answered(node, begun + 40, raw).await;
+        calls_are_answered(node, (RANGES_BEGUN, begun + 40), raw).await;
     })
     .await;
 
@@ -436,7 +474,7 @@ async fn one_client_can_do_nothing_to_the_others() {
                 break;
             }
         }
-        ranges_are_answered(node, begun + 40, raw).await;
+        calls_are_answered(node, (RANGES_BEGUN, begun + 40), raw).await;
     })
     .await;
 

@@ -15,6 +15,7 @@ use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::{EtcdError, refusal};
 use super::hitters::Usage;
+use super::unsent;
 
 /// Bytes of the secret that tokens are signed with.
 const SECRET_BYTES: usize = 32;
@@ -180,7 +181,7 @@ macro_rules! service {
             ) -> Result<Response<pb::AuthUserGetResponse>, Status> {
                 let (user, keyspace, header) = self.ask(request, |user| Need::SameUser(&user.name)).await?;
                 let roles = keyspace.roles_of(&user.name).map_err(refusal)?;
-                Ok(Response::new(pb::AuthUserGetResponse { header, roles }))
+                Ok(unsent::answer(pb::AuthUserGetResponse { header, roles }))
             }
 
             async fn user_list(
@@ -188,7 +189,7 @@ macro_rules! service {
                 request: Request<pb::AuthUserListRequest>,
             ) -> Result<Response<pb::AuthUserListResponse>, Status> {
                 let (_, keyspace, header) = self.ask(request, |_| Need::Root).await?;
-                Ok(Response::new(pb::AuthUserListResponse { header, users: keyspace.users() }))
+                Ok(unsent::answer(pb::AuthUserListResponse { header, users: keyspace.users() }))
             }
 
             async fn role_get(
@@ -197,7 +198,7 @@ macro_rules! service {
             ) -> Result<Response<pb::AuthRoleGetResponse>, Status> {
                 let (role, keyspace, header) = self.ask(request, |role| Need::SameRole(&role.role)).await?;
                 let perm = keyspace.permissions_of(&role.role).map_err(EtcdError::from)?;
-                Ok(Response::new(pb::AuthRoleGetResponse { header, perm }))
+                Ok(unsent::answer(pb::AuthRoleGetResponse { header, perm }))
             }
 
             async fn role_list(
@@ -205,7 +206,7 @@ macro_rules! service {
                 request: Request<pb::AuthRoleListRequest>,
             ) -> Result<Response<pb::AuthRoleListResponse>, Status> {
                 let (_, keyspace, header) = self.ask(request, |_| Need::Root).await?;
-                Ok(Response::new(pb::AuthRoleListResponse { header, roles: keyspace.roles() }))
+                Ok(unsent::answer(pb::AuthRoleListResponse { header, roles: keyspace.roles() }))
             }
         }
     };

@@ -177,7 +177,7 @@ impl Route {
 
     /// Whether a call may read so much that it has to wait for its turn.
     pub(super) fn may_read_long(&self) -> bool {
-        self.service == Service::Kv && matches!(self.method, "Range" | "DeleteRange" | "Txn")
+        self.service == Service::Kv && matches!(self.method, "Range" | "RangeStream" | "DeleteRange" | "Txn")
     }
 
     /// Whether its calls count among the requests that a keyspace may have a second. Not what keeps leases alive, for the sake of

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use super::backend::Backend;
 use super::context::{Context, Learners};
 use super::session::{Candidacy, Lost, Place, Session, created_at, enter, operation, without_code};
+use super::unsent;
 
 /// Proclamations that wait for a slow observer; beyond, its watch waits.
 const PROCLAMATIONS_WAITING_MAX: usize = 16;
@@ -154,7 +155,7 @@ impl<B: Backend> electionpb::election_server::Election for Election<B> {
         let session = self.session(&request)?;
         let (header, owner) = session.owner(&request.get_ref().name).await.map_err(without_code)?;
         match owner {
-            Some(kv) => Ok(Response::new(electionpb::LeaderResponse { header, kv: Some(kv) })),
+            Some(kv) => Ok(unsent::answer(electionpb::LeaderResponse { header, kv: Some(kv) })),
             None => Err(Status::unknown("election: no leader")),
         }
     }

@@ -40,7 +40,7 @@ use super::server::Traffic;
 use super::services::{Call, RequestBody, Service, message_bytes_max};
 use super::slow::Slow;
 use super::socket::{End, EndHidden};
-use super::unsent::Unsent;
+use super::unsent::{self, Unsent};
 
 /// How long a call that nobody takes is tried to be passed on: a bit less than clients wait, so that they hear why.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -407,6 +407,9 @@ impl Future for Answer {
         };
         Poll::Ready(Ok(response))
     }
+            if !is_unary {
+                response = unsent::in_pieces(response);
+            }
 }
 
 /// Gives a message that is too large to be decoded the code and text that Go's gRPC gives it, since clients know those.

@@ -298,10 +298,10 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         if !serializable {
             self.context.keyspace_after_barrier().await?;
         }
-        let claim = Claim::of(&request);
+        let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let range = request.into_inner();
         self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
-        let answers = RangeStream::answers(Arc::clone(&self.context), claim, range);
+        let answers = RangeStream::answers(Arc::clone(&self.context), claim, range, unsent);
         Ok(Response::new(Box::pin(answers)))
     }
 }

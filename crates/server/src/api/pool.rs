@@ -16,6 +16,7 @@ use super::backend::Backend;
 use super::caller::Claim;
 use super::context::{Context, cluster_id};
 use super::keyspaces::serves;
+use super::unsent;
 
 /// The service.
 pub(super) struct Pool<B> {
@@ -149,7 +150,7 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         elections.retain(|election| group.is_none_or(|group| election.group == group.0));
         let mut log_shares = self.context.backend.log_shares();
         log_shares.retain(|shares| group.is_none_or(|group| shares.group == group.0));
-        Ok(Response::new(pb::ElectionHistoryResponse { elections, log_shares }))
+        Ok(unsent::answer(pb::ElectionHistoryResponse { elections, log_shares }))
     }
 
     async fn keyspace_create(
@@ -173,7 +174,7 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         self.context.backend.with_catalog(|catalog| records.extend(catalog.keyspaces().cloned()));
         records.sort_by(|one, other| one.name.cmp(&other.name));
         let keyspaces = records.iter().map(|record| self.message(record)).collect();
-        Ok(Response::new(pb::KeyspaceListResponse { keyspaces }))
+        Ok(unsent::answer(pb::KeyspaceListResponse { keyspaces }))
     }
 
     async fn keyspace_get(
@@ -241,7 +242,7 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         request: Request<pb::BalanceHistoryRequest>,
     ) -> Result<Response<pb::BalanceHistoryResponse>, Status> {
         self.permit_question(&request).await?;
-        Ok(Response::new(pb::BalanceHistoryResponse { moves: self.context.balance_history()? }))
+        Ok(unsent::answer(pb::BalanceHistoryResponse { moves: self.context.balance_history()? }))
     }
 
     async fn balance_pause(
@@ -278,6 +279,6 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
             pb::TopBy::Keyspace => keyspaces = self.context.top(),
             by => entries = self.context.top_hitters(by),
         }
-        Ok(Response::new(pb::TopResponse { keyspaces, entries }))
+        Ok(unsent::answer(pb::TopResponse { keyspaces, entries }))
     }
 }

@@ -1,7 +1,8 @@
 //! `RangeStream`: a range in parts, so that neither side holds a large result whole.
 //!
-//! Parts are read when HTTP/2 has room for them, one at a time, all at the revision at which the first was read. Header,
-//! `more` and `count` are in the last one, as in etcd.
+//! Parts are read one at a time, each when the connection took the one before, all at the revision at which the first was read. Header,
+//! `more` and `count` are in the last one, as in etcd. A connection has only so many parts that it did not take
+//! ([`unsent::part`]).
 
 use std::sync::Arc;
 
@@ -19,9 +20,12 @@ use super::caller::{Claim, Permit};
 use super::context::Context;
 use super::error::refusal;
 use super::hitters::bytes_of;
+use super::unsent::{self, Turn, Unsent};
 
 /// Keys of the first part; later ones are as many as fit.
 const FIRST_KEYS: usize = 10;
+/// Bytes of a part, unless a single pair has more.
+const PART_BYTES_MAX: usize = 1 << 20;
 /// Keys of the largest part: the keyspace looks at no more of them at a time.
 const KEYS_MAX: usize = 1000;
 
@@ -36,6 +40,11 @@ pub(super) struct RangeStream<B> {
     after: Option<Bytes>,
     keys_max: usize,
     sent: i64,
+    /// Of the connection.
+    unsent: Option<Unsent>,
+    /// Held for the part that the connection has not taken.
+    turn: Option<Turn>,
+    is_over: bool,
 }
 
 impl<B: Backend> RangeStream<B> {
@@ -44,15 +53,31 @@ impl<B: Backend> RangeStream<B> {
         context: Arc<Context<B>>,
         claim: Claim,
         request: pb::RangeRequest,
+        unsent: Option<Unsent>,
     ) -> impl Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send {
-        let range =
-            RangeStream { context, claim, request, revision: 0, after: None, keys_max: FIRST_KEYS, sent: 0 };
-        unfold(Some(range), async |range| {
-            let mut range = range?;
+        let range = RangeStream {
+            context,
+            claim,
+            request,
+            revision: 0,
+            after: None,
+            keys_max: FIRST_KEYS,
+            sent: 0,
+            unsent,
+            turn: None,
+            is_over: false,
+        };
+        unfold(range, async |mut range| {
+            // Whoever asks for the next part has taken the one before.
+            range.turn = None;
+            if range.is_over {
+                return None;
+            }
+            range.turn = Some(unsent::part(range.unsent.clone()).await);
             let answer = range.next().await;
-            let is_last = answer.as_ref().map_or(true, |answer| answer.header.is_some());
+            range.is_over = answer.as_ref().map_or(true, |answer| answer.header.is_some());
             let answer = answer.map(|part| pb::RangeStreamResponse { range_response: Some(part) });
-            Some((answer, (!is_last).then_some(range)))
+            Some((answer, range))
         })
     }
 
@@ -76,7 +101,7 @@ impl<B: Backend> RangeStream<B> {
         }
         self.sent += kvs.len() as i64;
         let part = pb::RangeResponse { kvs, ..Default::default() };
-        self.adjust(part.encoded_len());
+        self.adjust(part.kvs.len(), part.encoded_len());
         Ok(part)
     }
 
@@ -86,7 +111,7 @@ impl<B: Backend> RangeStream<B> {
         let counting = self.context.count_read(&self.claim, Some(&request.key));
         let permit = self.permit().await?;
         let beside = Arc::clone(&keyspace);
-        let read = move || beside.range_part(&request, after.as_ref(), keys_max);
+        let read = move || beside.range_part(&request, after.as_ref(), (keys_max, PART_BYTES_MAX));
         let part = self.context.read_beside(read).await?;
         permit.check_still(&keyspace)?;
         counting.returned(part.kvs.iter().map(bytes_of).sum());
@@ -99,13 +124,12 @@ impl<B: Backend> RangeStream<B> {
         Ok(part)
     }
 
-    /// The next part shall be about as large as a request may be.
-    fn adjust(&mut self, bytes: usize) {
-        let target = self.context.limits.request_bytes;
-        if bytes < target / 2 {
+    /// The next part shall look at about as many keys as it may have.
+    fn adjust(&mut self, keys: usize, bytes: usize) {
+        if bytes < PART_BYTES_MAX / 2 {
             self.keys_max = (self.keys_max * 2).min(KEYS_MAX);
-        } else if bytes > target.saturating_mul(2) {
-            self.keys_max = (self.keys_max / 2).max(1);
+        } else if keys < self.keys_max / 2 {
+            self.keys_max /= 2;
         }
     }
 

@@ -2,14 +2,18 @@
 //!
 //! Whether a client takes its answers is its own business (HTTP/2 lets it close the window of each stream), and an answer may be a
 //! thousand times as large as its question. So a connection with [`UNSENT_BYTES_MAX`] of large answers that wait for it gets no further
-//! ones made until it took some. Streams need no such thing: they make their next message when there is room for it.
+//! ones made until it took some.
+//!
+//! A stream makes its next message when the connection took the one before, whether or not HTTP/2 has room for it: hyper asks for it first.
+//! So each has one that waits. Those of a listing may be large, and a connection gets [`PARTS_MAX`] of them made ([`part`]). They share
+//! nothing with the answers that count: a client may leave its listings alone for as long as it likes, and its other calls go on.
 //!
 //! How large the answer to a long read is shows when it was read. So a long read waits for room and for its turn before it begins
 //! ([`Unsent::turn`]), and [`LONG_READS_MAX`] of a connection have theirs at a time. What one connection costs is at most the bound and
 //! two more answers. A write that answers with much of what is there waits in the same way, for one of [`LARGE_WRITES_MAX`] turns, before it is proposed:
 //! nothing holds its answer back once it is applied.
 //!
-//! Large answers leave in pieces: the connection takes a whole frame as soon as its stream may send one byte, and what it took would
+//! Large answers and messages leave in pieces: the connection takes a whole frame as soon as its stream may send one byte, and what it took would
 //! not count any more.
 
 use std::future::poll_fn;
@@ -35,6 +39,8 @@ const LARGE_BYTES: usize = 16 << 10;
 pub(super) const LONG_READS_MAX: usize = 2;
 /// Writes with large answers that one connection has under way. Each waits for its commit, and they share that: more than of reads.
 pub(super) const LARGE_WRITES_MAX: usize = 16;
+/// Parts of listings that one connection has and does not take.
+pub(super) const PARTS_MAX: usize = 16;
 /// How much of an answer is handed to the connection at once.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -67,18 +73,26 @@ struct State {
     waiting: Mutex<Vec<Waker>>,
     turns: Arc<Semaphore>,
     turns_of_writes: Arc<Semaphore>,
+    turns_of_parts: Arc<Semaphore>,
 }
 
 impl Default for State {
     fn default() -> State {
         let turns = Arc::new(Semaphore::new(LONG_READS_MAX));
         let turns_of_writes = Arc::new(Semaphore::new(LARGE_WRITES_MAX));
-        State { bytes: AtomicUsize::new(0), waiting: Mutex::default(), turns, turns_of_writes }
+        let turns_of_parts = Arc::new(Semaphore::new(PARTS_MAX));
+        State {
+            bytes: AtomicUsize::new(0),
+            waiting: Mutex::default(),
+            turns,
+            turns_of_writes,
+            turns_of_parts,
+        }
     }
 }
 
 /// Held by a long read, or by a write with a large answer, until its answer is made. It counts in the same breath ([`Unsent::count`]), before another read that waits for
-/// a turn can look.
+/// a turn can look. By a listing until the connection took its part.
 #[derive(Debug)]
 pub(super) struct Turn(#[expect(dead_code, reason = "gives the turn back")] Option<OwnedSemaphorePermit>);
 
@@ -94,6 +108,14 @@ pub(super) async fn turn(unsent: Option<Unsent>) -> Turn {
 pub(super) async fn turn_of_write(unsent: Option<Unsent>) -> Turn {
     match unsent {
         Some(unsent) => unsent.turn(&unsent.0.turns_of_writes).await,
+        None => Turn(None),
+    }
+}
+
+/// Waits until the next part of a listing may be made, which holds the turn until the connection took it.
+pub(super) async fn part(unsent: Option<Unsent>) -> Turn {
+    match unsent {
+        Some(unsent) => Turn(Arc::clone(&unsent.0.turns_of_parts).acquire_owned().await.ok()),
         None => Turn(None),
     }
 }
@@ -130,25 +152,35 @@ impl Unsent {
     pub(super) fn count(&self, mut response: Response<Body>) -> Response<Body> {
         let Some(bytes) = take_size(response.extensions_mut()) else { return response };
         self.0.bytes.fetch_add(bytes, Ordering::AcqRel);
-        let unsent = self.clone();
-        response.map(|body| Body::new(Counted { body, rest: Bytes::new(), bytes, unsent }))
+        let counted = Counted { bytes, unsent: self.clone() };
+        response.map(|body| Body::new(Pieces { body, rest: Bytes::new(), _counted: Some(counted) }))
     }
+}
+
+/// Hands the messages of a stream over in pieces, so that what the connection has taken of one is little.
+pub(super) fn in_pieces(response: Response<Body>) -> Response<Body> {
+    response.map(|body| Body::new(Pieces { body, rest: Bytes::new(), _counted: None }))
 }
 
 fn take_size(extensions: &mut Extensions) -> Option<usize> {
     extensions.remove::<LargeAnswer>().map(|LargeAnswer(bytes)| bytes)
 }
 
-/// The body of an answer that counts as long as it is there.
-struct Counted {
+/// The body of an answer.
+struct Pieces {
     body: Body,
     /// What is still to be handed over of the body's last frame.
     rest: Bytes,
+    _counted: Option<Counted>,
+}
+
+/// What an answer counts with as long as it is there.
+struct Counted {
     bytes: usize,
     unsent: Unsent,
 }
 
-impl hyper::body::Body for Counted {
+impl hyper::body::Body for Pieces {
     type Data = Bytes;
     type Error = Status;
 

@@ -1,12 +1,19 @@
 //! A range in parts is the range.
 
+use std::pin::pin;
+
+use futures::poll;
 use hadron_proto::etcdserverpb as pb;
 use pb::kv_client::KvClient;
+use pb::kv_server::Kv as _;
 use pb::range_request::{SortOrder, SortTarget};
-use tonic::Code;
+use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
+use tonic::{Code, Request};
 
-use super::harness::Harness;
+use super::harness::{Harness, runtime};
+use crate::api::kv::Kv;
+use crate::api::unsent::{PARTS_MAX, Unsent};
 use crate::api::{Limits, ServerOptions, Traffic};
 
 const KEYS: usize = 5_000;
@@ -99,6 +106,72 @@ fn parts_of_small_keys_stay_large() {
         }
         assert_eq!(keys, KEYS);
         assert!(parts < 100, "{parts} parts");
+    });
+}
+
+/// Parts had as many keys as small ones had before: with large values that was hundreds of megabytes.
+#[test]
+fn parts_have_no_more_than_so_many_bytes() {
+    const SMALL: usize = 3_000;
+    const KEYS_OF_TXN: usize = 100;
+    Harness::start().run(async |channel| {
+        let mut client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
+        for first in (0..SMALL).step_by(KEYS_OF_TXN) {
+            let put = |key| {
+                let put = pb::PutRequest { key: format!("k{key:05}").into(), ..Default::default() };
+                pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
+            };
+            let success = (first..first + KEYS_OF_TXN).map(put).collect();
+            client.txn(pb::TxnRequest { success, ..Default::default() }).await.unwrap();
+        }
+        for (key, bytes) in (SMALL..).zip([300 << 10; 20].into_iter().chain([1_400 << 10; 10])) {
+            let key = format!("k{key:05}").into();
+            client
+                .put(pb::PutRequest { key, value: vec![7; bytes].into(), ..Default::default() })
+                .await
+                .unwrap();
+        }
+        for request in [all(), pb::RangeRequest { keys_only: true, ..all() }] {
+            let whole = client.range(request.clone()).await.unwrap().into_inner();
+            let (parts, largest) = streamed(&mut client, request).await;
+            assert!(parts == whole, "{} keys of {}", parts.kvs.len(), whole.kvs.len());
+            assert!(largest < 3 << 19, "{largest}");
+        }
+    });
+}
+
+/// A stream makes its next part before HTTP/2 has room for it, and nothing bounded how many streams did.
+#[test]
+fn a_connection_has_only_so_many_parts_that_it_does_not_take() {
+    let harness = Harness::start();
+    runtime().block_on(async {
+        let kv = Kv::new(harness.context.clone());
+        for key in ["k1", "k2"] {
+            let put =
+                pb::PutRequest { key: key.into(), value: vec![1; 1 << 20].into(), ..Default::default() };
+            kv.put(Request::new(put)).await.unwrap();
+        }
+        let unsent = Unsent::default();
+        let stream = async || {
+            let mut request = Request::new(all());
+            request.extensions_mut().insert(unsent.clone());
+            kv.range_stream(request).await.unwrap().into_inner()
+        };
+        let mut streams = Vec::new();
+        for _ in 0..PARTS_MAX {
+            let mut stream = stream().await;
+            stream.next().await.unwrap().unwrap();
+            streams.push(stream);
+        }
+        let mut one_more = stream().await;
+        assert!(poll!(pin!(one_more.next())).is_pending());
+        // The last part counts until it is taken as well.
+        drop(one_more);
+        streams[0].next().await.unwrap().unwrap();
+        let mut one_more = stream().await;
+        assert!(poll!(pin!(one_more.next())).is_pending());
+        assert!(streams[0].next().await.is_none());
+        one_more.next().await.unwrap().unwrap();
     });
 }
 

@@ -30,10 +30,11 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Frame, Incoming};
 use parking_lot::{Mutex, RwLock};
 use rand::seq::SliceRandom as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::admission::{Admission, Admitted};
 use super::backend::{Backend, Unavailable};
 use super::keyspaces::Elsewhere;
 use super::pace::Pace;
@@ -48,7 +49,7 @@ pub(super) type Links = links::Links<Body>;
 /// A node that does not answer pings for so long is taken for dead, and what was sent to it for lost.
 const KEEPALIVE: Keepalive =
     Keepalive { interval: Some(Duration::from_secs(1)), timeout: Duration::from_secs(3), while_idle: false };
-/// Bytes of calls that are being passed on.
+/// Bytes of calls that are being passed on, of all keyspaces: until they are answered, and some wait for long.
 const HELD_BYTES_MAX: usize = 32 << 20;
 /// A call counts with so many at least.
 const CALL_BYTES_MIN: usize = 1 << 10;
@@ -62,7 +63,7 @@ pub(super) struct Forward<B> {
     /// Who led a group when it was last heard of.
     leaders: Mutex<HashMap<GroupId, NodeId>>,
     /// Room for calls that are held.
-    room: Arc<Semaphore>,
+    room: Arc<Admission>,
     /// Places for connections that are made for clients.
     places: Arc<Semaphore>,
     metrics: Arc<Metrics>,
@@ -99,7 +100,7 @@ pub(super) enum Wants {
 /// A call on its way.
 pub(super) enum Parcel {
     /// As often as need be.
-    Whole { head: request::Parts, body: Bytes, _room: OwnedSemaphorePermit },
+    Whole { head: request::Parts, body: Bytes, _room: Admitted },
     /// Once.
     Stream(Request<Body>),
 }
@@ -123,11 +124,11 @@ enum Attempt {
 }
 
 impl Parcel {
-    /// The bytes of the call's message, if there is room.
+    /// The bytes of the call's message, if there is room for more of its group.
     pub(super) async fn whole<R: RequestBody>(
         request: Request<R>,
         bytes_max: usize,
-        room: &Arc<Semaphore>,
+        (room, group): (&Arc<Admission>, GroupId),
     ) -> Result<Parcel, Status> {
         let (head, body) = request.into_parts();
         let mut body = pin!(body);
@@ -139,9 +140,8 @@ impl Parcel {
                 return Err(too_long(&bytes, bytes_max));
             }
         }
-        let counted = bytes.len().max(CALL_BYTES_MIN) as u32;
-        let room = Arc::clone(room).try_acquire_many_owned(counted).map_err(|_| Unavailable::Busy)?;
-        Ok(Parcel::Whole { head, body: bytes.freeze(), _room: room })
+        let _room = room.admit(group, bytes.len().max(CALL_BYTES_MIN))?;
+        Ok(Parcel::Whole { head, body: bytes.freeze(), _room })
     }
 
     /// What can be sent, and what is left to be sent again.
@@ -171,14 +171,14 @@ impl<B: Backend> Forward<B> {
             backend,
             nodes: RwLock::default(),
             leaders: Mutex::default(),
-            room: Arc::new(Semaphore::new(HELD_BYTES_MAX)),
+            room: Arc::new(Admission::new(usize::MAX, HELD_BYTES_MAX)),
             places,
             metrics,
         }
     }
 
     /// Where calls that are held take their room from.
-    pub(super) fn room(&self) -> &Arc<Semaphore> {
+    pub(super) fn room(&self) -> &Arc<Admission> {
         &self.room
     }
 

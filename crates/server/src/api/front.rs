@@ -195,7 +195,10 @@ impl<B: Backend> Front<B> {
             Err(status) => return Ok(status.into_http()),
         };
         let parcel = match route.is_unary() {
-            true => Parcel::whole(request, self.message_bytes_max, self.forward.room()).await,
+            true => {
+                let room = (self.forward.room(), place.group());
+                Parcel::whole(request, self.message_bytes_max, room).await
+            }
             false => Ok(Parcel::Stream(request.map(|body| route.count_received(body)))),
         };
         match parcel {

@@ -66,6 +66,16 @@ pub(super) enum Place<B: Backend> {
     Elsewhere(Elsewhere),
 }
 
+impl<B: Backend> Place<B> {
+    /// The group that carries the keyspace.
+    pub(super) fn group(&self) -> GroupId {
+        match self {
+            Place::Here(known) => known.services.context.group,
+            Place::Elsewhere(there) => there.group,
+        }
+    }
+}
+
 /// The keyspace that a request names.
 pub(super) struct Named {
     pub(super) name: String,

@@ -6,6 +6,7 @@
 //! - `choice`: which keyspace a request is about; `keyspaces`: who serves it, and where; `services`: its services; `rate`: how often.
 //! - `forward`: calls for keyspaces without a replica here go to other nodes; `pace`: how fast those are; `passed_on`: what they are told.
 //! - `beside`: what the connections of a thread should not wait for; `apart`: what nothing should.
+//! - `admission`: room for what waits, so that each keyspace finds some.
 //! - `access`: which web pages of others may use the port. `caller`: who calls, and what they may do; `tokens`, `passwords`.
 //! - `gateway`: the same calls as JSON over HTTP.
 //! - `compactor`: compaction by itself.
@@ -21,6 +22,7 @@
 //! here decides what a command does; nothing here retries a write, but for one that was refused because users or roles changed.
 
 mod access;
+pub(crate) mod admission;
 mod apart;
 mod asking;
 mod auth;

@@ -14,12 +14,12 @@ use hadron_proto::{etcdserverpb, hadron};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::admission::{Admission, Admitted};
 use super::clock::Clock;
 use super::inputs::Inputs;
 use super::observe;
 use super::shard::Input;
 use super::waiters::{Slot, Waiter};
+use crate::api::admission::{Admission, Admitted};
 use crate::api::backend::Standing;
 use crate::api::hitters::Hitters;
 use crate::api::{Backend, GroupStatus, Identity, Unavailable, Written};

@@ -15,7 +15,6 @@
 //! Nothing is decided here about groups: what the simulator does not see must not matter to safety. A local fault of log or
 //! engine stops the process; nothing is retried.
 
-mod admission;
 mod balance;
 mod clock;
 mod data_dir;

@@ -5,7 +5,7 @@
 //! something can be held up; what enters it is bounded where it comes from: clients' requests by [`Admission`], peers'
 //! messages by the transport's byte permits, completions by what is on its way.
 //!
-//! [`Admission`]: super::admission::Admission
+//! [`Admission`]: crate::api::admission::Admission
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use hadron_node::{Failure, Reply};
 use tokio::sync::oneshot;
 use tracing::error;
 
-use super::admission::Admitted;
+use crate::api::admission::Admitted;
 use crate::api::{Unavailable, Written};
 
 /// Where an answer goes.
@@ -148,8 +148,8 @@ mod tests {
 
     use std::sync::Arc;
 
-    use super::super::admission::Admission;
     use super::*;
+    use crate::api::admission::Admission;
 
     fn waiter(
         admission: &Arc<Admission>,

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use electionpb::election_client::ElectionClient;
 use hadron_balance::{Capacity, Load, NodeView, View};
 use hadron_consensus::{NodeId, Time};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::hadron;
 use hadron_proto::hadron::pool_client::PoolClient;
+use hadron_proto::v3electionpb as electionpb;
 use pb::auth_client::AuthClient;
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request};
@@ -168,6 +171,36 @@ fn what_is_too_large_is_refused_where_it_comes_in() {
             let status = KvClient::new(to(&channel, "far")).put(put).await.unwrap_err();
             assert_eq!(status.message(), text);
         }
+    });
+}
+
+/// Calls that wait for their turn of a lock or an election are held until they have it. They took all the room there was, and nothing was
+/// passed on any more, whoever's it was.
+#[test]
+fn who_waits_for_an_election_leaves_other_keyspaces_room() {
+    const MANY: usize = 40;
+    const VALUE_BYTES: usize = 1 << 20;
+    let pool = far();
+    pool.iter().for_each(|node| node.backend.create("away", OTHER));
+    pool[0].run(async |channel| {
+        let mut candidates = JoinSet::new();
+        for _ in 0..MANY {
+            let mut client = ElectionClient::new(to(&channel, "far"));
+            let (name, value) = ("e".into(), vec![0; VALUE_BYTES].into());
+            let request = electionpb::CampaignRequest { name, lease: 0, value };
+            candidates.spawn(async move { client.campaign(request).await });
+        }
+        let refused = async {
+            loop {
+                if let Err(status) = candidates.join_next().await.unwrap().unwrap() {
+                    return status;
+                }
+            }
+        };
+        let refused = timeout(PATIENCE, refused).await.unwrap();
+        assert_eq!(refused.message(), "etcdserver: too many requests");
+        let large = pb::PutRequest { value: vec![0; VALUE_BYTES].into(), ..put_request("k", "") };
+        KvClient::new(to(&channel, "away")).put(large).await.unwrap();
     });
 }
 

@@ -1,4 +1,5 @@
-//! Admission: bounds what clients of this node may have waiting, all keyspaces together, and leaves room for everybody.
+//! Admission: bounds what clients of this node may have waiting, all keyspaces together, and leaves room for everybody. Used where requests
+//! wait for their group (`driver::handle`) and where calls are held that are passed on (`forward`).
 //!
 //! A keyspace may have no more waiting than is left free, as with the memory of the groups. So one alone gets half, two that are
 //! greedy a third each, and who asks for little finds room whatever the others do. Without it one tenant with large writes
@@ -11,14 +12,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hadron_consensus::GroupId;
 use parking_lot::RwLock;
 
-use crate::api::Unavailable;
+use super::backend::Unavailable;
 
 /// Groups of which nothing waits that are remembered before they are looked for.
 const IDLE_GROUPS_KEPT: usize = 1_024;
 
 /// Bounds what clients may have waiting.
 #[derive(Debug)]
-pub(super) struct Admission {
+pub(crate) struct Admission {
     all: Waiting,
     /// Every group of which something waits, and some others.
     groups: RwLock<HashMap<GroupId, Arc<Waiting>>>,
@@ -47,12 +48,12 @@ impl Waiting {
 }
 
 impl Admission {
-    pub(super) fn new(requests_max: usize, bytes_max: usize) -> Admission {
+    pub(crate) fn new(requests_max: usize, bytes_max: usize) -> Admission {
         Admission { all: Waiting::default(), groups: RwLock::default(), requests_max, bytes_max }
     }
 
     /// Room for a request of `bytes` to `group`, or [`Unavailable::Busy`].
-    pub(super) fn admit(self: &Arc<Self>, group: GroupId, bytes: usize) -> Result<Admitted, Unavailable> {
+    pub(crate) fn admit(self: &Arc<Self>, group: GroupId, bytes: usize) -> Result<Admitted, Unavailable> {
         let own = self.waiting_of(group);
         let (all_requests, all_bytes) = self.all.add(bytes);
         let (own_requests, own_bytes) = own.add(bytes);
@@ -65,7 +66,7 @@ impl Admission {
     }
 
     /// Requests that wait now.
-    pub(super) fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.all.requests.load(Ordering::Relaxed)
     }
 
@@ -84,7 +85,7 @@ impl Admission {
 
 /// A request's room, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Admitted {
+pub(crate) struct Admitted {
     admission: Arc<Admission>,
     own: Arc<Waiting>,
     bytes: usize,

@@ -19,15 +19,15 @@ pub struct Access {
     /// Origins of web pages that may read the answers.
     pub origins: Option<BTreeSet<String>>,
     /// Names in the header `Host` that are answered, without a port. Protects from pages that have their name resolved to this
-    /// server's address.
+    /// server's address; where there is TLS, its certificate does that.
     pub hosts: Option<BTreeSet<String>>,
 }
 
 impl Access {
     /// The answer to a request that goes no further.
-    pub(super) fn answer<R>(&self, request: &Request<R>) -> Option<Response<Body>> {
+    pub(super) fn answer<R>(&self, request: &Request<R>, is_tls: bool) -> Option<Response<Body>> {
         let host = host_name(request);
-        if self.hosts.as_ref().is_some_and(|hosts| !hosts.contains(host)) {
+        if !is_tls && self.hosts.as_ref().is_some_and(|hosts| !hosts.contains(host)) {
             tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
             return Some(misdirected(host));
         }
@@ -99,11 +99,11 @@ mod tests {
             ("evil.example:2379", true),
             ("", true),
         ] {
-            let answer = access.answer(&request(host, "x"));
+            let answer = access.answer(&request(host, "x"), false);
             assert_eq!(answer.is_some(), is_refused, "{host}");
             assert!(answer.is_none_or(|answer| answer.status() == StatusCode::MISDIRECTED_REQUEST));
         }
-        assert!(Access::default().answer(&request("evil.example", "x")).is_none());
+        assert!(Access::default().answer(&request("evil.example", "x"), false).is_none());
     }
 
     #[test]

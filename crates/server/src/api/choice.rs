@@ -133,6 +133,11 @@ impl Entrance {
         Entrance { is_passed_on: true, ..Entrance::default() }
     }
 
+    /// Whether it is encrypted.
+    pub(super) fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
     /// Whether what comes in was passed on by another node.
     pub(super) fn is_passed_on(&self) -> bool {
         self.is_passed_on

@@ -3,7 +3,7 @@
 //! Requests go straight from hyper to the generated service of their keyspace (`choice`, `keyspaces`), by one look-up of the path.
 //! A general router would box and clone once more per call, which is a tenth of what a Put may cost.
 //!
-//! A request is a gRPC call if its content type says so, as etcd decides too; everything else is a call of the JSON gateway,
+//! A request is a gRPC call if it comes over HTTP/2 and its content type says so, as etcd decides too; everything else is a call of the JSON gateway,
 //! which comes back here as a gRPC call, or a page.
 
 use std::collections::HashMap;
@@ -104,7 +104,7 @@ impl<B: Backend> Front<B> {
 
     /// Begins to answer a request that came in on a listener for `traffic`.
     pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>, connection: &Connection) -> Answer {
-        match (connection.traffic, is_grpc(request.headers())) {
+        match (connection.traffic, is_grpc(&request)) {
             (Traffic::Everything | Traffic::Grpc, true) => {
                 let chosen = self.keyspaces.choose(&request, &connection.entrance);
                 let Connection { links, unsent, .. } = connection;
@@ -133,7 +133,8 @@ impl<B: Backend> Front<B> {
         let chosen = self.keyspaces.choose(&request, entrance);
         let (front, links) = (Arc::clone(self), Arc::clone(links));
         // Whoever passed it on has looked at that.
-        let refusal = if entrance.is_passed_on() { None } else { self.access.answer(&request) };
+        let refusal =
+            if entrance.is_passed_on() { None } else { self.access.answer(&request, entrance.is_tls()) };
         let call: Call = if let Some(answer) = refusal {
             Box::pin(std::future::ready(Ok(answer)))
         } else if let Some(gateway) = gateway {
@@ -332,8 +333,10 @@ fn ready_call(response: Response<Body>) -> Call {
     Box::pin(std::future::ready(Ok(response)))
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+/// Over HTTP/1 there is no gRPC: what says so is from a web page, and looked at like all that is.
+fn is_grpc<R>(request: &Request<R>) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    request.version() == Version::HTTP_2 && kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
 }
 
 /// An answer that is being made; counts its outcome.
@@ -402,7 +405,11 @@ impl Future for Answer {
                 begun.note(slow);
             }
             name_oversized_message(response.headers_mut());
+            let is_unary = begun.is_unary();
             response = begun.answered(response);
+            if !is_unary {
+                response = unsent::in_pieces(response);
+            }
         }
         let response = match &self.unsent {
             Some(unsent) => unsent.count(response),
@@ -410,9 +417,6 @@ impl Future for Answer {
         };
         Poll::Ready(Ok(response))
     }
-            if !is_unary {
-                response = unsent::in_pieces(response);
-            }
 }
 
 /// Gives a message that is too large to be decoded the code and text that Go's gRPC gives it, since clients know those.

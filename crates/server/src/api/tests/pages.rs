@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hadron_proto::etcdserverpb::PutRequest;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::harness::{Harness, runtime};
 use crate::api::{Access, Connections, Listener, ServerOptions, Traffic, Unavailable};
@@ -15,7 +15,7 @@ use crate::tls::authority::Authority;
 use crate::tls::client::ClientFiles;
 use crate::tls::files::KeyPair;
 use crate::tls::server::ServerFiles;
-use crate::tls::{ClientTls, ServerTls};
+use crate::tls::{ClientTls, ServerTls, Stream};
 
 /// Status line and body of the answer to a request.
 fn fetch(harness: &Harness, method: &str, path: &str) -> (String, String) {
@@ -161,8 +161,24 @@ fn web_pages_of_others_are_let_in_as_configured() {
     assert_eq!(fetch(&harness, "OPTIONS", "/v3/kv/put").0, OK);
     let hosts = Some(["elsewhere".to_owned()].into());
     let options = ServerOptions { access: Access { hosts, origins: None }, ..ServerOptions::default() };
-    let closed = Harness::start_with(options, Traffic::Everything);
+    let closed = Harness::start_with(options.clone(), Traffic::Everything);
     assert_eq!(get(&closed, "/version").0, "HTTP/1.1 421 Misdirected Request");
+    // Not over HTTP/1: a web page can say that it speaks gRPC.
+    let mut socket = TcpStream::connect(closed.address).unwrap();
+    let head = "Host: x\r\nContent-Type: application/grpc\r\nConnection: close";
+    write!(socket, "POST /etcdserverpb.KV/Range HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 421 Misdirected Request\r\n"), "{answer}");
+
+    let (authority, secure) = secure(options);
+    runtime().block_on(async {
+        let mut stream = connect(&authority, &secure).await;
+        stream.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(OK), "a certificate says who this is: {answer}");
+    });
 }
 
 #[test]
@@ -174,6 +190,24 @@ fn old_and_half_closed_clients_get_their_page() {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with("\r\n\r\nok\n"), "{answer}");
+}
+
+/// A server with TLS, and who signed its certificate.
+fn secure(options: ServerOptions) -> (Authority, Harness) {
+    let authority = Authority::new();
+    let (certificate, key) = authority.sign("server", &["localhost"]);
+    let tls = ServerTls::new(ServerFiles::of(KeyPair { certificate, key }, None));
+    let tls = Some(Arc::new(tls.unwrap()));
+    let secure = Harness::start_at(options, |socket| {
+        vec![Listener { socket, traffic: Traffic::Everything, tls, keyspace: None }]
+    });
+    (authority, secure)
+}
+
+async fn connect(authority: &Authority, server: &Harness) -> Stream {
+    let files = ClientFiles { trusted: Some(authority.trusted()), ..ClientFiles::default() };
+    let socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    ClientTls::new(files).unwrap().connect("localhost", socket).await.unwrap()
 }
 
 /// A connection without a word used to be held for ever, and so did one with half a word.
@@ -190,17 +224,9 @@ fn a_client_that_does_not_say_what_it_speaks_is_let_go() {
         assert_eq!(socket.read(&mut [0]).unwrap(), 0);
     }
 
-    let authority = Authority::new();
-    let (certificate, key) = authority.sign("server", &["localhost"]);
-    let tls = ServerTls::new(ServerFiles::of(KeyPair { certificate, key }, None));
-    let tls = Some(Arc::new(tls.unwrap()));
-    let secure = Harness::start_at(options(), |socket| {
-        vec![Listener { socket, traffic: Traffic::Everything, tls, keyspace: None }]
-    });
+    let (authority, secure) = secure(options());
     runtime().block_on(async {
-        let files = ClientFiles { trusted: Some(authority.trusted()), ..ClientFiles::default() };
-        let socket = tokio::net::TcpStream::connect(secure.address).await.unwrap();
-        let mut stream = ClientTls::new(files).unwrap().connect("localhost", socket).await.unwrap();
+        let mut stream = connect(&authority, &secure).await;
         let end = tokio::time::timeout(Duration::from_secs(20), stream.read_u8()).await.unwrap();
         end.unwrap_err();
     });

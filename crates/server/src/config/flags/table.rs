@@ -128,7 +128,7 @@ const SECURITY: &[Flag] = &[
     flag("tls-min-version", Choice(&["TLS1.2", "TLS1.3"]), "TLS1.2", Works, "Oldest version of TLS that may be used"),
     flag("tls-max-version", Choice(&["", "TLS1.2", "TLS1.3"]), "", Works, "Newest version of TLS that may be used"),
     flag("cors", List, "*", Works, "Origins of web pages that may read the answers"),
-    flag("host-whitelist", List, "*", Works, "Host names that HTTP requests may be for"),
+    flag("host-whitelist", List, "*", Works, "Host names that HTTP requests without TLS may be for"),
 ];
 
 #[rustfmt::skip]

@@ -189,13 +189,16 @@ impl Node {
     }
 
     /// Old segments are kept for these groups alone. They give up their tails, which is enough for most; what is still
-    /// named the next time cannot be given up, and is written again at the head of the log.
+    /// named the next time cannot be given up, and is written again at the head of the log. That is all that can be done for
+    /// replicas that are not open: what they acknowledged others may rely on.
     pub(crate) fn on_log_pinned(&mut self, groups: Vec<GroupId>, effects: &mut Effects) {
         let again = std::mem::take(&mut self.pinning);
         for group in &groups {
-            let Some(replica) = self.replicas.get_mut(group) else { continue };
-            let durable = replica.flush.durable;
-            self.cut_log(*group, durable, effects);
+            match self.replicas.get(group).map(|replica| replica.flush.durable) {
+                Some(durable) => self.cut_log(*group, durable, effects),
+                None if self.residents.holds_log_of(*group) => {}
+                None => continue,
+            }
             if again.contains(group) {
                 self.rewrite_log(*group, effects);
             } else {
@@ -253,8 +256,10 @@ impl Node {
     /// Writes the group's whole live log again, at the head. Entries that are still on their way to the disk are among
     /// them, because everything at and after the first index is replaced.
     fn rewrite_log(&mut self, group: GroupId, effects: &mut Effects) {
-        let Some(replica) = self.replicas.get_mut(&group) else { return };
-        let live: Vec<_> = replica.core.entries().cloned().collect();
+        let live = match self.replicas.get(&group) {
+            Some(replica) => replica.core.entries().cloned().collect(),
+            None => self.residents.keep_log(group),
+        };
         if !live.is_empty() {
             self.append_record(Record::Entries(group, live), effects);
         }
@@ -301,5 +306,170 @@ impl Replica {
             floor = entry.index.previous();
         }
         floor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use hadron_consensus::{Entry, HardState, ReplicaId, Term, chain_checksum};
+    use hadron_keyspace::Keyspace;
+    use hadron_storage::disk::MemoryDisk;
+    use hadron_storage::engine::ModelEngine;
+    use hadron_storage::wal::{Options, Recovered, RecoveredGroup, Wal};
+
+    use super::*;
+    use crate::event::{Event, OpenOutcome};
+    use crate::node::tests::alone;
+
+    /// Has a replica here that is not open.
+    const CLOSED: GroupId = GroupId(2);
+    /// Others write to it.
+    const BUSY: GroupId = GroupId(9);
+    const SEGMENT_BYTES: u64 = 16 << 10;
+    /// What may be kept until somebody is asked to move on.
+    const PINNED_BYTES_MAX: u64 = 4 * SEGMENT_BYTES;
+
+    fn log_of(disk: &MemoryDisk) -> (Wal, Recovered) {
+        let options = Options { segment_bytes: SEGMENT_BYTES, log_id: 1, ballast_bytes: 0 };
+        Wal::open(Arc::new(disk.clone()), Path::new("/log"), options).unwrap()
+    }
+
+    fn entries_after(group: GroupId, previous: LogPosition, count: u64) -> Vec<Entry> {
+        let (mut checksum, data) = (previous.checksum, Bytes::from(vec![7; 1_000]));
+        let numbers = previous.index.0 + 1..=previous.index.0 + count;
+        let entry = |index| {
+            let (term, index) = (Term(3), Index(index));
+            checksum = chain_checksum(checksum, group, term, index, &data);
+            Entry { term, index, checksum, data: data.clone() }
+        };
+        numbers.map(entry).collect()
+    }
+
+    /// What a former life left on the disk of the closed replica: a vote, a floor and four entries after it.
+    fn former_life(disk: &MemoryDisk) {
+        let (mut wal, _) = log_of(disk);
+        let vote = HardState { term: Term(4), voted_for: Some(ReplicaId(3)), commit: Index(5) };
+        let floor = entries_after(CLOSED, LogPosition::default(), 2)[1].position();
+        let entries = Record::Entries(CLOSED, entries_after(CLOSED, floor, 4));
+        wal.append(&[Record::HardState(CLOSED, vote), Record::Floor(CLOSED, floor), entries]).unwrap();
+        wal.sync().unwrap();
+    }
+
+    fn node(recovered: Recovered) -> (Node, Effects) {
+        let (config, keyspaces) = alone();
+        let mut node = Node::new(config, recovered.groups, &keyspaces, Time(1)).unwrap();
+        let mut effects = Effects::default();
+        node.start(Time(1), &mut effects);
+        (node, effects)
+    }
+
+    fn new_keyspace() -> Arc<Keyspace> {
+        Keyspace::open(Arc::new(ModelEngine::new()), CLOSED.0, Default::default()).unwrap()
+    }
+
+    fn carry_out(node: &mut Node, wal: &mut Wal, effects: Effects) {
+        if !effects.log.is_empty() {
+            wal.append(&effects.log).unwrap();
+            wal.sync().unwrap();
+            let durable = Event::LogDurable { sequence: effects.log_sequence };
+            let mut effects = Effects::default();
+            node.step(node.now, durable, &mut effects);
+            node.settle(node.now, &mut effects);
+            carry_out(node, wal, effects);
+        }
+    }
+
+    fn give(node: &mut Node, wal: &mut Wal, event: Event) {
+        let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));
+        node.step(now, event, &mut effects);
+        node.settle(now, &mut effects);
+        carry_out(node, wal, effects);
+    }
+
+    /// Much is written to another group, and now and then somebody looks for old segments.
+    fn pass_time(node: &mut Node, wal: &mut Wal) {
+        let mut end = LogPosition::default();
+        for round in 0..200 {
+            let entries = entries_after(BUSY, end, 3);
+            end = entries[2].position();
+            wal.append(&[Record::Entries(BUSY, entries), Record::Floor(BUSY, end)]).unwrap();
+            wal.sync().unwrap();
+            let groups = wal.pinning(PINNED_BYTES_MAX);
+            if round % 4 == 0 && !groups.is_empty() {
+                give(node, wal, Event::LogPinned { groups });
+            }
+            assert!(wal.disk_bytes() < PINNED_BYTES_MAX + 4 * SEGMENT_BYTES, "{}", wal.disk_bytes());
+        }
+        wal.append(&[Record::Forget(BUSY)]).unwrap();
+        wal.sync().unwrap();
+    }
+
+    /// A replica that could not be opened, or of which the catalog did not know, kept all later segments of the log: the disk filled, and the
+    /// node stopped with all its groups.
+    #[test]
+    fn a_closed_replica_keeps_its_records_and_not_the_segments_of_others() {
+        let unknown = |_: &mut Node, _: &mut Wal| {};
+        let damaged = |node: &mut Node, wal: &mut Wal| {
+            let outcome = OpenOutcome::Damaged(Some(ReplicaId(1)), "a bit flipped".into());
+            give(node, wal, Event::Opened { group: CLOSED, outcome });
+        };
+        let unusable = |node: &mut Node, wal: &mut Wal| {
+            let outcome = OpenOutcome::Unusable("it is of a newer version".into());
+            give(node, wal, Event::Opened { group: CLOSED, outcome });
+        };
+        // The log was cut below what the engine does not have any more.
+        let behind = |node: &mut Node, wal: &mut Wal| {
+            let outcome = OpenOutcome::Open(ReplicaId(1), new_keyspace());
+            give(node, wal, Event::Opened { group: CLOSED, outcome });
+            assert_eq!(node.board.damaged(), BTreeMap::from([(CLOSED, ReplicaId(1))]));
+        };
+        let whys: [&dyn Fn(&mut Node, &mut Wal); 4] = [&unknown, &damaged, &unusable, &behind];
+        for close in whys {
+            let disk = MemoryDisk::new();
+            former_life(&disk);
+            let (mut wal, recovered) = log_of(&disk);
+            let stored = recovered.groups.clone();
+            assert_eq!(stored[&CLOSED].entries.len(), 4);
+            let (mut node, effects) = node(recovered);
+            carry_out(&mut node, &mut wal, effects);
+            let open_bytes = node.memory_use().log - 4_000;
+            close(&mut node, &mut wal);
+            assert_eq!(node.memory_use().log, open_bytes + 4_000, "what is held counts");
+            pass_time(&mut node, &mut wal);
+
+            // A restart finds all of it, and goes on in the same way.
+            drop(wal);
+            let (mut wal, recovered) = log_of(&disk);
+            assert_eq!(recovered.groups[&CLOSED], stored[&CLOSED]);
+            give(&mut node, &mut wal, Event::Destroyed { group: CLOSED });
+            assert_eq!(node.memory_use().log, open_bytes);
+            give(&mut node, &mut wal, Event::LogPinned { groups: vec![CLOSED] });
+            give(&mut node, &mut wal, Event::LogPinned { groups: vec![CLOSED] });
+            drop(wal);
+            assert!(!log_of(&disk).1.groups.contains_key(&CLOSED), "what is gone is not written again");
+        }
+    }
+
+    #[test]
+    fn a_log_counts_once_when_its_replica_is_opened() {
+        let log = RecoveredGroup {
+            entries: entries_after(CLOSED, LogPosition::default(), 3),
+            ..RecoveredGroup::default()
+        };
+        let groups = BTreeMap::from([(CLOSED, log)]);
+        let (mut node, mut effects) = node(Recovered { groups, torn_tail: None });
+        let bytes = node.memory_use().log;
+        assert!(bytes >= 3_000);
+        let outcome = OpenOutcome::Open(ReplicaId(1), new_keyspace());
+        node.step(Time(2), Event::Opened { group: CLOSED, outcome }, &mut effects);
+        node.settle(Time(2), &mut effects);
+        assert_eq!(node.replicas[&CLOSED].core.entries().len(), 3);
+        assert_eq!(node.memory_use().log, bytes);
     }
 }

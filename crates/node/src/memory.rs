@@ -92,6 +92,12 @@ impl Node {
         self.board.memory().replace(counted, held);
     }
 
+    /// The logs of replicas that are not open take so many bytes, instead of `before`. They are held as well, and nobody can cut them.
+    pub(crate) fn count_closed_logs(&self, before: usize, now: usize) {
+        let held = |log| MemoryUse { log, ..MemoryUse::default() };
+        self.board.memory().replace(held(before), held(now));
+    }
+
     /// A replica is gone, with what it held.
     pub(crate) fn forget_memory(&mut self, replica: &Replica) {
         self.board.memory().replace(replica.pressure.counted, MemoryUse::default());

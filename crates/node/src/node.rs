@@ -137,6 +137,7 @@ impl Node {
             heartbeats: 0,
             config,
         };
+        node.count_closed_logs(0, node.residents.log_bytes());
         node.refresh_pool();
         match &node.unread {
             Some((what, _)) => Err(unreadable(what)),

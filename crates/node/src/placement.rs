@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hadron_consensus::{Event as CoreEvent, GroupId, NodeId, ROOT_GROUP, ReplicaId, Role, Time};
+use hadron_consensus::{Entry, Event as CoreEvent, GroupId, NodeId, ROOT_GROUP, ReplicaId, Role, Time};
 use hadron_keyspace::{Command, Keyspace};
 use hadron_storage::wal::{Record, RecoveredGroup};
 
@@ -58,8 +58,10 @@ enum Step {
 #[derive(Debug, Default)]
 pub(crate) struct Residents {
     steps: BTreeMap<GroupId, Step>,
-    /// What the log holds of groups that were not opened yet.
+    /// What the log holds of groups that are not open: not yet, or never again.
     recovered: BTreeMap<GroupId, RecoveredGroup>,
+    /// Those of them of which it was said that the log is kept for them.
+    kept: BTreeSet<GroupId>,
     /// Open replicas that are not wanted any more.
     leaving: BTreeSet<GroupId>,
     /// New groups for whose first leadership this node stands, and since when.
@@ -88,10 +90,44 @@ impl Residents {
         Residents { recovered, ..Residents::default() }
     }
 
+    /// Whether the log holds something of a replica of `group` that is not open.
+    pub(crate) fn holds_log_of(&self, group: GroupId) -> bool {
+        self.recovered.contains_key(&group)
+    }
+
+    /// The entries that the log holds of a replica that is not open. It is asked for them when old segments are kept for them, which is said
+    /// once.
+    pub(crate) fn keep_log(&mut self, group: GroupId) -> Vec<Entry> {
+        let entries = self.recovered.get(&group).map(|log| log.entries.clone()).unwrap_or_default();
+        if !entries.is_empty() && self.kept.insert(group) {
+            tracing::warn!(
+                group = group.0,
+                entries = entries.len(),
+                "this replica is not open: the log keeps its entries until it is opened or leaves this node"
+            );
+        }
+        entries
+    }
+
+    /// Bytes that it takes to hold the logs of replicas that are not open.
+    pub(crate) fn log_bytes(&self) -> usize {
+        self.recovered.values().map(log_bytes).sum()
+    }
+
+    /// The log is its replica's, or forgotten. Returns the bytes that it took to hold it.
+    fn drop_log(&mut self, group: GroupId) -> usize {
+        self.kept.remove(&group);
+        self.recovered.remove(&group).as_ref().map_or(0, log_bytes)
+    }
+
     /// A command of the root group was applied.
     pub(crate) fn note(&mut self, command: &Command) {
         self.changed.append(&mut keys_of(command));
     }
+}
+
+fn log_bytes(log: &RecoveredGroup) -> usize {
+    log.entries.iter().map(|entry| entry.data.len()).sum()
 }
 
 impl Replica {
@@ -263,8 +299,6 @@ impl Node {
         );
         let Known { wanted, leaving, .. } = self.known(group);
         let Some(replica) = replica.or(wanted).or(leaving) else { return };
-        // What the log has of it is forgotten with it.
-        self.residents.recovered.remove(&group);
         self.residents.unopened.insert(group, replica);
         self.board.set_unopened(group, Some(replica));
         self.reside(group, effects);
@@ -285,14 +319,18 @@ impl Node {
         if let Err(why) = applied_configuration(group, &keyspace, &first_configuration(&voters)) {
             return give_up(group, &why);
         }
-        let log = self.residents.recovered.remove(&group).unwrap_or_default();
+        // A copy, since it stays with the log's other closed replicas if this one cannot be used; the data is not copied.
+        let log = self.residents.recovered.get(&group).cloned().unwrap_or_default();
         let begins = voters.first().is_some_and(|(id, _)| *id == replica)
             && log.entries.is_empty()
             && keyspace.applied().index == 0;
         let config = GroupConfig { group, replica, follows_roster: false, voters };
         let board = self.board.add_group(group, keyspace.clone());
         match Replica::restore(&self.config, &config, keyspace, board, log, self.now) {
-            Ok(opened) => drop(self.replicas.insert(group, opened)),
+            Ok(opened) => {
+                self.replicas.insert(group, opened);
+                self.drop_closed_log(group);
+            }
             Err(why) => {
                 self.board.remove_group(group);
                 return self.give_up_damaged(group, Some(replica), &why, effects);
@@ -372,9 +410,15 @@ impl Node {
     }
 
     fn forget_log(&mut self, group: GroupId, effects: &mut Effects) {
-        self.residents.recovered.remove(&group);
+        self.drop_closed_log(group);
         self.append_record(Record::Forget(group), effects);
         self.residents.steps.insert(group, Step::Forgetting(effects.log_sequence));
+    }
+
+    /// What the log holds of a replica that was not open is its own now, or forgotten.
+    fn drop_closed_log(&mut self, group: GroupId) {
+        let bytes = self.residents.drop_log(group);
+        self.count_closed_logs(bytes, 0);
     }
 
     /// The log is durable up to `sequence`: a new replica may come where the log has forgotten the former one.

@@ -162,10 +162,7 @@ impl Node {
         let unopened = residents.unopened.keys();
         let here = self.replicas.keys().chain(residents.recovered.keys()).chain(unopened);
         let concerned: BTreeSet<GroupId> = here.copied().chain(placed).collect();
-        for group in concerned {
-            self.reside(group, effects);
-        }
-        self.residents.heeded = self.residents.heeded.max(revision);
+        self.heed_catalog(concerned, revision, effects);
     }
 
     /// Goes on with what it knew: what cannot be read is not gone.
@@ -195,16 +192,20 @@ impl Node {
             Err(what) => return self.cannot_read_root(what),
         };
         let revision = root.keyspace.revision();
-        let (own, others) = groups.into_iter().partition(|group| self.shard.owns(*group));
+        let (own, groups): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| self.shard.owns(*group));
         self.heed_catalog(own, revision, effects);
-        let groups: Vec<GroupId> = others;
         if !groups.is_empty() {
             self.tell_shards(Event::CatalogChanged { groups, revision }, effects);
         }
     }
 
     /// The catalog says something else about these groups since `revision`.
-    pub(crate) fn heed_catalog(&mut self, groups: Vec<GroupId>, revision: i64, effects: &mut Effects) {
+    pub(crate) fn heed_catalog(
+        &mut self,
+        groups: impl IntoIterator<Item = GroupId>,
+        revision: i64,
+        effects: &mut Effects,
+    ) {
         for group in groups {
             self.reside(group, effects);
             self.look_after_dormant(group);
@@ -523,7 +524,7 @@ mod tests {
 
     use std::ops::ControlFlow;
 
-    use hadron_consensus::{DEFAULT_GROUP, HardState, Message, Term};
+    use hadron_consensus::{DEFAULT_GROUP, HardState, Index, Message, Term};
     use hadron_keyspace::{Applied, Options, ValueCache};
     use hadron_storage::engine::{Engine, ModelEngine, Read as _, Space};
 
@@ -721,6 +722,52 @@ mod tests {
         assert_eq!(effects.log, [], "nothing is forgotten");
         let here = &node.replicas[&group];
         assert_eq!((here.me, here.core.term()), (ReplicaId(6), Term(4)));
+    }
+
+    /// The catalog came with a snapshot of the root group, and nobody looked whether a group that slept without a leader was to move now: it
+    /// did when a client asked it for something.
+    #[test]
+    fn a_group_that_sleeps_without_a_leader_is_woken_when_a_snapshot_says_that_it_is_wanted_elsewhere() {
+        let mut node = leading();
+        let (group, root) = (GroupId(2), node.replicas[&ROOT_GROUP].keyspace.clone());
+        // A former life of this replica applied something.
+        let engine = ModelEngine::new();
+        hadron_keyspace::Owner::claim(&engine, group.0, 1).unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(engine);
+        let former = Keyspace::open(engine.clone(), group.0, Default::default()).unwrap();
+        former.apply(Applied { term: 1, index: 1, checksum: 1, stamp_ms: 0 }, Vec::new());
+        let flush = former.take_flush(1, usize::MAX).unwrap();
+        engine.write(flush.batch).unwrap();
+        let hard_state = HardState { term: Term(1), commit: Index(1), ..HardState::default() };
+        let log = RecoveredGroup { hard_state, ..RecoveredGroup::default() };
+        node.residents.recovered.insert(group, log);
+
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let nodes = [1, 2, 3].map(NodeId);
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
+        let job = write(&mut node, &made).opens.pop().expect("a replica is wanted here");
+        let mut effects = Effects::default();
+        node.on_opened(group, job.carry_out(&engine, Default::default()), &mut effects);
+        // It has come to this placement.
+        let revision = node.board.with_catalog(|catalog| catalog.placement(group).unwrap().revision);
+        node.replicas.get_mut(&group).unwrap().places.revision = revision;
+        node.dormant = Default::default();
+        let sleeps_on = |node: &mut Node| {
+            let end = node.now.plus_micros(2 * node.config.election_timeout_us);
+            while node.now < end {
+                let mut effects = Effects::default();
+                node.step(node.deadline(), Event::Timer, &mut effects);
+                node.settle(node.now, &mut effects);
+            }
+            node.replicas[&group].core.is_asleep()
+        };
+        assert!(sleeps_on(&mut node), "it is where it is wanted");
+
+        let nodes = [1, 2, 4].map(NodeId);
+        let moved = node.board.with_catalog(|catalog| catalog.place(group, &nodes, "")).unwrap();
+        root.apply(Applied { index: root.applied().index + 1, ..root.applied() }, vec![moved]);
+        node.reread_catalog(&mut effects);
+        assert!(!sleeps_on(&mut node));
     }
 
     /// A node that came back with an old catalog found that the replica which that names had been destroyed. While it looked, the catalog

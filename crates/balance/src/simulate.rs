@@ -33,6 +33,7 @@ pub struct Simulation {
 pub fn simulate(view: &View, policy: &Policy, rounds_max: usize) -> Simulation {
     let mut next = view.clone();
     std::mem::take(&mut next.moves).into_iter().for_each(|(group, kind)| next.carry_out(group, &kind));
+    next.groups.values_mut().for_each(|group| group.leaving.clear());
     let before = assess(&next, policy);
     let mut rounds = Vec::new();
     let is_settled = loop {
@@ -55,7 +56,8 @@ impl View {
     pub fn add_nodes(&mut self, count: usize) -> Vec<NodeId> {
         let alive = self.nodes.values().find(|node| node.state == NodeState::Alive && !node.draining);
         let Some(model) = alive.cloned() else { return Vec::new() };
-        let model = NodeView { own_load: Load::ZERO, disk: Disk { used: 0, ..model.disk }, ..model };
+        let disk = Disk { used: 0, ..model.disk };
+        let model = NodeView { own_load: Load::ZERO, disk, learner: false, ..model };
         let unused = (1..).map(NodeId).filter(|id| !self.nodes.contains_key(id));
         let ids: Vec<NodeId> = unused.take(count).collect();
         for id in &ids {
@@ -89,7 +91,8 @@ impl View {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let bytes = group.bytes;
         group.carry_out(kind);
-        group.leader = group.leader.or_else(|| group.voters().next());
+        let is_alive = |node: &NodeId| self.nodes.get(node).is_some_and(|it| it.state == NodeState::Alive);
+        group.leader = group.leader.filter(is_alive).or_else(|| group.voters().find(is_alive));
         group.changed_at = Some(self.now);
         let mut change = |node: Option<NodeId>, change: fn(u64, u64) -> u64| {
             let node = node.and_then(|node| self.nodes.get_mut(&node));

@@ -20,7 +20,8 @@ pub struct View {
     pub nodes: BTreeMap<NodeId, NodeView>,
     /// The groups that are to be placed.
     pub groups: BTreeMap<GroupId, GroupView>,
-    /// Moves that have been decided and are not done, at most one for a group. They are planned with as if they were done.
+    /// Moves that have been decided and are not done, at most one for a group. They are planned with as if they were done. Until then a
+    /// replica that is to come is a learner, if it is there at all.
     pub moves: BTreeMap<GroupId, MoveKind>,
 }
 
@@ -35,6 +36,8 @@ pub struct NodeView {
     pub state: NodeState,
     /// It is to be emptied.
     pub draining: bool,
+    /// It has no vote in the root group: it keeps what it has, and is given nothing.
+    pub learner: bool,
     /// Its disk.
     pub disk: Disk,
     /// The load that none of its groups accounts for.
@@ -82,6 +85,8 @@ pub struct GroupView {
     pub bytes: u64,
     /// When its replicas or its leader were last changed on purpose: its load needs a while to be known again.
     pub changed_at: Option<Time>,
+    /// Nodes that have yet to give up their last replica of it. Until they have they can take no other.
+    pub leaving: Vec<NodeId>,
 }
 
 /// A replica.

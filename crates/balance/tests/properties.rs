@@ -41,6 +41,7 @@ fn node(zones: u8) -> impl Strategy<Value = NodeView> {
             capacity: Capacity::of(Load::each(|_| size)),
             state,
             draining,
+            learner: false,
             disk,
             own_load,
             fsync_us: 0.0,
@@ -60,6 +61,7 @@ fn group(nodes: usize) -> impl Strategy<Value = GroupView> {
             load: GroupLoad { leader, replica },
             bytes,
             changed_at: None,
+            leaving: Vec::new(),
         },
     )
 }

@@ -72,6 +72,16 @@ fn loss() {
 }
 
 #[test]
+fn stuck() {
+    check("stuck.txt");
+}
+
+#[test]
+fn learners() {
+    check("learners.txt");
+}
+
+#[test]
 fn damage() {
     check("damage.txt");
 }

@@ -7,7 +7,7 @@
 //!   who is alive ────┘                                     └─▶ a question to the leader: hand over
 //! ```
 //! A move is decided by changing the placement. What is under way is read off the catalog: a replica that is leaving, and the
-//! one that came last in its place. So there is no list of moves that somebody would have to carry on when the root group's leader
+//! one that has yet to come in its place. So there is no list of moves that somebody would have to carry on when the root group's leader
 //! changes in the middle: the groups' leaders go on by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,13 +20,19 @@ use hadron_keyspace::Command;
 
 use crate::board::Board;
 use crate::catalog::{Catalog, MoveRecord, Placement, Recorded};
-use crate::report::{Report, load_of};
+use crate::report::{Report, Settled, load_of};
 use crate::roster::Pool;
+
+/// As much of the time between two looks counts as silence of those who are not there at the second: nobody knows who was there in the rest
+/// of it. It is twice the pause between two plans. Who leads the root group again looked perhaps an hour ago.
+const LOOK_US: u64 = 10_000_000;
 
 /// What a planner remembers from one view to the next.
 #[derive(Debug, Default)]
 pub struct Balancer {
-    /// When each node was alive last.
+    /// When it looked last.
+    looked_at: Option<Time>,
+    /// When each node was alive last; moved up by the time in which nobody looked.
     alive_at: BTreeMap<NodeId, Time>,
     /// Each group's placement and leader, and since when they are that.
     known: BTreeMap<GroupId, Known>,
@@ -65,23 +71,25 @@ impl Balancer {
         let pool = board.pool();
         let mut alive = board.alive();
         alive.insert(me);
-        for node in &alive {
-            self.alive_at.insert(*node, now);
-        }
+        self.look(now, &alive);
         let leads = leads(&reports, &alive);
         board.with_catalog(|catalog| {
             let mut view = View { now, ..View::default() };
             for member in &pool.roster.members {
                 let node = member.node();
                 let state = self.state_of(node, alive.contains(&node), now);
-                view.nodes.insert(node, node_view(state, catalog.is_draining(node), reports.get(&node)));
+                let seen = node_view(state, reports.get(&node));
+                let draining = catalog.is_draining(node);
+                view.nodes.insert(node, NodeView { draining, learner: member.is_learner, ..seen });
             }
             for (group, placement) in catalog.placements() {
-                let under_way = move_under_way(catalog, group, &placement.record, settled(&reports, group));
-                view.moves.extend(under_way.map(|kind| (group, kind)));
-                let who = (leads.get(&group).copied(), &reports, &alive);
-                let seen = self.group_view(now, (group, placement), under_way, who);
-                view.groups.insert(group, seen);
+                let leader = leads.get(&group).copied();
+                let leaving: Vec<NodeId> = catalog.leaving_of(group).collect();
+                let said = said(&reports, group, leader, &leaving);
+                let change = Change::of(catalog, group, placement, said);
+                view.moves.extend(change.kind().map(|kind| (group, kind)));
+                let seen = self.group_view(now, (group, placement), &change, (leader, &reports, &alive));
+                view.groups.insert(group, GroupView { leaving, ..seen });
             }
             for keyspace in catalog.keyspaces() {
                 if let Some(group) = view.groups.get_mut(&keyspace.group_id()) {
@@ -92,6 +100,13 @@ impl Balancer {
             bury(&mut view, &pool);
             view
         })
+    }
+
+    fn look(&mut self, now: Time, alive: &BTreeSet<NodeId>) {
+        let since = self.looked_at.replace(now).map_or(0, |before| now.micros_since(before));
+        let unseen = since.saturating_sub(LOOK_US);
+        self.alive_at.values_mut().for_each(|at| *at = at.plus_micros(unseen));
+        self.alive_at.extend(alive.iter().map(|node| (*node, now)));
     }
 
     fn state_of(&mut self, node: NodeId, is_alive: bool, now: Time) -> NodeState {
@@ -106,19 +121,15 @@ impl Balancer {
         &mut self,
         now: Time,
         (group, placement): (GroupId, &Recorded<Placement>),
-        under_way: Option<MoveKind>,
+        change: &Change,
         (leader, reports, alive): (Option<NodeId>, &BTreeMap<NodeId, Report>, &BTreeSet<NodeId>),
     ) -> GroupView {
-        let mut nodes: Vec<NodeId> = placement.record.nodes().collect();
-        if let Some(kind) = under_way {
-            nodes.retain(|node| Some(*node) != kind.destination());
-            nodes.extend(kind.source());
-        }
+        let voters: Vec<NodeId> = change.staying.iter().copied().chain(change.going).collect();
         let measured = |node: &NodeId| {
             let replica = reports.get(node).and_then(|report| report.replica(group));
             replica.map(|replica| load_of(&replica.steady)).unwrap_or_default()
         };
-        let followers: Vec<_> = nodes.iter().filter(|node| Some(**node) != leader).map(measured).collect();
+        let followers: Vec<_> = voters.iter().filter(|node| Some(**node) != leader).map(measured).collect();
         let load = match &leader {
             Some(leader) => GroupLoad::split(&measured(leader), &followers),
             None => GroupLoad::split(&Default::default(), &followers),
@@ -129,19 +140,21 @@ impl Balancer {
             damaged.is_some() && damaged == placement.record.replica_on(node)
         };
         let may_lead = |node: &NodeId| alive.contains(node) && !is_damaged(*node);
-        let replica = |node| ReplicaView { is_damaged: is_damaged(node), ..ReplicaView::voter(node) };
+        let learners = change.coming.iter().map(|node| ReplicaView::learner(*node, 0));
+        let replicas = voters.iter().map(|node| ReplicaView::voter(*node)).chain(learners);
         GroupView {
-            factor: nodes.len(),
-            bytes: nodes
+            factor: placement.record.places.len(),
+            bytes: voters
                 .iter()
                 .map(|node| measured(node)[Resource::Storage] as u64)
                 .max()
                 .unwrap_or_default(),
             // A group that sleeps since all its nodes were started has no leader, and gets one as soon as it is wanted elsewhere.
-            leader: leader.or_else(|| nodes.iter().copied().find(may_lead)),
-            replicas: nodes.into_iter().map(replica).collect(),
+            leader: leader.or_else(|| voters.iter().copied().find(may_lead)),
+            replicas: replicas.map(|it| ReplicaView { is_damaged: is_damaged(it.node), ..it }).collect(),
             load,
             changed_at: self.changed_at(now, group, placement.revision, leader),
+            leaving: Vec::new(),
         }
     }
 
@@ -187,16 +200,16 @@ pub fn decide(catalog: &Catalog, planned: &Move, at_ms: i64) -> Option<Decision>
     catalog.place_recorded(group, &nodes, &record).map(Decision::Place)
 }
 
-fn node_view(state: NodeState, draining: bool, report: Option<&Report>) -> NodeView {
-    let Some(report) = report else { return NodeView { state, draining, ..NodeView::default() } };
+fn node_view(state: NodeState, report: Option<&Report>) -> NodeView {
+    let Some(report) = report else { return NodeView { state, ..NodeView::default() } };
     NodeView {
         zone: report.zone.clone(),
         capacity: report.capacity(),
         state,
-        draining,
         disk: Disk { used: report.disk_used, total: report.disk_total },
         own_load: load_of(&report.own),
         fsync_us: report.fsync_us,
+        ..NodeView::default()
     }
 }
 
@@ -211,9 +224,24 @@ pub fn leads(reports: &BTreeMap<NodeId, Report>, alive: &BTreeSet<NodeId>) -> BT
     leads
 }
 
-/// The revision of the newest placement to which a group has come, as whoever led it reports.
-fn settled(reports: &BTreeMap<NodeId, Report>, group: GroupId) -> Option<i64> {
-    reports.values().filter_map(|report| report.settled(group)).max()
+/// How far a group has come that a replica is to leave: who says most knows best.
+fn settled(reports: &BTreeMap<NodeId, Report>, group: GroupId) -> Option<&Settled> {
+    let said = reports.values().filter_map(|report| report.settled(group));
+    said.max_by_key(|settled| (settled.revision, settled.voters.len()))
+}
+
+/// How far a group has come, if that is told. Where no replica is to leave, it is told by its leader alone, and only as long as there is
+/// something to be done.
+fn said<'a>(
+    reports: &'a BTreeMap<NodeId, Report>,
+    group: GroupId,
+    leader: Option<NodeId>,
+    leaving: &[NodeId],
+) -> Option<&'a Settled> {
+    match leaving {
+        [] => leader.and_then(|leader| reports.get(&leader)?.settled(group)),
+        _ => settled(reports, group),
+    }
 }
 
 /// Since which revision the group's replica on a node is to leave.
@@ -226,7 +254,7 @@ fn leaving_since(catalog: &Catalog, group: GroupId, node: NodeId) -> Option<i64>
 pub fn still_needed(catalog: &Catalog, reports: &BTreeMap<NodeId, Report>) -> BTreeMap<NodeId, usize> {
     let mut counts = BTreeMap::new();
     for (group, _) in catalog.placements() {
-        let settled = settled(reports, group);
+        let settled = settled(reports, group).map(|settled| settled.revision);
         for node in catalog.leaving_of(group).filter(|node| settled < leaving_since(catalog, group, *node)) {
             *counts.entry(node).or_default() += 1;
         }
@@ -234,26 +262,61 @@ pub fn still_needed(catalog: &Catalog, reports: &BTreeMap<NodeId, Report>) -> BT
     counts
 }
 
-/// The move of a group that is under way: the last one, until the replica is gone, or the group's leader says that it came to the placement
-/// of the revision `settled`. A replica on a dead node is never gone.
-fn move_under_way(
+/// The way from a group's voters to its placement.
+struct Change {
+    /// The nodes that vote and shall.
+    staying: Vec<NodeId>,
+    /// The nodes that shall vote and do not yet, the newest last.
+    coming: Vec<NodeId>,
+    /// A node that votes and shall not.
+    going: Option<NodeId>,
+}
+
+impl Change {
+    fn of(
+        catalog: &Catalog,
+        group: GroupId,
+        placement: &Recorded<Placement>,
+        said: Option<&Settled>,
+    ) -> Change {
+        let mut places = placement.record.places.clone();
+        places.sort_by_key(|place| place.replica);
+        let wanted: Vec<NodeId> = places.iter().map(|place| NodeId(place.node)).collect();
+        let voters = match said {
+            Some(said) if said.revision >= placement.revision => wanted.clone(),
+            Some(said) if !said.voters.is_empty() => said.voters.iter().copied().map(NodeId).collect(),
+            _ => before_last_move(catalog, group, &placement.record, said.map(|said| said.revision)),
+        };
+        let going = voters.iter().copied().find(|node| !wanted.contains(node));
+        let (staying, coming) = wanted.into_iter().partition(|node| voters.contains(node));
+        Change { staying, coming, going }
+    }
+
+    /// What is under way.
+    fn kind(&self) -> Option<MoveKind> {
+        Some(match (self.going, self.coming.last().copied()) {
+            (Some(from), Some(to)) => MoveKind::MoveReplica { from, to },
+            (Some(from), None) => MoveKind::RemoveReplica { from },
+            (None, Some(to)) => MoveKind::AddReplica { to },
+            (None, None) => return None,
+        })
+    }
+}
+
+/// The voters of a group as far as the catalog tells, until somebody says who they are: those before the last move, if a replica is to leave
+/// and the group has not come to that yet. Who came last came in its place, unless all were there from the start.
+fn before_last_move(
     catalog: &Catalog,
     group: GroupId,
     placement: &Placement,
     settled: Option<i64>,
-) -> Option<MoveKind> {
-    let since = |node| leaving_since(catalog, group, node);
-    let from = catalog.leaving_of(group).max_by_key(|node| since(*node))?;
-    if settled >= since(from) {
-        return None;
-    }
-    // Who came last came in its place, unless all were there from the start.
-    let newest = placement.places.iter().max_by_key(|place| place.replica)?;
-    let is_new = placement.first.iter().all(|place| place.replica != newest.replica);
-    Some(match is_new {
-        true => MoveKind::MoveReplica { from, to: NodeId(newest.node) },
-        false => MoveKind::RemoveReplica { from },
-    })
+) -> Vec<NodeId> {
+    let since = |node: &NodeId| leaving_since(catalog, group, *node);
+    let last = catalog.leaving_of(group).max_by_key(since).filter(|node| settled < since(node));
+    let newest = placement.places.iter().max_by_key(|place| place.replica);
+    let newest = newest.filter(|newest| placement.first.iter().all(|place| place.replica != newest.replica));
+    let came = last.and(newest).map(|place| NodeId(place.node));
+    placement.nodes().filter(|node| Some(*node) != came).chain(last).collect()
 }
 
 /// Nodes that are no members any more and still shall have replicas.
@@ -273,13 +336,15 @@ mod tests {
     use std::sync::Arc;
 
     use hadron_balance::{Policy, Reason, plan};
+    use hadron_consensus::ReplicaId;
     use hadron_keyspace::{Applied, Keyspace};
     use hadron_storage::engine::ModelEngine;
 
     use super::*;
     use crate::catalog::{KeyspaceRecord, keys_of};
     use crate::membership::Member;
-    use crate::report::Damaged;
+    use crate::reconfigure::first_configuration;
+    use crate::report::{Damaged, settled as said_by};
     use crate::roster::Roster;
 
     const GROUP: GroupId = GroupId(2);
@@ -293,12 +358,17 @@ mod tests {
     impl World {
         /// Nodes 1 to 4, with one keyspace on the first three.
         fn new() -> World {
+            World::of(4)
+        }
+
+        /// Nodes from 1 on, with one keyspace on the first three.
+        fn of(nodes: u64) -> World {
             let root = Keyspace::open(Arc::new(ModelEngine::new()), 0, Default::default()).unwrap();
             let board = Board::default();
             let member = |id| Member { id, replica: id, ..Member::default() };
-            let roster = Roster::of(&[1, 2, 3, 4].map(member));
+            let roster = Roster::of(&(1..=nodes).map(member).collect::<Vec<_>>());
             board.set_pool(Arc::new(Pool { roster, ..Pool::default() }), ME);
-            board.set_alive([2, 3, 4].map(NodeId).into());
+            board.set_alive((2..=nodes).map(NodeId).collect());
             let world = World { board, root };
             let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
             let nodes = [1, 2, 3].map(NodeId);
@@ -316,6 +386,36 @@ mod tests {
 
         fn decide(&self, planned: &Move) -> Option<Decision> {
             self.board.with_catalog(|catalog| decide(catalog, planned, 7))
+        }
+
+        /// Decides a move of a replica. Returns the revision of the placement.
+        fn place(&self, kind: MoveKind) -> i64 {
+            let Some(Decision::Place(command)) = self.decide(&moving(kind)) else {
+                panic!("nothing decided")
+            };
+            self.apply(command);
+            self.board.with_catalog(|catalog| catalog.placement(GROUP).unwrap().revision)
+        }
+
+        /// Node 1 leads the group and says how far it has come.
+        fn report_settled(&self, revision: i64, voters: &[u64]) {
+            let settled = vec![Settled { group: GROUP.0, revision, voters: voters.to_vec() }];
+            self.board.set_report(ME, Report { leads: vec![GROUP.0], settled, ..Report::default() });
+        }
+
+        fn set_alive(&self, nodes: &[u64]) {
+            self.board.set_alive(nodes.iter().copied().map(NodeId).collect());
+        }
+
+        /// What is planned for those who are out of reach by now for good.
+        fn plan(&self) -> Vec<Move> {
+            let view = Balancer::default().view(Time(1), &self.board, ME);
+            plan(&view, &Policy { grace_us: 0, ..Policy::default() })
+        }
+
+        fn under_way(&self) -> Option<MoveKind> {
+            let view = Balancer::default().view(Time(1), &self.board, ME);
+            view.moves.get(&GROUP).copied()
         }
     }
 
@@ -362,7 +462,7 @@ mod tests {
         let wanted = world.board.with_catalog(|catalog| catalog.placement(GROUP).unwrap().revision);
         let mut balancer = Balancer::default();
         let mut at = |settled: i64| {
-            let settled = vec![crate::report::Settled { group: GROUP.0, revision: settled }];
+            let settled = vec![Settled { group: GROUP.0, revision: settled, voters: Vec::new() }];
             let leads = vec![GROUP.0];
             world.board.set_report(NodeId(2), Report { leads, settled, ..Report::default() });
             balancer.view(Time(1), &world.board, ME)
@@ -376,6 +476,145 @@ mod tests {
         let Some(Decision::Place(command)) = world.decide(&moving(kind)) else { panic!("nothing decided") };
         world.apply(command);
         assert_eq!(at(wanted).moves[&GROUP], kind, "the last one");
+    }
+
+    /// A move was under way for as long as its group had not come to it. One to a node that died before it had caught up never ended: the
+    /// group was not mended any more, and the node could not be removed.
+    #[test]
+    fn a_move_to_a_node_that_dies_goes_to_another() {
+        let world = World::of(5);
+        let kind = MoveKind::MoveReplica { from: NodeId(2), to: NodeId(4) };
+        world.place(kind);
+        world.report_settled(0, &[1, 2, 3]);
+        assert_eq!((world.under_way(), world.plan()), (Some(kind), Vec::new()));
+        world.set_alive(&[2, 3, 5]);
+        let planned = world.plan();
+        assert_eq!(planned[0].kind, MoveKind::MoveReplica { from: NodeId(4), to: NodeId(5) }, "{planned:?}");
+        let wanted = world.place(planned[0].kind);
+        let view = Balancer::default().view(Time(1), &world.board, ME);
+        assert_eq!(view.moves[&GROUP], MoveKind::MoveReplica { from: NodeId(2), to: NodeId(5) });
+        assert_eq!(view.groups[&GROUP].voters().collect::<BTreeSet<_>>(), [1, 2, 3].map(NodeId).into());
+        assert_eq!(world.plan(), []);
+        world.report_settled(wanted, &[]);
+        assert_eq!(world.under_way(), None);
+    }
+
+    #[test]
+    fn a_move_to_a_node_whose_replica_is_damaged_goes_to_another() {
+        let world = World::of(5);
+        world.place(MoveKind::MoveReplica { from: NodeId(2), to: NodeId(4) });
+        world.report_settled(0, &[1, 2, 3]);
+        let damaged = vec![Damaged { group: GROUP.0, replica: 4 }];
+        world.board.set_report(NodeId(4), Report { damaged, ..Report::default() });
+        let planned = world.plan();
+        assert_eq!(planned[0].kind, MoveKind::MoveReplica { from: NodeId(4), to: NodeId(5) }, "{planned:?}");
+        assert_eq!(planned[0].reason.name(), "damaged-replica");
+    }
+
+    /// The catalog went on to name the node although it was no member any more, and the next move waited for it too.
+    #[test]
+    fn a_move_to_a_node_that_is_removed_is_given_up_where_there_is_no_other() {
+        let world = World::new();
+        world.place(MoveKind::MoveReplica { from: NodeId(2), to: NodeId(4) });
+        world.report_settled(0, &[1, 2, 3]);
+        let mut pool = (*world.board.pool()).clone();
+        pool.roster.remove(4).unwrap();
+        world.board.set_pool(Arc::new(pool), ME);
+        world.set_alive(&[2, 3]);
+        let planned = world.plan();
+        assert_eq!(planned[0].kind, MoveKind::RemoveReplica { from: NodeId(4) }, "{planned:?}");
+        let wanted = world.place(planned[0].kind);
+        assert_eq!(world.under_way(), Some(MoveKind::RemoveReplica { from: NodeId(2) }));
+
+        world.report_settled(wanted, &[]);
+        assert_eq!(world.plan(), [], "node 2 has yet to give up its replica");
+        let since = world.board.with_catalog(|catalog| catalog.leaving(GROUP, NodeId(2)).unwrap().revision);
+        world.apply(Catalog::left(&[(GROUP, since)], NodeId(2)));
+        let mut record = world.board.with_catalog(|catalog| catalog.keyspace("a").unwrap());
+        record.replicas = 3;
+        world.apply(world.board.with_catalog(|catalog| catalog.alter(&record)).unwrap());
+        assert_eq!(world.plan()[0].kind, MoveKind::AddReplica { to: NodeId(2) });
+    }
+
+    /// Only who led a group said how far it had come. A group that sleeps since all nodes were started has no leader: moves off a dead node
+    /// that had long been over counted as under way, and took the turns of others.
+    #[test]
+    fn a_move_is_over_also_if_its_group_sleeps_without_a_leader() {
+        let world = World::new();
+        let kind = MoveKind::MoveReplica { from: NodeId(3), to: NodeId(4) };
+        let wanted = world.place(kind);
+        let keyspace = || Keyspace::open(Arc::new(ModelEngine::new()), 0, Default::default()).unwrap();
+        let here = world.board.add_group(GROUP, keyspace());
+        let seen = |settled: i64| {
+            here.set_settled(settled);
+            let report = Report { settled: said_by(&world.board, ME), ..Report::default() };
+            world.board.set_report(ME, report);
+            world.under_way()
+        };
+        assert_eq!(seen(wanted - 1), Some(kind));
+        assert_eq!(seen(wanted), None);
+        let wanted = KeyspaceRecord { name: "b".into(), ..Default::default() };
+        let made = world.board.with_catalog(|catalog| catalog.create(&wanted, &[ME])).unwrap();
+        world.apply(made);
+        world.board.add_group(GroupId(3), keyspace());
+        assert_eq!(said_by(&world.board, ME).len(), 1, "what is where it shall be is not worth a word");
+    }
+
+    /// What was added was seen as a voter at once, while its bytes had yet to be sent: its node was given one after the other.
+    #[test]
+    fn a_replica_that_is_added_is_under_way_until_it_votes() {
+        let world = World::new();
+        let kind = MoveKind::AddReplica { to: NodeId(4) };
+        let wanted = world.place(kind);
+        let keyspace = Keyspace::open(Arc::new(ModelEngine::new()), 0, Default::default()).unwrap();
+        let here = world.board.add_group(GROUP, keyspace);
+        let voters: Vec<_> = (1..=3).map(|id| (ReplicaId(id), NodeId(id))).collect();
+        here.set_configuration(first_configuration(&voters), ReplicaId(1));
+        let seen = |leader: u64| {
+            here.set_status(Some(NodeId(leader)), Default::default(), 0);
+            let leads = if leader == ME.0 { vec![GROUP.0] } else { Vec::new() };
+            let settled = said_by(&world.board, ME);
+            world.board.set_report(ME, Report { leads, settled, ..Report::default() });
+            let view = Balancer::default().view(Time(1), &world.board, ME);
+            (view.moves.get(&GROUP).copied(), view.groups[&GROUP].voters().count())
+        };
+        assert_eq!(seen(1), (Some(kind), 3));
+        assert_eq!(seen(2), (None, 4), "who only follows may lag behind");
+        here.set_settled(wanted);
+        assert_eq!(seen(1), (None, 4));
+    }
+
+    /// The time for which a node that had just stopped was said to be silent began when this one had led the root group last.
+    #[test]
+    fn time_in_which_nobody_looked_is_no_silence() {
+        const SECOND_US: u64 = 1_000_000;
+        let world = World::new();
+        let mut balancer = Balancer::default();
+        let mut is_lost = |seconds: u64| {
+            let view = balancer.view(Time(seconds * SECOND_US), &world.board, ME);
+            view.nodes[&NodeId(2)].is_lost(view.now, Policy::default().grace_us)
+        };
+        assert!(!is_lost(1));
+        world.set_alive(&[3, 4]);
+        assert!(!is_lost(3_600), "it may have been there a moment ago");
+        let silent = (1..).map(|look| 3_600 + look * 5).find(|at| is_lost(*at)).unwrap() - 3_600;
+        assert!((590..=600).contains(&silent), "{silent}");
+    }
+
+    /// Keyspaces came to nodes that had been added as learners, which answer no clients.
+    #[test]
+    fn who_has_no_vote_in_the_root_group_receives_nothing() {
+        let world = World::new();
+        world.apply(Catalog::drain(NodeId(2), true));
+        let with_learner = |is_learner| {
+            let mut pool = (*world.board.pool()).clone();
+            pool.roster.members.iter_mut().filter(|it| it.id == 4).for_each(|it| it.is_learner = is_learner);
+            world.board.set_pool(Arc::new(pool), ME);
+            world.plan()
+        };
+        assert_eq!(with_learner(true), []);
+        let planned = with_learner(false);
+        assert_eq!(planned[0].kind, MoveKind::MoveReplica { from: NodeId(2), to: NodeId(4) });
     }
 
     /// What a dead node had led was led by it for ever, going by its last report: a group whose leader is dead is left alone, and so its

@@ -225,6 +225,11 @@ impl Placement {
         place.map(|place| ReplicaId(place.replica))
     }
 
+    /// Whether it is another than the one that the group was made with.
+    pub fn was_changed(&self) -> bool {
+        self.places != self.first
+    }
+
     /// The nodes that shall have a replica.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.places.iter().map(|place| NodeId(place.node))
@@ -390,11 +395,6 @@ impl Catalog {
     pub fn leaving_of(&self, group: GroupId) -> impl Iterator<Item = NodeId> + '_ {
         let of_group = (group, NodeId(0))..=(group, NodeId(u64::MAX));
         self.leaving.range(of_group).map(|((_, node), _)| *node)
-    }
-
-    /// The groups that a replica is to leave, in their order; as often as there are such replicas.
-    pub fn leaving_groups(&self) -> impl Iterator<Item = GroupId> + '_ {
-        self.leaving.keys().map(|(group, _)| *group)
     }
 
     /// The nodes that are to be emptied.

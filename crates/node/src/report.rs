@@ -4,16 +4,19 @@
 //! root group next knows the loads already, and any of them can show how the pool stands. A report is a message and not a
 //! record: a lost one is replaced by the next.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use hadron_balance::{Capacity, Load, Resource};
 use hadron_consensus::{GroupId, NodeId, ReplicaId};
 use prost::Message as _;
 
-use crate::board::Board;
+use crate::board::{Board, GroupBoard};
 use crate::event::Effects;
 use crate::membership::Member;
 use crate::node::Node;
 use crate::peer::PeerMessage;
+use crate::reconfigure::Places;
 
 /// What a node measured.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -48,7 +51,8 @@ pub struct Report {
     /// The groups that it leads.
     #[prost(uint64, repeated, tag = "10")]
     pub leads: Vec<u64>,
-    /// Of the groups that it leads, those that a replica is to leave.
+    /// Of the groups that it has a replica of, those that a replica is to leave. Of those that it leads also the others that have yet to
+    /// come to their placement.
     #[prost(message, repeated, tag = "11")]
     pub settled: Vec<Settled>,
     /// The prefixes of keys that its clients asked most about, in a second.
@@ -102,9 +106,8 @@ pub struct Hitter {
     pub events: f64,
 }
 
-/// How far a group has come that a replica is to leave. A replica on a dead node never says that it is gone; the group's leader knows when
-/// the group does without it.
-#[derive(Clone, Copy, PartialEq, prost::Message)]
+/// How far a group has come. A replica on a dead node never says that it is gone; those that are left know when the group does without it.
+#[derive(Clone, PartialEq, prost::Message)]
 pub struct Settled {
     /// The group.
     #[prost(uint64, tag = "1")]
@@ -112,6 +115,9 @@ pub struct Settled {
     /// The revision of the placement that the group has come to.
     #[prost(int64, tag = "2")]
     pub revision: i64,
+    /// The nodes whose replicas vote, if there is a newer placement: what has yet to be changed.
+    #[prost(uint64, repeated, tag = "3")]
+    pub voters: Vec<u64>,
 }
 
 /// What a node measured of one replica.
@@ -152,10 +158,10 @@ impl Report {
         self.leads.binary_search(&group.0).is_ok()
     }
 
-    /// The revision of the placement to which it knows that `group` has come, if it leads it.
-    pub fn settled(&self, group: GroupId) -> Option<i64> {
+    /// How far it knows that `group` has come, if it says that.
+    pub fn settled(&self, group: GroupId) -> Option<&Settled> {
         let place = self.settled.binary_search_by_key(&group.0, |settled| settled.group).ok()?;
-        self.settled.get(place).map(|settled| settled.revision)
+        self.settled.get(place)
     }
 
     /// The damaged replica that it has of `group`.
@@ -171,15 +177,31 @@ impl Report {
     }
 }
 
-/// What `me` has to say in [`Report::settled`].
+/// What `me` has to say in [`Report::settled`]. Nothing about groups that are where they shall be: there may be thousands.
+///
+/// That a group has come to a placement any replica may say that applied it; a group that sleeps since all its nodes were started has no
+/// leader. That it has not, where no replica is to leave, only the leader: another may lag behind.
 pub fn settled(board: &Board, me: NodeId) -> Vec<Settled> {
-    let mut leaving = board.with_catalog(|catalog| catalog.leaving_groups().collect::<Vec<_>>());
-    leaving.dedup();
-    let of = |group: GroupId| {
-        let revision = board.group(group).filter(|here| here.leader() == Some(me))?.settled();
-        Some(Settled { group: group.0, revision })
+    let of = |(group, here): (GroupId, Arc<GroupBoard>)| {
+        let revision = here.settled();
+        board.with_catalog(|catalog| {
+            let placement = catalog.placement(group)?;
+            let is_open = revision < placement.revision && placement.record.was_changed();
+            let is_left = catalog.leaving_of(group).next().is_some();
+            let voters = if is_open { voters(&here) } else { Vec::new() };
+            let is_told = is_left || is_open && here.leader() == Some(me);
+            is_told.then_some(Settled { group: group.0, revision, voters })
+        })
     };
-    leaving.into_iter().filter_map(of).collect()
+    board.groups().into_iter().filter_map(of).collect()
+}
+
+/// The nodes whose replicas vote; those that did before, while they are replaced.
+fn voters(here: &GroupBoard) -> Vec<u64> {
+    let configuration = here.configuration();
+    let places = Places::of(&configuration).unwrap_or_default();
+    let voters = if configuration.is_joint() { &configuration.outgoing } else { &configuration.voters };
+    voters.iter().filter_map(|replica| places.nodes.get(replica)).map(|node| node.0).collect()
 }
 
 /// What a node has to say in [`Report::damaged`].

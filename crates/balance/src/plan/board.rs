@@ -47,6 +47,7 @@ pub(super) struct Seat<'a> {
     pub(super) is_alive: bool,
     pub(super) is_lost: bool,
     pub(super) is_draining: bool,
+    pub(super) is_learner: bool,
     pub(super) is_slow: bool,
 }
 
@@ -59,7 +60,7 @@ pub(crate) struct Draft<'a> {
     pub(super) leader: Option<usize>,
     /// A majority of the voters, as they are now, can be reached.
     pub(crate) has_quorum: bool,
-    /// There is a move, from before or from this plan.
+    /// There is a move, from before or from this plan, that can come to its end.
     pub(super) is_busy: bool,
 }
 
@@ -115,17 +116,47 @@ impl<'a> Board<'a> {
         alive > all / 2
     }
 
-    /// Takes a move in progress for done.
+    /// Takes a move in progress for done. One that is stuck keeps its group from nothing: what it waits for is lost or damaged as any
+    /// other replica, and so is mended.
     fn anticipate(&mut self, id: GroupId, kind: &MoveKind) {
         let Ok(group) = self.groups.binary_search_by_key(&id, |group| group.id) else { return };
         let known = [kind.source(), kind.destination(), kind.leader_after(None)];
         if known.into_iter().flatten().all(|node| self.number(node).is_some()) {
-            self.carry_out(group, kind);
+            self.relocate(group, kind);
+            if !self.is_stuck(&self.groups[group]) {
+                self.begin(group, kind);
+            }
         }
+    }
+
+    /// Whether a group does not get to the replicas that it shall have: one that has yet to vote is lost or damaged, or a majority is lost.
+    fn is_stuck(&self, draft: &Draft<'_>) -> bool {
+        let is_lost = |node: &&usize| self.seats[**node].is_lost;
+        let cannot_come = |node: &usize| {
+            self.is_half_built(draft, *node) && (is_lost(&node) || self.is_damaged(draft, *node))
+        };
+        let lost = draft.replicas.iter().filter(is_lost).count();
+        draft.replicas.iter().any(cannot_come) || 2 * lost >= draft.replicas.len()
     }
 
     /// Changes loads and places as `kind` will, and takes the room that it needs meanwhile.
     fn carry_out(&mut self, group: usize, kind: &MoveKind) {
+        self.relocate(group, kind);
+        self.begin(group, kind);
+    }
+
+    /// Changes the places of replicas as `kind` will.
+    fn relocate(&mut self, group: usize, kind: &MoveKind) {
+        if let Some(to) = kind.destination().and_then(|to| self.number(to)) {
+            self.put(group, to);
+        }
+        if let Some(from) = kind.source().and_then(|from| self.number(from)) {
+            self.take(group, from);
+        }
+    }
+
+    /// Takes what `kind` needs while it is under way, and hands over the leadership as it will.
+    fn begin(&mut self, group: usize, kind: &MoveKind) {
         let (bytes, sender) = (self.groups[group].view.bytes, self.groups[group].leader);
         self.groups[group].is_busy = true;
         if let Some(to) = kind.destination().and_then(|to| self.number(to)) {
@@ -133,13 +164,11 @@ impl<'a> Board<'a> {
             self.seats[to].disk.used += bytes;
             sender.into_iter().for_each(|sender| self.seats[sender].outgoing += 1);
             self.builds_left = self.builds_left.saturating_sub(1);
-            self.put(group, to);
         }
         let leader = kind.leader_after(sender.map(|sender| self.seats[sender].id));
         self.lead(group, leader.and_then(|leader| self.number(leader)));
         if let Some(from) = kind.source().and_then(|from| self.number(from)) {
             self.seats[from].leaving += bytes;
-            self.take(group, from);
         }
         if matches!(kind, MoveKind::TransferLeader { .. }) {
             self.transfers_left = self.transfers_left.saturating_sub(1);
@@ -259,6 +288,11 @@ impl<'a> Board<'a> {
     /// Whether the group's replica on `node` is damaged.
     pub(super) fn is_damaged(&self, group: &Draft<'_>, node: usize) -> bool {
         group.view.replica(self.seats[node].id).is_some_and(|replica| replica.is_damaged)
+    }
+
+    /// Whether the group's replica on `node` has yet to vote.
+    pub(super) fn is_half_built(&self, group: &Draft<'_>, node: usize) -> bool {
+        group.view.replica(self.seats[node].id).is_none_or(|replica| replica.role == ReplicaRole::Learner)
     }
 
     /// How full the disk of `node` will be.
@@ -403,7 +437,7 @@ impl Seat<'_> {
 
     /// Whether it is there and shall be.
     pub(super) fn stays(&self) -> bool {
-        self.is_alive && !self.is_draining
+        self.is_alive && !self.is_draining && !self.is_learner
     }
 
     /// Whether it may be given anything.
@@ -458,6 +492,7 @@ fn seat<'a>(id: NodeId, node: &'a NodeView, zone: usize, now: Time, policy: &Pol
         is_alive: node.state == NodeState::Alive,
         is_lost: node.is_lost(now, policy.grace_us),
         is_draining: node.draining,
+        is_learner: node.learner,
         is_slow: node.fsync_us > policy.fsync_us_max,
     }
 }
@@ -480,6 +515,7 @@ fn stranger<'a>(id: NodeId) -> Seat<'a> {
         is_alive: false,
         is_lost: true,
         is_draining: false,
+        is_learner: false,
         is_slow: false,
     }
 }

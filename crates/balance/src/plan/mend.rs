@@ -11,7 +11,7 @@ use crate::view::ReplicaRole;
 
 /// Removes replicas that are more than there shall be, and learners that a move has left behind.
 pub(super) fn surplus(board: &mut Board<'_>) {
-    for group in board.idle_groups(|_, draft| draft.view.replicas.len() > draft.view.factor) {
+    for group in board.idle_groups(|_, draft| draft.replicas.len() > draft.view.factor) {
         let (have, want) = (board.groups[group].replicas.len(), board.groups[group].view.factor);
         if let Some(from) = board.dispensable(group) {
             let from = board.seats[from].id;
@@ -20,7 +20,8 @@ pub(super) fn surplus(board: &mut Board<'_>) {
     }
 }
 
-/// Rebuilds elsewhere what was on nodes that are lost, first for groups that can bear the fewest further losses.
+/// Rebuilds elsewhere what was on nodes that are lost, first for groups that can bear the fewest further losses. What was to come to such a
+/// node and can come to no other is given up: the group goes on with the others, and then there is one too few.
 pub(super) fn lost(board: &mut Board<'_>) {
     let is_on_lost =
         |board: &Board<'_>, draft: &Draft<'_>| draft.replicas.iter().any(|it| board.seats[*it].is_lost);
@@ -32,9 +33,14 @@ pub(super) fn lost(board: &mut Board<'_>) {
         }
         let draft = &board.groups[group];
         let (left, want, load) = (board.reachable(draft), draft.view.factor, draft.view.load.replica);
-        let Some(from) = draft.replicas.iter().copied().find(|it| board.seats[*it].is_lost) else { continue };
+        let Some(from) = board.lost(draft) else { continue };
         let node = board.seats[from].id;
-        board.rebuild(group, from, &load, Reason::Lost { node, left, want });
+        let reason = Reason::Lost { node, left, want };
+        if board.may_ever_move(draft) || !board.may_be_given_up(draft, from) {
+            board.rebuild(group, from, &load, reason);
+        } else {
+            board.decide(group, MoveKind::RemoveReplica { from: node }, reason);
+        }
     }
 }
 
@@ -209,10 +215,22 @@ impl Board<'_> {
         let bytes = draft.view.bytes;
         // Who is out of reach for a moment is waited for.
         let open = |(number, seat): (usize, &Seat<'_>)| {
-            let stays = !seat.is_lost && !seat.is_draining && !seat.is_slow;
-            stays && self.has_room(seat, bytes) && !draft.replicas.contains(&number)
+            let stays = !seat.is_lost && !seat.is_draining && !seat.is_learner && !seat.is_slow;
+            stays && self.has_room(seat, bytes) && self.is_free_of(draft, number)
         };
         self.seats.iter().enumerate().any(open)
+    }
+
+    /// The node of a replica that is lost, one that has yet to vote before others: the group waits for it.
+    fn lost(&self, draft: &Draft<'_>) -> Option<usize> {
+        let lost = draft.replicas.iter().copied().filter(|node| self.seats[*node].is_lost);
+        lost.min_by_key(|node| !self.is_half_built(draft, *node))
+    }
+
+    /// Whether the group can do without the replica on `node`, which has yet to come.
+    fn may_be_given_up(&self, draft: &Draft<'_>, node: usize) -> bool {
+        let others = draft.replicas.len() - 1;
+        self.is_half_built(draft, node) && 2 * self.reachable(draft) > others
     }
 
     /// Whether the damaged replica on `node` can be missed until there is another in its place.
@@ -232,7 +250,7 @@ impl Board<'_> {
         let draft = &self.groups[group];
         let value = |node: &usize| {
             let seat = &self.seats[*node];
-            let is_voter = draft.view.replica(seat.id).is_none_or(|it| it.role == ReplicaRole::Voter);
+            let is_voter = !self.is_half_built(draft, *node);
             let company = self.company(draft, seat.zone, Some(*node));
             let leads = draft.leader == Some(*node);
             let is_well = !self.is_damaged(draft, *node);

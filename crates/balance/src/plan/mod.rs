@@ -10,7 +10,7 @@
 //! # Invariants
 //! * No two replicas of a group on a node. None joins another in its zone while a node of an empty zone may take it.
 //! * A damaged replica goes only if a majority of those that are left is well.
-//! * Nobody receives who is out of reach, to be emptied, slow to fsync, or would be more than 85 % full.
+//! * Nobody receives who is out of reach, to be emptied, without a vote in the root group, slow to fsync, or would be more than 85 % full.
 //! * A move for the sake of load lowers the larger W of its two nodes. So the sorted list of all W only ever goes down, and plans that are
 //!   carried out one after the other come to an end.
 //! * The same view and policy give the same plan.
@@ -30,7 +30,8 @@ use crate::moves::Move;
 use crate::policy::Policy;
 use crate::view::View;
 
-/// What is to be done now, the most urgent first. At most one move for a group, none for groups that have one.
+/// What is to be done now, the most urgent first. At most one move for a group, none for groups that have one
+/// that can come to its end.
 pub fn plan(view: &View, policy: &Policy) -> Vec<Move> {
     let mut board = Board::new(view, policy);
     mend::surplus(&mut board);

@@ -1,6 +1,6 @@
 //! Where a replica may go. The rules that hold for every move are here and nowhere else.
 
-use super::board::Board;
+use super::board::{Board, Draft};
 use crate::load::Load;
 
 /// A node that may take a replica.
@@ -28,10 +28,15 @@ impl Board<'_> {
     /// What `node` is as a place for a replica of `group`, if it may take one.
     pub(super) fn place(&self, group: usize, from: Option<usize>, node: usize, load: &Load) -> Option<Place> {
         let (draft, seat) = (&self.groups[group], &self.seats[node]);
-        if !self.may_receive(seat, draft.view.bytes) || draft.replicas.contains(&node) {
+        if !self.may_receive(seat, draft.view.bytes) || !self.is_free_of(draft, node) {
             return None;
         }
         Some(Place { node, company: self.company(draft, seat.zone, from), weight: seat.weight_with(load) })
+    }
+
+    /// Whether `node` has no replica of the group, and none to give up.
+    pub(super) fn is_free_of(&self, draft: &Draft<'_>, node: usize) -> bool {
+        !draft.replicas.contains(&node) && !draft.view.leaving.contains(&self.seats[node].id)
     }
 }
 

@@ -45,8 +45,8 @@ impl fmt::Display for Hindrance {
         f.write_str(match self {
             Hindrance::NoMajority => "no majority of their keyspaces' replicas can be reached",
             Hindrance::TooFewNodes => {
-                "every other node that can be reached and is not to be emptied has a replica of their keyspaces already: \
-                 add a node, or want fewer replicas"
+                "every other node that can be reached, is no learner and is not to be emptied has a replica of their keyspaces \
+                 already: add a node, or want fewer replicas"
             }
             Hindrance::DisksFull => "the disks of the nodes that could take them are too full",
             Hindrance::DisksSlow => "the disks of the nodes that could take them are too slow",

@@ -60,6 +60,8 @@ impl Runner {
             ["factor", id, factor] => self.group(id).factor = factor.parse().unwrap(),
             // damaged g1 n3: its replica there
             ["damaged", id, on] => self.replica(id, on).is_damaged = true,
+            // leaving g1 n3: it has yet to give up its last replica
+            ["leaving", id, on] => self.group(id).leaving.push(node(on)),
             ["lag", id, on, entries] => self.replica(id, on).lag = entries.parse().unwrap(),
             // leader g1 n2 | none
             ["leader", id, "none"] => self.group(id).leader = None,
@@ -68,6 +70,9 @@ impl Runner {
             ["dead", ids] => self.set_state(ids, NodeState::Dead),
             ["alive", ids] => self.set_state(ids, NodeState::Alive),
             ["drain", ids] => self.nodes(ids, |node| node.draining = true),
+            // learner n4: it has no vote in the root group; voter n4: it has one
+            ["learner", ids] => self.nodes(ids, |node| node.learner = true),
+            ["voter", ids] => self.nodes(ids, |node| node.learner = false),
             ["fsync", ids, micros] => self.nodes(ids, |node| node.fsync_us = number(micros)),
             ["forget", id] => drop(self.view.nodes.remove(&node(id))),
             ["wait", seconds] => self.view.now = self.view.now.plus_micros((number(seconds) * 1e6) as u64),
@@ -133,6 +138,7 @@ impl Runner {
             }
         }
         self.view.groups.insert(id, it);
+        self.view.moves.remove(&id);
     }
 
     fn group(&mut self, id: &str) -> &mut GroupView {

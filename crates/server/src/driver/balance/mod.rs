@@ -12,9 +12,9 @@ mod measure;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hadron_balance::{plan, with_names};
+use hadron_balance::{Move, plan, with_names};
 use hadron_consensus::{NodeId, ROOT_GROUP};
-use hadron_keyspace::Command;
+use hadron_keyspace::{Command, Response};
 use hadron_node::{Decision, Event, Report, decide, forget_moves};
 use hadron_proto::etcdserverpb::CompactionRequest;
 use tokio::task::spawn_blocking;
@@ -106,41 +106,54 @@ impl Balance {
         // Thousands of groups take a while, and others use this thread.
         let Ok(moves) = spawn_blocking(move || plan(&handle.view(), &handle.policy())).await else { return };
         for planned in moves {
-            let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-            let decided = self.0.handle.board().with_catalog(|catalog| decide(catalog, &planned, at_ms));
-            let begun = match decided {
-                Some(Decision::Place(command)) => self.write(command).await,
-                Some(Decision::HandOver { group, from, to, record }) => {
-                    let is_recorded = self.write(record).await;
-                    if is_recorded {
-                        self.0.inputs.event(Event::HandOverTo { group, from, to });
-                    }
-                    is_recorded
-                }
-                None => false,
-            };
-            if begun {
-                let members = self.0.handle.board().members();
-                let name = |id: NodeId| {
-                    members.iter().find(|member| member.node() == id).map(|member| member.name.clone())
-                };
-                let kind = with_names(&planned.kind.to_string(), name);
-                let reason = with_names(&planned.reason.to_string(), name);
-                info!(group = planned.group.0, kind, reason, effect = %planned.effect, "move");
-                metrics.moves.with(&[planned.reason.name()]).inc();
+            // Each write takes its time, and others may lead by now.
+            if !self.leads() {
+                return;
+            }
+            let Some(is_begun) = self.begin(&planned).await else { return };
+            if is_begun {
+                self.tell(&planned, metrics);
             }
         }
     }
 
-    /// Whether the command was carried out. If not, or if that is not known, the next plan sees what there is.
-    async fn write(&self, command: Command) -> bool {
+    /// Whether a move was begun; `None` if that is not known.
+    async fn begin(&self, planned: &Move) -> Option<bool> {
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+        let decided = self.0.handle.board().with_catalog(|catalog| decide(catalog, planned, at_ms));
+        match decided {
+            Some(Decision::Place(command)) => self.write(command).await,
+            Some(Decision::HandOver { group, from, to, record }) => {
+                let is_recorded = self.write(record).await?;
+                if is_recorded {
+                    self.0.inputs.event(Event::HandOverTo { group, from, to });
+                }
+                Some(is_recorded)
+            }
+            None => Some(false),
+        }
+    }
+
+    fn tell(&self, planned: &Move, metrics: &Metrics) {
+        let members = self.0.handle.board().members();
+        let name =
+            |id: NodeId| members.iter().find(|member| member.node() == id).map(|member| member.name.clone());
+        let kind = with_names(&planned.kind.to_string(), name);
+        let reason = with_names(&planned.reason.to_string(), name);
+        info!(group = planned.group.0, kind, reason, effect = %planned.effect, "move");
+        metrics.moves.with(&[planned.reason.name()]).inc();
+    }
+
+    /// Whether the command was carried out; `None` if that is not known. The next plan sees what there is.
+    async fn write(&self, command: Command) -> Option<bool> {
         match self.0.handle.write(ROOT_GROUP, command).await {
             Ok(written) => {
-                matches!(written.response, Ok(hadron_keyspace::Response::Txn(response)) if response.succeeded)
+                let is_done = matches!(written.response, Ok(Response::Txn(response)) if response.succeeded);
+                Some(is_done)
             }
             Err(error) => {
                 warn!(%error, "a move could not be decided");
-                false
+                None
             }
         }
     }

@@ -3,22 +3,26 @@
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use hadron_storage::engine::{Read, Space};
+use hadron_storage::engine::Space;
 
 use crate::error::Error;
 use crate::keyspace::Keyspace;
 use crate::mvcc::{Pin, Record, Version};
-use crate::record;
+use crate::read::replaced;
+use crate::record::{self, StateRecord};
 use crate::state::State;
 use crate::stored::{stored_key, stored_value};
 
 /// Versions read at a time.
 const PIECE: usize = 1000;
 
-/// The versions up to a revision, fixed while the state was locked. Holds sweeps off what it may read.
+/// The versions up to a revision, fixed while the state was locked. Holds sweeps off what it may read, so that it needs no view of the
+/// engine for longer than it reads a piece ([`hadron_storage::engine::Engine::snapshot`]).
 pub(crate) struct Kept {
     revision: i64,
     generation: u32,
+    /// Something was in the engine then.
+    is_flushed: bool,
     /// What was not in the engine then.
     unflushed: Vec<Record>,
     _pin: Pin,
@@ -31,6 +35,7 @@ impl Kept {
         Kept {
             revision,
             generation: state.generation,
+            is_flushed: state.flushed.index > 0,
             unflushed: unflushed.cloned().collect(),
             _pin: keyspace.pins.pin(state.generation, state.compact_revision.max(0)),
         }
@@ -43,26 +48,25 @@ impl Kept {
         counts: impl Fn(&State, &Record) -> bool,
         mut show: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let view = keyspace.engine.snapshot();
-        let mut from = record::version_key(keyspace.group, self.generation, (0, 0));
-        loop {
-            let (piece, next) = self.piece(keyspace, view.as_ref(), &from)?;
+        let first = record::version_key(keyspace.group, self.generation, (0, 0));
+        let mut from = self.is_flushed.then_some(first);
+        while let Some(begin) = from {
+            let (piece, next) = self.piece(keyspace, &begin)?;
             self.show(keyspace, &piece, &counts, &mut show)?;
-            match next {
-                Some(next) => from = next,
-                None => break,
-            }
+            from = next;
         }
         self.unflushed.chunks(PIECE).try_for_each(|piece| self.show(keyspace, piece, &counts, &mut show))
     }
 
     /// Some records of the engine, without values, and where to go on.
-    fn piece(
-        &self,
-        keyspace: &Keyspace,
-        view: &dyn Read,
-        from: &Bytes,
-    ) -> Result<(Vec<Record>, Option<Bytes>), Error> {
+    fn piece(&self, keyspace: &Keyspace, from: &Bytes) -> Result<(Vec<Record>, Option<Bytes>), Error> {
+        let view = keyspace.engine.snapshot();
+        // What is not there any more must not look like what was swept.
+        let stored = StateRecord::stored(view.as_ref(), keyspace.group);
+        let stored = stored.map_err(|error| Error::Storage(error.to_string()))?;
+        if stored.is_none_or(|stored| stored.generation != self.generation) {
+            return Err(replaced());
+        }
         let end = (self.revision + 1, 0);
         let end = self.unflushed.first().map_or(end, |first| first.version.place().min(end));
         let to = record::version_key(keyspace.group, self.generation, end);
@@ -96,7 +100,7 @@ impl Kept {
     ) -> Result<(), E> {
         let state = keyspace.state.read();
         if state.generation != self.generation {
-            return Err(Error::Storage("the state was replaced by a snapshot".into()).into());
+            return Err(replaced().into());
         }
         let counted: Vec<&Record> = piece.iter().filter(|record| counts(&state, record)).collect();
         drop(state);

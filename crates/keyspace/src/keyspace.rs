@@ -7,17 +7,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
 use hadron_storage::engine::{Engine, Read, Space};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use crate::apply::list_alarms;
 use crate::auth::ShownAuth;
 use crate::error::OpenError;
-use crate::mvcc::{Pin, Pins, TableChange, ValueCache};
+use crate::mvcc::{Pins, TableChange, ValueCache};
 use crate::range::header;
 use crate::read::Values;
 use crate::record::{self, StateRecord};
 use crate::state::{Applied, Flushed, State, name_of};
-use crate::sweep::Dropped;
+use crate::sweep::{Dropped, Former};
 use crate::watch::{Hub, WatcherCounts};
 
 /// What may be chosen when a keyspace is opened.
@@ -57,7 +57,7 @@ pub struct Keyspace {
     /// What the state says about authentication, for those who ask with every request.
     pub(crate) shown_auth: ShownAuth,
     /// Records of former generations that are still to be deleted.
-    pub(crate) dropped: Mutex<Vec<Dropped>>,
+    pub(crate) former: Arc<Former>,
     /// The highest generation that was begun before this was opened: whatever is in those but the present one is swept.
     begun_before: u32,
 }
@@ -83,7 +83,7 @@ impl Keyspace {
             pins: Arc::default(),
             tombstone_pins: Arc::default(),
             hub: Arc::new(Hub::new(state.revision, options.watch_buffer_bytes)),
-            dropped: Mutex::new(dropped),
+            former: Former::new(dropped),
             begun_before: highest.max(state.generation),
             shown_auth: ShownAuth::of(&state),
             state: RwLock::new(state),
@@ -95,20 +95,17 @@ impl Keyspace {
     /// Switches to the state that an [`crate::Importer`] loaded and finished. Watchers go on from the revision they are
     /// at, or learn that it is compacted; reads that are under way start again. Nothing may be on its way to the engine.
     /// Returns the state that was in use: to drop a large one takes long.
-    ///
-    /// # Errors
-    /// The engine failed; nothing was switched.
-    pub fn switch(&self, loaded: Loaded) -> Result<Loaded, OpenError> {
+    pub fn switch(&self, loaded: Loaded) -> Loaded {
         let Loaded(mut loaded) = loaded;
-        let dropped = Dropped::before(self.engine.as_ref(), self.group, loaded.generation)?;
-        let revision = loaded.revision;
+        let (revision, generation) = (loaded.revision, loaded.generation);
         let mut state = self.state.write();
         std::mem::swap(&mut *state, &mut *loaded);
         self.show_auth(&state);
         drop(state);
-        *self.dropped.lock() = dropped;
+        // What is older was to be deleted before; what is younger may be in the hands of an import.
+        self.former.add(Dropped::generations(self.group, (loaded.generation, generation)));
         self.hub.restart(revision);
-        Ok(Loaded(loaded))
+        Loaded(loaded)
     }
 
     /// Whether [`Keyspace::switch`] may be asked for what [`crate::Importer::generation`] names. An import that began for a former replica, before
@@ -232,12 +229,6 @@ impl Keyspace {
     /// The last compaction that the engine knows of; 0 before the first.
     pub fn flushed_compact_revision(&self) -> i64 {
         self.state.read().flushed.compact_revision
-    }
-
-    /// Holds sweeps off the tombstones of later revisions than the engine has now; and the generation.
-    pub(crate) fn pin_tombstones(&self) -> (Pin, u32) {
-        let state = self.state.read();
-        (self.tombstone_pins.pin(state.generation, state.flushed.revision), state.generation)
     }
 
     pub(crate) fn values(&self, generation: u32) -> Values<'_> {

@@ -70,4 +70,5 @@ pub use restore::{Restore, RestoreError, Restored};
 pub use scrub::{Scrub, ScrubError};
 pub use snapshot::{Exporter, Importer, SnapshotError};
 pub use state::Applied;
+pub use sweep::Sweep;
 pub use watch::{WatchOptions, WatchStream, WatcherCounts};

@@ -192,8 +192,8 @@ mod tests {
         let keyspace = open(&engine);
         assert_eq!((keyspace.len(), keyspace.applied().index), (0, 0));
         put_and_flush(&engine, &keyspace, "b");
-        while let Some(batch) = keyspace.take_sweep(10) {
-            engine.write(batch).unwrap();
+        while let Some(sweep) = keyspace.take_sweep(10) {
+            engine.write(sweep.batch()).unwrap();
         }
         assert_eq!(open(&engine).len(), 1);
         assert_eq!(open(&engine).applied().index, 1);

@@ -186,8 +186,8 @@ impl View<'_> {
 }
 
 /// A snapshot replaced the state under a reader; it starts again.
-fn replaced() -> Error {
-    Error::Storage("the state was replaced by a snapshot".into())
+pub(crate) fn replaced() -> Error {
+    Error::Storage("the state was replaced by a snapshot, or is gone".into())
 }
 
 /// Collects rows of up to `keys_max` keys; returns where to go on.

@@ -1,10 +1,11 @@
 //! Scrub: what the engine holds of a keyspace is read again, before somebody needs it, and compared with what is in memory, which replicas compare
 //! among themselves.
 //!
-//! First tables and versions: of one view of the engine, which is what was flushed when it was taken. Each version must be in memory as it is
-//! on disk, or be swept there, and none may be missing; and those that lived at the view's last entry must have, with the tables, the digest that
-//! was flushed with it. Then the values, each with the hash in its version; for this every slice has a view of its own, so that nothing
-//! is held while a lot is read. The checksums of the engine are looked at in passing.
+//! First tables and versions, as they were flushed when the scrub began. Each version must be in memory as it is on disk, or be swept there,
+//! and none may be missing; and those that lived at the last entry then must have, with the tables, the digest that
+//! was flushed with it. Then the values, each with the hash in its version. Tables change, and are read in one go; every slice of
+//! versions or values has a view of its own, so that none is open for long ([`hadron_storage::engine::Engine::snapshot`]): versions do not change, and
+//! those that lived then are pinned. The checksums of the engine are looked at in passing.
 //!
 //! A version that only readers of the past see may go unmissed if others are swept meanwhile. A value that belongs to no version is of no concern.
 
@@ -50,18 +51,18 @@ pub struct Scrub {
     phase: Phase,
     /// The record at which the next slice begins.
     from: Bytes,
+    /// Bytes that were read and that no step has told of.
+    untold: usize,
 }
 
 enum Phase {
-    Tables(Flushed),
     Versions(Flushed),
     Values,
     Ended,
 }
 
-/// What one view shows.
+/// What was flushed when the scrub began.
 struct Flushed {
-    view: Box<dyn Read>,
     state: StateRecord,
     /// The digest of what was found so far.
     digest: u64,
@@ -70,7 +71,7 @@ struct Flushed {
     before: Before,
 }
 
-/// What memory had before the view was taken, of what was flushed.
+/// What memory had right before, of what was flushed.
 struct Before {
     generation: u32,
     index: u64,
@@ -78,7 +79,7 @@ struct Before {
     compact_revision: i64,
     versions: u64,
     swept: u64,
-    /// What lived at the view's last entry and is not in memory any more would look like what did not live.
+    /// What lived at the last entry then and is not in memory any more would look like what did not live.
     _pin: Pin,
 }
 
@@ -97,7 +98,7 @@ impl std::fmt::Debug for Scrub {
 }
 
 impl Scrub {
-    /// Begins with what the engine holds of `keyspace` now; `None` if nothing was ever flushed.
+    /// Begins with what the engine holds of `keyspace` now, and reads its tables; `None` if nothing was ever flushed.
     ///
     /// # Errors
     /// As [`Scrub::step`].
@@ -122,12 +123,16 @@ impl Scrub {
         // A restart needs these.
         Owner::of(keyspace.engine.as_ref(), group)?;
         highest_generation(view.as_ref(), group)?;
-        let from = record::prefix(group, generation).freeze();
-        let phase = Phase::Tables(Flushed { view, state, digest: 0, found: 0, before });
-        Ok(Some(Scrub { keyspace, generation, phase, from }))
+        let (digest, untold) = read_tables(view.as_ref(), group, generation)?;
+        drop(view);
+        let phase = Phase::Versions(Flushed { state, digest, found: 0, before });
+        let mut scrub = Scrub { keyspace, generation, phase, from: Bytes::new(), untold };
+        scrub.from = scrub.first();
+        Ok(Some(scrub))
     }
 
-    /// Reads the next slice, of about `max_bytes`, and returns how much it was; `None` at the end: all is as it should be.
+    /// Reads the next slice, of about `max_bytes`, and returns how much it was, with what [`Scrub::begin`] read; `None` at the end: all
+    /// is as it should be.
     ///
     /// # Errors
     /// Something is not; or the engine failed, or the state was replaced. The scrub has ended then.
@@ -135,12 +140,19 @@ impl Scrub {
         // An error ends it.
         let phase = std::mem::replace(&mut self.phase, Phase::Ended);
         let bytes = match phase {
-            Phase::Tables(flushed) => self.read_tables(flushed, max_bytes)?,
             Phase::Versions(flushed) => self.compare_versions(flushed, max_bytes)?,
             Phase::Values => self.check_values(max_bytes)?,
             Phase::Ended => return Ok(None),
         };
-        Ok(Some(bytes))
+        Ok(Some(bytes + std::mem::take(&mut self.untold)))
+    }
+
+    /// A view of the engine's present, as long as that is what the scrub began with and what was flushed since.
+    fn view(&self) -> Result<(Box<dyn Read>, StateRecord), ScrubError> {
+        let view = self.keyspace.engine.snapshot();
+        let state = StateRecord::stored(view.as_ref(), self.keyspace.group)?;
+        let state = state.filter(|state| state.generation == self.generation).ok_or(ScrubError::Replaced)?;
+        Ok((view, state))
     }
 
     /// Where the next phase begins.
@@ -148,35 +160,12 @@ impl Scrub {
         record::prefix(self.keyspace.group, self.generation).freeze()
     }
 
-    fn read_tables(&mut self, mut flushed: Flushed, max_bytes: usize) -> Result<usize, ScrubError> {
-        let group = self.keyspace.group;
-        let (_, to) = record::generation_bounds(group, self.generation, self.generation + 1);
-        let (mut next, mut bytes, mut is_damaged) = (None, 0, false);
-        flushed.view.scan(Space::Tables, &self.from, &to, &mut |key, value| {
-            if bytes >= max_bytes.max(1) {
-                next = Some(Bytes::copy_from_slice(key));
-                return ControlFlow::Break(());
-            }
-            bytes += key.len() + value.len();
-            match record::decode_table(key, value) {
-                Some(change) => flushed.digest = flushed.digest.wrapping_add(digest::of_table(&change)),
-                None => is_damaged = true,
-            }
-            ControlFlow::Continue(())
-        })?;
-        if is_damaged {
-            return Err(damaged(group, "a record of a table has no known shape"));
-        }
-        (self.from, self.phase) = match next {
-            Some(next) => (next, Phase::Tables(flushed)),
-            None => (self.first(), Phase::Versions(flushed)),
-        };
-        Ok(bytes)
-    }
-
     fn compare_versions(&mut self, mut flushed: Flushed, max_bytes: usize) -> Result<usize, ScrubError> {
         let (keyspace, group) = (&self.keyspace, self.keyspace.group);
-        let slice = Slice::read(flushed.view.as_ref(), group, &flushed.state, &self.from, |_| 0, max_bytes)?;
+        // What was flushed later is of later revisions.
+        let revision = flushed.state.revision;
+        let to = record::version_key(group, self.generation, (revision + 1, 0));
+        let slice = Slice::read(&*self.view()?.0, group, (&self.from, &to), revision, |_| 0, max_bytes)?;
         for versions in slice.versions.chunks(LOOKED_UP_AT_ONCE) {
             let state = keyspace.in_generation(self.generation)?;
             for (version, key) in versions {
@@ -196,14 +185,11 @@ impl Scrub {
 
     fn check_values(&mut self, max_bytes: usize) -> Result<usize, ScrubError> {
         let group = self.keyspace.group;
-        let view = self.keyspace.engine.snapshot();
-        let state = StateRecord::stored(view.as_ref(), group)?.ok_or(ScrubError::Replaced)?;
-        if state.generation != self.generation {
-            return Err(ScrubError::Replaced);
-        }
+        let (view, state) = self.view()?;
         let value_len = |version: &Version| version.value_len as usize;
-        let slice = Slice::read(view.as_ref(), group, &state, &self.from, value_len, max_bytes)?;
         let (_, end) = record::generation_bounds(group, self.generation, self.generation + 1);
+        let slice =
+            Slice::read(view.as_ref(), group, (&self.from, &end), state.revision, value_len, max_bytes)?;
         let to = slice.next.as_ref().unwrap_or(&end);
         let versions = slice.versions.iter().map(|(version, _)| version);
         let mut expected = versions.filter(|version| version.value_len > 0).peekable();
@@ -246,7 +232,7 @@ impl Flushed {
                 }
                 Ok(())
             }
-            // Swept since the view was taken: something later that was flushed too took its place.
+            // Swept since the scrub began, or being swept: something later that was flushed too took its place.
             None if main <= state.flushed.compact_revision => Ok(()),
             _ => Err(format!("the version of revision {main}.{sub} is not the one that was written")),
         }
@@ -267,25 +253,24 @@ impl Flushed {
 }
 
 impl Slice {
-    /// Versions from `from` on, until they and what `extra` says of each are about `max_bytes`; at least one.
+    /// Versions between two places, until they and what `extra` says of each are about `max_bytes`; at least one. None is of a later revision.
     fn read(
         view: &dyn Read,
         group: u64,
-        state: &StateRecord,
-        from: &[u8],
+        (from, to): (&[u8], &[u8]),
+        revision: i64,
         extra: impl Fn(&Version) -> usize,
         max_bytes: usize,
     ) -> Result<Slice, ScrubError> {
         let mut slice = Slice { versions: Vec::new(), next: None, bytes: 0 };
         let mut is_damaged = false;
-        let (_, to) = record::generation_bounds(group, state.generation, state.generation + 1);
-        view.scan(Space::Versions, from, &to, &mut |key, value| {
+        view.scan(Space::Versions, from, to, &mut |key, value| {
             if slice.bytes >= max_bytes.max(1) {
                 slice.next = Some(Bytes::copy_from_slice(key));
                 return ControlFlow::Break(());
             }
             let decoded = record::decode_version(key, value);
-            let Some((version, name)) = decoded.filter(|(version, _)| version.main <= state.revision) else {
+            let Some((version, name)) = decoded.filter(|(version, _)| version.main <= revision) else {
                 is_damaged = true;
                 return ControlFlow::Break(());
             };
@@ -295,6 +280,24 @@ impl Slice {
         })?;
         if is_damaged { Err(damaged(group, "a version has no known shape")) } else { Ok(slice) }
     }
+}
+
+/// The digest of what one view has of tables, and how many bytes that is.
+fn read_tables(view: &dyn Read, group: u64, generation: u32) -> Result<(u64, usize), ScrubError> {
+    let (from, to) = record::generation_bounds(group, generation, generation + 1);
+    let (mut digest, mut bytes, mut is_damaged) = (0_u64, 0, false);
+    view.scan(Space::Tables, &from, &to, &mut |key, value| {
+        bytes += key.len() + value.len();
+        match record::decode_table(key, value) {
+            Some(change) => digest = digest.wrapping_add(digest::of_table(&change)),
+            None => is_damaged = true,
+        }
+        ControlFlow::Continue(())
+    })?;
+    if is_damaged {
+        return Err(damaged(group, "a record of a table has no known shape"));
+    }
+    Ok((digest, bytes))
 }
 
 impl Before {

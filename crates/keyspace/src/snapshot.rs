@@ -1,14 +1,17 @@
 //! Snapshots: the whole flushed state of a keyspace, carried to another replica in chunks of bounded size.
 //!
-//! An [`Exporter`] reads a fixed view of the engine, so what it has carried is the state at exactly the index of that view's
-//! last flush. While a large state is carried much is written, perhaps more than a log may keep; so *rounds* follow, each
-//! with what came since the one before, until one is small ([design](../../../docs/design/2026-11-28-snapshot-rounds.md)).
+//! What an [`Exporter`] has carried is the state at exactly the index of a flush. While a large state is carried much is
+//! written, perhaps more than a log may keep; so *rounds* follow, each with what came since the one before, until
+//! one is small ([design](../../../docs/design/2026-11-28-snapshot-rounds.md)). An open view of the engine costs memory
+//! for all that is written ([`Engine::snapshot`]), and a receiver may be slow: so no view outlives a chunk. What
+//! changes is copied when a round begins, and the rest, which pins keep, is read with a fresh view for each chunk.
 //! An [`Importer`] writes under a generation of its own beside the state that is in use; the last batch
 //! moves the group's pointer to it. So a crash before it leaves the old state, and the leftovers of an import that was
 //! never finished are swept when the keyspace is opened again.
 //!
 //! Chunks are numbered and carry a checksum; a chunk that is lost, doubled or changed is noticed, and so is a missing end.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -39,8 +42,11 @@ const ITEM_STATE: u8 = 1;
 const ITEM_PUT: u8 = 2;
 const ITEM_END: u8 = 3;
 
-/// The spaces that a snapshot carries.
+/// The spaces that a snapshot carries, under their numbers in it.
 const SPACES: [Space; 3] = [Space::Tables, Space::Values, Space::Versions];
+const TABLES: u8 = 0;
+const VALUES: u8 = 1;
+const VERSIONS: u8 = 2;
 
 /// Why a snapshot cannot be made or taken in.
 #[derive(Debug, thiserror::Error)]
@@ -92,19 +98,17 @@ pub struct Exporter {
     ended: bool,
 }
 
-/// What one view of the engine has beyond the one before.
+/// What the engine has beyond the round before.
 struct Round {
-    group: u64,
-    view: Box<dyn Read>,
     state: StateRecord,
-    /// Later tombstones than the view's stay in the engine: the next round carries them.
-    _pin: Pin,
-    /// What came up to this revision was carried before.
-    carried: i64,
-    /// Which of [`SPACES`] comes next, and from which key.
-    space: usize,
+    pins: RoundPins,
+    /// The records of [`Space::Tables`] that are still to come, as they were at `state`.
+    tables: VecDeque<(Bytes, Bytes)>,
+    /// Which version comes next, and where those of later revisions than that of `state` begin.
     from: Bytes,
+    to: Bytes,
     begun: bool,
+    is_carried: bool,
     /// Of versions and values. Tables are carried whole every time.
     bytes: usize,
     /// What the round before carried.
@@ -152,13 +156,15 @@ impl Exporter {
         if self.ended {
             return Ok(None);
         }
-        if self.round.is_carried() {
+        if self.round.is_carried {
             self.round = Round::begin(&self.keyspace, &self.views, Some(&self.round))?;
             self.rounds += 1;
         }
         let mut chunk = BytesMut::zeroed(CHUNK_HEADER_LEN);
-        self.items += self.round.fill(&mut chunk, max_bytes)?;
-        if self.round.is_carried() && !self.needs_another_round() {
+        self.items += self.round.fill(self.keyspace.group, &self.views, &mut chunk, max_bytes)?;
+        if !self.may_be_last() {
+            self.round.pins.history = None;
+        } else if self.round.is_carried && !self.needs_another_round() {
             chunk.put_u8(ITEM_END);
             chunk.put_u64(self.items);
             self.ended = true;
@@ -171,50 +177,61 @@ impl Exporter {
         Ok(Some(chunk.freeze()))
     }
 
+    /// Whether the present round may turn out to need no other, as far as it has come.
+    fn may_be_last(&self) -> bool {
+        let is_first = self.round.bytes_before == usize::MAX;
+        let is_much = if is_first { !self.is_small() } else { self.round.bytes > self.log_bytes };
+        !is_much || self.rounds == ROUNDS_MAX
+    }
+
     /// Until one is small; one that does not become smaller is enough if the log keeps as much.
     fn needs_another_round(&self) -> bool {
         let Round { bytes, bytes_before, .. } = self.round;
-        let is_small = bytes < self.log_bytes / SMALL_PART;
         let shrinks = bytes < bytes_before || bytes > self.log_bytes;
-        !is_small && shrinks && self.rounds < ROUNDS_MAX
+        !self.is_small() && shrinks && self.rounds < ROUNDS_MAX
+    }
+
+    fn is_small(&self) -> bool {
+        self.round.bytes < self.log_bytes / SMALL_PART
     }
 }
 
 impl Round {
-    /// The round after `last`. Its pin comes before its view: no tombstone that is younger than a view is swept before the next one,
-    /// or else a key that the first round carried would live for ever.
+    /// The round after `last`, whose pins it takes over. Its own come before its view: no tombstone that is younger than what a round
+    /// carries is swept before the next one has carried it, or else a key that the first round carried would live for ever.
     fn begin(keyspace: &Keyspace, views: &Views, last: Option<&Round>) -> Result<Round, SnapshotError> {
         let group = keyspace.group;
-        let (pin, generation) = keyspace.pin_tombstones();
+        let pins = keyspace.pin_round(last.map(|last| &last.pins));
         let view = views();
         let missing = if last.is_some() { SnapshotError::Replaced } else { SnapshotError::Nothing };
         let state = StateRecord::stored(view.as_ref(), group)?.ok_or(missing)?;
-        let is_other = last.is_some_and(|last| last.state.generation != state.generation);
-        if is_other || state.generation != generation {
+        let generation = state.generation;
+        let is_other = last.is_some_and(|last| last.state.generation != generation);
+        if is_other || generation != pins.generation {
             return Err(SnapshotError::Replaced);
         }
         let (carried, bytes_before) = last.map_or((0, usize::MAX), |last| (last.state.revision, last.bytes));
-        let from = record::prefix(group, generation).freeze();
         Ok(Round {
-            group,
-            view,
             state,
-            _pin: pin,
-            carried,
-            space: 0,
-            from,
+            pins,
+            tables: copy_tables(view.as_ref(), group, generation)?,
+            from: record::version_key(group, generation, (carried + 1, 0)),
+            to: record::version_key(group, generation, (state.revision + 1, 0)),
             begun: false,
+            is_carried: false,
             bytes: 0,
             bytes_before,
         })
     }
 
-    fn is_carried(&self) -> bool {
-        self.space == SPACES.len()
-    }
-
     /// Adds records until the chunk is full or the round ends; returns how many.
-    fn fill(&mut self, chunk: &mut BytesMut, max_bytes: usize) -> Result<u64, SnapshotError> {
+    fn fill(
+        &mut self,
+        group: u64,
+        views: &Views,
+        chunk: &mut BytesMut,
+        max_bytes: usize,
+    ) -> Result<u64, SnapshotError> {
         if !self.begun {
             chunk.put_u8(ITEM_STATE);
             chunk.put_slice(&self.state.encode());
@@ -223,44 +240,122 @@ impl Round {
         // However small the chunks are wished, each holds a record.
         let max_bytes = max_bytes.max(chunk.len() + 1);
         let mut items = 0;
-        while chunk.len() < max_bytes && !self.is_carried() {
-            items += self.add_items(chunk, max_bytes)?;
+        while chunk.len() < max_bytes
+            && let Some((key, value)) = self.tables.pop_front()
+        {
+            put_item(chunk, TABLES, &key, &value);
+            items += 1;
+        }
+        if chunk.len() < max_bytes {
+            items += self.add_versions(group, views().as_ref(), chunk, max_bytes)?;
         }
         Ok(items)
     }
 
-    /// Adds records of one space until the chunk is full or the space ends.
-    fn add_items(&mut self, chunk: &mut BytesMut, max_bytes: usize) -> Result<u64, SnapshotError> {
-        let (number, group) = (self.space, self.group);
-        let (_, to) = record::generation_bounds(group, self.state.generation, self.state.generation + 1);
+    /// Adds versions and then their values until the chunk is full or the round ends. Both of one view: what is swept in the middle of a round
+    /// is carried with its value or not at all.
+    fn add_versions(
+        &mut self,
+        group: u64,
+        view: &dyn Read,
+        chunk: &mut BytesMut,
+        max_bytes: usize,
+    ) -> Result<u64, SnapshotError> {
+        let state = StateRecord::stored(view, group)?.ok_or(SnapshotError::Replaced)?;
+        if state.generation != self.state.generation {
+            return Err(SnapshotError::Replaced);
+        }
         let (mut next, mut items, len_before) = (None, 0, chunk.len());
-        self.view.scan(SPACES[number], &self.from, &to, &mut |key, value| {
-            if chunk.len() >= max_bytes {
+        let (mut with_value, mut values_len) = (Vec::new(), 0);
+        view.scan(Space::Versions, &self.from, &self.to, &mut |key, value| {
+            if chunk.len() + values_len >= max_bytes {
                 next = Some(Bytes::copy_from_slice(key));
                 return ControlFlow::Break(());
             }
-            chunk.put_u8(ITEM_PUT);
-            chunk.put_u8(number as u8);
-            chunk.put_u32((key.len() - PREFIX_LEN) as u32);
-            chunk.put_slice(&key[PREFIX_LEN..]);
-            chunk.put_u32(value.len() as u32);
-            chunk.put_slice(value);
+            put_item(chunk, VERSIONS, key, value);
             items += 1;
+            let value_len = record::decode_version(key, value).map_or(0, |(version, _)| version.value_len);
+            if value_len > 0 {
+                with_value.push(Bytes::copy_from_slice(key));
+                values_len += item_len(key.len(), value_len as usize);
+            }
             ControlFlow::Continue(())
         })?;
-        if SPACES[number] != Space::Tables {
-            self.bytes += chunk.len() - len_before;
+        let mut with_value = with_value.iter().peekable();
+        if let Some(first) = with_value.peek() {
+            view.scan(Space::Values, first, next.as_ref().unwrap_or(&self.to), &mut |key, value| {
+                while with_value.next_if(|expected| expected.as_ref() < key).is_some() {}
+                if with_value.next_if(|expected| expected.as_ref() == key).is_some() {
+                    put_item(chunk, VALUES, key, value);
+                    items += 1;
+                }
+                if with_value.peek().is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
         }
+        self.bytes += chunk.len() - len_before;
         match next {
             Some(next) => self.from = next,
-            None => {
-                self.space += 1;
-                // Only tables are carried whole in every round; all other records are of one revision, and stay as they are.
-                self.from = record::version_key(group, self.state.generation, (self.carried + 1, 0));
-            }
+            None => self.is_carried = true,
         }
         Ok(items)
     }
+}
+
+/// What must not be swept while a round of a snapshot is carried.
+pub(crate) struct RoundPins {
+    generation: u32,
+    /// No tombstone that this round may carry. Whose key was carried before would live for ever.
+    _tombstones: Arc<Pin>,
+    /// No tombstone that the next round may carry.
+    next_tombstones: Arc<Pin>,
+    /// Nothing that a reader of the round's state sees. Held as long as the round may be the last one: what is swept in the middle of any
+    /// other is superseded by what the next one carries.
+    history: Option<Pin>,
+}
+
+impl Keyspace {
+    /// Pins what the round after the one with these pins carries. Whatever is swept of it all the same was unreachable before.
+    fn pin_round(&self, last: Option<&RoundPins>) -> RoundPins {
+        let state = self.state.read();
+        let generation = state.generation;
+        let tombstones_from = |revision| Arc::new(self.tombstone_pins.pin(generation, revision));
+        RoundPins {
+            generation,
+            _tombstones: last.map_or_else(|| tombstones_from(0), |last| Arc::clone(&last.next_tombstones)),
+            next_tombstones: tombstones_from(state.flushed.revision),
+            history: Some(self.pins.pin(generation, state.flushed.compact_revision.max(0))),
+        }
+    }
+}
+
+/// All records of tables: they are small, and change.
+fn copy_tables(
+    view: &dyn Read,
+    group: u64,
+    generation: u32,
+) -> Result<VecDeque<(Bytes, Bytes)>, EngineError> {
+    let (from, to) = record::generation_bounds(group, generation, generation + 1);
+    let mut tables = VecDeque::new();
+    view.scan(Space::Tables, &from, &to, &mut |key, value| {
+        tables.push_back((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+        ControlFlow::Continue(())
+    })?;
+    Ok(tables)
+}
+
+fn put_item(chunk: &mut BytesMut, space: u8, key: &[u8], value: &[u8]) {
+    let suffix = &key[PREFIX_LEN..];
+    chunk.put_u8(ITEM_PUT);
+    chunk.put_u8(space);
+    chunk.put_u32(suffix.len() as u32);
+    chunk.put_slice(suffix);
+    chunk.put_u32(value.len() as u32);
+    chunk.put_slice(value);
+}
+
+/// The bytes of an item.
+fn item_len(key_len: usize, value_len: usize) -> usize {
+    2 + 4 + key_len - PREFIX_LEN + 4 + value_len
 }
 
 /// Writes a snapshot into an engine, beside the state that is in use.

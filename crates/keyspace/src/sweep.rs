@@ -2,15 +2,92 @@
 //!
 //! A version is removed once the engine durably knows that it is compacted (the mark was flushed before it) and no pinned
 //! reader is below the mark. Memory and disk lose it together: the batch that is returned is written next, in order.
+//!
+//! What there is of former generations is not in memory. It is read to be deleted, values with their keys, by the thread that writes.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use hadron_storage::engine::{Batch, Change, Engine, EngineError, Space};
+use parking_lot::Mutex;
 
 use crate::error::OpenError;
 use crate::keyspace::Keyspace;
 use crate::record;
+
+/// Bytes that are read at once to delete what they are of, about.
+const STEP_BYTES: usize = 1 << 20;
+
+/// Physical deletions that are due.
+pub struct Sweep(Due);
+
+enum Due {
+    /// Of what compaction made unreachable.
+    Versions(Batch),
+    /// Of what former generations left.
+    Former { engine: Arc<dyn Engine>, former: Arc<Former>, limit: usize },
+}
+
+impl std::fmt::Debug for Sweep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sweep").finish_non_exhaustive()
+    }
+}
+
+impl Sweep {
+    /// The deletions, to be written. May read the engine for it: not for a thread on which others wait.
+    ///
+    /// An engine that fails here is asked again later; one that goes on failing fails at the next write.
+    pub fn batch(self) -> Batch {
+        match self.0 {
+            Due::Versions(batch) => batch,
+            Due::Former { engine, former, limit } => former.step(engine.as_ref(), limit),
+        }
+    }
+}
+
+/// What former generations left.
+#[derive(Debug, Default)]
+pub(crate) struct Former {
+    stretches: Mutex<Vec<Dropped>>,
+    /// The engine failed, and nobody asked since.
+    failed: AtomicBool,
+}
+
+impl Former {
+    pub(crate) fn new(stretches: Vec<Dropped>) -> Arc<Former> {
+        Arc::new(Former { stretches: Mutex::new(stretches), failed: AtomicBool::new(false) })
+    }
+
+    /// These too are to be deleted.
+    pub(crate) fn add(&self, stretches: impl IntoIterator<Item = Dropped>) {
+        self.stretches.lock().extend(stretches);
+    }
+
+    /// Some deletions; none at the end.
+    fn step(&self, engine: &dyn Engine, limit: usize) -> Batch {
+        loop {
+            // Nobody waits for the lock while the engine is read.
+            let Some(mut last) = self.stretches.lock().pop() else { return Batch::new() };
+            match last.step(engine, limit) {
+                Ok(batch) if batch.is_empty() => {}
+                Ok(batch) => {
+                    self.add([last]);
+                    return batch;
+                }
+                // A replica was rebuilt because of that. What is left of the former one takes room and is in nobody's way.
+                Err(EngineError::Damaged(_)) => {}
+                Err(_) => {
+                    self.add([last]);
+                    self.failed.store(true, Ordering::Relaxed);
+                    return Batch::new();
+                }
+            }
+        }
+    }
+}
 
 /// A stretch of one space that belongs to no living generation.
 #[derive(Debug)]
@@ -34,14 +111,16 @@ impl Dropped {
         current: u32,
         highest: u32,
     ) -> Result<Vec<Dropped>, OpenError> {
-        let mut dropped = Dropped::before(engine, group, current)?;
+        let mut dropped = Dropped::stretches(engine, group, (0, current))?;
         dropped.extend(Dropped::stretches(engine, group, (current + 1, highest + 1))?);
         Ok(dropped)
     }
 
-    /// What may be left of generations before `current`. Later ones may be in the hands of an import.
-    pub(crate) fn before(engine: &dyn Engine, group: u64, current: u32) -> Result<Vec<Dropped>, OpenError> {
-        Ok(Dropped::stretches(engine, group, (0, current))?)
+    /// The generations from the first to before the second, whatever there is of them.
+    pub(crate) fn generations(group: u64, (first, end): (u32, u32)) -> [Dropped; 3] {
+        let (from, to) = record::generation_bounds(group, first, end);
+        [Space::Versions, Space::Values, Space::Tables]
+            .map(|space| Dropped::new(space, from.clone(), to.clone()))
     }
 
     /// What the engine holds of the generations from the first to before the second.
@@ -51,10 +130,9 @@ impl Dropped {
         (first, end): (u32, u32),
     ) -> Result<Vec<Dropped>, EngineError> {
         let mut dropped = Vec::new();
-        for space in [Space::Versions, Space::Values, Space::Tables] {
-            let (from, to) = record::generation_bounds(group, first, end);
-            if first < end && !is_nothing_there(engine, space, &from, &to)? {
-                dropped.push(Dropped { space, from, to });
+        for stretch in Dropped::generations(group, (first, end)) {
+            if first < end && !is_nothing_there(engine, stretch.space, &stretch.from, &stretch.to)? {
+                dropped.push(stretch);
             }
         }
         Ok(dropped)
@@ -71,12 +149,14 @@ impl Dropped {
         }
     }
 
-    /// Deletions of up to `limit` keys from where the last call ended.
+    /// Deletions of up to `limit` keys from where the last call ended, fewer if there is much to read for them.
     pub(crate) fn step(&mut self, engine: &dyn Engine, limit: usize) -> Result<Batch, EngineError> {
-        let mut batch = Batch::new();
-        engine.scan(self.space, &self.from, &self.to, &mut |key, _| {
+        let (mut batch, mut bytes) = (Batch::new(), 0);
+        engine.scan(self.space, &self.from, &self.to, &mut |key, value| {
             batch.push(Change::Delete(self.space, Bytes::copy_from_slice(key)));
-            if batch.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            bytes += key.len() + value.len();
+            let is_enough = batch.len() >= limit || bytes >= STEP_BYTES;
+            if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         if let Some(Change::Delete(_, last)) = batch.last() {
             self.from = [last.as_ref(), &[0]].concat().into();
@@ -101,11 +181,10 @@ fn is_nothing_there(engine: &dyn Engine, space: Space, from: &[u8], to: &[u8]) -
 impl Keyspace {
     /// Deletions for up to `limit` versions that nobody can reach any more; `None` if there are none now. Write the batch
     /// before asking again: the oldest versions of a key must go first. There may be none in it, and more to come.
-    ///
-    /// An engine that fails here is left to fail at the next write.
-    pub fn take_sweep(&self, limit: usize) -> Option<Batch> {
+    pub fn take_sweep(&self, limit: usize) -> Option<Sweep> {
         let limit = limit.max(1);
-        self.sweep_versions(limit).or_else(|| self.sweep_dropped(limit))
+        let due = self.sweep_versions(limit).map(Due::Versions).or_else(|| self.sweep_former(limit));
+        due.map(Sweep)
     }
 
     fn sweep_versions(&self, limit: usize) -> Option<Batch> {
@@ -127,21 +206,15 @@ impl Keyspace {
         (!batch.is_empty() || !is_over).then_some(batch)
     }
 
-    fn sweep_dropped(&self, limit: usize) -> Option<Batch> {
+    fn sweep_former(&self, limit: usize) -> Option<Due> {
         let current = self.state.read().generation;
-        let mut dropped = self.dropped.lock();
-        if dropped.is_empty() || self.pins.any_but(current) || self.tombstone_pins.any_but(current) {
+        if self.former.stretches.lock().is_empty()
+            || self.pins.any_but(current)
+            || self.tombstone_pins.any_but(current)
+            || self.former.failed.swap(false, Ordering::Relaxed)
+        {
             return None;
         }
-        while let Some(last) = dropped.last_mut() {
-            match last.step(self.engine.as_ref(), limit) {
-                Ok(batch) if batch.is_empty() => dropped.pop(),
-                Ok(batch) => return Some(batch),
-                // A replica was rebuilt because of that. What is left of the former one takes room and is in nobody's way.
-                Err(EngineError::Damaged(_)) => dropped.pop(),
-                Err(_) => return None,
-            };
-        }
-        None
+        Some(Due::Former { engine: Arc::clone(&self.engine), former: Arc::clone(&self.former), limit })
     }
 }

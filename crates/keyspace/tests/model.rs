@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Answers, Client, Entry, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
@@ -148,6 +148,7 @@ enum Op {
     /// A snapshot for `replica` goes on, or begins; much happens in between.
     Carry {
         replica: usize,
+        log_bytes: usize,
         chunk_bytes: usize,
         chunks: usize,
     },
@@ -180,6 +181,11 @@ fn key(number: u8) -> Vec<u8> {
     vec![b'a' + number / 4, b'0' + number % 4]
 }
 
+/// As many rounds as can be, some, or one.
+fn log_bytes() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(1), 100..20_000usize, Just(usize::MAX)]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         12 => (0..12u8, 0..300u16, 0..4i64).prop_map(|(key, len, lease)| Op::Put { key, len, lease }),
@@ -198,8 +204,10 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..2usize, 0..4usize).prop_map(|(replica, keep)| Op::Crash { replica, keep }),
         1 => (0..2usize, 1..2000usize, prop_oneof![Just(usize::MAX), 0..3usize])
             .prop_map(|(replica, chunk_bytes, chunks_max)| Op::Import { replica, chunk_bytes, chunks_max }),
-        3 => (0..2usize, 1..500usize, prop_oneof![Just(usize::MAX), 1..5usize])
-            .prop_map(|(replica, chunk_bytes, chunks)| Op::Carry { replica, chunk_bytes, chunks }),
+        3 => (0..2usize, log_bytes(), 1..500usize, prop_oneof![Just(usize::MAX), 1..5usize])
+            .prop_map(|(replica, log_bytes, chunk_bytes, chunks)| {
+                Op::Carry { replica, log_bytes, chunk_bytes, chunks }
+            }),
         3 => (0..2usize, 1..200usize, prop_oneof![1 => Just(usize::MAX), 4 => 1..3usize])
             .prop_map(|(replica, slice_bytes, slices)| Op::Scrub { replica, slice_bytes, slices }),
         4 => (0..6usize).prop_map(|watcher| Op::Drain { watcher }),
@@ -382,8 +390,8 @@ impl Run {
             }
             Op::Crash { replica, keep } => self.crash(replica, keep),
             Op::Import { replica, chunk_bytes, chunks_max } => self.import(replica, chunk_bytes, chunks_max),
-            Op::Carry { replica, chunk_bytes, chunks } => {
-                let carried = self.carry(replica, chunk_bytes, chunks);
+            Op::Carry { replica, log_bytes, chunk_bytes, chunks } => {
+                let carried = self.carry(replica, log_bytes, chunk_bytes, chunks);
                 if let Err(error) = carried {
                     let failed = self.replicas.iter().any(|replica| replica.engine.has_failed());
                     assert!(failed || matches!(error, SnapshotError::Replaced), "{error}");
@@ -560,15 +568,21 @@ impl Run {
         }
     }
 
-    /// Some more of a snapshot that has as many rounds as it can.
-    fn carry(&mut self, target: usize, chunk_bytes: usize, chunks: usize) -> Result<(), SnapshotError> {
+    /// Some more of a snapshot.
+    fn carry(
+        &mut self,
+        target: usize,
+        log_bytes: usize,
+        chunk_bytes: usize,
+        chunks: usize,
+    ) -> Result<(), SnapshotError> {
         let source = &self.replicas[1 - target];
         while source.try_flush(u64::MAX, 1 << 20)? {}
         let (mut exporter, mut importer) = match self.transfers[target].take() {
             Some(transfer) => transfer,
             None if source.keyspace.flushed_index() == 0 => return Ok(()),
             None => (
-                Exporter::new(source.keyspace.clone(), 1)?,
+                Exporter::new(source.keyspace.clone(), log_bytes)?,
                 Importer::new(self.replicas[target].engine.clone(), GROUP)?,
             ),
         };
@@ -682,8 +696,15 @@ impl Run {
         }
         self.check();
         self.check_watchers();
+        self.replicas.iter().for_each(no_value_is_nobodys);
         self.replicas.iter().for_each(scrubs_notice_damage);
     }
+}
+
+/// A value without a version would never be deleted.
+fn no_value_is_nobodys(replica: &Replica) {
+    let keys = |space| replica.present(space).into_iter().map(|(key, _)| key).collect::<BTreeSet<_>>();
+    assert!(keys(Space::Values).is_subset(&keys(Space::Versions)));
 }
 
 /// Whatever record of a space is changed or gone.

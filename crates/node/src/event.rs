@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hadron_consensus::{GroupId, LogPosition, NodeId, ReplicaId};
-use hadron_keyspace::{Applied, Error, Flush, Keyspace, Loaded, OpenError, Options, Owner, Response};
-use hadron_storage::engine::{Batch, Engine};
+use hadron_keyspace::{Applied, Error, Flush, Keyspace, Loaded, OpenError, Options, Owner, Response, Sweep};
+use hadron_storage::engine::Engine;
 use hadron_storage::wal::Record;
 
 use crate::peer::PeerMessage;
@@ -221,8 +221,9 @@ pub struct Effects {
     pub replies: Vec<(u64, Reply)>,
     /// Batches for the engine, each to be answered by [`Event::Flushed`].
     pub flushes: Vec<FlushJob>,
-    /// Physical deletions for the engine, each to be answered by [`Event::Swept`]. Not urgent.
-    pub sweeps: Vec<(GroupId, Batch)>,
+    /// Physical deletions for the engine, in batches that may have to be read from it first ([`Sweep::batch`]), each to be answered by
+    /// [`Event::Swept`]. Not urgent.
+    pub sweeps: Vec<(GroupId, Sweep)>,
     /// Make durable all flushes answered so far, then send [`Event::EnginePersisted`] with this ticket.
     pub persist_engine: Option<u64>,
     /// Snapshots to stream to other nodes, each to be answered by [`Event::SnapshotSent`].

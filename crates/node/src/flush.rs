@@ -123,9 +123,9 @@ impl Node {
         if replica.flush.sweeping || replica.install != Install::None {
             return;
         }
-        if let Some(batch) = replica.keyspace.take_sweep(SWEEP_CHANGES_MAX) {
+        if let Some(sweep) = replica.keyspace.take_sweep(SWEEP_CHANGES_MAX) {
             replica.flush.sweeping = true;
-            effects.sweeps.push((group, batch));
+            effects.sweeps.push((group, sweep));
         } else {
             let compacted = replica.keyspace.flushed_compact_revision();
             replica.flush.tell_swept(group, compacted);

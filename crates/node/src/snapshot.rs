@@ -98,13 +98,7 @@ impl Node {
         let position =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        match replica.keyspace.switch(loaded) {
-            Ok(former) => effects.retired.push(Retired::State(former)),
-            Err(error) => {
-                let what = format!("group {group}: an installed snapshot cannot be switched to: {error}");
-                return effects.fatal = Some(what);
-            }
-        }
+        effects.retired.push(Retired::State(replica.keyspace.switch(loaded)));
         replica.install = Install::None;
         let configuration = match replica.applied_configuration() {
             Ok(configuration) => configuration,

@@ -192,7 +192,8 @@ impl Index {
     }
 
     /// Removes up to `limit` versions that no reader at `compacted` or later can see, the oldest of a key first and a
-    /// tombstone only after all that it deleted: a crash between two steps must not bring a deleted key back.
+    /// tombstone only after all that it deleted, and never in one step with it: neither a crash between two steps nor one who reads the
+    /// engine piece by piece must bring a deleted key back.
     /// The tombstones of `compacted` itself stay, for watchers that start there, as do those from `tombstones_until` on. False beside
     /// them: there may be more.
     ///
@@ -204,11 +205,14 @@ impl Index {
         limit: usize,
     ) -> (Vec<(i64, u32)>, bool) {
         let tombstones = compacted.min(tombstones_until);
-        let mut removed = Vec::new();
+        let (mut removed, mut has_tombstones) = (Vec::new(), false);
         for _ in 0..limit {
             if let Some(next) = pop_if(&mut self.superseded, |next| next.removable_at <= compacted) {
                 removed.extend(self.remove_oldest(&next.key, |oldest| oldest.place() < next.by));
+            } else if !removed.is_empty() && !has_tombstones {
+                return (removed, false);
             } else if let Some(next) = pop_if(&mut self.tombstones, |next| next.removable_at <= tombstones) {
+                has_tombstones = true;
                 removed.extend(self.remove_oldest(&next.key, |oldest| oldest.place() == next.by));
             } else {
                 shrink(&mut self.superseded);

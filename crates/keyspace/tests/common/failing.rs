@@ -1,8 +1,9 @@
-//! An engine that fails at a chosen call, in the middle of a scan too, and remembers that it did.
+//! An engine that fails at a chosen call, in the middle of a scan too, and remembers that it did. It knows how many of its views are
+//! open and how much was read.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use hadron_storage::engine::{Batch, Engine, EngineError, ModelEngine, Read, Space, Visit};
@@ -19,9 +20,11 @@ pub struct Fault {
     pub lasting: bool,
 }
 
-/// Counts calls; shared by an engine and its views.
+/// Counts calls and more; shared by an engine and its views.
 #[derive(Debug, Default)]
 struct Fuse {
+    open_views: AtomicUsize,
+    bytes_read: AtomicUsize,
     armed: AtomicBool,
     lasting: AtomicBool,
     left: AtomicU64,
@@ -59,6 +62,10 @@ impl Fuse {
         to: &[u8],
         visit: Visit<'_>,
     ) -> Result<(), EngineError> {
+        let visit = &mut |key: &[u8], value: &[u8]| {
+            self.bytes_read.fetch_add(key.len() + value.len(), Ordering::SeqCst);
+            visit(key, value)
+        };
         if self.works() {
             return view.scan(space, from, to, visit);
         }
@@ -94,6 +101,16 @@ impl FailingEngine {
         }
     }
 
+    /// Views that were not dropped yet.
+    pub fn open_views(&self) -> usize {
+        self.fuse.open_views.load(Ordering::SeqCst)
+    }
+
+    /// Bytes of keys and values that scans have shown.
+    pub fn bytes_read(&self) -> usize {
+        self.fuse.bytes_read.load(Ordering::SeqCst)
+    }
+
     /// True if a call failed since the fault was set.
     pub fn has_failed(&self) -> bool {
         self.fuse.blown.load(Ordering::SeqCst)
@@ -122,6 +139,7 @@ impl Engine for FailingEngine {
     }
 
     fn snapshot(&self) -> Box<dyn Read> {
+        self.fuse.open_views.fetch_add(1, Ordering::SeqCst);
         Box::new(View { model: self.model.snapshot(), fuse: self.fuse.clone() })
     }
 
@@ -133,6 +151,12 @@ impl Engine for FailingEngine {
 struct View {
     model: Box<dyn Read>,
     fuse: Arc<Fuse>,
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.fuse.open_views.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Read for View {

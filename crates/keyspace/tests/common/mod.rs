@@ -92,8 +92,8 @@ impl Replica {
     }
 
     pub fn try_sweep(&self, limit: usize) -> Result<bool, EngineError> {
-        let Some(batch) = self.keyspace.take_sweep(limit) else { return Ok(false) };
-        self.engine.write(batch).map(|()| true)
+        let Some(sweep) = self.keyspace.take_sweep(limit) else { return Ok(false) };
+        self.engine.write(sweep.batch()).map(|()| true)
     }
 
     /// Loses what is not durable, but for the oldest `keep` batches, and opens again.
@@ -164,7 +164,7 @@ impl Replica {
     pub fn install(&self, importer: Importer) -> Result<Applied, SnapshotError> {
         let loaded = importer.load()?;
         let applied = importer.finish()?;
-        self.keyspace.switch(loaded)?;
+        self.keyspace.switch(loaded);
         assert_eq!(self.keyspace.applied(), applied);
         Ok(applied)
     }

@@ -216,8 +216,8 @@ impl Pool {
             engine.write(flush.batch.clone()).unwrap();
             done.push(Event::Flushed { group, flush });
         }
-        for (group, batch) in effects.sweeps {
-            engine.write(batch).unwrap();
+        for (group, sweep) in effects.sweeps {
+            engine.write(sweep.batch()).unwrap();
             done.push(Event::Swept { group });
         }
         if let Some(ticket) = effects.persist_engine {

@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, unbounded};
 use hadron_consensus::GroupId;
-use hadron_keyspace::OpenError;
+use hadron_keyspace::{OpenError, Sweep};
 use hadron_node::{DestroyJob, Event, FlushJob};
-use hadron_storage::engine::{Batch, Engine};
+use hadron_storage::engine::Engine;
 
 use super::error::RunError;
 use super::fatal::Fatal;
@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 
 enum Job {
     Flush(FlushJob),
-    Sweep(GroupId, Batch),
+    Sweep(GroupId, Sweep),
     Destroy(DestroyJob),
     /// For the shard beside.
     Persist(usize, u64),
@@ -37,8 +37,8 @@ impl FlushQueue {
     }
 
     /// Queues physical deletions; [`Event::Swept`] follows.
-    pub(super) fn sweep(&self, group: GroupId, batch: Batch) {
-        self.push(Job::Sweep(group, batch));
+    pub(super) fn sweep(&self, group: GroupId, sweep: Sweep) {
+        self.push(Job::Sweep(group, sweep));
     }
 
     /// Leaves a replica's tombstone after everything queued before; [`Event::Destroyed`] follows.
@@ -89,8 +89,8 @@ fn carry_out(engine: &dyn Engine, job: Job, metrics: &Metrics, inputs: &Inputs) 
             metrics.engine_flush_duration.observe(began.elapsed());
             inputs.event(Event::Flushed { group, flush });
         }
-        Job::Sweep(group, batch) => {
-            engine.write(batch)?;
+        Job::Sweep(group, sweep) => {
+            engine.write(sweep.batch())?;
             inputs.event(Event::Swept { group });
         }
         Job::Destroy(job) => {

@@ -300,7 +300,7 @@ impl Shard {
             waiters.answer(token, reply);
         }
         effects.flushes.drain(..).for_each(|job| outlets.flush.flush(job));
-        effects.sweeps.drain(..).for_each(|(group, batch)| outlets.flush.sweep(group, batch));
+        effects.sweeps.drain(..).for_each(|(group, sweep)| outlets.flush.sweep(group, sweep));
         effects.destroys.drain(..).for_each(|job| outlets.flush.destroy(job));
         effects.opens.drain(..).for_each(|job| outlets.opener.open(job));
         if let Some(ticket) = effects.persist_engine.take() {

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use hadron_consensus::GroupId;
-use hadron_keyspace::{Owner, destroyed_groups, sweep_destroyed};
+use hadron_keyspace::{Owner, Sweep, destroyed_groups, sweep_destroyed};
 use hadron_node::{DestroyJob, Event as NodeEvent, FlushJob, OpenJob, OpenOutcome};
-use hadron_storage::engine::{Batch, Engine};
+use hadron_storage::engine::Engine;
 use hadron_storage::wal::{Record, Wal};
 use rand::Rng;
 
@@ -43,7 +43,7 @@ pub(super) struct EngineThread {
 /// Work for the engine's thread.
 pub(super) enum EngineJob {
     Flush(FlushJob),
-    Sweep(GroupId, Batch),
+    Sweep(GroupId, Sweep),
     /// For the shard beside.
     Persist(usize, u64),
     Open(OpenJob),
@@ -175,11 +175,11 @@ impl World {
         &mut self,
         life: Life,
         flushes: Vec<FlushJob>,
-        sweeps: Vec<(GroupId, Batch)>,
+        sweeps: Vec<(GroupId, Sweep)>,
         persist: Option<(usize, u64)>,
     ) {
         let flushes = flushes.into_iter().map(EngineJob::Flush);
-        let sweeps = sweeps.into_iter().map(|(group, batch)| EngineJob::Sweep(group, batch));
+        let sweeps = sweeps.into_iter().map(|(group, sweep)| EngineJob::Sweep(group, sweep));
         let persist = persist.into_iter().map(|(shard, ticket)| EngineJob::Persist(shard, ticket));
         for job in flushes.chain(sweeps).chain(persist) {
             self.queue_engine_job(life, job);
@@ -243,7 +243,8 @@ impl World {
                 engine.write(flush.batch.clone()).map_err(|error| error.to_string())?;
                 self.deliver(life, NodeEvent::Flushed { group, flush });
             }
-            EngineJob::Sweep(group, batch) => {
+            EngineJob::Sweep(group, sweep) => {
+                let batch = sweep.batch();
                 if !self.lies(Lie::NothingSwept) {
                     engine.write(batch).map_err(|error| error.to_string())?;
                 }

@@ -43,7 +43,8 @@ use crate::priority::give_way;
 pub struct FjallOptions {
     /// Bytes of blocks cached in memory, for all spaces together. Values that are read again are cached above the engine.
     pub cache_bytes: u64,
-    /// Size in bytes at which the memtable of a space is written to a table. Up to five per space can exist at once.
+    /// Size in bytes at which the memtable of a space is written to a table. Up to five per space can wait for that at once, and those that were
+    /// written stay until the next one is full; while a view is open, all of them stay ([`Engine::snapshot`]).
     pub memtable_bytes: u64,
     /// Bytes of journals beyond which memtables are flushed early; bounds the time that a restart takes. At least
     /// 64 MiB.
@@ -385,6 +386,33 @@ mod tests {
                 looks += 1;
             }
         });
+    }
+
+    /// Why no view may be open for long: [`Engine::snapshot`].
+    #[test]
+    fn an_open_view_keeps_what_is_written_in_memory() {
+        const MIB: u64 = 1 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        let engine = FjallEngine::open(directory.path(), &small()).unwrap();
+        let in_memory =
+            || engine.spaces.0.iter().map(|space| space.tree.version_memtable_size_sum()).sum::<u64>();
+        let mut written = 0_u32;
+        let mut write = |mib: u32| {
+            for _ in 0..16 * mib {
+                written += 1;
+                let key = Bytes::copy_from_slice(&written.to_be_bytes());
+                engine.write(vec![Change::Put(Space::Values, key, vec![0; 64 << 10].into())]).unwrap();
+            }
+            engine.make_tables();
+        };
+        write(16);
+        assert!(in_memory() < 8 * MIB, "{}", in_memory());
+        let view = engine.snapshot();
+        write(16);
+        assert!(in_memory() > 15 * MIB, "{}", in_memory());
+        drop(view);
+        write(16);
+        assert!(in_memory() < 8 * MIB, "{}", in_memory());
     }
 
     #[test]

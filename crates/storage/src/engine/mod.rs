@@ -118,6 +118,10 @@ pub trait Engine: Read + 'static {
     fn persist(&self) -> Result<(), EngineError>;
 
     /// A view that later writes do not change.
+    ///
+    /// As long as it is open, however little was written before, the engine keeps **in memory** whatever is written, and on disk whatever is
+    /// merged; nobody's budget counts that. So it is for what is read in one go, and never for as long as somebody else takes: a network, a client,
+    /// a pause. What takes longer takes a new view for each bit, and pins what must not be swept meanwhile.
     fn snapshot(&self) -> Box<dyn Read>;
 
     /// Bytes on disk, for operators.

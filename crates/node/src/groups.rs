@@ -141,6 +141,8 @@ impl Replica {
         };
         let core = Group::new(core_config, restored);
         board.set_applied(applied.index);
+        let clock = GroupClock::new(applied.stamp_ms, now);
+        board.set_clock(clock);
         let compacted = keyspace.flushed_compact_revision();
         let mut replica = Replica {
             id,
@@ -162,7 +164,7 @@ impl Replica {
             unapplied: VecDeque::new(),
             applied_term: in_engine.term,
             reads: Reads::default(),
-            clock: GroupClock::new(applied.stamp_ms, now),
+            clock,
             expiry_pending_until: None,
             flush: FlushState::new(in_engine.index, compacted, now),
             integrity: Integrity::new(now),

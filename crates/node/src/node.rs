@@ -502,7 +502,8 @@ pub(crate) mod tests {
 
     use super::*;
     use bytes::Bytes;
-    use hadron_consensus::Term;
+    use hadron_consensus::{DEFAULT_GROUP, Term};
+    use hadron_keyspace::Applied;
     use hadron_storage::engine::ModelEngine;
 
     use crate::config::Limits;
@@ -540,6 +541,18 @@ pub(crate) mod tests {
         node.step(Time(2), Event::LogDurable { sequence }, &mut effects);
         assert!(node.replicas[&ROOT_GROUP].core.is_leader());
         node
+    }
+
+    /// Until the next entry, which a quiet group may never see, the group's clock was shown as counted from the node's start: leases had
+    /// more time left than they had been granted, and tokens that had ended were good again.
+    #[test]
+    fn a_node_that_starts_anew_shows_the_clocks_of_its_groups() {
+        let (config, keyspaces) = alone();
+        let applied = Applied { term: 1, index: 1, checksum: 0, stamp_ms: 90_000 };
+        keyspaces[&DEFAULT_GROUP].apply(applied, Vec::new());
+        let node = Node::new(config, BTreeMap::new(), &keyspaces, Time(5_000_000)).unwrap();
+        let shown = node.board().group(DEFAULT_GROUP).unwrap().clock();
+        assert_eq!(shown.now_ms(Time(7_000_000)), 92_000);
     }
 
     /// The forward of a node's own record was lost with its connection. It counted as on its way for as long as the term

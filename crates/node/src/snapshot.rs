@@ -110,6 +110,7 @@ impl Node {
             // A leader's, which began with its log's last stamp, is ahead of that.
             replica.clock = GroupClock::new(applied.stamp_ms, now);
         }
+        replica.board.set_clock(replica.clock);
         replica.give_up_proposals(effects);
         replica.board.set_applied(position.index.0);
         tracing::info!(group = group.0, index = position.index.0, "installed a snapshot");
@@ -196,16 +197,13 @@ mod tests {
         effects
     }
 
-    /// The alarm was in the snapshot and no entry came after it: the replica went on serving, and nobody rebuilt it.
-    #[test]
-    fn a_replica_that_learns_from_a_snapshot_that_it_is_damaged_serves_no_more() {
-        let (mut node, engine) = first();
+    /// The state of `default` with this command in its only entry comes as a snapshot.
+    fn install(node: &mut Node, engine: Arc<ModelEngine>, at: Applied, command: Command) {
         let keyspace = &node.replicas[&DEFAULT_GROUP].keyspace;
-        keyspace.apply(at(1), vec![Command::Alarm(corrupt(NodeId(1), AlarmAction::Activate))]);
+        keyspace.apply(at, vec![command]);
         let flush = keyspace.take_flush(1, usize::MAX).unwrap();
         engine.write(flush.batch.clone()).unwrap();
         keyspace.flush_done(flush);
-        assert!(!node.replicas[&DEFAULT_GROUP].quarantined);
         let mut exporter = Exporter::new(keyspace.clone(), usize::MAX).unwrap();
         let mut importer = Importer::new(engine, DEFAULT_GROUP.0).unwrap();
         importer.chunk(exporter.next_chunk(1 << 20).unwrap().unwrap()).unwrap();
@@ -214,7 +212,26 @@ mod tests {
         let mut effects = Effects::default();
         node.on_snapshot_installed(DEFAULT_GROUP, applied, loaded, &mut effects);
         assert_eq!(effects.retired.len(), 1);
+    }
+
+    /// The alarm was in the snapshot and no entry came after it: the replica went on serving, and nobody rebuilt it.
+    #[test]
+    fn a_replica_that_learns_from_a_snapshot_that_it_is_damaged_serves_no_more() {
+        let (mut node, engine) = first();
+        assert!(!node.replicas[&DEFAULT_GROUP].quarantined);
+        let alarm = Command::Alarm(corrupt(NodeId(1), AlarmAction::Activate));
+        install(&mut node, engine, at(1), alarm);
         assert!(node.replicas[&DEFAULT_GROUP].quarantined);
+    }
+
+    /// Until the next entry the group's clock was shown as counted from the node's start.
+    #[test]
+    fn a_snapshot_tells_what_the_clock_of_its_group_shows() {
+        let (mut node, engine) = first();
+        node.now = Time(5_000_000);
+        install(&mut node, engine, Applied { stamp_ms: 90_000, ..at(1) }, Command::DigestMark);
+        let shown = node.board().group(DEFAULT_GROUP).unwrap().clock();
+        assert_eq!(shown.now_ms(Time(7_000_000)), 92_000);
     }
 
     /// An offer waited for a flush; meanwhile the replica caught up by its log. The switch was allowed all the same and

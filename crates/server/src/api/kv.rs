@@ -189,10 +189,11 @@ fn is_read_only(txn: &pb::TxnRequest) -> bool {
 
 /// Whether a read-only transaction may be answered from this replica as it is: all its ranges say so, as in etcd.
 fn is_serializable(txn: &pb::TxnRequest) -> bool {
-    !any_operation(txn, &|operation| match operation {
-        request_op::Request::RequestRange(range) => !range.serializable,
-        _ => true,
-    })
+    let says_so = |operation: &pb::RequestOp| match &operation.request {
+        Some(request_op::Request::RequestRange(range)) => range.serializable,
+        _ => false,
+    };
+    txn.success.iter().chain(&txn.failure).all(says_so)
 }
 
 /// What a put adds to the keyspace: etcd's estimate.
@@ -303,5 +304,35 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
         let answers = RangeStream::answers(Arc::clone(&self.context), claim, range, unsent);
         Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_txn_inside_a_txn_is_not_answered_from_a_replica_as_it_is() {
+        let operation = |request| pb::RequestOp { request: Some(request) };
+        let range = |serializable| {
+            operation(request_op::Request::RequestRange(pb::RangeRequest {
+                key: "k".into(),
+                serializable,
+                ..Default::default()
+            }))
+        };
+        let txn = |success, failure| pb::TxnRequest { success, failure, ..Default::default() };
+        let inner = |txn| operation(request_op::Request::RequestTxn(txn));
+        assert!(is_serializable(&txn(vec![], vec![])));
+        assert!(is_serializable(&txn(vec![range(true)], vec![range(true)])));
+        assert!(!is_serializable(&txn(vec![range(true)], vec![range(false)])));
+        for nested in [
+            txn(vec![inner(txn(vec![range(true)], vec![]))], vec![]),
+            txn(vec![], vec![inner(txn(vec![], vec![]))]),
+        ] {
+            assert!(!is_serializable(&nested));
+            // It is read once this replica has caught up, which shows what it would in its place in the log.
+            assert!(is_read_only(&nested));
+        }
     }
 }

@@ -14,13 +14,14 @@ use std::path::Path;
 
 use authority::Authority;
 use ctl::{complaint, ctl, run};
+use futures::future::join_all;
 use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, RangeRequest};
 use place::{Place, text};
 use serde_json::Value;
-use support::{Cluster, eventually};
+use support::{Cluster, Node, eventually, page};
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -119,6 +120,39 @@ async fn keyspaces_live_through_restarts_and_come_back_empty_when_made_anew() {
     ctl(&all, &["--keyspace", "a", "put", "k", "again"]);
     everywhere(&cluster, &["--keyspace", "a", "get", "k", "--print-value-only"], "again\n").await;
     everywhere(&cluster, &["--keyspace", "b", "get", "k", "--print-value-only"], "in b\n").await;
+}
+
+/// Since all nodes had been restarted it slept without a leader. Whoever demanded one was refused, as `etcdctl watch` was, and its page of
+/// health said that it was ill: for ever, since neither woke it.
+#[tokio::test]
+async fn a_keyspace_that_sleeps_finds_a_leader_for_who_demands_one() {
+    let mut cluster = cluster().await;
+    let all = cluster.endpoints().join(",");
+    for name in ["a", "b"] {
+        ctl(&all, &["keyspace", "create", name]);
+        ctl(&all, &["--keyspace", name, "put", "k", "v"]);
+    }
+    eventually("both sleep", async || {
+        let asleep = cluster.nodes.iter().map(|node| node.counter("hadron_groups_asleep"));
+        join_all(asleep).await.into_iter().all(|groups| groups >= 2)
+    })
+    .await;
+    cluster.nodes.iter_mut().for_each(Node::kill);
+    cluster.bring_up().await;
+    let port = port_of(&cluster, 0, "a").to_string();
+    eventually("a is healthy", async || {
+        page(&port, "/health").await.is_some_and(|page| page.contains(r#"{"health":"true""#))
+    })
+    .await;
+    let channel = cluster.nodes[0].channel();
+    eventually("b answers who demands a leader", async || {
+        let range = RangeRequest { key: "k".into(), serializable: true, ..RangeRequest::default() };
+        let mut request = Request::new(range);
+        request.metadata_mut().insert("hadron-keyspace", "b".parse().unwrap());
+        request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+        KvClient::new(channel.clone()).range(request).await.is_ok()
+    })
+    .await;
 }
 
 /// A replica that differs from the others was named in the log, and never replaced.

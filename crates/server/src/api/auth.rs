@@ -55,7 +55,7 @@ impl<B: Backend> Auth<B> {
         request: Request<T>,
         need: impl Fn(&T) -> Need<'_>,
     ) -> Result<(T, Arc<hadron_keyspace::Keyspace>, Option<pb::ResponseHeader>), Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let claim = Claim::of(&request);
         let _counting = self.context.count_read(&claim, None);
         let keyspace = self.context.keyspace_after_barrier().await?;
@@ -110,7 +110,7 @@ macro_rules! service {
         #[tonic::async_trait]
         impl<B: Backend> pb::auth_server::Auth for Auth<B> {
             $(async fn $method(&self, request: Request<pb::$request>) -> Result<Response<pb::$response>, Status> {
-                self.context.admit(request.metadata(), Learners::Refuse)?;
+                self.context.admit(request.metadata(), Learners::Refuse).await?;
                 let claim = Claim::of(&request);
                 let command: fn(pb::$request) -> AuthCommand = $command;
                 let header = self.change(&claim, command(request.into_inner())).await?;
@@ -121,7 +121,7 @@ macro_rules! service {
                 &self,
                 request: Request<pb::AuthUserAddRequest>,
             ) -> Result<Response<pb::AuthUserAddResponse>, Status> {
-                self.context.admit(request.metadata(), Learners::Refuse)?;
+                self.context.admit(request.metadata(), Learners::Refuse).await?;
                 let claim = Claim::of(&request);
                 let mut user = request.into_inner();
                 let password = std::mem::take(&mut user.password);
@@ -138,7 +138,7 @@ macro_rules! service {
                 &self,
                 request: Request<pb::AuthUserChangePasswordRequest>,
             ) -> Result<Response<pb::AuthUserChangePasswordResponse>, Status> {
-                self.context.admit(request.metadata(), Learners::Refuse)?;
+                self.context.admit(request.metadata(), Learners::Refuse).await?;
                 let claim = Claim::of(&request);
                 let mut user = request.into_inner();
                 let password = std::mem::take(&mut user.password);
@@ -154,7 +154,7 @@ macro_rules! service {
                 &self,
                 request: Request<pb::AuthenticateRequest>,
             ) -> Result<Response<pb::AuthenticateResponse>, Status> {
-                self.context.admit(request.metadata(), Learners::Refuse)?;
+                self.context.admit(request.metadata(), Learners::Refuse).await?;
                 self.context.count(&Claim::of(&request), None, &Usage::log_in());
                 let pb::AuthenticateRequest { name, password } = request.into_inner();
                 let token = Auth::authenticate(self, name, password).await?;
@@ -166,7 +166,7 @@ macro_rules! service {
                 &self,
                 request: Request<pb::AuthStatusRequest>,
             ) -> Result<Response<pb::AuthStatusResponse>, Status> {
-                self.context.admit(request.metadata(), Learners::Refuse)?;
+                self.context.admit(request.metadata(), Learners::Refuse).await?;
                 let status = self.context.keyspace_after_barrier().await?.auth_status();
                 Ok(Response::new(pb::AuthStatusResponse {
                     header: Some(self.context.header_now()),

@@ -198,6 +198,9 @@ pub struct GroupStatus {
     pub is_learner: bool,
     /// This node's replica votes in the group, and is to go on doing so.
     pub is_voter: bool,
+    /// Nothing happens in the group, so that this node's replica keeps no time: without a leader it looks for none until it is asked
+    /// for something.
+    pub is_asleep: bool,
 }
 
 /// Who a node is.

@@ -32,7 +32,7 @@ impl<B: Backend> Cluster<B> {
 
     /// Refuses a change to whoever may not make it.
     async fn permit_change<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         if !self.context.is_default() {
             let text = "hadron: members are the pool's, and are changed in its keyspace default";
             return Err(Status::permission_denied(text));
@@ -47,7 +47,7 @@ impl<B: Backend> pb::cluster_server::Cluster for Cluster<B> {
         &self,
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         if request.get_ref().linearizable {
             self.context.backend.read_barrier(hadron_consensus::ROOT_GROUP).await?;
         }

@@ -11,7 +11,7 @@ use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
 use hadron_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, Member, ResponseHeader};
 use prost::Message;
 use ring::digest;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
@@ -109,6 +109,8 @@ pub(super) struct Context<B> {
     pub(super) calculations: Apart,
     pub(super) tokens: Arc<Tokens>,
     pub(super) passwords: Passwords,
+    /// Held by whoever waits for a leader of the group that it woke.
+    pub(super) waking: Mutex<()>,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -144,6 +146,7 @@ impl<B: Backend> Context<B> {
             calculations: self.calculations.for_another(),
             tokens: Arc::new(self.tokens.for_another()),
             passwords: self.passwords.for_another(),
+            waking: Mutex::default(),
             metrics: Arc::clone(&self.metrics),
         }
     }
@@ -212,11 +215,23 @@ impl<B: Backend> Context<B> {
         )))
     }
 
-    /// Ends when the keyspace is gone from here, with what to tell whoever waits for something in it.
-    pub(super) async fn gone(&self) -> Status {
+    /// The same for whoever holds on to `keyspace`: nothing happens there any more once another replica is in its place.
+    pub(super) fn check_still(&self, keyspace: &Arc<Keyspace>) -> Result<(), Status> {
+        self.check_here()?;
+        if self.backend.keyspace(self.group).is_some_and(|present| Arc::ptr_eq(&present, keyspace)) {
+            return Ok(());
+        }
+        Err(Status::unavailable(format!(
+            "hadron: this node has another replica of the keyspace {} now: try again",
+            self.name
+        )))
+    }
+
+    /// Ends when `keyspace` is gone from here, with what to tell whoever waits for something in it.
+    pub(super) async fn gone(&self, keyspace: &Arc<Keyspace>) -> Status {
         loop {
             tokio::time::sleep(GONE_INTERVAL).await;
-            if let Err(gone) = self.check_here() {
+            if let Err(gone) = self.check_still(keyspace) {
                 return gone;
             }
         }
@@ -260,15 +275,39 @@ impl<B: Backend> Context<B> {
     }
 
     /// Refuses what this node cannot serve at all, before the request is looked at.
-    pub(super) fn admit(&self, metadata: &MetadataMap, learners: Learners) -> Result<(), Status> {
-        let status = self.status();
-        if status.is_learner && learners == Learners::Refuse {
+    pub(super) async fn admit(&self, metadata: &MetadataMap, learners: Learners) -> Result<(), Status> {
+        if self.status().is_learner && learners == Learners::Refuse {
             return Err(EtcdError::NotSupportedForLearner.into());
         }
-        if status.leader.is_none() && leader::is_demanded(metadata) {
+        if leader::is_demanded(metadata) && !self.has_leader().await {
             return Err(EtcdError::NoLeader.into());
         }
         Ok(())
+    }
+
+    /// Whether there is a leader. A group that sleeps without one is woken, and has until the request time-out to elect one: whoever is
+    /// refused asks nothing more, and nobody else would wake it.
+    pub(super) async fn has_leader(&self) -> bool {
+        let status = self.status();
+        // Once it is awake, whoever comes waits with the one that woke it.
+        if status.leader.is_none() && (status.is_asleep || self.waking.try_lock().is_err()) {
+            let _waking = self.waking.lock().await;
+            let status = self.status();
+            if status.leader.is_none() && status.is_asleep {
+                // Whatever comes of it: it is awake.
+                let _ = self.backend.read_barrier(self.group).await;
+            }
+        }
+        self.status().leader.is_some()
+    }
+
+    /// The same in the background: a replica that sleeps without a leader may not have all that was committed, and does not know.
+    pub(super) fn wake(self: &Arc<Self>) {
+        let status = self.status();
+        if status.leader.is_none() && status.is_asleep {
+            let context = Arc::clone(self);
+            tokio::spawn(async move { context.has_leader().await });
+        }
     }
 
     /// This node's replica of the state.

@@ -32,8 +32,8 @@ impl<B: Backend> Election<B> {
         Election { context }
     }
 
-    fn session<T>(&self, request: &Request<T>) -> Result<Session<B>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+    async fn session<T>(&self, request: &Request<T>) -> Result<Session<B>, Status> {
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         Ok(Session::new(&self.context, request))
     }
 }
@@ -132,7 +132,7 @@ impl<B: Backend> electionpb::election_server::Election for Election<B> {
         &self,
         request: Request<electionpb::CampaignRequest>,
     ) -> Result<Response<electionpb::CampaignResponse>, Status> {
-        let session = self.session(&request)?;
+        let session = self.session(&request).await?;
         campaign(&session, request.into_inner()).await.map(Response::new).map_err(without_code)
     }
 
@@ -140,7 +140,7 @@ impl<B: Backend> electionpb::election_server::Election for Election<B> {
         &self,
         request: Request<electionpb::ProclaimRequest>,
     ) -> Result<Response<electionpb::ProclaimResponse>, Status> {
-        let session = self.session(&request)?;
+        let session = self.session(&request).await?;
         let electionpb::ProclaimRequest { leader, value } = request.into_inner();
         let leader = leader.ok_or_else(missing_leader)?;
         let place = Place { key: leader.key, revision: leader.rev };
@@ -152,7 +152,7 @@ impl<B: Backend> electionpb::election_server::Election for Election<B> {
         &self,
         request: Request<electionpb::LeaderRequest>,
     ) -> Result<Response<electionpb::LeaderResponse>, Status> {
-        let session = self.session(&request)?;
+        let session = self.session(&request).await?;
         let (header, owner) = session.owner(&request.get_ref().name).await.map_err(without_code)?;
         match owner {
             Some(kv) => Ok(unsent::answer(electionpb::LeaderResponse { header, kv: Some(kv) })),
@@ -166,7 +166,7 @@ impl<B: Backend> electionpb::election_server::Election for Election<B> {
         &self,
         request: Request<electionpb::LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
-        let session = self.session(&request)?;
+        let session = self.session(&request).await?;
         let (sender, receiver) = mpsc::channel(PROCLAMATIONS_WAITING_MAX);
         tokio::spawn(observe(session, request.into_inner().name, sender));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -176,7 +176,7 @@ impl<B: Backend> electionpb::election_server::Election for Election<B> {
         &self,
         request: Request<electionpb::ResignRequest>,
     ) -> Result<Response<electionpb::ResignResponse>, Status> {
-        let session = self.session(&request)?;
+        let session = self.session(&request).await?;
         let leader = request.into_inner().leader.ok_or_else(missing_leader)?;
         let place = Place { key: leader.key, revision: leader.rev };
         let response = session.leave(&place).await.map_err(without_code)?;

@@ -49,7 +49,7 @@ impl<B: Backend> Kv<B> {
     ) -> Result<Response<pb::RangeResponse>, Status> {
         let serializable = request.get_ref().serializable;
         let learners = if serializable { Learners::Answer } else { Learners::Refuse };
-        self.context.admit(request.metadata(), learners)?;
+        self.context.admit(request.metadata(), learners).await?;
         let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let range = request.into_inner();
         check::range(&range).map_err(refusal)?;
@@ -187,7 +187,8 @@ fn is_read_only(txn: &pb::TxnRequest) -> bool {
     !any_operation(txn, &|operation| !matches!(operation, request_op::Request::RequestRange(_)))
 }
 
-/// Whether a read-only transaction may be answered from this replica as it is: all its ranges say so, as in etcd.
+/// Whether a read-only transaction may be answered from this replica as it is: all its operations are ranges that say so. As in etcd one
+/// with a transaction inside may not, whatever that says.
 fn is_serializable(txn: &pb::TxnRequest) -> bool {
     let says_so = |operation: &pb::RequestOp| match &operation.request {
         Some(request_op::Request::RequestRange(range)) => range.serializable,
@@ -225,7 +226,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let claim = Claim::of(&request);
         let put = request.into_inner();
         check::put(&put).map_err(refusal)?;
@@ -243,7 +244,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let delete = request.into_inner();
         check::delete_range(&delete).map_err(refusal)?;
@@ -257,7 +258,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let txn = request.into_inner();
         check::txn(&txn, self.context.limits.txn_operations).map_err(refusal)?;
@@ -275,7 +276,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let claim = Claim::of(&request);
         self.context.permit(&claim, Need::Root).await?;
         let compact = Command::Compact(request.into_inner());
@@ -293,7 +294,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let serializable = request.get_ref().serializable;
         let learners = if serializable { Learners::Answer } else { Learners::Refuse };
-        self.context.admit(request.metadata(), learners)?;
+        self.context.admit(request.metadata(), learners).await?;
         range_stream::check(request.get_ref())?;
         self.context.metrics.range_total.inc();
         if !serializable {

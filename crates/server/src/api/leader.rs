@@ -8,6 +8,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use hadron_keyspace::Keyspace;
 use tokio::time::{Instant, Interval};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -32,9 +33,11 @@ pub(super) fn is_demanded(metadata: &MetadataMap) -> bool {
 }
 
 /// A stream that ends with an error when its client demanded a leader and there has been none for a while, and when its
-/// keyspace is gone from here.
+/// keyspace, or the replica that it tells of, is gone from here.
 pub(super) struct WhileLed<B, S> {
     context: Arc<Context<B>>,
+    /// What the stream tells of, if it holds on to that.
+    keyspace: Option<Arc<Keyspace>>,
     stream: S,
     checks: Interval,
     demands_leader: bool,
@@ -49,13 +52,21 @@ impl<B: Backend, S> WhileLed<B, S> {
         let is_pressing = demands_leader || !context.is_default();
         let interval = if is_pressing { CHECK_INTERVAL } else { DAMAGE_INTERVAL };
         let checks = tokio::time::interval_at(Instant::now() + interval, interval);
-        WhileLed { context, stream, checks, demands_leader, checks_failed: 0, ended: false }
+        WhileLed { context, keyspace: None, stream, checks, demands_leader, checks_failed: 0, ended: false }
+    }
+
+    /// The stream ends as well when another replica is in the place of `keyspace`.
+    pub(super) fn on(self, keyspace: Arc<Keyspace>) -> WhileLed<B, S> {
+        WhileLed { keyspace: Some(keyspace), ..self }
     }
 
     /// What was lost; otherwise the task is woken for the next look.
     fn poll_lost(&mut self, task: &mut TaskContext<'_>) -> Result<(), Status> {
         while self.checks.poll_tick(task).is_ready() {
-            self.context.check_here()?;
+            match &self.keyspace {
+                Some(keyspace) => self.context.check_still(keyspace)?,
+                None => self.context.check_here()?,
+            }
             let has_leader = !self.demands_leader || self.context.status().leader.is_some();
             self.checks_failed = if has_leader { 0 } else { self.checks_failed + 1 };
         }

@@ -64,7 +64,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let claim = Claim::of(&request);
         self.context.permit(&claim, Need::User).await?;
         let mut grant = request.into_inner();
@@ -86,7 +86,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         &self,
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let claim = Claim::of(&request);
         let revoke = Command::LeaseRevoke(request.into_inner());
         let (response, term) = self.context.write_for(&claim, revoke).await?;
@@ -105,7 +105,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let claim = Claim::of(&request);
         let (metadata, _, requests) = request.into_parts();
         let context = Arc::clone(&self.context);
@@ -120,7 +120,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let claim = Claim::of(&request);
         let _counting = self.context.count_read(&claim, None);
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
@@ -138,7 +138,7 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         &self,
         request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let claim = Claim::of(&request);
         let _counting = self.context.count_read(&claim, None);
         let keyspace = self.context.keyspace_after_barrier().await?;

@@ -42,7 +42,7 @@ impl<B: Backend> lockpb::lock_server::Lock for Lock<B> {
         &self,
         request: Request<lockpb::LockRequest>,
     ) -> Result<Response<lockpb::LockResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let session = Session::new(&self.context, &request);
         Lock::lock(&session, request.into_inner()).await.map(Response::new).map_err(without_code)
     }
@@ -51,7 +51,7 @@ impl<B: Backend> lockpb::lock_server::Lock for Lock<B> {
         &self,
         request: Request<lockpb::UnlockRequest>,
     ) -> Result<Response<lockpb::UnlockResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let session = Session::new(&self.context, &request);
         let deleted = session.delete(request.into_inner().key).await.map_err(without_code)?;
         Ok(Response::new(lockpb::UnlockResponse { header: deleted.header }))

@@ -43,7 +43,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         &self,
         request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Answer)?;
+        self.context.admit(request.metadata(), Learners::Answer).await?;
         let (identity, status) = (self.context.backend.identity(), self.context.status());
         let keyspace = self.context.backend.keyspace(self.context.group);
         // Who may ask is written in what cannot be read otherwise.
@@ -82,7 +82,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         &self,
         request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         self.context.permit(&Claim::of(&request), Need::Root).await?;
         let keyspace = self.context.keyspace()?;
         let revision = request.get_ref().revision;
@@ -97,7 +97,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         &self,
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         self.context.permit(&Claim::of(&request), Need::Root).await?;
         let member = self.context.backend.identity().member_id;
         if self.context.status().leader != Some(member) {
@@ -109,7 +109,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
     }
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let is_question = request.get_ref().action() == AlarmAction::Get;
         let need = if is_question { Need::User } else { Need::Root };
         self.context.permit(&Claim::of(&request), need).await?;
@@ -132,7 +132,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         &self,
         request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Answer)?;
+        self.context.admit(request.metadata(), Learners::Answer).await?;
         self.context.permit(&Claim::of(&request), Need::Root).await?;
         // Without a header, as in etcd.
         Ok(Response::new(pb::DefragmentResponse { header: None }))
@@ -140,7 +140,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
 
     /// The hash of the whole history. In etcd that of its file, which differs between nodes; of use in tests only.
     async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         self.context.permit(&Claim::of(&request), Need::Root).await?;
         let keyspace = self.context.keyspace()?;
         let began = Instant::now();
@@ -155,7 +155,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         &self,
         request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         self.context.permit(&Claim::of(&request), Need::Root).await?;
         let is_version = |text: &str| {
             let parts: Vec<&str> = text.split('.').collect();
@@ -179,7 +179,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         &self,
         request: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        self.context.admit(request.metadata(), Learners::Answer)?;
+        self.context.admit(request.metadata(), Learners::Answer).await?;
         self.context.permit(&Claim::of(&request), Need::Root).await?;
         Ok(Response::new(Box::pin(self.context.snapshot().await?)))
     }

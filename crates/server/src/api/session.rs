@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hadron_keyspace::auth::Need;
-use hadron_keyspace::{WatchOptions, WatchStream};
+use hadron_keyspace::{Keyspace, WatchOptions, WatchStream};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::mvccpb::KeyValue;
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -51,6 +51,12 @@ impl<B> Clone for Session<B> {
         let (metadata, common_name) = (self.metadata.clone(), self.common_name.clone());
         Session { context: Arc::clone(&self.context), metadata, common_name, caller: self.caller }
     }
+}
+
+/// Watches, and the replica that they are of.
+pub(super) struct Watching {
+    keyspace: Arc<Keyspace>,
+    watches: WatchStream,
 }
 
 /// A contender's place in a queue.
@@ -186,12 +192,13 @@ impl<B: Backend> Session<B> {
     }
 
     /// Watches on this node's replica. The caller has read what it watches, and so may.
-    pub(super) fn watch(&self, requests: Vec<pb::WatchCreateRequest>) -> Result<WatchStream, Status> {
+    pub(super) fn watch(&self, requests: Vec<pb::WatchCreateRequest>) -> Result<Watching, Status> {
         // So that whoever waits hears that its keyspace is deleted, and not that a replica is not here.
         self.context.check_here()?;
-        let mut watches = self.context.keyspace()?.watch_stream(WatchOptions::default());
+        let keyspace = self.context.keyspace()?;
+        let mut watches = keyspace.watch_stream(WatchOptions::default());
         requests.into_iter().for_each(|request| watches.create(request));
-        Ok(watches)
+        Ok(Watching { keyspace, watches })
     }
 
     /// Refuses a caller who may not read `key` any more.
@@ -200,11 +207,12 @@ impl<B: Backend> Session<B> {
         self.context.permit(&claim, Need::Read(key, &Bytes::new())).await.map(drop)
     }
 
-    /// The next response of `watches`, with its header. Fails when the keyspace is deleted.
-    pub(super) async fn next(&self, watches: &mut WatchStream) -> Result<pb::WatchResponse, Status> {
+    /// The next response of what is watched, with its header. Fails when the keyspace is deleted.
+    pub(super) async fn next(&self, watching: &mut Watching) -> Result<pb::WatchResponse, Status> {
+        let Watching { keyspace, watches } = watching;
         let mut response = tokio::select! {
             response = poll_fn(|task| watches.poll_next(task)) => response,
-            gone = self.context.gone() => return Err(gone),
+            gone = self.context.gone(keyspace) => return Err(gone),
         };
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(response)

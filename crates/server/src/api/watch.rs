@@ -260,11 +260,13 @@ impl<B: Backend> pb::watch_server::Watch for Watch<B> {
         &self,
         request: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        self.context.admit(request.metadata(), Learners::Refuse)?;
+        self.context.admit(request.metadata(), Learners::Refuse).await?;
         let keyspace = self.context.keyspace()?;
+        // What this replica lacks would not come before somebody asks for something else.
+        self.context.wake();
         let claim = Claim::of(&request);
         let (metadata, _, requests) = request.into_parts();
-        let call = WatchCall::new(Arc::clone(&self.context), keyspace, claim, requests);
-        Ok(Response::new(WhileLed::new(Arc::clone(&self.context), &metadata, call)))
+        let call = WatchCall::new(Arc::clone(&self.context), Arc::clone(&keyspace), claim, requests);
+        Ok(Response::new(WhileLed::new(Arc::clone(&self.context), &metadata, call).on(keyspace)))
     }
 }

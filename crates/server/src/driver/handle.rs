@@ -176,6 +176,7 @@ impl Backend for Handle {
             // What is placed votes wherever it is.
             is_learner: self.0.board.is_learner() && group <= DEFAULT_GROUP,
             is_voter: board.is_voter(),
+            is_asleep: board.is_asleep(),
         })
     }
 

@@ -189,7 +189,7 @@ async fn illness<B: Backend>(
             return Some(format!("ALARM {name}"));
         }
     }
-    if !serializable && context.status().leader.is_none() {
+    if !serializable && !context.has_leader().await {
         return Some("RAFT NO LEADER".to_owned());
     }
     read(context, serializable).await.err().map(|error| format!("RANGE ERROR:{error}"))

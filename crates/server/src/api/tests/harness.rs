@@ -15,7 +15,7 @@ use hadron_proto::{etcdserverpb, hadron};
 use hadron_storage::engine::ModelEngine;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::transport::Channel;
 
 use crate::api::backend::Standing;
@@ -36,6 +36,9 @@ struct Inner {
     catalog: RwLock<Catalog>,
     clock_ms: AtomicU64,
     leads: AtomicBool,
+    /// The groups sleep without a leader, and have one once somebody asks for something.
+    asleep: AtomicBool,
+    woken: Notify,
     learner: AtomicBool,
     has_other: AtomicBool,
     /// No linearizable read gets through.
@@ -80,6 +83,8 @@ impl TestBackend {
             catalog: RwLock::default(),
             clock_ms: AtomicU64::new(1000),
             leads: AtomicBool::new(true),
+            asleep: AtomicBool::new(false),
+            woken: Notify::new(),
             learner: AtomicBool::new(false),
             has_other: AtomicBool::new(false),
             cannot_read: AtomicBool::new(false),
@@ -121,6 +126,29 @@ impl TestBackend {
     /// Takes the leader away, or gives it back.
     pub(super) fn set_leader(&self, leads: bool) {
         self.0.leads.store(leads, Ordering::Relaxed);
+    }
+
+    /// The groups sleep without a leader until somebody asks for something.
+    pub(super) fn sleep_without_leader(&self) {
+        self.set_leader(false);
+        self.0.asleep.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until they were woken.
+    pub(super) async fn woken(&self) {
+        self.0.woken.notified().await;
+    }
+
+    fn wake(&self) {
+        if self.0.asleep.swap(false, Ordering::Relaxed) {
+            self.set_leader(true);
+            self.0.woken.notify_one();
+        }
+    }
+
+    /// The replica of `group` is closed, and another one opened in its place.
+    pub(super) fn replace(&self, group: GroupId) {
+        self.0.groups.write().insert(group, Group::new(group));
     }
 
     /// Makes the node a learner, or a voter again.
@@ -251,6 +279,7 @@ impl Backend for TestBackend {
         if self.0.cannot_read.load(Ordering::Relaxed) {
             return Err(Unavailable::LeaderChanged);
         }
+        self.wake();
         self.0.failure.lock().map_or(Ok(()), Err)
     }
 
@@ -270,6 +299,7 @@ impl Backend for TestBackend {
             applied,
             is_learner: self.0.learner.load(Ordering::Relaxed),
             is_voter: true,
+            is_asleep: self.0.asleep.load(Ordering::Relaxed),
         })
     }
 

@@ -48,6 +48,8 @@ fn health_says_what_is_wrong() {
     harness.backend.fail_with(None);
     harness.backend.set_leader(false);
     assert!(get(&harness, "/health").1.contains("RAFT NO LEADER"));
+    harness.backend.sleep_without_leader();
+    assert_eq!(get(&harness, "/health"), healthy, "whoever asks wakes it");
     assert_eq!(get(&harness, "/health?serializable=true&exclude=NOSPACE"), healthy);
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hadron_consensus::DEFAULT_GROUP;
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::etcdserverpb::cluster_client::ClusterClient;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
@@ -98,6 +99,51 @@ fn a_client_that_demands_a_leader_is_refused_without_one() {
         let refused = client.range(demanding(range(true))).await.unwrap_err();
         assert_status(&refused, Code::Unavailable, "etcdserver: no leader");
         client.range(range(true)).await.unwrap();
+    });
+}
+
+/// After a restart of all nodes a keyspace sleeps without a leader until somebody asks for something. Whoever demanded a leader with that
+/// was refused at once, and woke nobody.
+#[test]
+fn who_demands_a_leader_wakes_a_group_that_sleeps_without_one() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        harness.backend.sleep_without_leader();
+        KvClient::new(channel.clone()).range(demanding(range(true))).await.unwrap();
+        harness.backend.sleep_without_leader();
+        WatchClient::new(channel.clone()).watch(demanding(one_watch())).await.unwrap();
+        // There is nobody who could elect one.
+        harness.backend.sleep_without_leader();
+        harness.backend.set_cannot_read(true);
+        let refused = KvClient::new(channel).range(demanding(range(true))).await.unwrap_err();
+        assert_status(&refused, Code::Unavailable, "etcdserver: no leader");
+    });
+}
+
+/// A replica that sleeps without a leader may lack entries that others have. A watch there got none of their events until somebody asked
+/// for something else.
+#[test]
+fn a_watch_wakes_a_group_that_sleeps_without_a_leader() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        harness.backend.sleep_without_leader();
+        let stream = WatchClient::new(channel).watch(one_watch()).await.unwrap();
+        assert!(stream.into_inner().message().await.unwrap().unwrap().created);
+        tokio::time::timeout(Duration::from_secs(20), harness.backend.woken()).await.unwrap();
+    });
+}
+
+/// If that took less than the second in which nodes look, the watch stayed with the former one for ever.
+#[test]
+fn a_watch_ends_when_another_replica_is_in_place_of_its_own() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        let mut answers = WatchClient::new(channel).watch(demanding(one_watch())).await.unwrap().into_inner();
+        assert!(answers.message().await.unwrap().unwrap().created);
+        harness.backend.replace(DEFAULT_GROUP);
+        let end = tokio::time::timeout(Duration::from_secs(20), answers.message()).await.unwrap();
+        let text = "hadron: this node has another replica of the keyspace default now: try again";
+        assert_status(&end.unwrap_err(), Code::Unavailable, text);
     });
 }
 

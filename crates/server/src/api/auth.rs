@@ -91,7 +91,7 @@ impl<B: Backend> Auth<B> {
             }
             // Comparing takes long: it may be another password by now.
             if keyspace.credentials(&name).as_ref() == Some(&credentials) {
-                let clock_ms = self.context.backend.group_clock_ms(self.context.group);
+                let clock_ms = self.context.logged_clock_ms().await?;
                 return self.context.tokens.assign(&name, self.context.home(), &credentials, clock_ms);
             }
         }

@@ -132,6 +132,7 @@ impl<B: Backend> Context<B> {
             let clock_ms = self.backend.group_clock_ms(self.group);
             let caller = self.tokens.caller(token, self.home(), keyspace, clock_ms);
             let caller = caller.ok_or(EtcdError::InvalidAuthToken)?;
+            self.note_token(clock_ms);
             claim.user.get_or_init(|| caller.name.clone());
             return Ok(Some(caller));
         }

@@ -26,6 +26,7 @@ use super::membership::MembershipOptions;
 use super::passwords::Passwords;
 use super::rate::Rate;
 use super::snapshot;
+use super::stamps::TokensTaken;
 use super::tokens::{Home, Tokens};
 use crate::metrics::Metrics;
 
@@ -108,6 +109,7 @@ pub(super) struct Context<B> {
     /// What is computed from all data, of the keyspace or of the pool.
     pub(super) calculations: Apart,
     pub(super) tokens: Arc<Tokens>,
+    pub(super) tokens_taken: Arc<TokensTaken>,
     pub(super) passwords: Passwords,
     /// Held by whoever waits for a leader of the group that it woke.
     pub(super) waking: Mutex<()>,
@@ -145,6 +147,7 @@ impl<B: Backend> Context<B> {
             backups: self.backups.for_another(),
             calculations: self.calculations.for_another(),
             tokens: Arc::new(self.tokens.for_another()),
+            tokens_taken: Arc::default(),
             passwords: self.passwords.for_another(),
             waking: Mutex::default(),
             metrics: Arc::clone(&self.metrics),

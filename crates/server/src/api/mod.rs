@@ -7,7 +7,7 @@
 //! - `forward`: calls for keyspaces without a replica here go to other nodes; `pace`: how fast those are; `passed_on`: what they are told.
 //! - `beside`: what the connections of a thread should not wait for; `apart`: what nothing should.
 //! - `admission`: room for what waits, so that each keyspace finds some.
-//! - `access`: which web pages of others may use the port. `caller`: who calls, and what they may do; `tokens`, `passwords`.
+//! - `access`: which web pages of others may use the port. `caller`: who calls, and what they may do; `tokens`, `stamps`, `passwords`.
 //! - `gateway`: the same calls as JSON over HTTP.
 //! - `compactor`: compaction by itself.
 //! - `membership`: how the pool's members are changed; `catalog`: how its keyspaces are.
@@ -67,6 +67,7 @@ mod slow;
 mod snapshot;
 mod socket;
 mod span;
+mod stamps;
 #[cfg(test)]
 mod tests;
 mod tokens;

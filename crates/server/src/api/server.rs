@@ -233,6 +233,7 @@ impl<B: Backend> Server<B> {
             backups: Apart::new(),
             calculations: Apart::new(),
             tokens: options.tokens,
+            tokens_taken: Arc::default(),
             passwords: Passwords::new(options.bcrypt_cost),
             waking: Mutex::default(),
             metrics: Arc::clone(&metrics),

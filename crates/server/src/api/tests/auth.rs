@@ -464,6 +464,30 @@ fn a_token_ends_when_it_is_not_used_and_when_its_password_does() {
     });
 }
 
+/// Nothing was logged of the time that a token lived, so another leader began it anew.
+#[test]
+fn a_token_that_ended_is_not_good_again_under_another_leader() {
+    let ttl = Duration::from_millis(50);
+    let tokens = crate::api::Tokens::new(&crate::api::TokenOptions::Simple(ttl)).unwrap();
+    let options = ServerOptions { tokens: Arc::new(tokens), ..options() };
+    let harness = Harness::start_with(options, Traffic::Everything);
+    harness.run(async |channel| {
+        let (nobody, _, _) = switched_on(channel).await;
+        harness.backend.advance_ms(1_000_000);
+        let before = harness.backend.logged_ms();
+        let alice = nobody.log_in("alice", "a").await.unwrap();
+        let made = harness.backend.logged_ms();
+        assert_eq!(made, before + 1_000_000, "another leader's clock does not begin before that");
+        harness.backend.advance_ms(49);
+        alice.range("a").await.unwrap();
+        harness.backend.advance_ms(50);
+        assert_refused(alice.range("a").await, BAD_TOKEN.0, BAD_TOKEN.1);
+        tokio::time::timeout(STREAM_TIMEOUT, harness.backend.logged(made + 99)).await.unwrap();
+        harness.backend.change_leader();
+        assert_refused(alice.range("a").await, BAD_TOKEN.0, BAD_TOKEN.1);
+    });
+}
+
 #[test]
 fn a_watch_is_refused_and_one_whose_permission_goes_ends_before_it_shows_more() {
     Harness::start_with(options(), Traffic::Everything).run(async |channel| {

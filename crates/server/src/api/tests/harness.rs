@@ -39,6 +39,7 @@ struct Inner {
     /// The groups sleep without a leader, and have one once somebody asks for something.
     asleep: AtomicBool,
     woken: Notify,
+    applied: Notify,
     learner: AtomicBool,
     has_other: AtomicBool,
     /// No linearizable read gets through.
@@ -85,6 +86,7 @@ impl TestBackend {
             leads: AtomicBool::new(true),
             asleep: AtomicBool::new(false),
             woken: Notify::new(),
+            applied: Notify::new(),
             learner: AtomicBool::new(false),
             has_other: AtomicBool::new(false),
             cannot_read: AtomicBool::new(false),
@@ -236,6 +238,7 @@ impl TestBackend {
         let stamp_ms = self.0.clock_ms.load(Ordering::Relaxed);
         let position = Applied { term: TERM.0, index: *applied, checksum: 0, stamp_ms };
         let response = there.keyspace.apply(position, vec![command]).pop().unwrap();
+        self.0.applied.notify_one();
         if group == ROOT_GROUP {
             self.follow_catalog(Catalog::read(&there.keyspace).unwrap());
         }
@@ -256,6 +259,23 @@ impl TestBackend {
             }
         }
         *known = catalog;
+    }
+
+    /// The last stamp in the log of `default`.
+    pub(super) fn logged_ms(&self) -> u64 {
+        self.group(DEFAULT_GROUP).unwrap().keyspace.applied().stamp_ms
+    }
+
+    /// Waits until that is `stamp_ms` or later.
+    pub(super) async fn logged(&self, stamp_ms: u64) {
+        while self.logged_ms() < stamp_ms {
+            self.0.applied.notified().await;
+        }
+    }
+
+    /// There is another leader.
+    pub(super) fn change_leader(&self) {
+        self.0.clock_ms.store(self.logged_ms(), Ordering::Relaxed);
     }
 
     /// Lets time pass in the group.

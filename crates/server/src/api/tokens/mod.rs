@@ -125,6 +125,14 @@ impl Tokens {
         })
     }
 
+    /// How long tokens are good for after each use; `None` for those that say so themselves, on another clock than the group's.
+    pub(super) fn ttl(&self) -> Option<Duration> {
+        match &self.0 {
+            Kind::Simple(simple) => Some(simple.ttl()),
+            Kind::Jwt(_) => None,
+        }
+    }
+
     /// A token for a user who was authenticated with these credentials. `clock_ms` is the group's clock.
     pub(super) fn assign(
         &self,

@@ -3,7 +3,7 @@
 //! A token says whose it is and when it was made on the group's clock, and is signed with the secret that was chosen when
 //! authentication was switched on and with the hash of the user's password: so every node can tell, and a new password, a user
 //! that was deleted, or switching off ends all tokens concerned. As in etcd a token ends when it was not used for a while;
-//! each node knows of the uses that it saw.
+//! each node knows of the uses that it saw. That it ended stays so, since the time is logged (`stamps`).
 //!
 //! `payload "." signature`, both in base64 for URLs without padding. The payload: a version (1), the time (8 bytes, big
 //! endian), a random number (8), the name. The signature: HMAC-SHA-256 of the payload, the key being the secret and the hash
@@ -50,6 +50,11 @@ impl Simple {
     /// The same for another keyspace.
     pub(super) fn for_another(&self) -> Simple {
         Simple { ttl_ms: self.ttl_ms, uses: Mutex::default() }
+    }
+
+    /// How long a token is good for after each use.
+    pub(super) fn ttl(&self) -> Duration {
+        Duration::from_millis(self.ttl_ms)
     }
 
     pub(super) fn assign(&self, name: &str, credentials: &Credentials, clock_ms: u64) -> String {

@@ -498,7 +498,7 @@ async fn one_client_can_do_nothing_to_the_others() {
 async fn who_holds_connections_open_leaves_the_node_its_files() {
     let mut cluster = Cluster::prepared(1).await;
     let limited = cluster.nodes[0].data_dir().with_extension("sh");
-    let hadron = env!("CARGO_BIN_EXE_hadron");
+    let hadron = support::binary().display().to_string();
     fs::write(&limited, format!("#!/bin/sh\nulimit -n {DESCRIPTORS}\nexec {hadron} \"$@\"\n")).unwrap();
     fs::set_permissions(&limited, fs::Permissions::from_mode(0o755)).unwrap();
     cluster.nodes[0].set_binary(limited);

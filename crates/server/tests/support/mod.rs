@@ -418,7 +418,7 @@ pub async fn page(authority: &str, path: &str) -> Option<String> {
 }
 
 /// What nodes run: `$HADRON`, which may be an optimised build, or what was built for the test.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     std::env::var_os("HADRON").map_or_else(|| env!("CARGO_BIN_EXE_hadron").into(), PathBuf::from)
 }
 

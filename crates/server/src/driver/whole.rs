@@ -16,8 +16,9 @@ use std::sync::Arc;
 use hadron_consensus::GroupId;
 use hadron_keyspace::Keyspace;
 use hadron_storage::disk::{Disk, LOCK_FILE, write_atomically};
-use hadron_storage::engine::missing_piece;
+use hadron_storage::engine::{clear_half_made, missing_piece};
 use hadron_storage::wal::Recovered;
+use tracing::info;
 
 use super::error::RunError;
 use super::pool_file::POOL_FILE;
@@ -70,18 +71,27 @@ impl Places {
     }
 
     /// Refuses an engine that was in use and lacks one of its own files, before it is opened: opening would delete what
-    /// it could not make sense of.
+    /// it could not make sense of. One that was never in use and is not even made is removed, so that it can be.
     ///
     /// # Errors
     /// Names the file.
     pub(super) fn check_engine(&self) -> Result<(), RunError> {
         if !self.marked {
-            return Ok(());
+            return self.clear_half_made_engine();
         }
         match missing_piece(&self.engine).map_err(RunError::files("reading", &self.engine))? {
             Some(file) => Err(RunError::EnginePieceMissing { data_dir: self.data_dir.clone(), file }),
             None => Ok(()),
         }
+    }
+
+    /// Removes what a first start left of an engine that it did not get to make.
+    fn clear_half_made_engine(&self) -> Result<(), RunError> {
+        let cleared = clear_half_made(&self.engine).map_err(RunError::files("removing", &self.engine))?;
+        if cleared {
+            info!(engine = %self.engine.display(), "a first start was cut short while it made the engine, which is made again");
+        }
+        Ok(())
     }
 
     /// Refuses places in which there is something, where the directory says that nothing happened yet.
@@ -180,6 +190,24 @@ mod tests {
         let directory = whole();
         fs::remove_dir_all(directory.path().join("wal")).unwrap();
         look(directory.path()).unwrap().check_opened(&Recovered::default(), &BTreeMap::new()).unwrap();
+    }
+
+    #[test]
+    fn a_first_start_that_was_cut_short_in_the_making_of_the_engine_begins_again() {
+        let directory = whole();
+        let engine = directory.path().join("engine");
+        fs::remove_file(engine.join("file")).unwrap();
+        for name in ["lock", "0.jnl", "version"] {
+            fs::write(engine.join(name), "").unwrap();
+        }
+        let mut places = look(directory.path()).unwrap();
+        places.check_engine().unwrap();
+        assert!(!engine.exists());
+        fs::create_dir(&engine).unwrap();
+        fs::write(engine.join("lock"), "").unwrap();
+        places.mark().unwrap();
+        assert!(places.check_engine().is_err());
+        assert!(engine.join("lock").exists());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 pub use fjall::{FjallEngine, FjallOptions};
 pub use model::ModelEngine;
-pub use pieces::missing_piece;
+pub use pieces::{clear_half_made, missing_piece};
 
 /// Few engine keyspaces, shared by all groups of a node; keys inside begin with (group, generation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

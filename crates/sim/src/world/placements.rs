@@ -132,9 +132,8 @@ impl World {
             if self.settings.placement_changes_us > 0 && made < self.settings.keyspaces {
                 return Err(format!("{made} of {} keyspaces are made", self.settings.keyspaces));
             }
-            if let Some(group) = catalog.leaving_groups().next() {
-                let nodes: Vec<_> = catalog.leaving_of(group).collect();
-                return Err(format!("group {group} has not left {nodes:?}"));
+            if catalog.leaving_count() > 0 {
+                return Err(format!("{} replicas have not left yet", catalog.leaving_count()));
             }
             for (node, board) in &boards {
                 if let Some((group, _)) = board.groups().iter().find(|(group, _)| catalog.is_deleted(*group))

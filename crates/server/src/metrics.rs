@@ -351,7 +351,7 @@ metrics! {
     backend_commit_duration: Histogram = "etcd_disk_backend_commit_duration_seconds", "Time to make durable what was flushed to the engine.";
     backup_duration: LongHistogram = "etcd_disk_backend_snapshot_duration_seconds", "Time of backups that were sent to their end.";
     snapshot_save_duration: LongHistogram = "etcd_snap_db_save_total_duration_seconds", "Time to receive and install a snapshot of another node.";
-    defragmentations: Gauge = "etcd_disk_defrag_inflight", "Whether the files are being defragmented: always 0, since nothing has to be.";
+    defragmentations: Gauge = "etcd_disk_defrag_inflight", "Whether what deleted values take on the disk is being given back.";
     db_total_bytes: Gauge = "etcd_mvcc_db_total_size_in_bytes", "Bytes that the engine takes on disk, all keyspaces together, as of its last commit.";
     db_in_use_bytes: Gauge = "etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of the versions of the keyspace `default` that are kept: keys, values and metadata.";
 

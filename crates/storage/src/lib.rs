@@ -8,4 +8,5 @@ pub mod snapshot;
 mod torn_tail;
 pub mod wal;
 
+pub use priority::give_way;
 pub use torn_tail::TornTail;

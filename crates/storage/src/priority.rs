@@ -9,7 +9,7 @@ const NICENESS: i32 = 10;
 /// Merging tables takes some tens of milliseconds of processor time now and then, and all replicas of a group do it at the same moment,
 /// since they hold the same: without this, requests wait for it (RocksDB has `LowerThreadPoolCPUPriority` for that). What such a thread holds
 /// a lock for, others have to wait for: a new list of tables, the next segment of the log if the last is full before it is ready.
-pub(crate) fn give_way() {
+pub fn give_way() {
     // Elsewhere priorities belong to whole processes. A system that refuses is slower in the tail and serves all the same.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::nice(NICENESS);

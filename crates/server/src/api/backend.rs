@@ -5,7 +5,7 @@
 //!
 //! Invariants that an implementation keeps:
 //! - Every future ends by itself, at the latest after the request time-out (etcd's: 5 s plus twice the election
-//!   time-out). The services add no timers of their own.
+//!   time-out; [`Backend::defragment`] when it is done). The services add no timers of their own.
 //! - Dropping a future gives the request up (the client went away); a write that is on its way may still happen.
 //! - A write is answered only after *this* node's replica has applied it, so that a serializable read here sees it.
 //! - [`Backend::status`], [`Backend::keyspace`] and [`Backend::identity`] are called for every request: they read a few
@@ -69,6 +69,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// What each node's replica of `group` lacks of its leader's log, in entries, as the leader knows it.
     fn lags(&self, group: GroupId) -> impl Future<Output = Result<Vec<(NodeId, u64)>, Unavailable>> + Send;
+
+    /// Gives back what deleted values take on this node's disk, or says why not. Takes as long as it takes.
+    fn defragment(&self) -> impl Future<Output = Result<(), &'static str>> + Send;
 
     /// What the root group says about the pool, from the local copy.
     fn pool(&self) -> Arc<Pool>;

@@ -1,5 +1,5 @@
-//! The service `Maintenance`: status, hashes of the history, leadership transfer, alarms, backups (`snapshot`), and what etcd
-//! needs and this does not: defragmentation, downgrades.
+//! The service `Maintenance`: status, hashes of the history, leadership transfer, alarms, backups (`snapshot`), defragmentation,
+//! which is hardly needed, and downgrades, which there are not.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -127,13 +127,15 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         Ok(Response::new(response))
     }
 
-    /// Nothing to do: the engine gives space back by itself while it serves.
+    /// What the node does by itself once there is enough to give back, now. It serves meanwhile.
     async fn defragment(
         &self,
         request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Answer).await?;
         self.context.permit(&Claim::of(&request), Need::Root).await?;
+        let done = self.context.backend.defragment().await;
+        done.map_err(|reason| Status::failed_precondition(format!("etcdserver: {reason}")))?;
         // Without a header, as in etcd.
         Ok(Response::new(pb::DefragmentResponse { header: None }))
     }

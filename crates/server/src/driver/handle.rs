@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::clock::Clock;
 use super::inputs::Inputs;
 use super::observe;
+use super::reclaim::Reclaimer;
 use super::shard::Input;
 use super::waiters::{Slot, Waiter};
 use crate::api::admission::{Admission, Admitted};
@@ -49,6 +50,7 @@ struct Inner {
     balancer: Mutex<Balancer>,
     policy: Policy,
     hitters: Hitters,
+    reclaimer: Reclaimer,
 }
 
 impl Handle {
@@ -59,6 +61,7 @@ impl Handle {
         identity: Identity,
         clock: Clock,
         policy: Policy,
+        reclaimer: Reclaimer,
     ) -> Handle {
         let admission = Arc::new(Admission::new(WAITING_REQUESTS_MAX, WAITING_BYTES_MAX));
         let next_token = AtomicU64::new(1);
@@ -75,6 +78,7 @@ impl Handle {
             balancer,
             policy,
             hitters,
+            reclaimer,
         }))
     }
 
@@ -212,6 +216,10 @@ impl Backend for Handle {
     async fn lags(&self, group: GroupId) -> Result<Vec<(NodeId, u64)>, Unavailable> {
         let admitted = self.0.admission.admit(group, 0)?;
         self.ask(group, admitted, Slot::Lags, |token| Event::Lags { token, group }).await
+    }
+
+    async fn defragment(&self) -> Result<(), &'static str> {
+        self.0.reclaimer.reclaim().await
     }
 
     fn pool(&self) -> Arc<Pool> {

@@ -10,6 +10,7 @@
 //! - *log* (one thread, and one that prepares segments): one write and one fsync for all that waits. `log.rs`
 //! - *flush* (one thread): the engine's writes and fsyncs. `flush.rs`
 //! - *scrub* (one thread): reads again what the engine holds. `scrub.rs`
+//! - *reclaim* (one thread): has the engine give back what deleted values take on the disk. `reclaim.rs`
 //! - *peers* (one thread, a tokio runtime): the transport, and the tasks of snapshots. `snapshots.rs`
 //!
 //! Nothing is decided here about groups: what the simulator does not see must not matter to safety. A local fault of log or
@@ -31,6 +32,7 @@ mod observe;
 mod opener;
 mod peers;
 mod pool_file;
+mod reclaim;
 mod restore;
 mod run;
 mod scrub;

@@ -30,11 +30,12 @@ use super::handle::Handle;
 use super::inputs::Inputs;
 use super::peers::Network;
 use super::pool_file::PoolFile;
+use super::reclaim::Reclaimer;
 use super::scrub::Scrubber;
 use super::shard::{Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
 use super::whole::Places;
-use super::{flush, force, log, observe, opener, scrub};
+use super::{flush, force, log, observe, opener, reclaim, scrub};
 use crate::api;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
@@ -64,6 +65,7 @@ pub struct Running {
     election_timeout: Duration,
     transport: Transport,
     scrubber: Scrubber,
+    reclaimer: Reclaimer,
     /// Dropping it ends the peers' thread.
     peers_end: oneshot::Sender<()>,
     /// In the order in which they end.
@@ -111,6 +113,10 @@ impl Running {
             flush::start(engine.clone(), inputs.clone(), metrics.clone(), fatal.clone())?;
         let (opener, opener_thread) = opener::start(engine.clone(), options, inputs.clone(), fatal.clone())?;
         let peers = peers_runtime()?;
+        let (reclaimer, reclaims) = reclaim::queue();
+        let place =
+            reclaim::Place { node: home.node(), board: board.clone(), data_dir: config.data_dir.clone() };
+        reclaim::start(reclaims, &engine, place, metrics.clone(), fatal.clone())?;
         let (scrubber, asks) = scrub::queue();
         let snapshots = Snapshots::new(
             peers.handle().clone(),
@@ -128,8 +134,15 @@ impl Running {
         let setup = Setup { tls, ..setup };
         let transport = start_transport(&peers, peer_listeners, setup)?;
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
-        let handle =
-            Handle::new(inputs.clone(), board, transport.clone(), identity, clock, config.balance.policy());
+        let handle = Handle::new(
+            inputs.clone(),
+            board,
+            transport.clone(),
+            identity,
+            clock,
+            config.balance.policy(),
+            reclaimer.clone(),
+        );
         peers.spawn(observe::run(handle.clone(), metrics.clone()));
         let runtime = peers.handle().clone();
         let scrub_thread =
@@ -178,6 +191,7 @@ impl Running {
             election_timeout: config.election_timeout,
             transport,
             scrubber,
+            reclaimer,
             peers_end,
             threads,
             _home: home,
@@ -231,6 +245,7 @@ impl Running {
     pub async fn stop(self) {
         let _ = timeout(PEERS_GRACE, self.transport.drained()).await;
         self.scrubber.end();
+        self.reclaimer.end();
         self.inputs.stop();
         drop(self.peers_end);
         let threads = self.threads;

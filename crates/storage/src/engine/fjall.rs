@@ -21,9 +21,13 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
+use fjall::compaction::Leveled;
 use fjall::config::{
     BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry,
 };
@@ -34,7 +38,7 @@ use fjall::{
 use parking_lot::Mutex;
 
 use super::journal::cut_torn_end;
-use super::{Batch, Change, Engine, EngineError, Read, Space, Visit, check_sizes};
+use super::{Batch, Change, Engine, EngineError, Read, Reclaimed, Space, Visit, check_sizes};
 use crate::TornTail;
 use crate::priority::give_way;
 
@@ -46,6 +50,9 @@ pub struct FjallOptions {
     /// Size in bytes at which the memtable of a space is written to a table. Up to five per space can wait for that at once, and those that were
     /// written stay until the next one is full; while a view is open, all of them stay ([`Engine::snapshot`]).
     pub memtable_bytes: u64,
+    /// Size in bytes of tables that are merged, and a quarter of that of the first level, which is merged as a whole. An engine keeps
+    /// what it was made with.
+    pub table_bytes: u64,
     /// Bytes of journals beyond which memtables are flushed early; bounds the time that a restart takes. At least
     /// 64 MiB.
     pub journal_bytes: u64,
@@ -60,6 +67,7 @@ impl Default for FjallOptions {
         FjallOptions {
             cache_bytes: 16 << 20,
             memtable_bytes: 16 << 20,
+            table_bytes: 64 << 20,
             journal_bytes: 64 << 20,
             threads: 2,
             open_tables: 900,
@@ -67,18 +75,28 @@ impl Default for FjallOptions {
     }
 }
 
+/// fjall holds a write up while a space has 30 tables beside each other in its first level or four memtables that are being written, and does
+/// not notice meanwhile that it has given up. Writes are held up before that, where it is noticed and nobody waits for them.
+const TABLES_MAX: usize = 28;
+const MEMTABLES_MAX: usize = 3;
+const CONGESTION_POLL: Duration = Duration::from_millis(10);
+
 /// An [`Engine`] in a directory, which it locks.
 pub struct FjallEngine {
     database: Database,
-    spaces: Spaces,
+    pub(super) spaces: Spaces,
     torn_tail: Option<TornTail>,
     /// Held while a batch is written and while a view is begun: fjall makes visible what is being written when it puts a table in its place
     /// meanwhile.
     writing: Mutex<()>,
+    /// Of each space, since it was last rewritten; there may be some in the journal when an engine is opened.
+    pub(super) deletions: [AtomicU64; Space::ALL.len()],
+    /// Held while spaces are rewritten.
+    pub(super) reclaiming: Mutex<()>,
 }
 
 #[derive(Clone)]
-struct Spaces([Keyspace; Space::ALL.len()]);
+pub(super) struct Spaces([Keyspace; Space::ALL.len()]);
 
 impl FjallEngine {
     /// Opens the engine in `directory`, which is created when it does not exist. What it shows then is durable: a killed
@@ -90,7 +108,14 @@ impl FjallEngine {
         let database = open_database(directory, options)?;
         let spaces = Spaces::open(&database, options)?;
         spaces.check_not_ahead_of(end.last)?;
-        let engine = FjallEngine { database, spaces, torn_tail: end.torn, writing: Mutex::new(()) };
+        let engine = FjallEngine {
+            database,
+            spaces,
+            torn_tail: end.torn,
+            writing: Mutex::new(()),
+            deletions: Space::ALL.map(|_| AtomicU64::new(1)),
+            reclaiming: Mutex::new(()),
+        };
         engine.persist()?;
         Ok(engine)
     }
@@ -100,6 +125,39 @@ impl FjallEngine {
     pub fn torn_tail(&self) -> Option<&TornTail> {
         self.torn_tail.as_ref()
     }
+
+    /// Writes a batch that repeats no key.
+    pub(super) fn commit(&self, batch: Batch) -> Result<(), Error> {
+        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), batch.len());
+        for change in batch {
+            match change {
+                Change::Put(space, key, value) => writes.insert(self.spaces.of(space), &*key, &*value),
+                Change::Delete(space, key) => {
+                    self.deletions[space as usize].fetch_add(1, Ordering::Relaxed);
+                    writes.remove(self.spaces.of(space), &*key);
+                }
+            }
+        }
+        self.wait_while_congested()?;
+        let _writing = self.writing.lock();
+        writes.commit()
+    }
+
+    fn wait_while_congested(&self) -> Result<(), Error> {
+        while self.spaces.0.iter().any(is_congested) {
+            self.check_poisoned()?;
+            thread::sleep(CONGESTION_POLL);
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_poisoned(&self) -> Result<(), Error> {
+        self.database.persist(PersistMode::Buffer)
+    }
+}
+
+fn is_congested(keyspace: &Keyspace) -> bool {
+    keyspace.tree.l0_run_count() >= TABLES_MAX || keyspace.tree.sealed_memtable_count() >= MEMTABLES_MAX
 }
 
 /// Opens the database on a thread that gives way, so that its workers, which that thread starts, do as well. On a machine whose processors
@@ -131,6 +189,21 @@ impl FjallEngine {
     pub(super) fn make_tables(&self) {
         self.spaces.0.iter().for_each(|space| space.rotate_memtable_and_wait().unwrap());
     }
+
+    /// Merges tables until fjall sees nothing more to do.
+    pub(super) fn merge_tables(&self) {
+        for space in &self.spaces.0 {
+            loop {
+                let before = space.tree.current_version().id();
+                let no_view_before = self.database.supervisor.snapshot_tracker.get_seqno_safe_to_gc();
+                space.tree.compact(space.config.compaction_strategy.clone(), no_view_before).unwrap();
+                let is_same = space.tree.current_version().id() == before;
+                if is_same && self.database.active_compactions() == 0 {
+                    break;
+                }
+            }
+        }
+    }
 }
 
 impl Spaces {
@@ -152,7 +225,7 @@ impl Spaces {
         }
     }
 
-    fn of(&self, space: Space) -> &Keyspace {
+    pub(super) fn of(&self, space: Space) -> &Keyspace {
         &self.0[space as usize]
     }
 
@@ -209,6 +282,7 @@ fn create_options(space: Space, options: &FjallOptions) -> KeyspaceCreateOptions
     };
     KeyspaceCreateOptions::default()
         .max_memtable_size(options.memtable_bytes)
+        .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(options.table_bytes)))
         .manual_journal_persist(true)
         .data_block_size_policy(BlockSizePolicy::all(block_bytes))
         .data_block_compression_policy(CompressionPolicy::disabled())
@@ -231,16 +305,7 @@ impl Read for FjallEngine {
 impl Engine for FjallEngine {
     fn write(&self, batch: Batch) -> Result<(), EngineError> {
         check_sizes(&batch)?;
-        let batch = without_repeats(batch);
-        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), batch.len());
-        for change in batch {
-            match change {
-                Change::Put(space, key, value) => writes.insert(self.spaces.of(space), &*key, &*value),
-                Change::Delete(space, key) => writes.remove(self.spaces.of(space), &*key),
-            }
-        }
-        let _writing = self.writing.lock();
-        writes.commit().map_err(engine_error)
+        self.commit(without_repeats(batch)).map_err(engine_error)
     }
 
     fn persist(&self) -> Result<(), EngineError> {
@@ -257,6 +322,14 @@ impl Engine for FjallEngine {
 
     fn disk_bytes(&self) -> u64 {
         self.database.disk_space().unwrap_or(0)
+    }
+
+    fn reclaim(&self) -> Result<Reclaimed, EngineError> {
+        self.reclaim_all()
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
+        self.check_poisoned().map_err(engine_error)
     }
 }
 
@@ -302,7 +375,7 @@ fn place(change: &Change) -> (Space, &[u8]) {
 }
 
 /// A record cannot be read: the file ends before it, or the disk does not give it.
-fn read_error(error: fjall::Error) -> EngineError {
+pub(super) fn read_error(error: fjall::Error) -> EngineError {
     let (Error::Io(io) | Error::Storage(LsmError::Io(io))) = &error else { return engine_error(error) };
     let is_lost = io.kind() == io::ErrorKind::UnexpectedEof
         || io.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
@@ -320,7 +393,7 @@ fn is_short_of_descriptors(error: &io::Error) -> bool {
     errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-fn engine_error(error: fjall::Error) -> EngineError {
+pub(super) fn engine_error(error: fjall::Error) -> EngineError {
     match error {
         Error::Io(error) | Error::Storage(LsmError::Io(error)) if is_short_of_descriptors(&error) => {
             EngineError::Io(format!(
@@ -341,8 +414,7 @@ fn engine_error(error: fjall::Error) -> EngineError {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::engine::conformance;

@@ -12,6 +12,7 @@ mod journal;
 mod manifest;
 mod model;
 mod pieces;
+mod reclaim;
 #[cfg(test)]
 mod rot;
 
@@ -22,6 +23,7 @@ use bytes::Bytes;
 pub use fjall::{FjallEngine, FjallOptions};
 pub use model::ModelEngine;
 pub use pieces::{clear_half_made, missing_piece};
+pub use reclaim::Reclaimed;
 
 /// Few engine keyspaces, shared by all groups of a node; keys inside begin with (group, generation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,4 +128,15 @@ pub trait Engine: Read + 'static {
 
     /// Bytes on disk, for operators.
     fn disk_bytes(&self) -> u64;
+
+    /// Gives back what deleted records take on disk, and rewrites for that what is kept: for those who know that there is about as much
+    /// garbage as that. Takes long; others read and write meanwhile. An engine that gives it back by itself does nothing.
+    fn reclaim(&self) -> Result<Reclaimed, EngineError> {
+        Ok(Reclaimed::default())
+    }
+
+    /// Whether it has given up, which otherwise only the next write shows. Waits for no write of others.
+    fn check(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
 }

@@ -346,6 +346,10 @@ impl Backend for TestBackend {
         Ok(vec![(NodeId(1), 0)])
     }
 
+    async fn defragment(&self) -> Result<(), &'static str> {
+        Ok(())
+    }
+
     fn pool(&self) -> Arc<Pool> {
         Arc::default()
     }

@@ -162,7 +162,7 @@ enum Command {
     /// Commands for alarms
     #[command(subcommand)]
     Alarm(upkeep::Alarm),
-    /// Defragment the storage of members: nothing to do with Hadron's
+    /// Defragment the storage of members: Hadron's do it by themselves too
     Defrag(upkeep::Defrag),
     /// Commands for downgrades
     #[command(subcommand)]

@@ -227,10 +227,16 @@ impl Board<'_> {
         lost.min_by_key(|node| !self.is_half_built(draft, *node))
     }
 
-    /// Whether the group can do without the replica on `node`, which has yet to come.
+    /// Whether the replica on `node`, which has yet to come, can be given up: the others can do without it, and who was to leave for it may come
+    /// back. Otherwise the group would have fewer replicas than it has now.
     fn may_be_given_up(&self, draft: &Draft<'_>, node: usize) -> bool {
         let others = draft.replicas.len() - 1;
-        self.is_half_built(draft, node) && 2 * self.reachable(draft) > others
+        let mut going = draft.view.voters().filter_map(|node| self.number(node));
+        let may_come_back = |node: usize| {
+            let seat = &self.seats[node];
+            draft.replicas.contains(&node) || seat.receives() && self.has_room(seat, 0)
+        };
+        self.is_half_built(draft, node) && 2 * self.reachable(draft) > others && going.all(may_come_back)
     }
 
     /// Whether the damaged replica on `node` can be missed until there is another in its place.

@@ -113,7 +113,10 @@ impl Work {
             // Those who gave up have nobody work for them.
             if answers.iter().any(|answer| !answer.is_closed()) {
                 let outcome = self.reclaim(&*engine).map(drop);
-                answers.into_iter().for_each(|answer| drop(answer.send(outcome)));
+                for answer in answers {
+                    // Nobody waits for it any more, perhaps.
+                    let _ = answer.send(outcome);
+                }
             } else {
                 self.reclaim_if_worth_it(&*engine);
             }

@@ -201,6 +201,7 @@ impl FjallEngine {
                 if is_same && self.database.active_compactions() == 0 {
                     break;
                 }
+                thread::sleep(Duration::from_millis(1));
             }
         }
     }

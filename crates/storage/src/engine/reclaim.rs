@@ -115,12 +115,12 @@ mod tests {
 
     const VALUE_BYTES: u64 = 32_000;
     /// How many keys there are, of which the last record each is live.
-    const KEYS: usize = 300;
+    const KEYS: usize = 120;
     const LIVE_BYTES: u64 = KEYS as u64 * VALUE_BYTES;
     /// So many records are written between two sweeps.
-    const SWEEP: u64 = 75;
+    const SWEEP: u64 = 40;
     /// What is in memory or just written, and garbage that is not worth the work.
-    const SLACK_BYTES: u64 = 4 << 20;
+    const SLACK_BYTES: u64 = 2 << 20;
 
     /// Everything is smaller than in life by the same factor.
     fn open(directory: &Path) -> FjallEngine {

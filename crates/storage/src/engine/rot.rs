@@ -96,6 +96,8 @@ fn an_engine_that_cannot_merge_damaged_tables_says_what_to_do() {
     });
     let error = error.unwrap().to_string();
     assert!(error.contains("rebuild this member from the others"), "{error}");
+    // Who writes nothing can see it too.
+    assert_eq!(engine.check().unwrap_err().to_string(), error);
 }
 
 fn flip(path: &Path, at: u64, bit: u32) {

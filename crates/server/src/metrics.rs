@@ -192,6 +192,13 @@ impl<M: Default> Family<M> {
     }
 }
 
+impl<M> Family<M> {
+    /// Keeps those members whose label values are `wanted`.
+    pub fn retain(&self, wanted: impl Fn(&[String]) -> bool) {
+        self.members.write().retain(|values, _| wanted(values));
+    }
+}
+
 impl Family<Gauge> {
     /// Replaces all members by these label values and numbers.
     pub fn replace(&self, members: impl IntoIterator<Item = (Vec<String>, f64)>) {

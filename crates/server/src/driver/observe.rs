@@ -1,6 +1,6 @@
 //! What people and dashboards see of the node beside what the services report: elections, shares, lags.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,20 +40,49 @@ pub(super) fn decode(from: NodeId, messages: Messages) -> Vec<PeerMessage> {
 pub(super) async fn run(handle: Handle, metrics: Arc<Metrics>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = HashMap::new();
+    let mut told = HashMap::new();
     process::begin(&metrics);
     loop {
         ticks.tick().await;
         process::show(&metrics);
         metrics.client_requests_waiting.set_integer(handle.waiting_requests() as u64);
-        for record in &handle.board().elections() {
-            let counted = seen.entry((record.group, record.candidate)).or_insert(0);
-            if record.term.0 > *counted {
-                *counted = record.term.0;
-                tell_election(record, &metrics);
-            }
+        let (board, elections) = (handle.board(), handle.board().elections());
+        if tell_elections(&elections, &mut told, &metrics) {
+            // Not each time: there may be thousands of groups, and nothing comes up in between.
+            forget_elections(|group| board.group(group).is_some(), &elections, &mut told, &metrics);
         }
     }
+}
+
+/// The newest term of which each candidate's election was told.
+type Told = HashMap<(GroupId, NodeId), u64>;
+
+/// Tells those of `elections` that were not told yet. True if there were any.
+fn tell_elections(elections: &[ElectionRecord], told: &mut Told, metrics: &Metrics) -> bool {
+    let mut any = false;
+    for record in elections {
+        let newest = told.entry((record.group, record.candidate)).or_insert(0);
+        if record.term.0 > *newest {
+            *newest = record.term.0;
+            tell_election(record, metrics);
+            any = true;
+        }
+    }
+    any
+}
+
+/// Forgets groups that have no replica here any more, since their numbers are never used again. Of elections that are remembered it
+/// stays known that they were told.
+fn forget_elections(
+    is_here: impl Fn(GroupId) -> bool,
+    elections: &[ElectionRecord],
+    told: &mut Told,
+    metrics: &Metrics,
+) {
+    let remembered: HashSet<_> = elections.iter().map(|record| (record.group, record.candidate)).collect();
+    told.retain(|key, _| is_here(key.0) || remembered.contains(key));
+    let group = |labels: &[String]| labels.first()?.parse().ok().map(GroupId);
+    metrics.elections.retain(|labels| group(labels).is_some_and(&is_here));
 }
 
 /// What is told of all groups, for a page that somebody wants to see now.
@@ -182,6 +211,35 @@ mod tests {
             votes: votes.iter().map(|(node, votes)| (NodeId(*node), *votes)).collect(),
             at: Time(0),
         }
+    }
+
+    /// Every keyspace that had ever been here stayed on the page, and in memory, for as long as the process ran.
+    #[test]
+    fn elections_of_groups_that_are_gone_are_forgotten_and_not_told_again() {
+        let (metrics, mut told) = (Metrics::default(), Told::new());
+        let groups = || {
+            let page = metrics.render();
+            let counts = page.lines().filter_map(|line| line.strip_prefix("hadron_elections_total{group="));
+            counts.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let elections = [
+            election(1, 2, 1, true, &[(1, 3)]),
+            election(7, 1, 1, true, &[(1, 1)]),
+            election(7, 2, 2, false, &[(2, 1)]),
+        ];
+        assert!(tell_elections(&elections, &mut told, &metrics));
+        forget_elections(|_| true, &elections, &mut told, &metrics);
+        assert_eq!(
+            groups(),
+            [r#""1",outcome="won"} 1"#, r#""7",outcome="split"} 1"#, r#""7",outcome="won"} 1"#]
+        );
+        let is_here = |group| group == GroupId(1);
+        forget_elections(is_here, &elections, &mut told, &metrics);
+        assert!(!tell_elections(&elections, &mut told, &metrics), "they are still remembered");
+        assert_eq!(groups(), [r#""1",outcome="won"} 1"#]);
+        // Newer ones take the place of those of the seventh group.
+        forget_elections(is_here, &[election(1, 3, 2, true, &[(2, 3)])], &mut told, &metrics);
+        assert_eq!(told, Told::from([((GroupId(1), NodeId(1)), 2)]));
     }
 
     /// Candidates of earlier elections used to stay on the page beside those of the last one.

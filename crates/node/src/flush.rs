@@ -429,7 +429,7 @@ mod tests {
             give(node, wal, Event::Opened { group: CLOSED, outcome });
             assert_eq!(node.board.damaged(), BTreeMap::from([(CLOSED, ReplicaId(1))]));
         };
-        let whys: [&dyn Fn(&mut Node, &mut Wal); 4] = [&unknown, &damaged, &unusable, &behind];
+        let whys: [fn(&mut Node, &mut Wal); 4] = [unknown, damaged, unusable, behind];
         for close in whys {
             let disk = MemoryDisk::new();
             former_life(&disk);

@@ -143,6 +143,7 @@ async fn a_first_member_that_comes_late_may_say_that_the_cluster_exists() {
     let mut cluster = Cluster::prepared(3).await;
     cluster.nodes[0].start();
     cluster.nodes[1].start();
+    cluster.nodes[0].wait_until_serving().await;
     put(&cluster.nodes[0]).await;
     cluster.nodes[2].set_argument("--initial-cluster-state", "existing");
     cluster.nodes[2].start();
@@ -165,6 +166,7 @@ async fn a_copy_of_a_data_directory_is_refused_for_good() {
     assert!(copied.success());
     for _ in 0..2 {
         cluster.nodes[1].start();
+        cluster.nodes[1].wait_until_serving().await;
         put(&cluster.nodes[1]).await;
         cluster.nodes[1].kill();
     }

@@ -327,5 +327,9 @@ async fn a_learner_is_promoted_by_itself_if_that_was_asked_for() {
     })
     .await;
     cluster.nodes[new].wait_until_voting().await;
-    assert!(cluster.nodes[0].log().contains("promoted a learner that has caught up"));
+    // It says so once it knows that everybody does.
+    eventually("it says so", async || {
+        cluster.nodes[0].log().contains("promoted a learner that has caught up")
+    })
+    .await;
 }

@@ -26,8 +26,9 @@ use tonic::{Request, Status};
 const KEYS: usize = 2_000;
 const VALUE_BYTES: usize = 12 << 10;
 const WRITERS: usize = 16;
-/// The key whose value is damaged, old enough to be in a table.
-const DAMAGED: usize = 77;
+/// The keys whose values are damaged, old enough to be in tables. The engine may have some of them in its cache for as long as it reads them,
+/// and not see what has become of them on the disk, but not all.
+const DAMAGED: [usize; 5] = [77, 300, 523, 746, 969];
 
 fn key(number: usize) -> String {
     format!("{number:05}")
@@ -72,9 +73,15 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// Flips a bit of the value of [`DAMAGED`] in a table. It is in a journal too, which nobody reads any more.
+/// Flips a bit of each of the values of [`DAMAGED`] in the tables. They are in a journal too, which nobody reads any more.
 fn flip(node: &Node) {
-    let wanted = value(DAMAGED);
+    let flipped: usize = DAMAGED.iter().map(|number| flip_value(node, *number)).sum();
+    assert!(flipped > 0, "none of the values is in a table");
+}
+
+/// Returns how often the value was found.
+fn flip_value(node: &Node, number: usize) -> usize {
+    let wanted = value(number);
     let wanted = &wanted[..100];
     let mut flipped = 0;
     for path in files(&node.data_dir().join("engine/keyspaces")) {
@@ -86,7 +93,7 @@ fn flip(node: &Node) {
         file.write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
         flipped += 1;
     }
-    assert!(flipped > 0, "the value is in no table");
+    flipped
 }
 
 /// Nodes that read what they have stored once a second. The values are in tables, and nowhere in memory.
@@ -118,9 +125,9 @@ async fn damage_that_nobody_reads_is_found_and_the_replica_serves_no_more() {
     let member_id = damaged.status().await.unwrap().header.unwrap().member_id;
     let expected = [AlarmMember { member_id, alarm: AlarmType::Corrupt as i32 }];
     eventually("the replica is named", async || alarms(sound, "default").await == expected).await;
-    let refused = async || read(damaged, "default", DAMAGED + 1).await.is_err();
+    let refused = async || read(damaged, "default", DAMAGED[0] + 1).await.is_err();
     eventually("it serves nothing", refused).await;
-    assert_eq!(read(sound, "default", DAMAGED).await.unwrap(), value(DAMAGED));
+    assert_eq!(read(sound, "default", DAMAGED[0]).await.unwrap(), value(DAMAGED[0]));
     let log = damaged.log();
     assert!(log.contains("what is stored of this replica is damaged"), "{log}");
     assert!(log.contains("rebuild this member from the others"), "{log}");
@@ -138,8 +145,10 @@ async fn a_replica_whose_stored_state_is_damaged_is_rebuilt_where_it_was() {
     flip(damaged);
     eventually("there is another replica", async || replicas() != before).await;
     eventually("the alarm ends with the replica", async || alarms(sound, "a").await.is_empty()).await;
-    let same = async || read(damaged, "a", DAMAGED).await.is_ok_and(|found| found == value(DAMAGED));
-    eventually("it has all", same).await;
+    for number in DAMAGED {
+        let same = async || read(damaged, "a", number).await.is_ok_and(|found| found == value(number));
+        eventually("it has all", same).await;
+    }
 }
 
 /// A node that is alone has nobody to serve in its place.
@@ -149,9 +158,16 @@ async fn the_only_replica_goes_on_and_serves_what_it_can() {
     let node = &cluster.nodes[0];
     flip(node);
     eventually("it is found", async || node.counter("hadron_scrub_damaged_replicas").await == 1).await;
-    assert_eq!(read(node, "default", DAMAGED + 50).await.unwrap(), value(DAMAGED + 50));
-    let error = read(node, "default", DAMAGED).await.unwrap_err();
-    assert!(error.message().contains("damaged"), "{error}");
+    let sound = DAMAGED[0] + 50;
+    assert_eq!(read(node, "default", sound).await.unwrap(), value(sound));
+    let mut refused = 0;
+    for number in DAMAGED {
+        if let Err(error) = read(node, "default", number).await {
+            assert!(error.message().contains("damaged"), "{error}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 0, "something is damaged, and everything is served");
     assert_eq!(alarms(node, "default").await, []);
     let log = node.log();
     assert!(log.contains("too few would be left"), "{log}");

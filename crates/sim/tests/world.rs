@@ -120,7 +120,7 @@ fn every_scenario_keeps_every_promise_and_tells_the_same_story_twice() {
 #[test]
 fn a_replica_that_differs_is_named_by_the_others() {
     let named = |seed| World::run(Settings::of(Scenario::Repairs, seed)).unwrap().named;
-    assert!((1..=6).map(named).sum::<u64>() > 2);
+    assert!((1..=12).map(named).sum::<u64>() > 2);
 }
 
 /// A damaged replica of a placed group was only named, and stayed where it was for ever.

@@ -187,6 +187,11 @@ impl Keyspace {
         due.map(Sweep)
     }
 
+    /// Whether something of former generations is left, which is not deleted before those who read it are done.
+    pub fn has_former(&self) -> bool {
+        !self.former.stretches.lock().is_empty()
+    }
+
     fn sweep_versions(&self, limit: usize) -> Option<Batch> {
         let mut state = self.state.write();
         let mut compacted = state.flushed.compact_revision;
@@ -208,7 +213,7 @@ impl Keyspace {
 
     fn sweep_former(&self, limit: usize) -> Option<Due> {
         let current = self.state.read().generation;
-        if self.former.stretches.lock().is_empty()
+        if !self.has_former()
             || self.pins.any_but(current)
             || self.tombstone_pins.any_but(current)
             || self.former.failed.swap(false, Ordering::Relaxed)

@@ -129,6 +129,16 @@ impl Node {
         } else {
             let compacted = replica.keyspace.flushed_compact_revision();
             replica.flush.tell_swept(group, compacted);
+            if replica.keyspace.has_former() {
+                self.unswept.insert(group);
+            }
+        }
+    }
+
+    /// With every heartbeat: who read what is to go does not say when he is done, and a group that rests has no other occasion.
+    pub(crate) fn sweep_again(&mut self, effects: &mut Effects) {
+        for group in std::mem::take(&mut self.unswept) {
+            self.maybe_sweep(group, effects);
         }
     }
 

@@ -58,6 +58,8 @@ pub struct Node {
     pub(crate) needs_seen: u64,
     /// What of the root group could not be read when it was read last, and when to try again.
     pub(crate) unread: Option<(String, Time)>,
+    /// Groups of whose former states something is left that somebody reads yet.
+    pub(crate) unswept: BTreeSet<GroupId>,
     pub(crate) log: LogQueue,
     /// Groups for which old segments of the log were kept when somebody last looked.
     pub(crate) pinning: BTreeSet<GroupId>,
@@ -124,6 +126,7 @@ impl Node {
             is_pool_new: false,
             needs_seen: 0,
             unread: None,
+            unswept: BTreeSet::new(),
             log: LogQueue::default(),
             pinning: BTreeSet::new(),
             engine_persist: EnginePersist::new(now),
@@ -332,6 +335,7 @@ impl Node {
         }
         self.wake_some(effects);
         self.stand_again(effects);
+        self.sweep_again(effects);
         self.show_alive();
         if self.are_needs_new() {
             self.refresh_peers();

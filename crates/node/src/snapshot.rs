@@ -137,11 +137,13 @@ mod tests {
     use std::collections::BTreeMap;
 
     use hadron_consensus::{DEFAULT_GROUP, NodeId, Time};
-    use hadron_keyspace::{Command, Exporter, Importer, Keyspace};
+    use hadron_keyspace::{Command, Exporter, Importer, Keyspace, Scrub};
+    use hadron_proto::etcdserverpb::PutRequest;
     use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
     use hadron_storage::engine::{Engine as _, ModelEngine};
 
     use crate::config::{Config, Limits};
+    use crate::flush::FlushState;
     use crate::integrity::corrupt;
     use crate::membership::{Bootstrap, Member};
 
@@ -192,7 +194,7 @@ mod tests {
     fn flush_ends(node: &mut Node) -> Effects {
         let mut effects = Effects::default();
         let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
-        replica.flush = crate::flush::FlushState::new(Index(1), 0, Time(1));
+        replica.flush = FlushState::new(Index(1), 0, Time(1));
         node.answer_install(DEFAULT_GROUP, &mut effects);
         effects
     }
@@ -201,7 +203,7 @@ mod tests {
     fn install(node: &mut Node, engine: Arc<ModelEngine>, at: Applied, command: Command) {
         let keyspace = &node.replicas[&DEFAULT_GROUP].keyspace;
         keyspace.apply(at, vec![command]);
-        let flush = keyspace.take_flush(1, usize::MAX).unwrap();
+        let flush = keyspace.take_flush(at.index, usize::MAX).unwrap();
         engine.write(flush.batch.clone()).unwrap();
         keyspace.flush_done(flush);
         let mut exporter = Exporter::new(keyspace.clone(), usize::MAX).unwrap();
@@ -222,6 +224,24 @@ mod tests {
         let alarm = Command::Alarm(corrupt(NodeId(1), AlarmAction::Activate));
         install(&mut node, engine, at(1), alarm);
         assert!(node.replicas[&DEFAULT_GROUP].quarantined);
+    }
+
+    /// A scrub read the former state when it was to go. It stayed on the disk until something was written to the group again.
+    #[test]
+    fn a_former_state_goes_when_nobody_reads_it_any_more() {
+        let (mut node, engine) = first();
+        let put = || Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..Default::default() });
+        install(&mut node, engine.clone(), at(1), put());
+        node.replicas.get_mut(&DEFAULT_GROUP).unwrap().flush = FlushState::new(Index(1), 0, Time(1));
+        let reader = Scrub::begin(node.replicas[&DEFAULT_GROUP].keyspace.clone()).unwrap();
+        assert!(reader.is_some());
+        install(&mut node, engine, at(2), put());
+        let mut effects = Effects::default();
+        node.sweep_again(&mut effects);
+        assert_eq!(effects.sweeps.len(), 0, "somebody reads it");
+        drop(reader);
+        node.sweep_again(&mut effects);
+        assert_eq!(effects.sweeps.len(), 1);
     }
 
     /// Until the next entry the group's clock was shown as counted from the node's start.

@@ -69,7 +69,8 @@ impl Reclaimer {
 /// Whose space it is.
 pub(super) struct Place {
     pub(super) node: NodeId,
-    pub(super) board: Arc<Board>,
+    /// Its groups hold the engine too.
+    pub(super) board: Weak<Board>,
     pub(super) data_dir: PathBuf,
 }
 
@@ -81,7 +82,7 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
     fatal: Fatal,
 ) -> Result<(), RunError> {
-    // Whoever stops the node must not have to wait until it is idle to open its engine again.
+    // Whoever stops the node must not have to wait until this thread, which gives way to all others, has ended to open the engine again.
     let engine = Arc::downgrade(engine);
     let mut work =
         Work { queue, engine, place, metrics, fatal, next: Instant::now() + PAUSE_MIN, pause: PAUSE_MIN };
@@ -106,19 +107,19 @@ struct Work {
 impl Work {
     fn run(&mut self) {
         while let Some(answers) = self.wait() {
-            let Some(engine) = self.engine.upgrade() else { return };
+            let (Some(engine), Some(kept_bytes)) = (self.engine.upgrade(), self.kept_bytes()) else { return };
             if let Err(error) = engine.check() {
                 return self.give_up(&error);
             }
             // Those who gave up have nobody work for them.
             if answers.iter().any(|answer| !answer.is_closed()) {
-                let outcome = self.reclaim(&*engine).map(drop);
+                let outcome = self.reclaim(&*engine, kept_bytes).map(drop);
                 for answer in answers {
                     // Nobody waits for it any more, perhaps.
                     let _ = answer.send(outcome);
                 }
             } else {
-                self.reclaim_if_worth_it(&*engine);
+                self.reclaim_if_worth_it(&*engine, kept_bytes);
             }
         }
     }
@@ -137,26 +138,27 @@ impl Work {
         first.into_iter().chain(self.queue.try_iter()).map(answer).collect()
     }
 
-    fn reclaim_if_worth_it(&mut self, engine: &dyn Engine) {
+    fn reclaim_if_worth_it(&mut self, engine: &dyn Engine, kept_bytes: u64) {
         let disk = engine.disk_bytes();
         let began = Instant::now();
-        if began < self.next || !is_worth_it(disk, self.kept_bytes(), self.place.node) {
+        if began < self.next || !is_worth_it(disk, kept_bytes, self.place.node) {
             return;
         }
-        let gave = self.reclaim(engine).unwrap_or_default();
+        let gave = self.reclaim(engine, kept_bytes).unwrap_or_default();
         self.pause = if gave > disk / WORTHWHILE { PAUSE_MIN } else { (self.pause * 2).min(PAUSE_MAX) };
         self.next = Instant::now() + self.pause.max(began.elapsed() * SHARE);
     }
 
-    /// What the keyspaces count.
-    fn kept_bytes(&self) -> u64 {
-        self.place.board.groups().iter().map(|(_, group)| group.keyspace.db_bytes()).sum()
+    /// What the keyspaces count; `None` when the node stops.
+    fn kept_bytes(&self) -> Option<u64> {
+        let groups = self.place.board.upgrade()?.groups();
+        Some(groups.iter().map(|(_, group)| group.keyspace.db_bytes()).sum())
     }
 
     /// How many bytes it gave back.
-    fn reclaim(&self, engine: &dyn Engine) -> Result<u64, &'static str> {
+    fn reclaim(&self, engine: &dyn Engine, kept_bytes: u64) -> Result<u64, &'static str> {
         let began = Instant::now();
-        match self.reclaim_if_there_is_room(engine) {
+        match self.reclaim_if_there_is_room(engine, kept_bytes) {
             Ok(Some(Reclaimed { before, after, ran_out: false })) => {
                 let seconds = began.elapsed().as_secs_f32();
                 info!(before, after, seconds, "gave back what deleted values took on the disk");
@@ -179,8 +181,12 @@ impl Work {
     }
 
     /// `None` if there is not. What is rewritten is there twice for a while.
-    fn reclaim_if_there_is_room(&self, engine: &dyn Engine) -> Result<Option<Reclaimed>, EngineError> {
-        let needed = engine.disk_bytes().min(2 * self.kept_bytes() + SLACK_BYTES);
+    fn reclaim_if_there_is_room(
+        &self,
+        engine: &dyn Engine,
+        kept_bytes: u64,
+    ) -> Result<Option<Reclaimed>, EngineError> {
+        let needed = engine.disk_bytes().min(2 * kept_bytes + SLACK_BYTES);
         let free = process::disk_bytes(&self.place.data_dir).map_or(u64::MAX, |(used, all)| all - used);
         if free < needed {
             return Ok(None);

@@ -114,8 +114,11 @@ impl Running {
         let (opener, opener_thread) = opener::start(engine.clone(), options, inputs.clone(), fatal.clone())?;
         let peers = peers_runtime()?;
         let (reclaimer, reclaims) = reclaim::queue();
-        let place =
-            reclaim::Place { node: home.node(), board: board.clone(), data_dir: config.data_dir.clone() };
+        let place = reclaim::Place {
+            node: home.node(),
+            board: Arc::downgrade(&board),
+            data_dir: config.data_dir.clone(),
+        };
         reclaim::start(reclaims, &engine, place, metrics.clone(), fatal.clone())?;
         let (scrubber, asks) = scrub::queue();
         let snapshots = Snapshots::new(

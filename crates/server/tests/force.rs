@@ -90,7 +90,8 @@ async fn the_last_one_goes_on_with_everything_and_grows_again() {
     ClusterClient::new(cluster.nodes[2].channel()).member_add(request).await.unwrap();
     cluster.nodes[new].start();
     cluster.nodes[new].wait_until_voting().await;
-    assert_eq!(members(&cluster.nodes[new]).await, ["n2", "n3"]);
+    // It knows its own name before the others do.
+    eventually("the others know its name", async || members(&cluster.nodes[2]).await == ["n2", "n3"]).await;
     let newest = put(&cluster.nodes[new], "two").await;
     let [one, other] = [2, new].map(|number| &cluster.nodes[number]);
     assert!(complete_history(one, newest).await == complete_history(other, newest).await);

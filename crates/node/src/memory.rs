@@ -84,6 +84,12 @@ impl Node {
         self.config.limits.node_log_bytes.saturating_sub(self.memory_use().log)
     }
 
+    /// Whether the leader of a group has no room for more: for applied state, or for the log.
+    pub(crate) fn has_no_room(&self, replica: &Replica) -> bool {
+        replica.keyspace.unflushed_bytes() >= self.unflushed_bytes_max()
+            || replica.core.uncommitted_bytes() >= self.log_bytes_free()
+    }
+
     /// Brings the sums up to date with what `group` holds now.
     pub(crate) fn count_memory(&mut self, group: GroupId) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
@@ -108,9 +114,13 @@ impl Node {
         self.count_memory(group);
         self.shorten_log(group, effects);
         let (now, unflushed_max, log_max) = (self.now, self.unflushed_bytes_max(), self.log_bytes_free());
-        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let Some(replica) = self.replicas.get(&group) else { return };
         let held = replica.pressure.counted;
-        let full = held.unflushed >= unflushed_max || (!replica.core.is_leader() && held.log > log_max);
+        let full = match replica.core.is_leader() {
+            true => self.has_no_room(replica),
+            false => held.unflushed >= unflushed_max || held.log > log_max,
+        };
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
         let was_full = replica.pressure.full_since.is_some();
         if full != was_full {
             replica.pressure.full_since = full.then_some(now);
@@ -143,7 +153,7 @@ impl Node {
             tracing::warn!(
                 group = %group,
                 to = %to,
-                "the state that waits for the engine is at its limit: leadership goes to a replica that keeps up"
+                "what waits for the disk is at its limit: leadership goes to a replica that keeps up"
             );
             self.step_group(group, CoreEvent::TransferLeader { to }, effects);
         }

@@ -146,7 +146,6 @@ impl Node {
         let incarnation = self.config.incarnation;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let term = replica.core.term();
-        let uncommitted = replica.core.uncommitted_bytes();
         let (current, stale): (Vec<_>, Vec<_>) =
             std::mem::take(&mut replica.forwarded).into_iter().partition(|(meant, _, _)| *meant == term);
         let mut gathered: Gathered =
@@ -155,8 +154,7 @@ impl Node {
         gathered.extend(own.map(|(token, command)| (Origin { node: me, incarnation, token }, command)));
         refuse(group, stale.into_iter().map(|(meant, origin, _)| (meant, origin)), false, effects);
 
-        let unflushed = replica.keyspace.unflushed_bytes();
-        if unflushed >= self.unflushed_bytes_max() || uncommitted >= self.log_bytes_free() {
+        if self.replicas.get(&group).is_some_and(|replica| self.has_no_room(replica)) {
             return self.refuse_gathered(group, gathered, Refusal::Busy, term, effects);
         }
         for commands in split(gathered, self.config.limits.entry_bytes) {

@@ -136,7 +136,7 @@ impl World {
     }
 
     /// A node, more often than not the one that leads.
-    fn victim(&mut self) -> u64 {
+    pub(super) fn victim(&mut self) -> u64 {
         let leader = self.leader();
         let any = self.any_node();
         if self.rng.random_bool(0.6) { leader.unwrap_or(any) } else { any }

@@ -46,6 +46,10 @@ pub(super) struct Machine {
     pub(super) process: Option<Process>,
     /// Multiplies the time that the disk takes.
     pub(super) slowness: u64,
+    /// No fsync of its log returns before that.
+    pub(super) log_hangs_until: u64,
+    /// Nor does its engine finish anything.
+    pub(super) engine_hangs_until: u64,
     /// The disk is full or fails: the node may stop because of it.
     pub(super) is_ailing: bool,
     /// What is to happen to it before it starts again.
@@ -124,6 +128,8 @@ impl Machine {
             incarnation: 0,
             process: None,
             slowness: 1,
+            log_hangs_until: 0,
+            engine_hangs_until: 0,
         }
     }
 

@@ -41,6 +41,7 @@ mod scenario;
 mod schedule;
 mod scrubs;
 mod settings;
+pub mod sickness;
 mod silence;
 mod snapshots;
 mod story;
@@ -380,6 +381,7 @@ impl World {
         self.converge(tell)?;
         self.write_everywhere(tell)?;
         self.converge(tell)?;
+        self.bear_the_sick(tell)?;
         self.tidy_up(tell)?;
         self.lose_a_node_in_silence(tell)?;
         self.tell(StoryEvent::Equal);

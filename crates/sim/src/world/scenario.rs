@@ -43,11 +43,13 @@ pub enum Scenario {
     Repairs,
     /// Hardly anybody asks for anything, and groups sleep whatever goes wrong.
     Sleep,
+    /// In the end one node after the other half works, and the others must serve.
+    Sickness,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 15] = [
+    pub const ALL: [Scenario; 16] = [
         Scenario::Usual,
         Scenario::Calm,
         Scenario::Storm,
@@ -63,6 +65,7 @@ impl Scenario {
         Scenario::Placements,
         Scenario::Repairs,
         Scenario::Sleep,
+        Scenario::Sickness,
     ];
 
     /// Its name, in lower case.
@@ -83,6 +86,7 @@ impl Scenario {
             Scenario::Placements => "placements",
             Scenario::Repairs => "repairs",
             Scenario::Sleep => "sleep",
+            Scenario::Sickness => "sickness",
         }
     }
 
@@ -148,6 +152,7 @@ impl Scenario {
             Scenario::Placements => placements(settings),
             Scenario::Repairs => repairs(settings),
             Scenario::Sleep => sleep(settings),
+            Scenario::Sickness => sickness(settings),
         }
     }
 }
@@ -197,6 +202,14 @@ fn sleep(settings: &mut Settings) {
     settings.calm_us = 8_000_000;
     settings.faults_us = 25_000_000;
     settings.limits.sleep_after_us = 300_000;
+}
+
+/// A short time in which anything happens, and then several nodes that are sick, while all others are well.
+fn sickness(settings: &mut Settings) {
+    settings.weights.damage = 0;
+    settings.faults_us = 5_000_000;
+    settings.client_timeout_us = 1_500_000;
+    settings.sicknesses = 3;
 }
 
 /// Two groups in trouble, on nodes that have little room for them.

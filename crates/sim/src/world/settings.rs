@@ -43,6 +43,8 @@ pub struct Settings {
     pub think_us: u64,
     /// At the end of every [`REST_EVERY_US`] nobody begins anything for so many microseconds, so that groups fall asleep.
     pub rest_us: u64,
+    /// How many nodes are sick in the end, one after the other.
+    pub sicknesses: u32,
     /// In the end, when all sleep, a node is lost.
     pub ends_in_silence: bool,
     /// Mean pause between two faults, in microseconds.
@@ -154,6 +156,7 @@ impl Settings {
             lease_clients: 1,
             lock_clients: *pick(rng, &[0, 2, 3]),
             watchers: 2,
+            sicknesses: 0,
             ends_in_silence: false,
             faults_us: 15_000_000,
             recovery_us_max: 15_000_000,

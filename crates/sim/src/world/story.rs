@@ -13,6 +13,7 @@
 
 use std::fmt;
 
+use super::sickness::Ailment;
 use super::trace::Seconds;
 
 /// Something notable that happened.
@@ -109,6 +110,13 @@ pub enum StoryEvent {
         shard: usize,
         /// For how long, in microseconds.
         for_us: u64,
+    },
+    /// A node half works, for a while.
+    Ails {
+        /// The node.
+        node: u64,
+        /// What it has.
+        ailment: Ailment,
     },
     /// A leader is asked to hand over.
     HandsOver {
@@ -272,6 +280,7 @@ impl fmt::Display for StoryEvent {
             StoryEvent::Hangs { node, shard, for_us } => {
                 write!(f, "shard {shard} of n{node} stands still for {} ms", for_us / 1_000)
             }
+            StoryEvent::Ails { node, ailment } => write!(f, "n{node} is sick: {ailment}"),
             StoryEvent::HandsOver { from, to } => write!(f, "n{from} is to hand over to n{to}"),
             StoryEvent::Snapshot { group, from, to, index, rounds } => {
                 write!(f, "n{to} has n{from}'s snapshot of group {group} at index {index}")?;

@@ -12,6 +12,7 @@ use hadron_storage::wal::{Record, Wal};
 use rand::Rng;
 
 use super::lies::Lie;
+use super::machine::Machine;
 use super::snapshots::{Incoming, Transfer};
 use super::{Happening, Life, Trouble, World};
 use crate::history::Violation;
@@ -129,8 +130,8 @@ impl World {
             self.delicate_moment(life.node);
         }
         self.report_too_early(life);
-        let delay = self.disk_delay(life);
-        self.schedule.after(delay, Happening::LogSynced(life));
+        let ends_at = self.disk_ends_at(life, |machine| machine.log_hangs_until);
+        self.schedule.at(ends_at, Happening::LogSynced(life));
     }
 
     /// The sync ends: what was written is durable.
@@ -198,8 +199,8 @@ impl World {
             return;
         }
         process.engine.busy = true;
-        let delay = self.disk_delay(life);
-        self.schedule.after(delay, Happening::EngineDone(life));
+        let ends_at = self.disk_ends_at(life, |machine| machine.engine_hangs_until);
+        self.schedule.at(ends_at, Happening::EngineDone(life));
     }
 
     /// The job's time is over: now it has its effect.
@@ -325,9 +326,10 @@ impl World {
         self.violate(Violation::new("no_fatal", format!("n{} {what}", life.node)));
     }
 
-    /// How long one write and sync takes on this machine now.
-    fn disk_delay(&mut self, life: Life) -> u64 {
-        let slowness = self.machines.get(&life.node).map_or(1, |machine| machine.slowness);
-        slowness * self.rng.random_range(50..=self.settings.sync_us_max)
+    /// When a write and sync that begins now ends on this machine, what hangs not before that.
+    fn disk_ends_at(&mut self, life: Life, hangs_until: impl FnOnce(&Machine) -> u64) -> u64 {
+        let usual_us = self.rng.random_range(50..=self.settings.sync_us_max);
+        let Some(machine) = self.machines.get(&life.node) else { return self.schedule.now() + usual_us };
+        (self.schedule.now() + machine.slowness * usual_us).max(hangs_until(machine))
     }
 }

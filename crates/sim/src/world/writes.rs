@@ -15,6 +15,11 @@ pub(super) const WRITERS: u64 = 3_000_000;
 /// There are fewer groups than this.
 const GROUPS_MAX: u64 = 10_000;
 
+/// The number of who writes to this keyspace through this node.
+pub(super) fn writer(node: u64, group: GroupId) -> u64 {
+    WRITERS + node * GROUPS_MAX + group.0
+}
+
 impl World {
     /// Writes once to each keyspace through each node that carries it, and waits until all is acknowledged.
     pub(super) fn write_everywhere(&mut self, tell: &mut dyn FnMut(&Story)) -> Result<(), Violation> {
@@ -30,7 +35,7 @@ impl World {
                 }
                 missing = true;
                 if operation.is_none_or(|operation| !self.open[operation]) {
-                    let client = WRITERS + life.node * GROUPS_MAX + group.0;
+                    let client = writer(life.node, group);
                     let value = format!("w{}", self.history.len());
                     let action = Action::put(Bytes::from_static(b"w"), value);
                     asked.insert((life.node, group), self.begin_operation(client, group, life, action));
@@ -54,7 +59,7 @@ impl World {
     }
 
     /// The members that run, each with the keyspaces that it has a replica of.
-    fn carried(&self) -> Vec<(Life, GroupId)> {
+    pub(super) fn carried(&self) -> Vec<(Life, GroupId)> {
         let members = self.members_now();
         let lives = members.into_iter().filter_map(|node| self.life(node));
         let carried = lives.flat_map(|life| {

@@ -71,6 +71,7 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
         StoryEvent::Pauses { clock: false, .. } => "paused processes",
         StoryEvent::Pauses { clock: true, .. } => "suspended machines",
         StoryEvent::Hangs { .. } => "shards that stood still",
+        StoryEvent::Ails { .. } => "sick nodes",
         StoryEvent::HandsOver { .. } => "leaderships handed over",
         StoryEvent::Snapshot { rounds: 1, .. } => "snapshots installed",
         StoryEvent::Snapshot { .. } => "snapshots installed, of several rounds",

@@ -263,10 +263,9 @@ impl Group {
             }
             return self.answer_vote(from, request, is_news && log_is_complete);
         }
-        let has_leader = !matches!(self.role, RoleState::Follower(Follower { leader: None, .. }));
         let may_vote = match self.hard_state.voted_for {
             Some(candidate) => candidate == from,
-            None => !has_leader,
+            None => self.leader().is_none(),
         };
         let granted = election == self.hard_state.term && may_vote && log_is_complete;
         if granted && self.hard_state.voted_for.is_none() {

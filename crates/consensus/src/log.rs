@@ -107,18 +107,17 @@ impl Log {
         index
     }
 
-    /// What the checksum of `entry` must be if it follows the last entry.
-    pub(crate) fn next_checksum(&self, entry: &Entry) -> u64 {
-        chain_checksum(self.last().checksum, self.group, entry.term, entry.index, &entry.data)
+    /// The checksum that `entry` must have where it stands; `None` if what comes before it is not retained.
+    pub(crate) fn checksum_of(&self, entry: &Entry) -> Option<u64> {
+        let before = self.position_at(entry.index.previous())?;
+        Some(chain_checksum(before.checksum, self.group, entry.term, entry.index, &entry.data))
     }
 
     /// Whether the entry at `index` continues the one before it with the checksum that it has. True where nothing is
     /// retained.
     pub(crate) fn is_intact_at(&self, index: Index) -> bool {
-        let (Some(entry), Some(before)) = (self.entry(index), self.position_at(index.previous())) else {
-            return true;
-        };
-        entry.checksum == chain_checksum(before.checksum, self.group, entry.term, index, &entry.data)
+        let Some(entry) = self.entry(index) else { return true };
+        self.checksum_of(entry).is_none_or(|checksum| checksum == entry.checksum)
     }
 
     /// Appends an entry of the leader's.

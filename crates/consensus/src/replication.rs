@@ -408,6 +408,7 @@ impl Group {
     }
 
     fn take_one(&mut self, entry: Entry) -> Result<(), Refused> {
+        self.check_whole(&entry)?;
         if let Some(ours) = self.log.position_at(entry.index) {
             if ours == entry.position() {
                 return Ok(());
@@ -421,12 +422,6 @@ impl Group {
             self.persistence.truncated(entry.index);
             self.configurations_truncated(entry.index);
         }
-        let checksum = self.log.next_checksum(&entry);
-        if checksum != entry.checksum {
-            let (replica, index) = (self.config.id, entry.index);
-            let (expected, found) = (entry.checksum, checksum);
-            return Err(Refused::Broken(Divergence { replica, index, expected, found }));
-        }
         let configuration = Configuration::of(&entry.data);
         let configuration = configuration.unwrap_or_else(|error| panic!("{} is {error}", entry.index));
         let index = entry.index;
@@ -435,6 +430,15 @@ impl Group {
             self.configuration_logged(index, configuration);
         }
         Ok(())
+    }
+
+    /// Before anything of the own log is given up for it: an entry that was damaged on its way, its term too, is nobody's.
+    fn check_whole(&self, entry: &Entry) -> Result<(), Refused> {
+        let Some(found) = self.log.checksum_of(entry).filter(|found| *found != entry.checksum) else {
+            return Ok(());
+        };
+        let (replica, index, expected) = (self.config.id, entry.index, entry.checksum);
+        Err(Refused::Broken(Divergence { replica, index, expected, found }))
     }
 
     /// The state machine falls behind, or has caught up: then the leader, who holds entries back, is told.
@@ -484,6 +488,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::entry::chain_checksum;
     use crate::event::{Contacts, Event};
     use crate::group::Restored;
     use crate::ids::GroupId;
@@ -509,8 +514,8 @@ mod tests {
         }
     }
 
-    /// The first of three replicas, leading, with one entry of its own that nobody else has.
-    fn leader() -> Group {
+    /// The first of three replicas.
+    fn follower() -> Group {
         let config = Config {
             group: GroupId(1),
             id: ReplicaId(1),
@@ -524,7 +529,12 @@ mod tests {
             starts_asleep: false,
             seed: 1,
         };
-        let mut group = Group::new(config, Restored::default());
+        Group::new(config, Restored::default())
+    }
+
+    /// The same, leading, with one entry of its own that nobody else has.
+    fn leader() -> Group {
+        let mut group = follower();
         step(&mut group, Event::Campaign);
         for pre in [true, false] {
             let (term, election) = (Term(u64::from(!pre)), Term(1));
@@ -554,6 +564,33 @@ mod tests {
         damaged.data = Bytes::from_static(b"dbta");
         group.log.push(damaged);
         assert_eq!(broken_entry_is_reported(&mut group).unwrap().replica, ReplicaId(1));
+    }
+
+    /// What a follower had acknowledged was given up for an entry of another term, before the checksum of that was looked at.
+    #[test]
+    fn nothing_is_given_up_for_an_entry_whose_term_was_damaged() {
+        let mut group = follower();
+        let append = |term, checksum| {
+            let entry = Entry { term, index: Index(1), checksum, data: Bytes::from_static(b"data") };
+            let message = Message::Append {
+                term: Term(5),
+                previous: LogPosition::default(),
+                commit: Index(0),
+                round: 0,
+                answer: true,
+                sleep: false,
+                entries: vec![entry],
+            };
+            Event::Message { from: ReplicaId(2), message }
+        };
+        let checksum = chain_checksum(0, GroupId(1), Term(5), Index(1), b"data");
+        let effects = step(&mut group, append(Term(5), checksum));
+        persist(&mut group, &effects);
+        assert_eq!((group.last(), group.durable()), (Index(1), Index(1)));
+        let refused = step(&mut group, append(Term(4), checksum));
+        assert_eq!((group.last(), group.durable()), (Index(1), Index(1)));
+        let is_broken = |message: &Message| matches!(message, Message::Diverged { broken: true, .. });
+        assert!(refused.messages.iter().any(|(_, message)| is_broken(message)), "{:?}", refused.messages);
     }
 
     /// A replica that was elected while it switched to a snapshot counted what the snapshot had shown to be committed as

@@ -120,7 +120,13 @@ impl Node {
 
     pub(crate) fn maybe_sweep(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        if replica.flush.sweeping || replica.install != Install::None {
+        if replica.flush.sweeping {
+            return;
+        }
+        if replica.install != Install::None {
+            if replica.keyspace.has_former() {
+                self.unswept.insert(group);
+            }
             return;
         }
         if let Some(sweep) = replica.keyspace.take_sweep(SWEEP_CHANGES_MAX) {

@@ -10,7 +10,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hadron_consensus::{Event as CoreEvent, GroupId, ReplicaId, Time};
+use hadron_consensus::{Event as CoreEvent, GroupId, NodeId, ReplicaId, Time};
 
 use crate::event::Effects;
 use crate::groups::Replica;
@@ -159,11 +159,15 @@ impl Node {
         }
     }
 
-    /// The reachable voter that lacks least, of those that keep up.
+    /// The voter that lacks least, of those on nodes that are alive that keep up and that are not said to be damaged.
     pub(crate) fn best_successor(&self, group: GroupId) -> Option<ReplicaId> {
         let replica = self.replicas.get(&group)?;
-        let is_reachable =
-            |id| replica.places.nodes.get(id).is_some_and(|node| self.connected.contains_key(node));
+        let accused = replica.accused();
+        let may_lead = |node: &NodeId| {
+            let is_reachable = self.connected.contains_key(node) && self.liveness.is_alive(self.now, *node);
+            is_reachable && !accused.contains(node)
+        };
+        let is_reachable = |id| replica.places.nodes.get(id).is_some_and(may_lead);
         let voters = &replica.core.configuration().voters;
         let others = replica.core.progress().iter().filter(|other| voters.contains(&other.replica));
         let best = others.filter(|other| is_reachable(&other.replica) && !other.full);
@@ -187,7 +191,9 @@ mod tests {
     use hadron_consensus::{
         DEFAULT_GROUP, Entry, Index, LogPosition, Message, ROOT_GROUP, Term, chain_checksum,
     };
-    use hadron_keyspace::Applied;
+    use hadron_keyspace::{Applied, Command};
+    use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
+    use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType};
 
     use crate::flush::FlushState;
     use crate::propose::tests::node;
@@ -209,6 +215,48 @@ mod tests {
         let event = CoreEvent::Message { from: ReplicaId(2), message };
         node.step_group(group, event, &mut Effects::default());
         node.count_memory(group);
+    }
+
+    /// Makes the first node lead, as the second votes for it.
+    fn lead(node: &mut Node) {
+        let mut effects = Effects::default();
+        node.step_group(DEFAULT_GROUP, CoreEvent::Campaign, &mut effects);
+        for pre in [true, false] {
+            let (term, election) = (Term(u64::from(!pre)), Term(1));
+            let voted_for = (!pre).then_some(ReplicaId(1));
+            let message = Message::VoteAnswer { term, election, pre, granted: true, voted_for };
+            node.step_group(DEFAULT_GROUP, CoreEvent::Message { from: ReplicaId(2), message }, &mut effects);
+            node.on_log_durable(effects.log_sequence, &mut Effects::default());
+        }
+        assert!(node.replicas[&DEFAULT_GROUP].core.is_leader());
+    }
+
+    /// Leadership was handed to whoever had a connection, again and again: to a process that stood still, or to a replica that does not stand for
+    /// election because it is damaged.
+    #[test]
+    fn leadership_goes_to_one_who_can_take_it() {
+        let mut node = node();
+        lead(&mut node);
+        let (second, third) = (NodeId(2), NodeId(3));
+        for other in [second, third] {
+            node.connected.insert(other, 1);
+        }
+        assert_eq!(node.best_successor(DEFAULT_GROUP), None, "no word from either");
+        let says = |node: &mut Node, other| {
+            node.liveness.on_heartbeat(node.now, other, 1, true, true);
+        };
+        says(&mut node, second);
+        assert_eq!(node.best_successor(DEFAULT_GROUP), Some(ReplicaId(2)));
+        says(&mut node, third);
+        assert_eq!(node.best_successor(DEFAULT_GROUP), Some(ReplicaId(3)));
+        let alarm = Command::Alarm(AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id: 3,
+            alarm: AlarmType::Corrupt as i32,
+        });
+        let applied = Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 };
+        node.replicas[&DEFAULT_GROUP].keyspace.apply(applied, vec![alarm]);
+        assert_eq!(node.best_successor(DEFAULT_GROUP), Some(ReplicaId(2)));
     }
 
     /// A node stood still while its leader went on. All that had come meanwhile was taken in one turn, which ended with

@@ -17,6 +17,8 @@ pub(crate) struct LogQueue {
     /// Number of the newest batch.
     sequence: u64,
     outstanding: VecDeque<Outstanding>,
+    /// When a batch was durable last.
+    completed_at: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -48,7 +50,8 @@ impl LogQueue {
     }
 
     /// Takes what is durable: the highest persist number of each group, in the order of batches.
-    fn complete(&mut self, sequence: u64) -> BTreeMap<GroupId, u64> {
+    fn complete(&mut self, now: Time, sequence: u64) -> BTreeMap<GroupId, u64> {
+        self.completed_at = Some(now);
         let mut groups = BTreeMap::new();
         while self.outstanding.front().is_some_and(|batch| batch.sequence <= sequence) {
             groups.extend(self.outstanding.pop_front().into_iter().flat_map(|batch| batch.groups));
@@ -56,9 +59,11 @@ impl LogQueue {
         groups
     }
 
-    /// Since when the oldest batch has been waiting for the disk.
+    /// Since when the disk has been at what it is asked for without having done anything. Under load batches always wait for one another, and a
+    /// disk that is slow is not one that hangs.
     pub(crate) fn waits_since(&self) -> Option<Time> {
-        self.outstanding.front().map(|batch| batch.since)
+        let oldest = self.outstanding.front()?.since;
+        Some(self.completed_at.map_or(oldest, |at| at.max(oldest)))
     }
 }
 
@@ -83,7 +88,7 @@ impl Node {
 
     /// The disk caught up to `sequence`.
     pub(crate) fn on_log_durable(&mut self, sequence: u64, effects: &mut Effects) {
-        for (group, persisted) in self.log.complete(sequence) {
+        for (group, persisted) in self.log.complete(self.now, sequence) {
             self.step_group(group, CoreEvent::Persisted { sequence: persisted }, effects);
         }
         self.on_log_forgotten(sequence, effects);
@@ -101,8 +106,23 @@ mod tests {
         assert_eq!(queue.add(Time(1), GroupId(2), 1, false), 1);
         assert_eq!(queue.add(Time(5), GroupId(1), 2, true), 2);
         assert_eq!(queue.waits_since(), Some(Time(1)));
-        let durable = queue.complete(2);
+        let durable = queue.complete(Time(9), 2);
         assert_eq!(durable, BTreeMap::from([(GroupId(1), 2), (GroupId(2), 1)]));
         assert_eq!(queue.waits_since(), None);
+    }
+
+    /// Each fsync takes 700 ms, and batches come all the time: the oldest one is never younger than that.
+    #[test]
+    fn a_disk_that_goes_on_is_not_waited_for_longer_than_since_it_last_did() {
+        let mut queue = LogQueue::default();
+        for fsync in 1..=20_u64 {
+            for batch in 0..14 {
+                queue.add(Time(fsync * 700_000 + batch * 50_000), GroupId(1), fsync, true);
+            }
+            let ends_at = Time((fsync + 1) * 700_000);
+            // What came while the fsync before was under way.
+            queue.complete(ends_at, (fsync - 1) * 14);
+            assert_eq!(queue.waits_since(), Some(ends_at));
+        }
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use hadron_balance::{GroupView, View};
 use hadron_consensus::{DEFAULT_GROUP, NodeId, ROOT_GROUP};
 use hadron_keyspace::Response;
 use hadron_node::{Catalog, KeyspaceRecord, Member, Pool, Roster, RosterError};
@@ -72,8 +73,8 @@ impl<B: Backend> Context<B> {
         let learners_max = self.membership.learners_max;
         let id = rand::rng().random_range(1..=u64::MAX);
         let add = |roster: &mut Roster, pool: &Pool| {
-            roster.add(id, urls.clone(), is_learner, learners_max)?;
-            self.check_add(pool, is_learner)
+            roster.add(id, urls.clone(), is_learner, learners_max).map_err(EtcdError::from)?;
+            Ok(self.check_add(pool, is_learner)?)
         };
         let pool = self.change_roster(add).await?;
         Ok(pool.roster.member(id).cloned().unwrap_or_default())
@@ -81,10 +82,12 @@ impl<B: Backend> Context<B> {
 
     /// Takes a member out.
     pub(super) async fn remove_member(&self, id: u64) -> Result<(), Status> {
-        self.check_keyspaces_without(id).await?;
         let remove = |roster: &mut Roster, pool: &Pool| {
-            let member = roster.remove(id)?;
-            if member.is_learner { Ok(()) } else { self.check_remove(pool, id) }
+            let member = roster.remove(id).map_err(EtcdError::from)?;
+            if !member.is_learner {
+                self.check_remove(pool, id)?;
+            }
+            self.check_keyspaces_without(id, roster)
         };
         self.change_roster(remove).await.map(drop)
     }
@@ -92,7 +95,9 @@ impl<B: Backend> Context<B> {
     /// Gives a member other peer URLs.
     pub(super) async fn update_member(&self, id: u64, urls: &[String]) -> Result<(), Status> {
         let urls = peer_urls(urls)?;
-        self.change_roster(|roster, _| Ok(roster.update(id, urls.clone())?)).await.map(drop)
+        let update =
+            |roster: &mut Roster, _: &Pool| Ok(roster.update(id, urls.clone()).map_err(EtcdError::from)?);
+        self.change_roster(update).await.map(drop)
     }
 
     /// Lets a learner vote that has caught up.
@@ -101,9 +106,9 @@ impl<B: Backend> Context<B> {
         self.backend.pool().roster.clone().promote(id).map_err(EtcdError::from)?;
         self.check_caught_up(id).await?;
         let promote = |roster: &mut Roster, pool: &Pool| {
-            roster.promote(id)?;
+            roster.promote(id).map_err(EtcdError::from)?;
             let (started, all) = self.started_voters(pool, None);
-            self.require(started + 1 >= quorum(all + 1), EtcdError::MemberNotEnoughStarted)
+            Ok(self.require(started + 1 >= quorum(all + 1), EtcdError::MemberNotEnoughStarted)?)
         };
         self.change_roster(promote).await.map(drop)
     }
@@ -130,7 +135,7 @@ impl<B: Backend> Context<B> {
     /// Decides a change, and waits until the groups have been changed. `change` may be called several times.
     async fn change_roster(
         &self,
-        change: impl Fn(&mut Roster, &Pool) -> Result<(), EtcdError>,
+        change: impl Fn(&mut Roster, &Pool) -> Result<(), Status>,
     ) -> Result<std::sync::Arc<Pool>, Status> {
         for _ in 0..TRIES_MAX {
             self.backend.read_barrier(ROOT_GROUP).await?;
@@ -203,15 +208,16 @@ impl<B: Backend> Context<B> {
     }
 
     /// Refuses to take the majority of its replicas from a keyspace: who is removed ends soon, and never comes back.
-    async fn check_keyspaces_without(&self, id: u64) -> Result<(), Status> {
+    fn check_keyspaces_without(&self, id: u64, others: &Roster) -> Result<(), Status> {
         if !self.membership.is_strict {
             return Ok(());
         }
-        self.backend.read_barrier(ROOT_GROUP).await?;
         let mut alive = self.backend.alive();
         alive.insert(self.backend.identity().member_id);
-        alive.remove(&NodeId(id));
-        let lost = self.backend.with_catalog(|catalog| lost_without(catalog, NodeId(id), &alive));
+        // Who was removed a moment ago may be alive yet, and ends soon.
+        alive.retain(|node| others.member(node.0).is_some());
+        let (view, _) = self.backend.outlook();
+        let lost = self.backend.with_catalog(|catalog| lost_without(catalog, &view, NodeId(id), &alive));
         let Some(keyspace) = lost else { return Ok(()) };
         Err(Status::failed_precondition(format!(
             "keyspace {keyspace} would lose the majority of its replicas with member {id:x}, and is not rebuilt elsewhere yet: empty the \
@@ -234,14 +240,33 @@ impl<B: Backend> Context<B> {
     }
 }
 
-/// A keyspace with a replica on `node` of whose replicas no majority is on `others`.
-fn lost_without(catalog: &Catalog, node: NodeId, others: &BTreeSet<NodeId>) -> Option<String> {
+/// A keyspace that would have no majority left on `others` without `node`.
+fn lost_without(catalog: &Catalog, view: &View, node: NodeId, others: &BTreeSet<NodeId>) -> Option<String> {
     let is_lost = |keyspace: &&KeyspaceRecord| {
-        let Some(placement) = catalog.placement(keyspace.group_id()) else { return false };
-        let nodes: BTreeSet<NodeId> = placement.record.nodes().collect();
-        nodes.contains(&node) && nodes.intersection(others).count() < quorum(nodes.len())
+        let group = keyspace.group_id();
+        let (Some(placement), Some(now)) = (catalog.placement(group), view.groups.get(&group)) else {
+            return false;
+        };
+        takes_majority(now, placement.record.nodes().collect(), node, others)
     };
     catalog.keyspaces().find(is_lost).map(|keyspace| keyspace.name.clone())
+}
+
+/// Whether a group has no majority left on `others` without `node`, of the replicas that vote, or of those that shall (`wanted`): until a
+/// newcomer has caught up those vote who did before.
+fn takes_majority(
+    group: &GroupView,
+    wanted: BTreeSet<NodeId>,
+    node: NodeId,
+    others: &BTreeSet<NodeId>,
+) -> bool {
+    let is_left = |other: &&NodeId| {
+        others.contains(other) && group.replica(**other).is_some_and(|replica| !replica.is_damaged)
+    };
+    let needs = |nodes: &BTreeSet<NodeId>| {
+        nodes.contains(&node) && nodes.iter().filter(is_left).count() < quorum(nodes.len())
+    };
+    needs(&group.voters().collect()) || needs(&wanted)
 }
 
 fn quorum(voters: usize) -> usize {
@@ -264,7 +289,37 @@ fn peer_urls(urls: &[String]) -> Result<Vec<String>, EtcdError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use hadron_balance::ReplicaView;
+
     use super::*;
+
+    /// The replicas of a group, voters and learners, and whether it loses its majority without a node.
+    #[test]
+    fn who_is_needed_for_a_majority_is_seen_by_the_votes_too() {
+        let nodes = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+        let group = |voters: &[u64], learners: &[u64]| {
+            let voters = voters.iter().map(|node| ReplicaView::voter(NodeId(*node)));
+            let learners = learners.iter().map(|node| ReplicaView::learner(NodeId(*node), 5));
+            GroupView { replicas: voters.chain(learners).collect(), ..GroupView::default() }
+        };
+        let takes = |group: &GroupView, wanted: &[u64], node, others: &[u64]| {
+            takes_majority(group, nodes(wanted), NodeId(node), &nodes(others))
+        };
+        let settled = group(&[1, 2, 3], &[]);
+        assert!(!takes(&settled, &[1, 2, 3], 1, &[2, 3, 4]));
+        assert!(takes(&settled, &[1, 2, 3], 1, &[2, 4]), "3 is down, or was removed");
+        assert!(!takes(&settled, &[1, 2, 3], 4, &[1]), "it has no replica there");
+        // 1 was removed, 4 shall vote in its place and has yet to catch up.
+        let moving = group(&[1, 2, 3], &[4]);
+        assert!(takes(&moving, &[2, 3, 4], 2, &[3, 4, 5]));
+        assert!(!takes(&moving, &[2, 3, 4], 2, &[1, 3, 4, 5]));
+        // It is on its way from two replicas to one, which both are needed for.
+        let shrinking = group(&[1, 2], &[]);
+        assert!(takes(&shrinking, &[1], 2, &[1, 3]));
+        let mut damaged = group(&[1, 2, 3], &[]);
+        damaged.replicas[2].is_damaged = true;
+        assert!(takes(&damaged, &[1, 2, 3], 1, &[2, 3]));
+    }
 
     #[test]
     fn urls_have_a_scheme_a_port_and_no_path() {

@@ -44,8 +44,8 @@ impl<B: Backend> Context<B> {
     pub(super) fn note_token(&self, clock_ms: u64) {
         let Some(ttl) = self.tokens.ttl() else { return };
         let taken = &self.tokens_taken;
-        taken.last_ms.fetch_max(clock_ms, Ordering::AcqRel);
-        if !taken.is_logging.load(Ordering::Acquire) && !taken.is_logging.swap(true, Ordering::AcqRel) {
+        taken.last_ms.fetch_max(clock_ms, Ordering::SeqCst);
+        if !taken.is_logging.load(Ordering::SeqCst) && !taken.is_logging.swap(true, Ordering::AcqRel) {
             tokio::spawn(log_time(self.backend.clone(), self.group, ttl, Arc::clone(taken)));
         }
     }
@@ -62,10 +62,11 @@ async fn log_time<B: Backend>(backend: B, group: GroupId, ttl: Duration, taken: 
             tracing::debug!(group = group.0, %error, "the time was not logged");
         }
         let logged_ms = backend.keyspace(group).map(|keyspace| keyspace.applied().stamp_ms);
-        taken.is_logging.store(false, Ordering::Release);
+        // In one order with what `note_token` does: one of the two sees what the other wrote.
+        taken.is_logging.store(false, Ordering::SeqCst);
         // Without a replica here the tokens are of no more use.
         let Some(logged_ms) = logged_ms else { return };
-        let all_ended = taken.last_ms.load(Ordering::Acquire).saturating_add(ttl_ms) <= logged_ms;
+        let all_ended = taken.last_ms.load(Ordering::SeqCst).saturating_add(ttl_ms) <= logged_ms;
         if all_ended || taken.is_logging.swap(true, Ordering::AcqRel) {
             return;
         }

@@ -72,9 +72,15 @@ fn take_place(
     }
     own.name.clone_from(&config.name);
     let (node, replica) = (own.node(), own.replica);
-    // As long as nobody changed the members, these are the first ones, and this is one of them: nothing in the groups' logs says so.
-    let joined_as = if revision == 0 { 0 } else { replica };
+    let joined_as = joined_as(revision, pool.restored, replica);
     Ok((Bootstrap { joined_as, ..pool }, node))
+}
+
+/// As which replica it joins; 0 for one of the first, who vote from the start. As long as nobody changed the members, these are the first ones,
+/// and this is one of them: nothing in the groups' logs says so. Those of a restored cluster do not begin empty, though, and who is late must
+/// not vote before it has what was restored.
+fn joined_as(revision: i64, restored: u64, replica: u64) -> u64 {
+    if revision == 0 && restored == 0 { 0 } else { replica }
 }
 
 fn not_a_member(config: &Config, own: &Url, asked: &[InitialMember], answered: bool) -> RunError {
@@ -83,5 +89,17 @@ fn not_a_member(config: &Config, own: &Url, asked: &[InitialMember], answered: b
     match answered {
         true => RunError::NotAMember { name, url, asked },
         false => RunError::NobodyToJoin { asked },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_late_in_a_restored_cluster_does_not_vote_before_it_has_what_was_restored() {
+        assert_eq!(joined_as(0, 0, 3), 0, "one of the first");
+        assert_eq!(joined_as(0, 0xfeed, 3), 3);
+        assert_eq!(joined_as(7, 0, 4), 4);
     }
 }

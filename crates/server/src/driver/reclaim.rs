@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use hadron_consensus::NodeId;
+use hadron_keyspace::destroyed_groups;
 use hadron_node::Board;
 use hadron_storage::engine::{Engine, EngineError, Reclaimed};
 use tokio::sync::oneshot;
@@ -113,7 +114,7 @@ impl Work {
             }
             // Those who gave up have nobody work for them.
             if answers.iter().any(|answer| !answer.is_closed()) {
-                let outcome = self.reclaim(&*engine, kept_bytes).map(drop);
+                let outcome = self.reclaim(&*engine).map(drop);
                 for answer in answers {
                     // Nobody waits for it any more, perhaps.
                     let _ = answer.send(outcome);
@@ -141,12 +142,20 @@ impl Work {
     fn reclaim_if_worth_it(&mut self, engine: &dyn Engine, kept_bytes: u64) {
         let disk = engine.disk_bytes();
         let began = Instant::now();
-        if began < self.next || !is_worth_it(disk, kept_bytes, self.place.node) {
+        if began < self.next || !is_worth_it(disk, kept_bytes, self.place.node) || self.holds_more(engine) {
             return;
         }
-        let gave = self.reclaim(engine, kept_bytes).unwrap_or_default();
+        let gave = self.reclaim(engine).unwrap_or_default();
         self.pause = if gave > disk / WORTHWHILE { PAUSE_MIN } else { (self.pause * 2).min(PAUSE_MAX) };
         self.next = Instant::now() + self.pause.max(began.elapsed() * SHARE);
+    }
+
+    /// Whether something is in the engine that no keyspace counts and that is not to be given back now: a snapshot that is being received, or what
+    /// a destroyed replica left and nobody has deleted yet.
+    fn holds_more(&self, engine: &dyn Engine) -> bool {
+        self.metrics.snapshots_installing.get() > 0.0
+            // Who cannot read that hears of it elsewhere.
+            || destroyed_groups(engine).is_ok_and(|groups| !groups.is_empty())
     }
 
     /// What the keyspaces count; `None` when the node stops.
@@ -156,9 +165,9 @@ impl Work {
     }
 
     /// How many bytes it gave back.
-    fn reclaim(&self, engine: &dyn Engine, kept_bytes: u64) -> Result<u64, &'static str> {
+    fn reclaim(&self, engine: &dyn Engine) -> Result<u64, &'static str> {
         let began = Instant::now();
-        match self.reclaim_if_there_is_room(engine, kept_bytes) {
+        match self.reclaim_if_there_is_room(engine) {
             Ok(Some(Reclaimed { before, after, ran_out: false })) => {
                 let seconds = began.elapsed().as_secs_f32();
                 info!(before, after, seconds, "gave back what deleted values took on the disk");
@@ -180,13 +189,10 @@ impl Work {
         }
     }
 
-    /// `None` if there is not. What is rewritten is there twice for a while.
-    fn reclaim_if_there_is_room(
-        &self,
-        engine: &dyn Engine,
-        kept_bytes: u64,
-    ) -> Result<Option<Reclaimed>, EngineError> {
-        let needed = engine.disk_bytes().min(2 * kept_bytes + SLACK_BYTES);
+    /// `None` if there is not. What is kept is there twice for a while, and that may be all there is: a snapshot that is being received, what was
+    /// destroyed and is not deleted yet, and replicas that are not open are no garbage to the engine, and nobody counts them.
+    fn reclaim_if_there_is_room(&self, engine: &dyn Engine) -> Result<Option<Reclaimed>, EngineError> {
+        let needed = engine.disk_bytes();
         let free = process::disk_bytes(&self.place.data_dir).map_or(u64::MAX, |(used, all)| all - used);
         if free < needed {
             return Ok(None);

@@ -366,7 +366,7 @@ fn transport_setup(
 ) -> Result<Setup, RunError> {
     let (known_met, known_board) = (met.clone(), board.clone());
     let (members_board, revision_board) = (board.clone(), board.clone());
-    let cluster_id = home.pool.cluster_id;
+    let (cluster_id, restored) = (home.pool.cluster_id, home.pool.restored);
     Ok(Setup {
         identity: transport_identity(config, home),
         peers: peers_of(&board),
@@ -385,7 +385,7 @@ fn transport_setup(
         roster_revision: Arc::new(move || revision_board.roster_revision()),
         members: Arc::new(move || {
             let pool = members_board.pool();
-            let members = Bootstrap { cluster_id, members: pool.members(), ..Bootstrap::default() };
+            let members = Bootstrap { cluster_id, members: pool.members(), restored, ..Bootstrap::default() };
             MembersAnswer { revision: pool.revision, pool: members }
         }),
         receive,

@@ -24,7 +24,11 @@ impl World {
             let bounds = Bounds {
                 unflushed: limits.node_unflushed_bytes + SLACK_BYTES,
                 log: limits.node_log_bytes + SLACK_BYTES,
-                log_on_disk: self.settings.pinned_bytes_max + SPARE_LOG_BYTES,
+                // Those who are to move on cannot while they or their engine stand still.
+                log_on_disk: match self.sick == Some(*node) {
+                    true => u64::MAX,
+                    false => self.settings.pinned_bytes_max + SPARE_LOG_BYTES,
+                },
             };
             self.usage = self.usage.max(usage);
             if let Err(violation) = bounded_memory::check(format_args!("n{node}"), usage, bounds) {

@@ -249,6 +249,8 @@ pub struct World {
     faults_on: bool,
     /// Clients begin nothing new.
     quiet: bool,
+    /// A node that half works, or did a moment ago.
+    sick: Option<u64>,
     /// When every client was served again after the healing.
     recovered_at: Option<u64>,
     crashes: u64,
@@ -326,6 +328,7 @@ impl World {
             partition: 0,
             faults_on: true,
             quiet: false,
+            sick: None,
             recovered_at: None,
             crashes: 0,
             disk_failures: 0,

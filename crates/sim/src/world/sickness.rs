@@ -96,10 +96,12 @@ impl World {
             let ailment = *pick(&mut self.rng, &Ailment::ALL);
             let until = self.schedule.now() + SICK_US;
             self.tell(StoryEvent::Ails { node, ailment });
+            self.sick = Some(node);
             self.fall_sick(node, ailment, until);
             self.serve_without(node, ailment, until, tell)?;
             self.recover_from_sickness(node);
             self.converge(tell)?;
+            self.sick = None;
         }
         Ok(())
     }

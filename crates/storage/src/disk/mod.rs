@@ -78,6 +78,11 @@ pub trait DirectoryLock: Send + Sync {}
 /// The name of the file that locks a directory.
 pub const LOCK_FILE: &str = "LOCK";
 
+/// Whether the disk has no room left, or this user may not have more of it.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Reads a whole file into memory.
 pub fn read_all(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     let size = usize::try_from(file.size()?).map_err(io::Error::other)?;

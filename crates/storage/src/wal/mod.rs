@@ -50,7 +50,7 @@ use self::index::LiveIndex;
 use self::pool::{Listing, Pool, Retired, Segment};
 use self::recover::Outcome;
 use crate::TornTail;
-use crate::disk::{DirectoryLock, Disk, write_ballast};
+use crate::disk::{DirectoryLock, Disk, is_full, write_ballast};
 
 pub use self::pool::Preparer;
 
@@ -416,11 +416,12 @@ impl Wal {
         // A batch in the new segment proves all before it, so those must be durable first.
         self.sync()?;
         let room = format::batch_extent(length) as u64;
-        let segment = self.pool.take(room).map_err(|source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+        let segment = self.pool.take(room).map_err(|source| {
+            if is_full(&source) {
                 WalError::Full { directory: self.directory.clone() }
+            } else {
+                WalError::io("creating a segment in", &self.directory, source)
             }
-            _ => WalError::io("creating a segment in", &self.directory, source),
         })?;
         self.segments.push_back(LiveSegment { number: segment.number, size: segment.size });
         self.current = Some(Current { segment, offset: FIRST_BATCH });

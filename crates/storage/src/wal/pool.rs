@@ -21,7 +21,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::format::{FIRST_BATCH, Salt, SegmentHeader, TERMINATOR, VERSION};
-use crate::disk::{Disk, DiskFile, zero_fill};
+use crate::disk::{Disk, DiskFile, is_full, zero_fill};
 use crate::priority::give_way;
 
 const TEMPORARY: &str = "next.tmp";
@@ -106,8 +106,10 @@ struct State {
     /// How many preparers there are.
     preparers: usize,
     closed: bool,
-    /// What the background last failed at. It is not tried again before the next segment is taken.
-    failure: Option<String>,
+    /// What preparing a spare failed at. It is not tried again before the next segment is taken or an old one is put away.
+    not_prepared: Option<String>,
+    /// What putting away failed at. It is not tried again before the next segment is taken or retired.
+    not_put_away: Option<String>,
 }
 
 /// When the blocks of a new file are written for the first time.
@@ -148,7 +150,8 @@ impl Pool {
             busy: false,
             preparers: 0,
             closed: false,
-            failure: None,
+            not_prepared: None,
+            not_put_away: None,
         };
         let pool = Pool {
             disk,
@@ -181,24 +184,42 @@ impl Pool {
         while state.busy && (is_large || state.spare.is_none()) {
             self.changed.wait(&mut state);
         }
-        state.failure = None;
+        state.not_prepared = None;
+        state.not_put_away = None;
         state.wanted = false;
         if is_large {
             // Segments are used in the order of their numbers, so the spare's must not come after this one's.
             if let Some(spare) = state.spare.take() {
                 state.retired.push_back(Retired { number: spare.number, size: spare.size });
             }
-            let number = state.next_number();
-            return self.create(number, needed, Fill::Later);
+        } else if let Some(spare) = state.spare.take() {
+            return Ok(spare);
         }
-        match state.spare.take() {
-            Some(spare) => Ok(spare),
-            None => {
-                let number = state.next_number();
-                let old = state.old.pop();
-                self.prepare(number, old, Fill::Later)
+        let size = if is_large { needed } else { self.segment_bytes };
+        self.make(&mut state, size).or_else(|error| {
+            if !is_full(&error) {
+                return Err(error);
             }
+            self.make_room(&mut state, is_large)?;
+            self.make(&mut state, size)
+        })
+    }
+
+    /// A segment of `size` bytes for the one who waits for it.
+    fn make(&self, state: &mut State, size: u64) -> io::Result<Segment> {
+        let number = state.next_number();
+        let old = if size == self.segment_bytes { state.old.pop() } else { None };
+        self.prepare(number, size, old, Fill::Later)
+    }
+
+    /// Gets room on a full disk from what nobody needs any more: segments that wait to be put away and, if they are `too_small` to be
+    /// used again, old ones.
+    fn make_room(&self, state: &mut State, too_small: bool) -> io::Result<()> {
+        self.put_all_away(state)?;
+        while too_small && let Some(old) = state.old.pop() {
+            self.disk.remove(&self.directory.join(old_name(old)))?;
         }
+        Ok(())
     }
 
     /// A new segment will be needed soon: a preparer, if there is one, makes it ready.
@@ -212,10 +233,11 @@ impl Pool {
     pub(super) fn retire(&self, retired: Vec<Retired>) {
         let mut state = self.state.lock();
         state.retired.extend(retired);
+        state.not_put_away = None;
         self.changed.notify_all();
         if state.preparers == 0 {
             let outcome = self.put_all_away(&mut state);
-            state.failure = outcome.err().map(|error| error.to_string());
+            state.not_put_away = outcome.err().map(|error| error.to_string());
         }
     }
 
@@ -240,7 +262,8 @@ impl Pool {
 
     /// What the background last failed at.
     pub(super) fn failure(&self) -> Option<String> {
-        self.state.lock().failure.clone()
+        let state = self.state.lock();
+        state.not_prepared.as_ref().or(state.not_put_away.as_ref()).cloned()
     }
 
     /// Ends the preparers. When it returns nobody touches the files any more.
@@ -264,14 +287,14 @@ impl Pool {
         if keep { Ok(()) } else { self.disk.remove(&old) }
     }
 
-    /// Prepares a segment of the usual size, from an old file if there is one.
-    fn prepare(&self, number: u64, old: Option<u64>, fill: Fill) -> io::Result<Segment> {
-        let Some(old) = old else { return self.create(number, self.segment_bytes, fill) };
+    /// Prepares a segment of `size` bytes, from an old file of that size if there is one.
+    fn prepare(&self, number: u64, size: u64, old: Option<u64>, fill: Fill) -> io::Result<Segment> {
+        let Some(old) = old else { return self.create(number, size, fill) };
         let temporary = self.directory.join(TEMPORARY);
         self.disk.rename(&self.directory.join(old_name(old)), &temporary)?;
         self.disk.sync_dir(&self.directory)?;
         let file = self.disk.open(&temporary)?;
-        self.finish(number, self.segment_bytes, file)
+        self.finish(number, size, file)
     }
 
     fn create(&self, number: u64, size: u64, fill: Fill) -> io::Result<Segment> {
@@ -280,9 +303,11 @@ impl Pool {
             self.disk.remove(&temporary)?;
         }
         let file = self.disk.create(&temporary)?;
+        // All of it at once, so that a disk with too little room says so before others lack what there is.
+        let allocated = file.allocate(size);
         let filled = match fill {
-            Fill::Now => zero_fill(&*file, size),
-            Fill::Later => file.allocate(size),
+            Fill::Now => allocated.and_then(|()| zero_fill(&*file, size)),
+            Fill::Later => allocated,
         };
         if let Err(error) = filled {
             // Most likely the disk is full: do not keep what room is left.
@@ -303,13 +328,15 @@ impl Pool {
     }
 
     fn work(&self, state: &mut State) -> Option<Work> {
-        if state.closed || state.busy || state.failure.is_some() {
+        if state.closed || state.busy {
             return None;
         }
-        if let Some(retired) = state.retired.pop_front() {
+        if state.not_put_away.is_none()
+            && let Some(retired) = state.retired.pop_front()
+        {
             return Some(Work::PutAway(retired));
         }
-        if state.spare.is_some() || !state.wanted {
+        if state.spare.is_some() || !state.wanted || state.not_prepared.is_some() {
             return None;
         }
         Some(Work::Prepare { number: state.next_number(), old: state.old.pop() })
@@ -318,26 +345,30 @@ impl Pool {
     /// Does one piece of work without holding the lock.
     fn perform<'a>(&'a self, mut state: MutexGuard<'a, State>, work: Work) -> MutexGuard<'a, State> {
         state.busy = true;
-        let outcome = match work {
+        match work {
             Work::PutAway(retired) => {
                 let keep = state.has_room_for(&retired, self.segment_bytes);
-                let outcome = MutexGuard::unlocked(&mut state, || self.put_away(&retired, keep));
-                if outcome.is_ok() {
-                    state.keep(&retired, self.segment_bytes);
-                } else {
-                    state.retired.push_front(retired);
+                match MutexGuard::unlocked(&mut state, || self.put_away(&retired, keep)) {
+                    Ok(()) => {
+                        state.keep(&retired, self.segment_bytes);
+                        // There is a file to use again, or more room.
+                        state.not_prepared = None;
+                    }
+                    Err(error) => {
+                        state.retired.push_front(retired);
+                        state.not_put_away = Some(error.to_string());
+                    }
                 }
-                outcome
             }
             Work::Prepare { number, old } => {
-                let prepared = MutexGuard::unlocked(&mut state, || self.prepare(number, old, Fill::Now));
-                prepared.map(|segment| state.spare = Some(segment))
+                let prepare = || self.prepare(number, self.segment_bytes, old, Fill::Now);
+                match MutexGuard::unlocked(&mut state, prepare) {
+                    Ok(segment) => state.spare = Some(segment),
+                    Err(error) => state.not_prepared = Some(error.to_string()),
+                }
             }
-        };
-        state.busy = false;
-        if let Err(error) = outcome {
-            state.failure = Some(error.to_string());
         }
+        state.busy = false;
         self.changed.notify_all();
         state
     }

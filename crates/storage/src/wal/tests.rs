@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hadron_consensus::{Entry, GroupId, HardState, Index, LogPosition, ReplicaId, Term, chain_checksum};
 
 use super::format::{FIRST_BATCH, SegmentHeader};
-use super::{Options, Record, Recovered, Wal, WalError};
+use super::{Options, Preparer, Record, Recovered, Wal, WalError};
 use crate::disk::{Disk, Fault, MemoryDisk, Operation, RealDisk};
 
 const GROUP: GroupId = GroupId(1);
@@ -308,6 +308,122 @@ fn a_full_disk_is_said_and_survived() {
     drop(wal);
     let (_, recovered) = open(&disk).unwrap();
     assert_eq!(recovered.groups[&GROUP].entries.last(), Some(&entry));
+}
+
+/// A log of three segments, the last one a little more than half full, on a disk that has room for half a segment. Its preparer could not
+/// prepare the next one.
+fn log_without_room(disk: &MemoryDisk) -> (Wal, Preparer, LogPosition) {
+    let (mut wal, _) = open(disk).unwrap();
+    let preparer = wal.preparer();
+    let mut end = LogPosition::default();
+    while wal.segment_count() < 3 {
+        end = fill(&mut wal, GROUP, end, 1, 500);
+    }
+    end = fill(&mut wal, GROUP, end, 10, 500);
+    assert_eq!(wal.segment_count(), 3);
+    let used = wal.disk_bytes() + options().ballast_bytes;
+    disk.set_capacity(Some(used + options().segment_bytes / 2));
+    preparer.run_once();
+    assert!(wal.background_failure().is_some());
+    assert_eq!(files(disk).len(), 3);
+    (wal, preparer, end)
+}
+
+/// The preparer touched nothing any more once it had found no room, and whoever needed a segment looked only at what was put away.
+#[test]
+fn on_a_full_disk_segments_that_wait_to_be_put_away_are_used() {
+    for seed in 0..20 {
+        let disk = MemoryDisk::new();
+        let (mut wal, _preparer, end) = log_without_room(&disk);
+        wal.append(&[Record::Floor(GROUP, end)]).unwrap();
+        wal.sync().unwrap();
+        assert_eq!(wal.segment_count(), 1);
+        assert_eq!(files(&disk).len(), 3, "nothing is put away yet");
+        let last = fill(&mut wal, GROUP, end, 30, 500);
+        assert!(wal.segment_count() > 1);
+        drop(wal);
+        disk.crash(seed);
+        let (_, recovered) = open(&disk).unwrap();
+        let group = &recovered.groups[&GROUP];
+        assert_eq!((group.floor, group.entries.last().unwrap().position()), (end, last));
+    }
+}
+
+/// The same, with a crash between any two operations of the disk.
+#[test]
+fn a_crash_while_segments_are_put_away_for_their_room_loses_nothing() {
+    for after in 0..20 {
+        let disk = MemoryDisk::new();
+        let (mut wal, _preparer, mut end) = log_without_room(&disk);
+        wal.append(&[Record::Floor(GROUP, end)]).unwrap();
+        wal.sync().unwrap();
+        while wal.segment_count() == 1 {
+            let fails = Fault { operation: None, after, kind: io::ErrorKind::Other, lasting: true };
+            disk.set_fault(Some(fails));
+            let entries = entries_after(GROUP, end, 1, 1, 500);
+            let position = entries[0].position();
+            if wal.append(&[Record::Entries(GROUP, entries)]).and_then(|()| wal.sync()).is_err() {
+                break;
+            }
+            end = position;
+        }
+        drop(wal);
+        disk.crash(after);
+        let (_, recovered) = open(&disk).unwrap();
+        let group = &recovered.groups[&GROUP];
+        let last = group.entries.last().map_or(group.floor, Entry::position);
+        assert!(last.index >= end.index, "after {after}: {last:?}, and {end:?} was synced");
+    }
+}
+
+#[test]
+fn a_preparer_that_found_no_room_puts_segments_away_and_prepares_again() {
+    let disk = MemoryDisk::new();
+    let (mut wal, preparer, end) = log_without_room(&disk);
+    wal.append(&[Record::Floor(GROUP, end)]).unwrap();
+    wal.sync().unwrap();
+    preparer.run_once();
+    assert_eq!(wal.background_failure(), None);
+    assert_eq!(files(&disk).len(), 2, "the current one and the next");
+}
+
+/// What cannot be put away is not tried again and again.
+#[test]
+fn a_preparer_that_cannot_put_away_waits_for_the_next_segment() {
+    let disk = MemoryDisk::new();
+    let (mut wal, preparer, end) = log_without_room(&disk);
+    let fails =
+        Fault { operation: Some(Operation::Rename), after: 0, kind: io::ErrorKind::Other, lasting: true };
+    wal.append(&[Record::Floor(GROUP, end)]).unwrap();
+    wal.sync().unwrap();
+    disk.set_fault(Some(fails));
+    preparer.run_once();
+    assert!(wal.background_failure().is_some());
+    disk.set_fault(None);
+    preparer.run_once();
+    assert_eq!(files(&disk).len(), 3);
+    fill(&mut wal, GROUP, end, 30, 500);
+    preparer.run_once();
+    assert_eq!(wal.background_failure(), None);
+}
+
+/// Files that were kept to be used again held the room that a larger one needed.
+#[test]
+fn on_a_full_disk_a_large_batch_gets_the_room_of_old_segments() {
+    let disk = MemoryDisk::new();
+    let (mut wal, _) = open(&disk).unwrap();
+    let mut end = LogPosition::default();
+    while wal.segment_count() < 3 {
+        end = fill(&mut wal, GROUP, end, 1, 500);
+    }
+    let used = wal.disk_bytes() + options().ballast_bytes;
+    disk.set_capacity(Some(used + options().segment_bytes / 2));
+    wal.append(&[Record::Floor(GROUP, end)]).unwrap();
+    wal.sync().unwrap();
+    let last = fill(&mut wal, GROUP, end, 1, 20 << 10);
+    drop(wal);
+    let (_, recovered) = open(&disk).unwrap();
+    assert_eq!(recovered.groups[&GROUP].entries.last().unwrap().position(), last);
 }
 
 #[test]

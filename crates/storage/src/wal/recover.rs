@@ -69,8 +69,6 @@ pub(super) fn recover(
 struct Loaded {
     segment: Segment,
     bytes: Vec<u8>,
-    /// False when the header page is damaged.
-    header_intact: bool,
 }
 
 /// Batch headers found where the log does not lead.
@@ -98,18 +96,23 @@ impl Loaded {
             salt: Salt::new(log_id, number),
             file,
         };
-        let loaded = Loaded { segment, bytes, header_intact: header.is_some() };
-        loaded.check_length(header.as_ref())?;
+        let loaded = Loaded { segment, bytes };
+        loaded.check_whole(header.as_ref())?;
         Ok(loaded)
     }
 
-    /// A file gets its name only after it has its whole length and its header, durably: no crash makes it shorter.
-    fn check_length(&self, header: Option<&SegmentHeader>) -> Result<(), WalError> {
+    /// A file gets its name only after it has its whole length and its header, durably, and loses the name before the header is written
+    /// anew: no crash makes it shorter or harms the header. With a damaged one nobody knows what else was in it, even if all the rest
+    /// is blank.
+    fn check_whole(&self, header: Option<&SegmentHeader>) -> Result<(), WalError> {
         let expected = header.map_or(FIRST_BATCH, |header| header.size);
         let found = self.bytes.len() as u64;
         if found < expected {
             let what = format!("the file was cut off: it has {found} bytes and should have {expected}");
             return Err(self.damaged(found, what));
+        }
+        if header.is_none() {
+            return Err(self.damaged(0, "the segment's header is damaged"));
         }
         Ok(())
     }
@@ -221,9 +224,6 @@ impl Recovery {
 
     fn segment(&mut self, loaded: Loaded) -> Result<(), WalError> {
         debug_assert_eq!(loaded.segment.salt, Salt::new(self.log_id, loaded.segment.number));
-        if !loaded.header_intact {
-            return self.segment_without_header(loaded);
-        }
         match loaded.batch(FIRST_BATCH).map(|(header, _)| header.sequence) {
             None => self.add_unused(loaded),
             Some(first) => {
@@ -231,15 +231,6 @@ impl Recovery {
                 self.replay_segment(loaded, first)?;
             }
         }
-        Ok(())
-    }
-
-    /// A damaged header matters if there is anything behind it; an unused segment may go.
-    fn segment_without_header(&mut self, loaded: Loaded) -> Result<(), WalError> {
-        if loaded.strays(FIRST_BATCH.min(loaded.bytes.len() as u64)).end > 0 {
-            return Err(loaded.damaged(0, "the segment's header is damaged"));
-        }
-        self.skipped.push(Retired { number: loaded.segment.number, size: loaded.segment.size });
         Ok(())
     }
 

@@ -474,6 +474,33 @@ fn a_segment_that_was_cut_off_is_refused() {
     }
 }
 
+/// When the beginning of the newest segment was lost, header and all, the rest of it was taken for one that had never been used, and what
+/// had been acknowledged was gone without a word.
+#[test]
+fn a_segment_without_its_header_is_refused_even_if_it_looks_unused() {
+    let disk = MemoryDisk::new();
+    let options = Options { segment_bytes: 128 << 10, ..options() };
+    let open = |disk: &MemoryDisk| Wal::open(Arc::new(disk.clone()), Path::new(DIRECTORY), options.clone());
+    let (mut wal, _) = open(&disk).unwrap();
+    let mut end = LogPosition::default();
+    while wal.segment_count() < 2 {
+        end = fill(&mut wal, GROUP, end, 1, 10_000);
+    }
+    fill(&mut wal, GROUP, end, 1, 100);
+    drop(wal);
+    let newest = files(&disk).pop().unwrap();
+    for bytes in [64, 64 << 10] {
+        let lost = disk.fork();
+        lost.open(&newest).unwrap().write_at(0, &vec![0; bytes]).unwrap();
+        let WalError::Damaged { file, offset, what } = open(&lost).err().unwrap() else {
+            panic!("not damage")
+        };
+        assert_eq!((&file, offset), (&newest, 0));
+        assert!(what.contains("header is damaged"), "{what}");
+        assert_eq!(files(&lost), files(&disk), "nothing was changed");
+    }
+}
+
 #[test]
 fn a_missing_segment_is_refused() {
     let disk = MemoryDisk::new();

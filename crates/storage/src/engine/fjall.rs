@@ -376,7 +376,7 @@ fn place(change: &Change) -> (Space, &[u8]) {
 }
 
 /// A record cannot be read: the file ends before it, or the disk does not give it.
-pub(super) fn read_error(error: fjall::Error) -> EngineError {
+fn read_error(error: fjall::Error) -> EngineError {
     let (Error::Io(io) | Error::Storage(LsmError::Io(io))) = &error else { return engine_error(error) };
     let is_lost = io.kind() == io::ErrorKind::UnexpectedEof
         || io.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());

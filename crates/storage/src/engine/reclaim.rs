@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fjall::{AbstractTree as _, Error, Keyspace, LsmError};
+use rustix::io::Errno;
 
-use super::fjall::{engine_error, read_error};
+use super::fjall::engine_error;
 use super::{Change, Engine as _, EngineError, FjallEngine, Space};
+use crate::disk::is_full;
 
 /// The largest first: what it gives back is room for the others.
 const ORDER: [Space; 4] = [Space::Values, Space::Versions, Space::Tables, Space::State];
@@ -38,8 +40,10 @@ pub struct Reclaimed {
 impl FjallEngine {
     /// Rewrites each space in which something was deleted.
     ///
-    /// Others read and write meanwhile, but no tables of the space are merged: writes wait from some 30 memtables on. The old tables are
-    /// there until the new ones are complete, and for as long as there are views from before.
+    /// Others read and write meanwhile, but no tables are merged, of any space: of fjall's two workers only one merges, and it waits for the
+    /// end of the rewriting as soon as a memtable of the space was written. The other one passes the same message back to the queue
+    /// without a pause until then, which keeps one processor busy at a low priority. So writes wait once some space has about 30 tables
+    /// beside each other. The old tables are there until the new ones are complete, and for as long as there are views from before.
     pub(super) fn reclaim_all(&self) -> Result<Reclaimed, EngineError> {
         let _alone = self.reclaiming.lock();
         let before = self.disk_bytes();
@@ -50,12 +54,10 @@ impl FjallEngine {
                 self.deletions[space as usize].fetch_add(deletions, Ordering::Relaxed);
             }
             match outcome {
-                Err(Error::Io(error) | Error::Storage(LsmError::Io(error)))
-                    if error.kind() == io::ErrorKind::StorageFull =>
-                {
+                Err(error) if io_error(&error).is_some_and(is_full) => {
                     return Ok(Reclaimed { before, after: self.disk_bytes(), ran_out: true });
                 }
-                outcome => outcome.map_err(read_error)?,
+                outcome => outcome.map_err(rewrite_error)?,
             }
         }
         self.release_history().map_err(engine_error)?;
@@ -99,11 +101,35 @@ impl FjallEngine {
     }
 }
 
+fn io_error(error: &Error) -> Option<&io::Error> {
+    match error {
+        Error::Io(error) | Error::Storage(LsmError::Io(error)) => Some(error),
+        _ => None,
+    }
+}
+
+/// Rewriting reads and writes, and when the disk fails, fjall does not say at which of both. A failed write or fsync must stop the node, so
+/// only what was read and is not what was written counts as damage: unlike where nothing but a read can have failed.
+fn rewrite_error(error: Error) -> EngineError {
+    match io_error(&error) {
+        Some(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            EngineError::Damaged(error.to_string())
+        }
+        Some(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => EngineError::Io(format!(
+            "rewriting tables: {error}; should that come again after a restart, tables cannot be read: move the data directory and the \
+             write-ahead log away and rebuild this member from the others"
+        )),
+        _ => engine_error(error),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::fs::File;
     use std::ops::ControlFlow;
+    use std::os::unix::fs::FileExt as _;
     use std::path::Path;
 
     use rand::rngs::SmallRng;
@@ -241,6 +267,39 @@ mod tests {
         let engine = open(path);
         engine.reclaim().unwrap();
         assert!(table_bytes(path) < SLACK_BYTES, "{}", table_bytes(path));
+    }
+
+    /// It passed for a table that could not be read, and the node went on.
+    #[test]
+    fn a_disk_that_fails_while_it_rewrites_stops_the_node() {
+        let both = |error: fn() -> io::Error| [Error::Io(error()), Error::Storage(LsmError::Io(error()))];
+        let is_damage = |error| matches!(rewrite_error(error), EngineError::Damaged(_));
+        let eio = || io::Error::from_raw_os_error(Errno::IO.raw_os_error());
+        assert!(!both(eio).into_iter().any(is_damage));
+        assert!(!both(|| io::ErrorKind::PermissionDenied.into()).into_iter().any(is_damage));
+        assert!(!is_damage(Error::Poisoned));
+        assert!(both(|| io::ErrorKind::UnexpectedEof.into()).into_iter().all(is_damage));
+        assert!(is_damage(Error::Storage(LsmError::InvalidHeader("block"))));
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            assert!(io_error(&Error::Storage(LsmError::Io(kind.into()))).is_some_and(is_full));
+        }
+    }
+
+    /// The node goes on with what it can read, and the scrub finds the rest.
+    #[test]
+    fn a_damaged_table_ends_the_rewriting_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = open(directory.path());
+        let mut churn = Churn::new();
+        (0..4).for_each(|_| churn.step(&engine));
+        let is_table = |path: &Path| path.parent().is_some_and(|parent| parent.ends_with("tables"));
+        for (path, ..) in files(directory.path()).into_iter().filter(|(path, ..)| is_table(path)) {
+            let file = File::options().write(true).open(path).unwrap();
+            file.write_all_at(&[0x55; 64], 1_000).unwrap();
+        }
+        let error = engine.reclaim().unwrap_err();
+        assert!(matches!(error, EngineError::Damaged(_)), "{error}");
+        engine.check().unwrap();
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 &arguments,
                 true,
             ) {
-                Ok(options) => utl::run(options, &arguments),
+                Ok(options) => utl::run(options, serve::Name::Etcd, &arguments),
                 Err(error) => refuse(&error, true),
             }
         }
@@ -130,7 +130,7 @@ fn run_hadron(arguments: Vec<OsString>) -> ExitCode {
         Command::Serve { flags } => serve::run(serve::Name::Hadron, flags),
         Command::Playground(options) => playground::run(options),
         Command::Ctl(options) => ctl::run(*options, &arguments),
-        Command::Utl(options) => utl::run(options, &arguments),
+        Command::Utl(options) => utl::run(options, serve::Name::Hadron, &arguments),
         Command::Gateway(command) => gateway::run(command),
         Command::GrpcProxy(command) => proxy::run(command),
         Command::Bench(options) => bench::run(*options),

@@ -11,13 +11,31 @@ use crate::api::backend::ETCD_VERSION;
 use crate::config::{Asked, Config, Settings, flags};
 use crate::driver::RunError;
 
-/// As whom the node is run.
+/// As whom the program is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Name {
-    /// `hadron serve`.
+    /// `hadron`.
     Hadron,
-    /// A link named `etcd`.
+    /// A link with the name of one of etcd's programs.
     Etcd,
+}
+
+impl Name {
+    /// What the name of a data directory ends with unless one is given: scripts look for etcd's data under etcd's name.
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Name::Hadron => "hadron",
+            Name::Etcd => "etcd",
+        }
+    }
+
+    /// How a node is started under this name.
+    pub(super) fn serve(self) -> &'static str {
+        match self {
+            Name::Hadron => "hadron serve",
+            Name::Etcd => "etcd",
+        }
+    }
 }
 
 /// Runs a node until it is told to stop by SIGTERM or SIGINT. `arguments` are its flags.
@@ -28,12 +46,7 @@ pub fn run(name: Name, arguments: impl IntoIterator<Item = OsString>) -> ExitCod
         Ok(Asked::Version) => return print(&version()),
         Err(error) => return refuse(&error),
     };
-    // Scripts look for etcd's data under etcd's name.
-    let suffix = match name {
-        Name::Hadron => "hadron",
-        Name::Etcd => "etcd",
-    };
-    let config = match Config::from_settings(&settings, suffix) {
+    let config = match Config::from_settings(&settings, name.suffix()) {
         Ok(config) => config,
         Err(error) => return refuse(&error),
     };

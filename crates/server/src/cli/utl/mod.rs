@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use super::ctl::failure::Failure;
 use super::ctl::print::{Format, Printer, Style};
+use super::serve::Name;
 use crate::api::backend::ETCD_VERSION;
 use crate::backup::{BackupFile, hash_kv};
 use snapshot::Snapshot;
@@ -55,10 +56,10 @@ enum Command {
     Other(Vec<OsString>),
 }
 
-/// Runs a command. `arguments` is the whole command line.
-pub fn run(options: Options, arguments: &[OsString]) -> ExitCode {
+/// Runs a command, of the program that is run as `name`. `arguments` is the whole command line.
+pub fn run(options: Options, name: Name, arguments: &[OsString]) -> ExitCode {
     let Options { write_out, timeout: _, command } = options;
-    match execute(&write_out, command, arguments) {
+    match execute(&write_out, command, name, arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(text) = failure.text {
@@ -69,10 +70,10 @@ pub fn run(options: Options, arguments: &[OsString]) -> ExitCode {
     }
 }
 
-fn execute(write_out: &str, command: Command, arguments: &[OsString]) -> Result<(), Failure> {
+fn execute(write_out: &str, command: Command, name: Name, arguments: &[OsString]) -> Result<(), Failure> {
     let printer = || Ok(Printer { format: Format::parse(write_out)?, style: Style::default() });
     match command {
-        Command::Snapshot(command) => command.run(printer),
+        Command::Snapshot(command) => command.run(name, printer),
         Command::Hashkv { rev, arguments } => {
             let [file] = arguments.as_slice() else {
                 return Err(Failure::error(format!("accepts 1 arg(s), received {}", arguments.len())));

@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use super::super::ctl::failure::Failure;
 use super::super::ctl::print::Printer;
+use super::super::serve::Name;
 use crate::backup::{BackupFile, status};
 use crate::config::{Initial, Url};
 use crate::driver::{Made, Plan, RestoreFailure, restore};
@@ -26,7 +27,7 @@ pub(super) enum Snapshot {
 /// The flags of `restore`, those of etcdutl.
 #[derive(Debug, clap::Args)]
 pub(super) struct Restore {
-    /// The data directory to make; NAME.hadron if not given
+    /// The data directory to make; if not given NAME.hadron, or NAME.etcd when run as etcdutl
     #[arg(long, value_name = "DIRECTORY")]
     data_dir: Option<PathBuf>,
     /// Where the write-ahead log is to be, if not in the data directory
@@ -62,8 +63,12 @@ pub(super) struct Restore {
 }
 
 impl Snapshot {
-    /// Runs the command.
-    pub(super) fn run(self, printer: impl Fn() -> Result<Printer, Failure>) -> Result<(), Failure> {
+    /// Runs the command, of the program that is run as `name`.
+    pub(super) fn run(
+        self,
+        name: Name,
+        printer: impl Fn() -> Result<Printer, Failure>,
+    ) -> Result<(), Failure> {
         match self {
             Snapshot::Status { arguments } => {
                 let [file] = arguments.as_slice() else {
@@ -73,30 +78,31 @@ impl Snapshot {
                 let mut file = BackupFile::open(file, false).map_err(Failure::error)?;
                 printer.print(&status(&mut file).map_err(Failure::error)?)
             }
-            Snapshot::Restore(options) => options.run(),
+            Snapshot::Restore(options) => options.run(name),
         }
     }
 }
 
 impl Restore {
-    fn run(self) -> Result<(), Failure> {
-        let plan = self.plan()?;
+    fn run(self, name: Name) -> Result<(), Failure> {
+        let plan = self.plan(name)?;
         let made = restore(&plan).map_err(|failure| match failure {
             RestoreFailure::Config(error) => Failure::arguments(error),
             error => Failure::error(error),
         })?;
-        tell(&plan, &made);
+        tell(&plan, &made, name);
         Ok(())
     }
 
-    fn plan(self) -> Result<Plan, Failure> {
+    /// What is to be made. Without `--data-dir` it is where a node that is run under the same program's name looks.
+    fn plan(self, name: Name) -> Result<Plan, Failure> {
         let [file] = self.arguments.as_slice() else {
             return Err(Failure::arguments("snapshot restore requires exactly one argument"));
         };
         if self.mark_compacted != (self.bump_revision > 0) {
             return Err(Failure::arguments("--mark-compacted required if --bump-revision > 0"));
         }
-        let data_dir = self.data_dir.unwrap_or_else(|| format!("{}.hadron", self.name).into());
+        let data_dir = self.data_dir.unwrap_or_else(|| format!("{}.{}", self.name, name.suffix()).into());
         let advertised = &self.initial_advertise_peer_urls;
         let advertised: Url = advertised.parse().map_err(|error| {
             Failure::arguments(format_args!("--initial-advertise-peer-urls: {advertised:?}: {error}"))
@@ -121,7 +127,7 @@ impl Restore {
 }
 
 /// What was made, and what to do with it. To standard error, as all that etcdutl says of it.
-fn tell(plan: &Plan, made: &Made) {
+fn tell(plan: &Plan, made: &Made, name: Name) {
     let Made { cluster_id, node_id, restored, alarms } = made;
     eprintln!(
         "Restored revision {} with {} keys and {} leases into {}, for member {} ({node_id:x}) of cluster {cluster_id:x}.",
@@ -139,8 +145,36 @@ fn tell(plan: &Plan, made: &Made) {
         );
     }
     eprintln!(
-        "Restore every other member from the same file, then start all of them: hadron serve --name {} --data-dir {}",
+        "Restore every other member from the same file, then start all of them: {} --name {} --data-dir {}",
+        name.serve(),
         plan.name,
         plan.data_dir.display()
     );
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::{Args as _, FromArgMatches as _};
+
+    use super::*;
+
+    /// What `restore` is to make with these flags.
+    fn plan(name: Name, flags: &[&str]) -> Plan {
+        let command = Restore::augment_args(clap::Command::new("restore"));
+        let line = ["restore", "file.db"].iter().chain(flags);
+        Restore::from_arg_matches(&command.try_get_matches_from(line).unwrap()).unwrap().plan(name).unwrap()
+    }
+
+    /// As etcd's page about disaster recovery has it: nobody names the directory. It was `m1.hadron` here, and the node began empty.
+    #[test]
+    fn data_are_restored_to_where_a_node_of_the_same_program_looks() {
+        for (name, expected) in [(Name::Etcd, "m1.etcd"), (Name::Hadron, "m1.hadron")] {
+            let made = plan(name, &["--name=m1"]);
+            assert_eq!(made.data_dir, PathBuf::from(expected));
+            assert_eq!(made.wal_dir, PathBuf::from(expected).join("wal"));
+            assert_eq!(plan(name, &["--name=m1", "--data-dir=/d"]).data_dir, PathBuf::from("/d"));
+        }
+    }
 }

@@ -257,7 +257,7 @@ impl Config {
 /// Refuses what asks for something that does not exist.
 fn check_built(settings: &Settings) -> Result<(), ConfigError> {
     for (flag, value) in settings.changed() {
-        if let flags::Effect::Refused(why) = flag.effect {
+        if let flags::Effect::Refused(why) | flags::Effect::Gone(why) = flag.effect {
             return Err(ConfigError::Gone { flag: flag.name, value: value.to_owned(), why });
         }
     }
@@ -299,7 +299,9 @@ fn check_timing(heartbeat: u64, election: u64) -> Result<(), ConfigError> {
 fn addresses(settings: &Settings) -> Result<Addresses, ConfigError> {
     // Before the flag that depends on it: whoever mistyped this one is not helped by a word about the other.
     let clients = listen(settings, "listen-client-urls")?;
-    if settings.given("listen-client-urls").is_some() && settings.given("advertise-client-urls").is_none() {
+    // As in etcd a file is not held to it: clients are told the default then, and whoever reads the log is told so.
+    let is_given = |flag| settings.given(flag).is_some();
+    if !settings.are_of_file() && is_given("listen-client-urls") && !is_given("advertise-client-urls") {
         return Err(ConfigError::AdvertiseMissing);
     }
     let peers = listen(settings, "listen-peer-urls")?;

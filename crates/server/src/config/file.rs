@@ -2,7 +2,7 @@
 //!
 //! A key is a flag's name, with these exceptions, as in etcd: TLS is in two maps (`client-transport-security`,
 //! `peer-transport-security`), sockets in a third (`socket-options`), discovery in a fourth (`discovery-config`). Time spans may
-//! be whole nanoseconds, as etcd demands, or texts such as `10m`. A key without a value means the default. Keys of flags
+//! be whole nanoseconds, as etcd demands, or texts such as `10m`, and switches any of YAML 1.1's words. A key without a value means the default. Keys of flags
 //! for which etcd has no key are passed over, since its own sample file has some.
 
 use std::io;
@@ -10,6 +10,7 @@ use std::io;
 use yaml_rust2::{Yaml, YamlLoader};
 
 use super::flags::Kind;
+use super::value;
 
 /// Flags that etcd reads from the command line only, whatever a file says.
 const NOT_IN_FILES: &[&str] =
@@ -50,6 +51,9 @@ impl Value {
         match (self, kind) {
             (Value::Integer(nanoseconds), Kind::Duration) => format!("{nanoseconds}ns"),
             (Value::Integer(number), _) => number.to_string(),
+            (Value::Text(text), Kind::Switch) => {
+                value::yaml_switch(&text).map_or(text, |switch| switch.to_string())
+            }
             (Value::Text(text), _) => text,
         }
     }

@@ -40,6 +40,8 @@ pub enum Kind {
     List,
     /// One of these.
     Choice(&'static [&'static str]),
+    /// One of these, in letters of any case.
+    AnyCase(&'static [&'static str]),
 }
 
 /// What a flag does here.
@@ -51,6 +53,8 @@ pub enum Effect {
     Nothing(&'static str),
     /// Values other than the default are refused, for this reason.
     Refused(&'static str),
+    /// The same on the command line alone: in a variable or a configuration file it is told, and ignored.
+    Gone(&'static str),
 }
 
 /// Flags that belong together, with a heading.
@@ -68,6 +72,7 @@ impl Flag {
         match self.kind {
             Kind::Switch => is_off(value) == is_off(self.default),
             Kind::Duration => super::value::duration(value) == super::value::duration(self.default),
+            Kind::AnyCase(_) => value.is_empty() || value.eq_ignore_ascii_case(self.default),
             _ => value.is_empty() || value == self.default,
         }
     }
@@ -79,6 +84,7 @@ impl Flag {
             Kind::Number => super::value::number(value).is_some(),
             Kind::Duration => super::value::duration(value).is_some(),
             Kind::Choice(choices) => choices.contains(&value),
+            Kind::AnyCase(choices) => choices.iter().any(|choice| choice.eq_ignore_ascii_case(value)),
             Kind::Text | Kind::List => true,
         }
     }
@@ -91,7 +97,11 @@ impl Flag {
             Kind::Duration => "a time span such as 500ms, 10s or 1h".to_owned(),
             Kind::Text => "a text".to_owned(),
             Kind::List => "texts separated by commas".to_owned(),
-            Kind::Choice(choices) => choices.join(" or "),
+            Kind::Choice(choices) | Kind::AnyCase(choices) => {
+                // Nobody is told to give an empty one.
+                let named: Vec<&str> = choices.iter().copied().filter(|choice| !choice.is_empty()).collect();
+                named.join(" or ")
+            }
         }
     }
 }
@@ -151,7 +161,9 @@ pub fn help() -> String {
             match flag.effect {
                 Effect::Works => {}
                 Effect::Nothing(why) => text.push_str(&format!("    Changes nothing here: {why}.\n")),
-                Effect::Refused(why) => text.push_str(&format!("    Not supported: {why}.\n")),
+                Effect::Refused(why) | Effect::Gone(why) => {
+                    text.push_str(&format!("    Not supported: {why}.\n"));
+                }
             }
         }
     }

@@ -71,9 +71,9 @@ pub(super) fn read(settings: &Settings) -> Result<Log, ConfigError> {
         outputs.push(LogOutput::Stderr);
     }
     Ok(Log {
-        level: match settings.text("log-level") {
+        level: match settings.text("log-level").to_ascii_lowercase().as_str() {
             "debug" => tracing::Level::DEBUG,
-            "info" => tracing::Level::INFO,
+            "" | "info" => tracing::Level::INFO,
             "warn" => tracing::Level::WARN,
             // etcd knows levels beyond error; nothing of ours is logged there, so they mean the same.
             _ => tracing::Level::ERROR,

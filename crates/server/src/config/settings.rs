@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-use super::flags::{self, Flag, Former};
+use super::flags::{self, Effect, Flag, Former, Kind};
 use super::{file, value};
 
 /// The flag that names the configuration file.
@@ -60,6 +60,15 @@ pub enum Note {
         given: String,
         /// What to write instead.
         now: String,
+    },
+    /// A configuration file says where to listen for clients, and not what they are told.
+    DefaultAdvertised,
+    /// A variable or a key that asks for what is gone from etcd, which passes over it as well.
+    Gone {
+        /// The variable, or the key and its file.
+        place: String,
+        /// What is gone.
+        why: &'static str,
     },
     /// A flag that was set and changes nothing.
     Nothing {
@@ -159,7 +168,7 @@ impl Settings {
                 _ => {}
             }
             let (flag, feature) = self.look_up(name)?;
-            let is_switch = flag.kind == flags::Kind::Switch || feature.is_some();
+            let is_switch = flag.kind == Kind::Switch || feature.is_some();
             let value = match value {
                 Some(value) => value,
                 None if is_switch => "true".to_owned(),
@@ -187,8 +196,9 @@ impl Settings {
                 continue;
             }
             let value = value.into_string().map_err(SettingError::Utf8)?;
-            self.set(&variable, flag, feature, value)?;
-            self.notes.push(Note::Variable(variable));
+            if self.set_or_ignore(&variable, flag, feature, value)? {
+                self.notes.push(Note::Variable(variable));
+            }
         }
         self.values.extend(from_arguments);
         Ok(())
@@ -205,7 +215,12 @@ impl Settings {
                 continue;
             };
             let place = format!("{key} in {}", path.display());
-            settings.set(&place, flag, feature, value.text_for(flag.kind))?;
+            let kind = if feature.is_some() { Kind::Switch } else { flag.kind };
+            settings.set_or_ignore(&place, flag, feature, value.text_for(kind))?;
+        }
+        if settings.given("listen-client-urls").is_some() && settings.given("advertise-client-urls").is_none()
+        {
+            settings.notes.push(Note::DefaultAdvertised);
         }
         Ok(settings)
     }
@@ -227,6 +242,24 @@ impl Settings {
         Ok((flag, feature))
     }
 
+    /// Sets a flag to what a variable or a file says, where etcd passes over what it does not know any more. Whether that counts.
+    fn set_or_ignore(
+        &mut self,
+        place: &str,
+        flag: &'static Flag,
+        feature: Option<&'static str>,
+        value: String,
+    ) -> Result<bool, SettingError> {
+        if let Effect::Gone(why) = flag.effect
+            && !(flag.accepts(&value) && flag.is_default(&value))
+        {
+            self.notes.push(Note::Gone { place: place.to_owned(), why });
+            return Ok(false);
+        }
+        self.set(place, flag, feature, value).map(|()| true)
+    }
+
+    /// Sets a flag, or adds to it if its values add up; `place` is where the value stood.
     fn set(
         &mut self,
         place: &str,
@@ -245,7 +278,7 @@ impl Settings {
         if !flag.accepts(&value) {
             return refuse(flag.expected(), value);
         }
-        if let flags::Effect::Nothing(why) = flag.effect
+        if let Effect::Nothing(why) = flag.effect
             && !flag.is_default(&value)
         {
             self.notes.push(Note::Nothing { flag: flag.name, why });
@@ -271,6 +304,11 @@ impl Settings {
     pub(super) fn changed(&self) -> impl Iterator<Item = (&'static Flag, &str)> {
         let all = self.values.iter().filter_map(|(name, value)| Some((flags::find(name)?, value.as_str())));
         all.filter(|(flag, value)| !flag.is_default(value))
+    }
+
+    /// Whether they are those of a configuration file.
+    pub(super) fn are_of_file(&self) -> bool {
+        self.notes.iter().any(|note| matches!(note, Note::File(_)))
     }
 
     /// What is worth telling, in the order in which it was found.
@@ -312,6 +350,11 @@ impl Note {
             ),
             Note::UnknownKey(key) => warn!(key, "unrecognized key in the configuration file"),
             Note::Former { given, now } => warn!("--{given} is deprecated, use {now} instead"),
+            Note::DefaultAdvertised => warn!(
+                "listen-client-urls is given without advertise-client-urls: clients that ask for the members are told the default \
+                 URL, which leads them to their own machine"
+            ),
+            Note::Gone { place, why } => warn!(place, why, "this is ignored"),
             Note::Nothing { flag, why } => info!(flag, why, "this flag changes nothing here"),
         }
     }

@@ -285,6 +285,39 @@ fn the_limits_of_clients_and_members() {
     assert_eq!(config.log.outputs, [LogOutput::File("/var/log/hadron.log".into()), LogOutput::Stdout]);
 }
 
+/// These ended the start: etcd's levels may be written in any case, and what is empty is the default.
+#[test]
+fn levels_may_be_in_any_case_and_empty_choices_are_defaults() {
+    for (level, expected) in [
+        ("INFO", tracing::Level::INFO),
+        ("DEBUG", tracing::Level::DEBUG),
+        ("Warn", tracing::Level::WARN),
+        ("FATAL", tracing::Level::ERROR),
+        ("", tracing::Level::INFO),
+    ] {
+        let config =
+            config(&[&format!("--log-level={level}"), "--log-format=", "--tls-min-version="]).unwrap();
+        assert_eq!((config.log.level, config.log.format), (expected, LogFormat::Json), "{level:?}");
+    }
+    assert_eq!(config(&["--log-level=", "--tls-min-version="]).unwrap(), config(&[]).unwrap());
+    assert!(Settings::read(["--log-format=JSON".into()], []).is_err(), "as in etcd");
+}
+
+/// etcd demands it of the command line and of the environment alone.
+#[test]
+fn a_file_need_not_say_what_clients_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("etcd.yaml");
+    std::fs::write(&path, "listen-client-urls: http://127.0.0.1:3379\n").unwrap();
+    let Asked::Serve(settings) = Settings::read(["--config-file".into(), path.into()], []).unwrap() else {
+        unreachable!()
+    };
+    assert!(settings.notes().contains(&settings::Note::DefaultAdvertised));
+    let addresses = Config::from_settings(&settings, "hadron").unwrap().addresses;
+    assert_eq!(addresses.clients, plain(&["127.0.0.1:3379"]));
+    assert_eq!(addresses.advertise_client_urls[0].to_string(), "http://127.0.0.1:2379");
+}
+
 #[test]
 fn retention_is_counted_in_hours_time_or_revisions() {
     let retention = |flags: &[&str]| config(flags).unwrap().retention;

@@ -11,6 +11,15 @@ pub(super) fn switch(text: &str) -> Option<bool> {
     }
 }
 
+/// What a switch may be in a configuration file beside that: YAML 1.1 has more words for it, which etcd's reader of YAML knows.
+pub(super) fn yaml_switch(text: &str) -> Option<bool> {
+    match text {
+        "y" | "Y" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => Some(true),
+        "n" | "N" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => Some(false),
+        _ => None,
+    }
+}
+
 /// A whole number, in decimal or, after `0x`, hexadecimal.
 pub(super) fn number(text: &str) -> Option<i128> {
     let (negative, digits) = match text.strip_prefix('-') {

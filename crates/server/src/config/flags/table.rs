@@ -1,7 +1,7 @@
 //! The table of all flags, in etcd's order and sections.
 
-use super::Effect::{Nothing, Refused, Works};
-use super::Kind::{Choice, Duration, List, Number, Switch, Text};
+use super::Effect::{Gone, Nothing, Refused, Works};
+use super::Kind::{AnyCase, Choice, Duration, List, Number, Switch, Text};
 use super::{Effect, Flag, Kind, Section};
 
 const fn flag(
@@ -125,7 +125,7 @@ const SECURITY: &[Flag] = &[
     flag("peer-skip-client-san-verification", Switch, "false", Nothing("certificates of nodes that connect are not compared with their addresses"), "Do not compare other nodes' certificates with their addresses"),
     flag("self-signed-cert-validity", Number, "1", Works, "Validity of certificates made here, in years"),
     flag("cipher-suites", List, "", Works, "TLS cipher suites that may be used"),
-    flag("tls-min-version", Choice(&["TLS1.2", "TLS1.3"]), "TLS1.2", Works, "Oldest version of TLS that may be used"),
+    flag("tls-min-version", Choice(&["", "TLS1.2", "TLS1.3"]), "TLS1.2", Works, "Oldest version of TLS that may be used"),
     flag("tls-max-version", Choice(&["", "TLS1.2", "TLS1.3"]), "", Works, "Newest version of TLS that may be used"),
     flag("cors", List, "*", Works, "Origins of web pages that may read the answers"),
     flag("host-whitelist", List, "*", Works, "Host names that HTTP requests without TLS may be for"),
@@ -145,8 +145,8 @@ const OBSERVE: &[Flag] = &[
     flag("listen-metrics-urls", List, "", Works, "URLs to listen on for /metrics and health alone; the client URLs have them too"),
     flag("logger", Choice(&["zap"]), "zap", Works, "Kind of log lines: zap is the only one, and what these look like"),
     flag("log-outputs", List, "default", Works, "Where log lines go: default and systemd/journal (standard error), stderr, stdout, or files"),
-    flag("log-level", Choice(&["debug", "info", "warn", "error", "dpanic", "panic", "fatal"]), "info", Works, "Least severe level that is logged"),
-    flag("log-format", Choice(&["json", "console"]), "json", Works, "Form of the log lines"),
+    flag("log-level", AnyCase(&["", "debug", "info", "warn", "error", "dpanic", "panic", "fatal"]), "info", Works, "Least severe level that is logged"),
+    flag("log-format", Choice(&["", "json", "console"]), "json", Works, "Form of the log lines"),
     flag("enable-log-rotation", Switch, "false", Works, "Begin a new log file when one is full"),
     flag("log-rotation-config-json", Text, r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, Works, "When a log file is full, and how many are kept"),
     flag("warning-apply-duration", Duration, "100ms", Nothing("how long applying takes is in /metrics"), "Warn when applying an entry takes longer"),
@@ -180,8 +180,8 @@ const UNSAFE: &[Flag] = &[
 const FORMER: &[Flag] = &[
     flag("max-snapshots", Number, "5", Nothing("a node keeps no snapshot files"), "Most snapshot files to keep"),
     flag("v2-deprecation", Choice(&["", "not-yet", "write-only", "write-only-drop-data", "gone"]), "", Nothing("there is no v2 data"), "What to do with data of the v2 API"),
-    flag("enable-v2", Switch, "false", Refused("the v2 API is gone from etcd too"), "Serve the v2 API"),
-    flag("proxy", Choice(&["off", "readonly", "on"]), "off", Refused("the v2 proxy is gone from etcd too"), "Be a v2 proxy"),
+    flag("enable-v2", Switch, "false", Gone("the v2 API is gone from etcd too"), "Serve the v2 API"),
+    flag("proxy", Choice(&["off", "readonly", "on"]), "off", Gone("the v2 proxy is gone from etcd too"), "Be a v2 proxy"),
     flag("proxy-failure-wait", Number, "5000", Nothing("the v2 proxy is gone"), "Time that the v2 proxy holds an endpoint for failed, in milliseconds"),
     flag("proxy-refresh-interval", Number, "30000", Nothing("the v2 proxy is gone"), "Time between two refreshes of the v2 proxy's endpoints, in milliseconds"),
     flag("proxy-dial-timeout", Number, "1000", Nothing("the v2 proxy is gone"), "Time that the v2 proxy waits for a connection, in milliseconds"),

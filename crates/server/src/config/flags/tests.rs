@@ -19,8 +19,8 @@ fn page() -> String {
          cannot have, ends the process with code 2 and a line that names it; unknown variables that begin with `ETCD_` and unknown \
          keys of the file are told in the log.\n\n\
          What a flag does here: it **works** as in etcd; or it changes **nothing**, because what it is about does not exist here or \
-         is always so; or any value but the default is **refused**, because what it asks for is gone from etcd too. Nothing is ignored \
-         silently: a flag that changes nothing is told in the log.\n\n\
+         is always so; or any value but the default is **refused**, because what it asks for is gone from etcd too. What has been \
+         left of the v2 API in the environment or in a file is ignored, as in etcd. Nothing is ignored silently: what changes nothing is told in the log.\n\n\
          Differences from etcd, on purpose: a variable that a flag overrules is told in the log, where etcd would not start; a \
          flag that etcd reads from the command line only, such as `cert-file` outside of its map, is read from the file too; time \
          spans in the file may be texts such as `10m`; the default URLs are those of 127.0.0.1.\n\n\
@@ -39,6 +39,7 @@ fn page() -> String {
                 Effect::Works => "works".to_owned(),
                 Effect::Nothing(why) => format!("nothing: {why}"),
                 Effect::Refused(why) => format!("refused: {why}"),
+                Effect::Gone(why) => format!("refused: {why}; ignored in the environment and in a file"),
             };
             let default = match flag.default {
                 "" => String::new(),
@@ -94,6 +95,7 @@ fn values_that_ask_for_nothing_new_are_defaults() {
     assert!(flag("watch-progress-notify-interval").is_default("600s"));
     assert!(flag("cert-file").is_default(""));
     assert!(!flag("cert-file").is_default("c.pem"));
+    assert!(flag("log-level").is_default("INFO"));
 }
 
 #[test]

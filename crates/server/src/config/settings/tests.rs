@@ -79,6 +79,41 @@ fn a_file_replaces_flags_and_environment() {
     }
 }
 
+/// etcd reads YAML 1.1, in which these are switches. They were refused.
+#[test]
+fn switches_in_a_file_may_be_words() {
+    let text = "pre-vote: yes\nstrict-reconfig-check: off\nauto-tls: n\nsocket-options: {reuse-port: On}\n\
+                peer-transport-security: {client-cert-auth: NO}\nexperimental-initial-corrupt-check: Y\nname: on\n";
+    let file = file(text);
+    let settings = settings(&["--config-file", file.path().to_str().unwrap()], &[]);
+    for (flag, value) in [
+        ("pre-vote", "true"),
+        ("strict-reconfig-check", "false"),
+        ("auto-tls", "false"),
+        ("socket-reuse-port", "true"),
+        ("peer-client-cert-auth", "false"),
+        ("feature-gates", "InitialCorruptCheck=true"),
+        ("name", "on"),
+    ] {
+        assert_eq!(settings.text(flag), value, "{flag}");
+    }
+}
+
+/// What is left of it in an environment or a file ended the start; etcd passes over it.
+#[test]
+fn what_is_left_of_the_v2_api_is_told_and_ignored_but_on_the_command_line() {
+    let file = file("enable-v2: true\nproxy: 'on'\n");
+    let path = file.path().to_str().unwrap();
+    let of_file = settings(&["--config-file", path], &[]);
+    let of_variables = settings(&[], &[("ETCD_ENABLE_V2", "true"), ("ETCD_PROXY", "readonly")]);
+    let gone = |note: &&Note| matches!(note, Note::Gone { .. });
+    for settings in [of_file, of_variables] {
+        assert_eq!(settings.changed().count(), 0);
+        assert_eq!(settings.notes().iter().filter(gone).count(), 2, "{:?}", settings.notes());
+    }
+    assert_eq!(settings(&["--enable-v2"], &[]).changed().count(), 1, "and is refused when that is read");
+}
+
 #[test]
 fn a_flag_names_another_file_than_the_environment() {
     let (one, other) = (file("name: one\n"), file("name: other\n"));

@@ -100,6 +100,8 @@ pub(super) struct Context<B> {
     pub(super) limits: Limits,
     pub(super) membership: MembershipOptions,
     pub(super) watch_progress_interval: Duration,
+    /// Time without a leader before an election.
+    pub(super) election_timeout: Duration,
     /// Where backups are built.
     pub(super) snapshot_dir: Arc<Path>,
     /// Calls for one that may be under way.
@@ -142,6 +144,7 @@ impl<B: Backend> Context<B> {
             limits: self.limits,
             membership: self.membership,
             watch_progress_interval: self.watch_progress_interval,
+            election_timeout: self.election_timeout,
             snapshot_dir: Arc::clone(&self.snapshot_dir),
             snapshots: Arc::new(Semaphore::new(snapshot::AT_ONCE)),
             backups: self.backups.for_another(),

@@ -19,13 +19,21 @@ use super::error::EtcdError;
 
 const REQUIRE_LEADER: &str = "hasleader";
 
-/// How often a stream that demands a leader looks for one, and how often in a row it may find none: etcd's three
-/// election timeouts.
+/// How often a stream looks that demands a leader, or is of a keyspace that may be deleted. It looks more often if elections begin sooner.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-const CHECKS_FAILED_MAX: u32 = 3;
+/// How many election timeouts long a stream that demands a leader goes on without one, as in etcd.
+const TIMEOUTS_MAX: u32 = 3;
 
 /// How often a stream of `default` that demands nothing looks whether its replica is damaged. There may be very many.
 const DAMAGE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a stream that demands a leader looks for one, and how often in a row it may find none.
+fn pace(election_timeout: Duration) -> (Duration, u32) {
+    let interval = election_timeout.min(CHECK_INTERVAL).max(Duration::from_millis(1));
+    let patience = election_timeout * TIMEOUTS_MAX;
+    let checks = patience.as_millis().div_ceil(interval.as_millis());
+    (interval, checks.max(1).try_into().unwrap_or(u32::MAX))
+}
 
 /// Whether a call carries the demand.
 pub(super) fn is_demanded(metadata: &MetadataMap) -> bool {
@@ -42,6 +50,8 @@ pub(super) struct WhileLed<B, S> {
     checks: Interval,
     demands_leader: bool,
     checks_failed: u32,
+    /// How often in a row it may find no leader.
+    checks_failed_max: u32,
     ended: bool,
 }
 
@@ -49,10 +59,23 @@ impl<B: Backend, S> WhileLed<B, S> {
     /// Wraps the stream that answers a call with this metadata.
     pub(super) fn new(context: Arc<Context<B>>, metadata: &MetadataMap, stream: S) -> WhileLed<B, S> {
         let demands_leader = is_demanded(metadata);
-        let is_pressing = demands_leader || !context.is_default();
-        let interval = if is_pressing { CHECK_INTERVAL } else { DAMAGE_INTERVAL };
+        let is_pressing = !context.is_default();
+        let (interval, checks_failed_max) = match demands_leader {
+            true => pace(context.election_timeout),
+            false if is_pressing => (CHECK_INTERVAL, u32::MAX),
+            false => (DAMAGE_INTERVAL, u32::MAX),
+        };
         let checks = tokio::time::interval_at(Instant::now() + interval, interval);
-        WhileLed { context, keyspace: None, stream, checks, demands_leader, checks_failed: 0, ended: false }
+        WhileLed {
+            context,
+            keyspace: None,
+            stream,
+            checks,
+            demands_leader,
+            checks_failed: 0,
+            checks_failed_max,
+            ended: false,
+        }
     }
 
     /// The stream ends as well when another replica is in the place of `keyspace`.
@@ -70,7 +93,7 @@ impl<B: Backend, S> WhileLed<B, S> {
             let has_leader = !self.demands_leader || self.context.status().leader.is_some();
             self.checks_failed = if has_leader { 0 } else { self.checks_failed + 1 };
         }
-        if self.checks_failed < CHECKS_FAILED_MAX { Ok(()) } else { Err(EtcdError::NoLeader.into()) }
+        if self.checks_failed < self.checks_failed_max { Ok(()) } else { Err(EtcdError::NoLeader.into()) }
     }
 }
 
@@ -90,5 +113,21 @@ where
             return Poll::Ready(Some(Err(lost)));
         }
         self.stream.poll_next_unpin(task)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It was three seconds, whatever `--election-timeout` said.
+    #[test]
+    fn a_stream_goes_on_for_three_election_timeouts_without_a_leader() {
+        for (timeout, interval, checks) in
+            [(1_000, 1_000, 3), (5_000, 1_000, 15), (50_000, 1_000, 150), (300, 300, 3), (1_500, 1_000, 5)]
+        {
+            let expected = (Duration::from_millis(interval), checks);
+            assert_eq!(pace(Duration::from_millis(timeout)), expected, "{timeout} ms");
+        }
     }
 }

@@ -88,6 +88,8 @@ pub struct ServerOptions {
     /// How often a watcher that asked for it is told how far it is while nothing happens. Each stream adds up to a
     /// tenth, so that they do not all speak at once.
     pub watch_progress_interval: Duration,
+    /// Time without a leader before an election.
+    pub election_timeout: Duration,
     /// Serve the JSON gateway below `/v3/`.
     pub gateway: bool,
     /// Which web pages may use the port.
@@ -181,6 +183,8 @@ enum Accepted {
 
 /// etcd's interval of progress notifications.
 const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(10 * 60);
+/// etcd's election timeout.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Default for ServerOptions {
     /// A thread for every two cores, so that the node's own threads have the rest; etcd's limits.
@@ -192,6 +196,7 @@ impl Default for ServerOptions {
             limits: Limits::default(),
             membership: MembershipOptions::default(),
             watch_progress_interval: WATCH_PROGRESS_INTERVAL,
+            election_timeout: ELECTION_TIMEOUT,
             gateway: true,
             access: Access::default(),
             connections: Connections::default(),
@@ -228,6 +233,7 @@ impl<B: Backend> Server<B> {
             limits: options.limits,
             membership: options.membership,
             watch_progress_interval: options.watch_progress_interval,
+            election_timeout: options.election_timeout,
             snapshot_dir: options.snapshot_dir.into(),
             snapshots: Arc::new(Semaphore::new(snapshot::AT_ONCE)),
             backups: Apart::new(),

@@ -210,6 +210,7 @@ fn server_options(config: &Config, tokens: Tokens, spans: &Option<Spans>) -> Ser
         limits,
         membership,
         watch_progress_interval: clients.watch_progress_interval,
+        election_timeout: config.election_timeout,
         slow_call: clients.slow_call,
         gateway: clients.gateway,
         access: clients.access.clone(),

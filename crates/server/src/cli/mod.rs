@@ -252,6 +252,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn flags_of_etcdctl_that_change_nothing_are_taken() {
+        let ctl = || ctl::Options::augment_args(clap::Command::new("etcdctl"));
+        for line in [
+            &["etcdctl", "get", "k", "--debug"][..],
+            &["etcdctl", "--debug=false", "get", "k"],
+            &["etcdctl", "--max-request-bytes=1048576", "put", "k", "v", "--max-recv-bytes", "0"],
+        ] {
+            let line: Vec<OsString> = line.iter().map(OsString::from).collect();
+            parse::<ctl::Options>(ctl(), &line, true).unwrap();
+        }
+    }
+
     /// Incomplete ones used to be errors, or their help to go where errors go.
     #[test]
     fn an_incomplete_command_of_a_tool_asks_for_help() {

@@ -103,6 +103,35 @@ struct Global {
     /// Time to wait for the answer to a ping
     #[arg(long, global = true, env = "ETCDCTL_KEEPALIVE_TIMEOUT", default_value = "6s", value_parser = go_text::parse_duration, value_name = "DURATION", hide = true)]
     keepalive_timeout: Duration,
+    /// As etcdctl has it, which tells what its library does; there is nothing of the kind here
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_DEBUG",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        hide = true
+    )]
+    debug: bool,
+    /// As etcdctl has it; how large a request may be is the server's business here
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_MAX_REQUEST_BYTES",
+        allow_hyphen_values = true,
+        value_name = "BYTES",
+        hide = true
+    )]
+    max_request_bytes: Option<i64>,
+    /// As etcdctl has it; replies may have any size here
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_MAX_RECV_BYTES",
+        allow_hyphen_values = true,
+        value_name = "BYTES",
+        hide = true
+    )]
+    max_recv_bytes: Option<i64>,
     #[command(flatten)]
     discovery: discovery::Discovery,
     #[command(flatten)]

@@ -272,7 +272,10 @@ impl Reply for MemberListResponse {
     }
 
     fn json(&self, style: Style) -> String {
-        members_json(self.header, None, &self.members, style)
+        match style.hex {
+            true => hex_list_json(self),
+            false => members_json(self.header.as_ref(), None, &self.members),
+        }
     }
 
     fn table(&self) -> Option<Table> {
@@ -312,34 +315,29 @@ fn member_json(member: &Member) -> String {
 }
 
 /// Members below their header; `new` is the one that was added.
-fn members_json(
-    header: Option<ResponseHeader>,
-    new: Option<&Member>,
-    members: &[Member],
-    style: Style,
-) -> String {
-    let (header, of): (Object, fn(&Member) -> String) = match style.hex {
-        true => (Object::new().raw("header", &hex_header(header.unwrap_or_default())), hex_member_json),
-        false => (json::header(header.as_ref()), member_json),
-    };
-    header.optional("member", new.map(of)).list("members", members.iter().map(of).collect()).end()
+fn members_json(header: Option<&ResponseHeader>, new: Option<&Member>, members: &[Member]) -> String {
+    let members = members.iter().map(member_json).collect();
+    json::header(header).optional("member", new.map(member_json)).list("members", members).end()
 }
 
-fn hex_header(header: ResponseHeader) -> String {
-    Object::new()
+/// The list with ids as hexadecimal strings. `etcdctl` has that form of it alone.
+fn hex_list_json(list: &MemberListResponse) -> String {
+    let header = list.header.unwrap_or_default();
+    let header = Object::new()
         .raw("cluster_id", &hex(header.cluster_id))
         .raw("member_id", &hex(header.member_id))
-        .raw("raft_term", &format!("{:x}", header.raft_term))
-        .end()
+        .raw("raft_term", &header.raft_term.to_string())
+        .end();
+    let members = list.members.iter().map(hex_member_json).collect();
+    Object::new().raw("header", &header).list("members", members).end()
 }
 
-/// With its id as a hexadecimal string. `clientURLS` is spelt so in `etcdctl`.
 fn hex_member_json(member: &Member) -> String {
     Object::new()
         .raw("ID", &hex(member.id))
         .raw("name", &json::text(&member.name))
         .raw("peerURLs", &json::list(urls(&member.peer_ur_ls)))
-        .raw("clientURLS", &json::list(urls(&member.client_ur_ls)))
+        .raw("clientURLs", &json::list(urls(&member.client_ur_ls)))
         .end()
 }
 
@@ -383,8 +381,9 @@ impl Reply for MembersChanged {
         list.fields(style, out);
     }
 
-    fn json(&self, style: Style) -> String {
-        members_json(self.header, self.added.as_ref().map(|(member, _)| member), &self.members, style)
+    fn json(&self, _: Style) -> String {
+        let added = self.added.as_ref().map(|(member, _)| member);
+        members_json(self.header.as_ref(), added, &self.members)
     }
 }
 

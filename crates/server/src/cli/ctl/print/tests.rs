@@ -260,7 +260,7 @@ fn member_list() {
         is_learner: false,
     };
     let header = ResponseHeader { revision: 0, ..HEADER };
-    let list = MemberListResponse { header: Some(header), members: vec![member] };
+    let mut list = MemberListResponse { header: Some(header), members: vec![member] };
     check(
         &list,
         "a1, started, m1, http://127.0.0.1:2380, http://127.0.0.1:2379, false\n",
@@ -272,10 +272,14 @@ fn member_list() {
     let hex = Style { hex: true, values_only: false };
     assert_eq!(
         render(&list, Format::Json, hex),
-        r#"{"header":{"cluster_id":"1f","member_id":"a1","raft_term":2},"members":[{"ID":"a1","name":"m1","peerURLs":["http://127.0.0.1:2380"],"clientURLS":["http://127.0.0.1:2379"]}]}"#
+        r#"{"header":{"cluster_id":"1f","member_id":"a1","raft_term":2},"members":[{"ID":"a1","name":"m1","peerURLs":["http://127.0.0.1:2380"],"clientURLs":["http://127.0.0.1:2379"]}]}"#
             .to_owned()
             + "\n"
     );
+    // The term was hexadecimal too, and no number any more from the tenth on.
+    list.header = Some(ResponseHeader { raft_term: 10, ..header });
+    assert!(render(&list, Format::Json, hex).contains(r#""raft_term":10}"#));
+    list.header = Some(header);
     let table = "\
 +----+---------+------+-----------------------+-----------------------+------------+
 | ID | STATUS  | NAME |      PEER ADDRS       |     CLIENT ADDRS      | IS LEARNER |
@@ -304,7 +308,10 @@ fn a_member_that_is_added() {
     let text = "Member               b2 added as learner to cluster               1f\n\nETCD_NAME=\"b\"\n";
     assert_eq!(render(&changed, Format::Simple, Style::default()), text);
     let json = r#"{"header":{"cluster_id":31,"member_id":161,"raft_term":2},"member":{"ID":178,"peerURLs":["http://b:2380"],"isLearner":true},"members":[{"ID":178,"peerURLs":["http://b:2380"],"isLearner":true}]}"#;
-    assert_eq!(render(&changed, Format::Json, Style::default()), format!("{json}\n"));
+    // Of the replies about members the list alone has a form of its own for `--hex`.
+    for hex in [false, true] {
+        assert_eq!(render(&changed, Format::Json, Style { hex, values_only: false }), format!("{json}\n"));
+    }
 }
 
 #[test]

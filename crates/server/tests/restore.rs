@@ -18,6 +18,7 @@ use content::{Content, fill, key, snapshot};
 use etcd::{Etcd, snapshot_tool};
 use hadron_proto::etcdserverpb as pb;
 use pb::auth_client::AuthClient;
+use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use pb::watch_request::RequestUnion;
 use support::{Cluster, Node};
@@ -142,6 +143,31 @@ async fn three_nodes_restored_say_what_one_said() {
     cluster.leader().await;
     assert_eq!(write(&cluster.nodes[0].channel()).await, last + 2);
     cluster.wait_until_equal().await;
+}
+
+/// As users of kubeadm do it: restored without `--name`, and started under one, with a peer URL that the restore did not know.
+#[tokio::test]
+async fn a_member_restored_without_a_name_is_started_under_one() {
+    let (file, last) = {
+        let cluster = Cluster::start(1, &[]).await;
+        let channel = cluster.nodes[0].channel();
+        write(&channel).await;
+        (saved(&channel).await, newest(&channel).await)
+    };
+    let mut cluster = Cluster::prepared(1).await;
+    let node = &cluster.nodes[0];
+    let directory = node.argument("--data-dir");
+    succeed(&utl(&["snapshot", "restore", &file.1.display().to_string(), "--data-dir", &directory]));
+    cluster.bring_up().await;
+    let node = &cluster.nodes[0];
+    assert_eq!(newest(&node.channel()).await, last);
+    support::eventually("the member has its name", async || {
+        let list = pb::MemberListRequest { linearizable: true };
+        let listed = ClusterClient::new(node.channel()).member_list(list).await.unwrap().into_inner();
+        listed.members.len() == 1 && listed.members[0].name == node.name
+    })
+    .await;
+    assert_eq!(write(&node.channel()).await, last + 1);
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ pub struct Claim {
     pub cluster: u64,
     /// The node's id.
     pub node: NodeId,
-    /// The node's name; one line.
+    /// The node's name; one line. An existing directory's node is called so from then on.
     pub node_name: String,
     /// The id that a new directory gets: a random number. Ignored when there is a directory already.
     pub new_directory: u64,
@@ -314,7 +314,7 @@ fn check_claim(directory: &Path, found: Identity, claim: &Claim) -> Result<Ident
     if found.cluster != claim.cluster {
         return Err(DataDirError::OtherCluster { directory, found: found.cluster, expected: claim.cluster });
     }
-    if found.node != claim.node || found.node_name != claim.node_name {
+    if found.node != claim.node {
         return Err(DataDirError::OtherNode {
             directory,
             found: found.node,
@@ -323,7 +323,8 @@ fn check_claim(directory: &Path, found: Identity, claim: &Claim) -> Result<Ident
             expected_name: claim.node_name.clone(),
         });
     }
-    Ok(found)
+    // A node is its id; its name may change.
+    Ok(Identity { node_name: claim.node_name.clone(), ..found })
 }
 
 impl Identity {
@@ -447,6 +448,9 @@ mod tests {
         );
         let other = Claim { node: NodeId(8), node_name: "n2".into(), ..claim() };
         assert!(refusal(&disk, path, &other).contains("node n1 (0000000000000007), not to n2"));
+        let renamed = Claim { node_name: "n3".into(), ..claim() };
+        assert_eq!(DataDir::open(&disk, path, &renamed).unwrap().identity().node_name, "n3");
+        assert_eq!(DataDir::read(&*disk, path).unwrap().unwrap().node_name, "n3");
         let other = Claim { node_name: "a\nb".into(), ..claim() };
         assert!(refusal(&disk, path, &other).contains("no name"));
         memory.flip_bit(&path.join(IDENTITY), 30, 0).unwrap();

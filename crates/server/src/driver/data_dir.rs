@@ -5,7 +5,8 @@
 //!   was here before with another data directory: then it lost its disk, and must not come back. With
 //!   `--initial-cluster-state=existing` the others say what the cluster is ([`super::join`]).
 //! - Every other start finds the pool as it was bootstrapped ([`super::pool_file`]). As in etcd that one counts, whatever
-//!   the `--initial-*` flags say and however they spell it.
+//!   the `--initial-*` flags say and however they spell it. `--name` may be another one than before, and is the member's name from
+//!   then on, unless it is that of another member.
 //! - A directory that has some of its pieces but not all is refused, and nothing is made in the place of what is missing.
 //!
 //! A node that never got as far as writing to its log never voted: it may start again, with the identity that it made
@@ -54,7 +55,7 @@ impl Home {
         let (mut pool, node) = match (locked.found(), stored) {
             (Some(identity), Some(pool)) => {
                 check_one_origin(config, identity, &pool)?;
-                check_name(config, identity, &pool)?;
+                heed_name(config, identity, &pool)?;
                 heed_flags(config, identity, &pool, others)?;
                 (pool, identity.node)
             }
@@ -135,18 +136,50 @@ fn check_one_origin(config: &Config, identity: &Identity, pool: &Bootstrap) -> R
     })
 }
 
-/// Refuses the directory of a node with another name.
-fn check_name(config: &Config, identity: &Identity, pool: &Bootstrap) -> Result<(), RunError> {
+/// Takes another name, as etcd does, and says so; refuses one that is the name of another member.
+fn heed_name(config: &Config, identity: &Identity, pool: &Bootstrap) -> Result<(), RunError> {
     if identity.node_name == config.name {
         return Ok(());
     }
-    Err(RunError::DataDir(DataDirError::OtherNode {
-        directory: config.data_dir.clone(),
-        found: identity.node,
-        found_name: identity.node_name.clone(),
-        expected: node_named(pool, config),
-        expected_name: config.name.clone(),
-    }))
+    if is_name_of_another(config, identity, pool) {
+        return Err(RunError::DataDir(DataDirError::OtherNode {
+            directory: config.data_dir.clone(),
+            found: identity.node,
+            found_name: identity.node_name.clone(),
+            expected: node_named(pool, config),
+            expected_name: config.name.clone(),
+        }));
+    }
+    warn!(
+        data_dir = %config.data_dir.display(), former = identity.node_name, name = config.name,
+        "the member in the data directory gets another name, which --name says: if this is not its data directory, stop the node"
+    );
+    Ok(())
+}
+
+/// Whether the flags call another member so than the one in the data directory: it is on the wrong host, or `--data-dir` is wrong.
+/// A member is its peer URLs; where those do not tell, names must.
+fn is_name_of_another(config: &Config, identity: &Identity, pool: &Bootstrap) -> bool {
+    let (own, others): (Vec<&Member>, Vec<&Member>) =
+        pool.members.iter().partition(|member| member.node() == identity.node);
+    // A list that cannot be read says nothing, as at every start but the first.
+    let listed = config.initial.listed().ok().flatten().unwrap_or_default();
+    let entry = listed.iter().find(|member| member.name == config.name);
+    let urls: Vec<String> = entry
+        .map(|member| &member.peer_url)
+        .into_iter()
+        .chain(&config.initial.advertise_peer_url)
+        .map(ToString::to_string)
+        .collect();
+    let has_one = |member: &&Member| urls.iter().any(|url| member.peer_urls.contains(url));
+    if others.iter().any(has_one) {
+        return true;
+    }
+    if own.iter().any(has_one) {
+        return false;
+    }
+    let is_taken = others.iter().any(|member| member.name == config.name);
+    is_taken || listed.iter().any(|member| member.name == identity.node_name)
 }
 
 /// The flags describe a cluster that is not the stored one: says so, and goes on with the stored one. Refuses to if that

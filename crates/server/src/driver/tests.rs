@@ -6,6 +6,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -155,6 +156,34 @@ async fn what_was_written_is_there_after_a_restart() {
         revision = next;
         assert_eq!(get(&handle, "key").await.unwrap(), vec![round; 100]);
         node.hand_over().await;
+        node.stop().await;
+    }
+}
+
+/// As in etcd the next start says how a member is called. It was refused.
+#[tokio::test]
+async fn a_member_that_is_started_under_another_name_is_renamed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    for name in ["a", "z", "z"] {
+        // The flags may say that it moved as well, which counts no more than before: it finds only itself there.
+        let listeners = bind(&["127.0.0.1:0".parse().unwrap()], "listen-peer-urls", false).unwrap();
+        let mut config = config(name, &path);
+        if name == "z" {
+            let url = format!("http://{}", listeners[0].local_addr().unwrap());
+            config.initial.advertise_peer_url = url.parse().ok();
+            config.initial.cluster = Some(format!("z={url}"));
+        }
+        let node = start(&config, listeners).unwrap();
+        node.ready().await;
+        let handle = node.handle();
+        let named = async {
+            while handle.members().iter().any(|member| member.name != name) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), named).await.unwrap();
+        assert_eq!(handle.members().len(), 1);
         node.stop().await;
     }
 }

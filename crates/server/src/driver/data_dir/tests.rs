@@ -82,7 +82,7 @@ fn every_start_is_counted_and_the_identity_stays() {
 }
 
 #[test]
-fn the_stored_cluster_counts_whatever_the_flags_say_but_the_name() {
+fn the_stored_cluster_counts_whatever_the_flags_say() {
     let (disk, all) = (disk(), three());
     let pool = open(&disk, &all).unwrap().pool;
     let set: [fn(&mut Config); 7] = [
@@ -99,10 +99,86 @@ fn the_stored_cluster_counts_whatever_the_flags_say_but_the_name() {
         set(&mut changed);
         assert_eq!(open(&disk, &changed).unwrap().pool, pool, "{number}");
     }
-    let other = Config { name: "b".into(), ..three() };
-    assert!(refusal(&disk, &other).contains("belongs to node a"));
-    let unknown = Config { name: "z".into(), ..three() };
-    assert!(refusal(&disk, &unknown).contains("belongs to node a"));
+}
+
+/// `a` of a pool of three, under another name and with other flags.
+fn renamed(name: &str, cluster: Option<&str>, advertised: Option<&str>) -> Config {
+    let mut config = Config { name: name.into(), ..three() };
+    config.initial.cluster = cluster.map(str::to_owned);
+    config.initial.advertise_peer_url = advertised.map(|url| url.parse().unwrap());
+    config
+}
+
+#[test]
+fn a_member_may_get_another_name_and_keeps_it() {
+    let (own, moved) = ("http://127.0.0.1:1", "http://127.0.0.1:99");
+    let others = "b=http://127.0.0.1:11,c=http://127.0.0.1:12";
+    let listed = |entry: &str| format!("{entry},{others}");
+    for config in [
+        renamed("z", None, None),
+        renamed("z", None, Some(own)),
+        renamed("z", None, Some(moved)),
+        renamed("z", Some(&listed(&format!("z={own}"))), Some(own)),
+        renamed("z", Some(&listed(&format!("z={moved}"))), Some(moved)),
+        renamed("z", Some("nonsense"), None),
+        // Whoever changes names among the members says by the URLs who is who.
+        renamed("b", Some("b=http://127.0.0.1:1,a=http://127.0.0.1:11,c=http://127.0.0.1:12"), Some(own)),
+    ] {
+        let disk = disk();
+        let first = open(&disk, &three()).unwrap();
+        let (id, node) = (first.data_dir_id(), first.node());
+        drop(first);
+        let home = open(&disk, &config).unwrap();
+        assert_eq!(
+            (home.data_dir_id(), home.node(), home.incarnation()),
+            (id, node, 2),
+            "{:?}",
+            config.initial
+        );
+        drop(home);
+        let stored = DataDir::read(&*disk, DATA.as_ref()).unwrap().unwrap();
+        assert_eq!(stored.node_name, config.name);
+        assert_eq!(open(&disk, &three()).unwrap().directory.identity().node_name, "a", "and back");
+    }
+}
+
+/// What an administrator finds who restored without `--name`, as kubeadm's users do.
+#[test]
+fn a_member_that_was_made_without_a_name_gets_one() {
+    let disk = disk();
+    let mut made = config("default", DATA);
+    made.initial.cluster = None;
+    drop(open(&disk, &made).unwrap());
+    fill(&disk);
+    let url = "https://10.0.0.1:2380";
+    let mut named = config("controlplane", DATA);
+    named.initial.cluster = Some(format!("controlplane={url}"));
+    named.initial.advertise_peer_url = url.parse().ok();
+    assert_eq!(open(&disk, &named).unwrap().directory.identity().node_name, "controlplane");
+}
+
+#[test]
+fn a_data_directory_on_the_host_of_another_member_is_refused() {
+    let (b, moved) = ("http://127.0.0.1:11", "http://127.0.0.1:99");
+    let all = three().initial.cluster.unwrap();
+    let moved_b = format!("a=http://127.0.0.1:1,b={moved},c=http://127.0.0.1:12");
+    // Members that came after this one was made are not in what it has stored.
+    let later = "a=http://127.0.0.1:1,d=http://127.0.0.1:13";
+    for config in [
+        renamed("b", None, None),
+        renamed("b", None, Some(b)),
+        renamed("z", None, Some(b)),
+        renamed("b", Some(&all), None),
+        renamed("b", Some(&all), Some(b)),
+        renamed("b", Some(&moved_b), Some(moved)),
+        renamed("d", Some(later), Some("http://127.0.0.1:13")),
+    ] {
+        let disk = disk();
+        drop(open(&disk, &three()).unwrap());
+        let text = refusal(&disk, &config);
+        assert!(text.contains("belongs to node a") && text.contains(&config.name), "{text}");
+        assert_eq!(open(&disk, &three()).unwrap().incarnation(), 2, "a refused start is none");
+    }
 }
 
 #[test]

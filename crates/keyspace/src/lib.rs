@@ -64,7 +64,7 @@ pub use error::{Error, OpenError};
 pub use flush::Flush;
 pub use keyspace::{Keyspace, Loaded, Options};
 pub use mvcc::ValueCache;
-pub use owner::{Owner, destroyed_groups, sweep_destroyed};
+pub use owner::{DestroyedSweep, Owner, destroyed_groups};
 pub use read::RangePart;
 pub use restore::{Restore, RestoreError, Restored};
 pub use scrub::{Scrub, ScrubError};

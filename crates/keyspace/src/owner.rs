@@ -55,7 +55,7 @@ impl Owner {
         hand_over(engine, group, Owner::Living(replica))
     }
 
-    /// Leaves a tombstone, durable on return; what the replica had is unreachable then. [`sweep_destroyed`] deletes it.
+    /// Leaves a tombstone, durable on return; what the replica had is unreachable then. [`DestroyedSweep`] deletes it.
     ///
     /// # Errors
     /// As [`Owner::of`].
@@ -64,25 +64,59 @@ impl Owner {
     }
 }
 
-/// Deletes up to some thousand records that a destroyed replica left. False once there is nothing left.
-///
-/// # Errors
-/// The engine fails, or a record is damaged: then all else is deleted that can be.
-pub fn sweep_destroyed(engine: &dyn Engine, group: u64) -> Result<bool, OpenError> {
-    let Owner::Destroyed(_) = Owner::of(engine, group)? else { return Ok(false) };
-    let end = highest_generation(engine, group)?.map_or(0, |highest| highest + 1);
-    let mut damage = None;
-    for mut stretch in Dropped::stretches(engine, group, (0, end))?.into_iter().rev() {
-        match stretch.step(engine, SWEEP_KEYS) {
-            Ok(batch) => {
-                engine.write(batch)?;
-                return Ok(true);
-            }
-            Err(error @ EngineError::Damaged(_)) => damage = Some(error),
-            Err(error) => return Err(error.into()),
-        }
+/// What a destroyed replica left, deleted bit by bit. It keeps its place: whoever began anew each time would read over all that was
+/// deleted before, which the engine still has until it merges its tables.
+#[derive(Debug)]
+pub struct DestroyedSweep {
+    group: u64,
+    /// What is not deleted yet, the next one last; unknown before the first step.
+    left: Option<Vec<Dropped>>,
+    /// What cannot be read, and stays.
+    damage: Option<EngineError>,
+}
+
+impl DestroyedSweep {
+    /// Of what the engine has of `group`. Reads nothing yet.
+    pub fn new(group: u64) -> DestroyedSweep {
+        DestroyedSweep { group, left: None, damage: None }
     }
-    damage.map_or(Ok(false), |error| Err(error.into()))
+
+    /// Whose records these are.
+    pub fn group(&self) -> u64 {
+        self.group
+    }
+
+    /// Deletes up to some thousand records, from where the last call ended. False once there is nothing left, or somebody else has
+    /// the group.
+    ///
+    /// # Errors
+    /// The engine fails, or a record is damaged: then all else is deleted that can be. That ends it.
+    pub fn step(&mut self, engine: &dyn Engine) -> Result<bool, OpenError> {
+        let Owner::Destroyed(_) = Owner::of(engine, self.group)? else { return Ok(false) };
+        let left = match &mut self.left {
+            Some(left) => left,
+            left => left.insert(all_generations(engine, self.group)?),
+        };
+        while let Some(stretch) = left.last_mut() {
+            match stretch.step(engine, SWEEP_KEYS) {
+                Ok(batch) if batch.is_empty() => {}
+                Ok(batch) => {
+                    engine.write(batch)?;
+                    return Ok(true);
+                }
+                Err(error @ EngineError::Damaged(_)) => self.damage = Some(error),
+                Err(error) => return Err(error.into()),
+            }
+            left.pop();
+        }
+        self.damage.take().map_or(Ok(false), |error| Err(error.into()))
+    }
+}
+
+/// Whatever there may be of a group.
+fn all_generations(engine: &dyn Engine, group: u64) -> Result<Vec<Dropped>, OpenError> {
+    let Some(highest) = highest_generation(engine, group)? else { return Ok(Vec::new()) };
+    Ok(Dropped::generations(group, (0, highest + 1)).into())
 }
 
 /// The groups whose replica here was destroyed, in order.
@@ -204,11 +238,13 @@ mod tests {
         let engine = Arc::new(ModelEngine::new());
         Owner::claim(engine.as_ref(), GROUP, 1).unwrap();
         put_and_flush(&engine, &open(&engine), "a");
-        assert!(!sweep_destroyed(engine.as_ref(), GROUP).unwrap(), "it lives");
+        let step = |sweep: &mut DestroyedSweep| sweep.step(engine.as_ref());
+        assert!(!step(&mut DestroyedSweep::new(GROUP)).unwrap(), "it lives");
         assert_eq!(destroyed_groups(engine.as_ref()).unwrap(), []);
         Owner::destroy(engine.as_ref(), GROUP, 1).unwrap();
         assert_eq!(destroyed_groups(engine.as_ref()).unwrap(), [GROUP]);
-        while sweep_destroyed(engine.as_ref(), GROUP).unwrap() {}
+        let mut sweep = DestroyedSweep::new(GROUP);
+        while step(&mut sweep).unwrap() {}
         let (from, to) = record::generation_bounds(GROUP, 0, u32::MAX);
         for space in [Space::Versions, Space::Values, Space::Tables] {
             engine.scan(space, &from, &to, &mut |key, _| panic!("{space:?} still has {key:?}")).unwrap();
@@ -233,8 +269,10 @@ mod tests {
         };
         engine.damage(Space::Values, left(Space::Values).unwrap().swap_remove(0));
         Owner::destroy(engine.as_ref(), GROUP, 1).unwrap();
-        while sweep_destroyed(engine.as_ref(), GROUP).is_ok_and(|goes_on| goes_on) {}
-        assert!(sweep_destroyed(engine.as_ref(), GROUP).unwrap_err().is_damage());
+        let mut sweep = DestroyedSweep::new(GROUP);
+        let end =
+            std::iter::repeat_with(|| sweep.step(engine.as_ref())).find(|step| !matches!(step, Ok(true)));
+        assert!(end.unwrap().unwrap_err().is_damage());
         assert!(left(Space::Values).is_err());
         assert_eq!(left(Space::Versions).unwrap(), [""; 0]);
     }

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use common::{Entry, GROUP, Replica};
-use hadron_keyspace::{Command, Error, Exporter, Importer, Options, Owner, Scrub, sweep_destroyed};
+use hadron_keyspace::{Command, DestroyedSweep, Error, Exporter, Importer, Options, Owner, Scrub};
 use hadron_proto::etcdserverpb as pb;
-use hadron_storage::engine::{Engine, Space};
+use hadron_storage::engine::{Engine, Read as _, Space};
 
 fn put(key: &str, value: impl Into<Bytes>) -> Command {
     Command::Put(pb::PutRequest { key: key.to_owned().into(), value: value.into(), ..Default::default() })
@@ -211,7 +211,8 @@ fn a_backup_of_what_is_destroyed_meanwhile_is_not_cut_short() {
     let show = |_: &[u8], _: &[u8]| {
         if Owner::of(replica.engine.as_ref(), GROUP).unwrap() == Owner::Nobody {
             Owner::destroy(replica.engine.as_ref(), GROUP, 1).unwrap();
-            while sweep_destroyed(replica.engine.as_ref(), GROUP).unwrap() {}
+            let mut sweep = DestroyedSweep::new(GROUP);
+            while sweep.step(replica.engine.as_ref()).unwrap() {}
         }
         Ok::<(), Error>(())
     };
@@ -270,5 +271,38 @@ fn a_sweep_of_a_former_generation_reads_elsewhere_and_little_at_once() {
         };
         hadron_storage::engine::Read::scan(&*target.engine, space, &[], &[255; 16], visit).unwrap();
         assert_eq!(records, 50);
+    }
+}
+
+/// Each step began at the first key, and so read all that the former ones had deleted as long as the engine had not merged it: up to 100 TB
+/// for 10 GB.
+#[test]
+fn what_a_destroyed_replica_left_is_read_once() {
+    let replica = Replica::new(Options::default());
+    replica.follow(&[(0, (0..5500).map(|n| put(&format!("k{n}"), vec![1; 700])).collect())]);
+    replica.flush_all();
+    let engine = replica.engine.as_ref();
+    Owner::destroy(engine, GROUP, 1).unwrap();
+    engine.take_scans();
+    let (mut sweep, mut begun, mut steps) = (DestroyedSweep::new(GROUP), Vec::<(Space, Bytes)>::new(), 0);
+    let mut goes_on = true;
+    while goes_on {
+        let before = engine.bytes_read();
+        goes_on = sweep.step(engine).unwrap();
+        assert!(engine.bytes_read() - before <= 1_200_000, "step {steps}");
+        for (space, from) in engine.take_scans() {
+            let last = begun.iter().rfind(|(other, _)| *other == space);
+            assert!(
+                last.is_none_or(|(_, last)| *last < from),
+                "step {steps} begins {space:?} at {from:?} again"
+            );
+            begun.push((space, from));
+        }
+        steps += 1;
+    }
+    assert!(steps > 10, "{steps}");
+    for space in [Space::Versions, Space::Values, Space::Tables] {
+        let visit = &mut |key: &[u8], _: &[u8]| panic!("{space:?} still has {key:?}");
+        engine.scan(space, &[], &[255; 16], visit).unwrap();
     }
 }

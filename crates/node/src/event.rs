@@ -237,7 +237,7 @@ pub struct Effects {
     /// Replicas to be opened, each to be answered by [`Event::Opened`].
     pub opens: Vec<OpenJob>,
     /// Replicas to be destroyed after all that the engine was given for their groups before: [`hadron_keyspace::Owner::destroy`], then
-    /// [`Event::Destroyed`]; what they had may be deleted ([`hadron_keyspace::sweep_destroyed`]) at leisure.
+    /// [`Event::Destroyed`]; what they had may be deleted ([`hadron_keyspace::DestroyedSweep`]) at leisure.
     pub destroys: Vec<DestroyJob>,
     /// Others are to be connected than before: see [`crate::Board::peers`].
     pub are_peers_new: bool,

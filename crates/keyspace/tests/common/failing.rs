@@ -1,9 +1,9 @@
 //! An engine that fails at a chosen call, in the middle of a scan too, and remembers that it did. It knows how many of its views are
-//! open and how much was read.
+//! open, how much was read and where scans began.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use hadron_storage::engine::{Batch, Engine, EngineError, ModelEngine, Read, Space, Visit};
@@ -25,6 +25,7 @@ pub struct Fault {
 struct Fuse {
     open_views: AtomicUsize,
     bytes_read: AtomicUsize,
+    scans: Mutex<Vec<(Space, Bytes)>>,
     armed: AtomicBool,
     lasting: AtomicBool,
     left: AtomicU64,
@@ -62,6 +63,7 @@ impl Fuse {
         to: &[u8],
         visit: Visit<'_>,
     ) -> Result<(), EngineError> {
+        self.scans.lock().unwrap().push((space, Bytes::copy_from_slice(from)));
         let visit = &mut |key: &[u8], value: &[u8]| {
             self.bytes_read.fetch_add(key.len() + value.len(), Ordering::SeqCst);
             visit(key, value)
@@ -109,6 +111,11 @@ impl FailingEngine {
     /// Bytes of keys and values that scans have shown.
     pub fn bytes_read(&self) -> usize {
         self.fuse.bytes_read.load(Ordering::SeqCst)
+    }
+
+    /// Where scans began since this was last asked.
+    pub fn take_scans(&self) -> Vec<(Space, Bytes)> {
+        std::mem::take(&mut *self.fuse.scans.lock().unwrap())
     }
 
     /// True if a call failed since the fault was set.

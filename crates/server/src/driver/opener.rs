@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use hadron_consensus::GroupId;
-use hadron_keyspace::{OpenError, Options, destroyed_groups, sweep_destroyed};
+use hadron_keyspace::{DestroyedSweep, OpenError, Options, destroyed_groups};
 use hadron_node::{Event, OpenJob};
 use hadron_storage::engine::Engine;
 use tracing::warn;
@@ -64,22 +64,27 @@ fn work(
     inputs: &Inputs,
 ) -> Result<(), OpenError> {
     // What an earlier process did not come to.
-    let mut swept: VecDeque<GroupId> = destroyed_groups(engine.as_ref())?.into_iter().map(GroupId).collect();
-    while let Some(job) = next(jobs, !swept.is_empty()) {
+    let mut sweeps: VecDeque<_> =
+        destroyed_groups(engine.as_ref())?.into_iter().map(DestroyedSweep::new).collect();
+    while let Some(job) = next(jobs, !sweeps.is_empty()) {
         match job {
             Next::Job(Job::Open(job)) => {
                 let outcome = job.carry_out(engine, options.clone());
                 inputs.event(Event::Opened { group: job.group, outcome });
             }
-            Next::Job(Job::Sweep(group)) => swept.push_back(group),
+            Next::Job(Job::Sweep(group)) => {
+                // One that is under way does not know of what came after it had begun.
+                sweeps.retain(|sweep| sweep.group() != group.0);
+                sweeps.push_back(DestroyedSweep::new(group.0));
+            }
             Next::Idle => {
-                let Some(group) = swept.pop_front() else { continue };
-                match sweep_destroyed(engine.as_ref(), group.0) {
-                    Ok(true) => swept.push_back(group),
+                let Some(mut sweep) = sweeps.pop_front() else { continue };
+                match sweep.step(engine.as_ref()) {
+                    Ok(true) => sweeps.push_back(sweep),
                     Ok(false) => {}
                     // It was destroyed because of that, and nobody reads it any more.
                     Err(error) if error.is_damage() => {
-                        warn!(group = group.0, %error, "what a destroyed replica left cannot be deleted")
+                        warn!(group = sweep.group(), %error, "what a destroyed replica left cannot be deleted")
                     }
                     Err(error) => return Err(error),
                 }

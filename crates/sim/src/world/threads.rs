@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use hadron_consensus::GroupId;
-use hadron_keyspace::{Owner, Sweep, destroyed_groups, sweep_destroyed};
+use hadron_keyspace::{DestroyedSweep, Owner, Sweep, destroyed_groups};
 use hadron_node::{DestroyJob, Event as NodeEvent, FlushJob, OpenJob, OpenOutcome};
 use hadron_storage::engine::Engine;
 use hadron_storage::wal::{Record, Wal};
@@ -291,8 +291,9 @@ impl World {
     /// Deletes what a destroyed replica left, as far as it can be read.
     fn sweep_destroyed(&mut self, life: Life, group: GroupId) -> Result<(), String> {
         let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
+        let mut sweep = DestroyedSweep::new(group.0);
         loop {
-            match sweep_destroyed(machine.engine.as_ref(), group.0) {
+            match sweep.step(machine.engine.as_ref()) {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
                 Err(error) if error.is_damage() && self.ever_rotted(life.node, group) => return Ok(()),

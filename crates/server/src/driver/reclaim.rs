@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use hadron_consensus::NodeId;
-use hadron_keyspace::destroyed_groups;
 use hadron_node::Board;
 use hadron_storage::engine::{Engine, EngineError, Reclaimed};
 use tokio::sync::oneshot;
@@ -142,20 +141,14 @@ impl Work {
     fn reclaim_if_worth_it(&mut self, engine: &dyn Engine, kept_bytes: u64) {
         let disk = engine.disk_bytes();
         let began = Instant::now();
-        if began < self.next || !is_worth_it(disk, kept_bytes, self.place.node) || self.holds_more(engine) {
+        // What is being received is in the engine, and no keyspace counts it yet.
+        let receives = self.metrics.snapshots_installing.get() > 0.0;
+        if began < self.next || receives || !is_worth_it(disk, kept_bytes, self.place.node) {
             return;
         }
         let gave = self.reclaim(engine).unwrap_or_default();
         self.pause = if gave > disk / WORTHWHILE { PAUSE_MIN } else { (self.pause * 2).min(PAUSE_MAX) };
         self.next = Instant::now() + self.pause.max(began.elapsed() * SHARE);
-    }
-
-    /// Whether something is in the engine that no keyspace counts and that is not to be given back now: a snapshot that is being received, or what
-    /// a destroyed replica left and nobody has deleted yet.
-    fn holds_more(&self, engine: &dyn Engine) -> bool {
-        self.metrics.snapshots_installing.get() > 0.0
-            // Who cannot read that hears of it elsewhere.
-            || destroyed_groups(engine).is_ok_and(|groups| !groups.is_empty())
     }
 
     /// What the keyspaces count; `None` when the node stops.

@@ -402,6 +402,11 @@ impl Importer {
         self.state.map(|state| state.applied)
     }
 
+    /// How many records came, those of tables with each round again.
+    pub fn records(&self) -> u64 {
+        self.items
+    }
+
     /// True once the last chunk is in.
     pub fn is_complete(&self) -> bool {
         self.ended

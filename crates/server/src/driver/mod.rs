@@ -34,6 +34,7 @@ mod peers;
 mod pool_file;
 mod reclaim;
 mod restore;
+mod room;
 mod run;
 mod scrub;
 mod shard;

@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 
 use super::fatal::Fatal;
 use super::inputs::Inputs;
+use super::room::Room;
 use super::scrub::Scrubber;
 use crate::metrics::Metrics;
 use crate::transport::{IncomingSnapshot, Rejection, SnapshotError, Transport};
@@ -30,14 +31,18 @@ use crate::transport::{IncomingSnapshot, Rejection, SnapshotError, Transport};
 /// Version of the header.
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 1 + 8 + 8;
+/// Bytes of the state's size behind the header. Who is older does not say it, nor looks for it.
+const SIZE_BYTES: usize = 8;
 /// Bytes of a chunk, about.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks between the engine's thread and the connection.
 const CHUNKS_QUEUED: usize = 2;
 /// Snapshots that are received at once; further ones are refused, and sent again later.
 const RECEIVED_AT_ONCE: usize = 2;
-/// Nobody is sent what is damaged again before this: by then another may lead, whose state is sound.
-const DAMAGED_PAUSE: Duration = Duration::from_secs(10);
+/// Received bytes after which the receiver looks again whether there is room on its disk.
+const LOOK_BYTES: usize = 16 << 20;
+/// Nobody is sent what is damaged again before this: by then another may lead, whose state is sound. Nor is who had no room for it.
+const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
 /// Sends and receives snapshots. Cheap to clone.
 #[derive(Clone)]
@@ -46,6 +51,7 @@ pub(super) struct Snapshots(Arc<Inner>);
 struct Inner {
     runtime: runtime::Handle,
     engine: Arc<dyn Engine>,
+    room: Arc<Room>,
     inputs: Inputs,
     metrics: Arc<Metrics>,
     fatal: Fatal,
@@ -64,6 +70,7 @@ impl Snapshots {
     pub(super) fn new(
         runtime: runtime::Handle,
         engine: Arc<dyn Engine>,
+        room: Room,
         inputs: Inputs,
         metrics: Arc<Metrics>,
         fatal: Fatal,
@@ -72,6 +79,7 @@ impl Snapshots {
         Snapshots(Arc::new(Inner {
             runtime,
             engine,
+            room: Arc::new(room),
             inputs,
             metrics,
             fatal,
@@ -101,7 +109,12 @@ impl Snapshots {
                 Err(Failure::Damaged(what)) => {
                     error!(group = group.0, %peer, what, "a snapshot of what is stored here cannot be used");
                     inner.scrubber.suspect(group);
-                    sleep(DAMAGED_PAUSE).await;
+                    sleep(REFUSED_PAUSE).await;
+                    None
+                }
+                Err(Failure::NoRoom(what)) => {
+                    warn!(group = group.0, %peer, what, "the receiver has no room for a snapshot");
+                    sleep(REFUSED_PAUSE).await;
                     None
                 }
             };
@@ -151,7 +164,7 @@ impl Inner {
         let turn = self.sending.lock().entry(job.node).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
         let _turn = turn.acquire().await.map_err(Failure::other)?;
         let (sender, mut chunks) = mpsc::channel(CHUNKS_QUEUED);
-        let header = encode_header(job.group, job.to);
+        let header = encode_header(job.group, job.to, job.keyspace.db_bytes());
         let mut snapshot = transport.open_snapshot(job.node, header).await?;
         let export = spawn_blocking(move || export(job, &sender));
         while let Some(chunk) = chunks.recv().await {
@@ -164,9 +177,9 @@ impl Inner {
     }
 
     async fn take(&self, snapshot: &mut IncomingSnapshot) -> Result<LogPosition, Rejection> {
-        let group = decode_header(snapshot.header().clone())?;
+        let (group, bytes) = decode_header(snapshot.header().clone())?;
         let _receiving = Receiving::begin(&self.receiving, group)?;
-        let importer = self.import(group, snapshot).await?;
+        let importer = self.import(group, bytes, snapshot).await?;
         let Some(applied) = importer.applied().filter(|_| importer.is_complete()) else {
             return Err(self.abandon(importer, "it is not complete").await.into());
         };
@@ -190,11 +203,19 @@ impl Inner {
         Ok(position(applied))
     }
 
-    /// Reads all chunks into the engine, beside the present state.
-    async fn import(&self, group: GroupId, snapshot: &mut IncomingSnapshot) -> Result<Importer, String> {
+    /// Reads all chunks into the engine, beside the present state: about so many bytes, if there is room.
+    async fn import(
+        &self,
+        group: GroupId,
+        bytes: u64,
+        snapshot: &mut IncomingSnapshot,
+    ) -> Result<Importer, Rejection> {
         let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED);
-        let engine = self.engine.clone();
-        let import = spawn_blocking(move || import(engine, group, chunks));
+        let (engine, room) = (self.engine.clone(), self.room.clone());
+        let import = spawn_blocking(move || {
+            room.check(bytes).map_err(Rejection::NoRoom)?;
+            import(engine, group, &room, chunks)
+        });
         let read = async {
             while let Some(chunk) = snapshot.next_chunk().await.map_err(text)? {
                 if sender.send(chunk).await.is_err() {
@@ -208,7 +229,7 @@ impl Inner {
         let importer = import.await.map_err(text)??;
         match read {
             Ok(()) => Ok(importer),
-            Err(reason) => Err(self.abandon(importer, &reason).await),
+            Err(reason) => Err(self.abandon(importer, &reason).await.into()),
         }
     }
 
@@ -274,6 +295,8 @@ impl Drop for Receiving<'_> {
 enum Failure {
     /// What is stored here is damaged, as it seems.
     Damaged(String),
+    /// The receiver's disk has too little room.
+    NoRoom(String),
     Other(String),
 }
 
@@ -287,6 +310,7 @@ impl From<SnapshotError> for Failure {
     fn from(error: SnapshotError) -> Failure {
         match error {
             SnapshotError::Receiver(Rejection::Damaged(what)) => Failure::Damaged(what),
+            SnapshotError::Receiver(Rejection::NoRoom(what)) => Failure::NoRoom(what),
             error => Failure::other(error),
         }
     }
@@ -320,39 +344,60 @@ fn export(job: SnapshotJob, chunks: &mpsc::Sender<Bytes>) -> Result<u32, CarryEr
 fn import(
     engine: Arc<dyn Engine>,
     group: GroupId,
-    mut chunks: mpsc::Receiver<Bytes>,
-) -> Result<Importer, String> {
+    room: &Room,
+    chunks: mpsc::Receiver<Bytes>,
+) -> Result<Importer, Rejection> {
     let mut importer = Importer::new(engine, group.0).map_err(text)?;
-    while let Some(chunk) = chunks.blocking_recv() {
-        if let Err(error) = importer.chunk(chunk) {
+    match take_chunks(&mut importer, room, chunks) {
+        Ok(()) => Ok(importer),
+        Err(rejection) => {
             importer.abandon().map_err(text)?;
-            return Err(error.to_string());
+            Err(rejection)
         }
     }
-    Ok(importer)
+}
+
+fn take_chunks(
+    importer: &mut Importer,
+    room: &Room,
+    mut chunks: mpsc::Receiver<Bytes>,
+) -> Result<(), Rejection> {
+    let mut unlooked = 0;
+    while let Some(chunk) = chunks.blocking_recv() {
+        unlooked += chunk.len();
+        importer.chunk(chunk).map_err(text)?;
+        if unlooked >= LOOK_BYTES {
+            room.check_more(importer.records()).map_err(Rejection::NoRoom)?;
+            unlooked = 0;
+        }
+    }
+    Ok(())
 }
 
 fn position(applied: Applied) -> LogPosition {
     LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum }
 }
 
-fn encode_header(group: GroupId, to: ReplicaId) -> Bytes {
-    let mut out = BytesMut::with_capacity(HEADER_BYTES);
+fn encode_header(group: GroupId, to: ReplicaId, bytes: u64) -> Bytes {
+    let mut out = BytesMut::with_capacity(HEADER_BYTES + SIZE_BYTES);
     out.put_u8(VERSION);
     out.put_u64_le(group.0);
     out.put_u64_le(to.0);
+    out.put_u64_le(bytes);
     out.freeze()
 }
 
-fn decode_header(mut bytes: Bytes) -> Result<GroupId, String> {
+/// The group, and about how many bytes its state has: none if the sender does not say.
+fn decode_header(mut bytes: Bytes) -> Result<(GroupId, u64), String> {
     if bytes.len() < HEADER_BYTES {
         return Err("its header is too short".into());
     }
+    let mut size = bytes.split_off(HEADER_BYTES);
     let version = bytes.get_u8();
     if version != VERSION {
         return Err(format!("its header has version {version}, this node knows {VERSION}"));
     }
-    Ok(GroupId(bytes.get_u64_le()))
+    Ok((GroupId(bytes.get_u64_le()), size.try_get_u64_le().unwrap_or(0)))
 }
 
 fn encode_position(position: LogPosition) -> Bytes {
@@ -375,12 +420,73 @@ fn decode_position(mut bytes: Bytes) -> Result<LogPosition, String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::ops::ControlFlow;
+
+    use hadron_keyspace::{Command, Keyspace, Options};
+    use hadron_proto::etcdserverpb as pb;
+    use hadron_storage::engine::{ModelEngine, Read as _, Space};
+
     use super::*;
+
+    const GROUP: GroupId = GroupId(7);
+
+    /// A snapshot with values of 40 MiB.
+    fn chunks() -> mpsc::Receiver<Bytes> {
+        let engine = Arc::new(ModelEngine::new());
+        let keyspace = Keyspace::open(engine.clone(), GROUP.0, Options::default()).unwrap();
+        let put = |n: u8| pb::PutRequest {
+            key: vec![n].into(),
+            value: vec![n; 1 << 20].into(),
+            ..Default::default()
+        };
+        let puts = (0..40).map(|n| Command::Put(put(n))).collect();
+        keyspace.apply(Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 }, puts);
+        while let Some(mut flush) = keyspace.take_flush(1, usize::MAX) {
+            engine.write(std::mem::take(&mut flush.batch)).unwrap();
+            keyspace.flush_done(flush);
+        }
+        let (sender, chunks) = mpsc::channel(100);
+        let mut exporter = Exporter::new(keyspace, usize::MAX).unwrap();
+        while let Some(chunk) = exporter.next_chunk(CHUNK_BYTES).unwrap() {
+            sender.try_send(chunk).unwrap();
+        }
+        chunks
+    }
+
+    fn values(engine: &ModelEngine) -> usize {
+        let mut values = 0;
+        let visit = &mut |_: &[u8], _: &[u8]| {
+            values += 1;
+            ControlFlow::Continue(())
+        };
+        engine.scan(Space::Values, &[], &[255; 16], visit).unwrap();
+        values
+    }
+
+    /// It was received until the engine could write nothing more, and the node stopped with all its groups.
+    #[test]
+    fn a_snapshot_for_which_the_disk_has_no_room_is_refused_and_removed() {
+        let engine = Arc::new(ModelEngine::new());
+        let fills_up = {
+            let engine = engine.clone();
+            // Room for 27 values and the reserve.
+            Room::with(move || Some(((970 + values(&engine) as u64) << 20, 1050 << 20)))
+        };
+        let rejection = import(engine.clone(), GROUP, &fills_up, chunks()).map(drop).unwrap_err();
+        assert!(matches!(&rejection, Rejection::NoRoom(_)), "{rejection}");
+        assert!(rejection.to_string().contains("make room on that disk"), "{rejection}");
+        assert_eq!(values(&engine), 0);
+
+        let importer = import(engine.clone(), GROUP, &Room::with(|| Some((0, 1 << 40))), chunks()).unwrap();
+        assert!(importer.is_complete());
+        assert_eq!(values(&engine), 40);
+    }
 
     #[test]
     fn headers_and_positions_come_back() {
-        let header = encode_header(GroupId(1), ReplicaId(6));
-        assert_eq!(decode_header(header.clone()), Ok(GroupId(1)));
+        let header = encode_header(GroupId(1), ReplicaId(6), 77);
+        assert_eq!(decode_header(header.clone()), Ok((GroupId(1), 77)));
+        assert_eq!(decode_header(header.slice(..HEADER_BYTES)), Ok((GroupId(1), 0)), "of an older node");
         assert!(decode_header(header.slice(..HEADER_BYTES - 1)).is_err());
         assert!(decode_header([&[9], &header[1..]].concat().into()).unwrap_err().contains("version 9"));
         let at = LogPosition { term: Term(2), index: Index(3), checksum: 4 };

@@ -31,6 +31,7 @@ use super::inputs::Inputs;
 use super::peers::Network;
 use super::pool_file::PoolFile;
 use super::reclaim::Reclaimer;
+use super::room::Room;
 use super::scrub::Scrubber;
 use super::shard::{Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::Snapshots;
@@ -124,6 +125,7 @@ impl Running {
         let snapshots = Snapshots::new(
             peers.handle().clone(),
             engine,
+            Room::at(&config.data_dir),
             inputs.clone(),
             metrics.clone(),
             fatal.clone(),

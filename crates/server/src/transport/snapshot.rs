@@ -24,6 +24,8 @@ const INSTALLED: u8 = 0;
 const FAILED: u8 = 1;
 /// First byte of an answer: not installed, because what the sender has stored is damaged; the rest says how that shows.
 const DAMAGED: u8 = 2;
+/// First byte of an answer: not installed, because there is no room for it; the rest says where, and what to do.
+const NO_ROOM: u8 = 3;
 
 /// Why a snapshot did not arrive.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,9 @@ pub enum Rejection {
     /// All came as it was sent, and does not fit together.
     #[error("what was sent is damaged: {0}")]
     Damaged(String),
+    /// There is too little room on its disk. It may be sent again, but not at once.
+    #[error("there is no room for it: {0}")]
+    NoRoom(String),
 }
 
 impl From<String> for Rejection {
@@ -140,6 +145,7 @@ impl OutgoingSnapshot {
         match result {
             INSTALLED => Ok(body),
             DAMAGED => Err(SnapshotError::Receiver(Rejection::Damaged(reason()))),
+            NO_ROOM => Err(SnapshotError::Receiver(Rejection::NoRoom(reason()))),
             _ => Err(SnapshotError::Receiver(Rejection::Failed(reason()))),
         }
     }
@@ -199,6 +205,7 @@ impl IncomingSnapshot {
             Ok(answer) => (INSTALLED, answer),
             Err(Rejection::Failed(reason)) => (FAILED, reason.into()),
             Err(Rejection::Damaged(what)) => (DAMAGED, what.into()),
+            Err(Rejection::NoRoom(what)) => (NO_ROOM, what.into()),
         };
         let mut body = BytesMut::with_capacity(1 + rest.len());
         body.put_u8(code);

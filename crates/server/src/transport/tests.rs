@@ -536,8 +536,11 @@ async fn stream_a_snapshot(a: TestNode, mut b: TestNode) {
 #[tokio::test]
 async fn a_receiver_that_gives_up_says_why() {
     let (a, mut b) = pair().await;
-    let reasons =
-        [Rejection::Failed("disk is full".into()), Rejection::Damaged("its digest is wrong".into())];
+    let reasons = [
+        Rejection::Failed("busy with another snapshot".into()),
+        Rejection::Damaged("its digest is wrong".into()),
+        Rejection::NoRoom("the disk is full".into()),
+    ];
     for expected in reasons {
         let mut sender = a.transport.open_snapshot(B, Bytes::new()).await.unwrap();
         sender.chunk(Bytes::from_static(b"one")).await.unwrap();

@@ -9,6 +9,8 @@ use crate::process;
 const RESERVE_BYTES: u64 = (256 << 20) + (64 << 20);
 /// A small disk need not have more free than this part of it.
 const RESERVE_PART: u64 = 20;
+/// So much may be left free at least before a snapshot comes, however small it is. Most small ones are of groups without which nothing goes on.
+const SMALL_BYTES: u64 = 16 << 20;
 /// What it takes to delete a record, about: until it is merged, a deletion is a record too.
 const DELETION_BYTES: u64 = 32;
 
@@ -35,12 +37,16 @@ impl Room {
 
     /// Whether more may come. The records that came already may have to be deleted, which must not fill the disk.
     pub(super) fn check_more(&self, records: u64) -> Result<(), String> {
-        self.check(records.saturating_mul(DELETION_BYTES))
+        self.require(records.saturating_mul(DELETION_BYTES), u64::MAX)
     }
 
     /// Whether a state of about so many bytes may come. If not, what is lacking and what to do.
     pub(super) fn check(&self, bytes: u64) -> Result<(), String> {
-        let lack = (self.disk_bytes)().and_then(|disk| lack(disk, bytes));
+        self.require(bytes, bytes.saturating_add(SMALL_BYTES))
+    }
+
+    fn require(&self, bytes: u64, reserve_max: u64) -> Result<(), String> {
+        let lack = (self.disk_bytes)().and_then(|disk| lack(disk, bytes, reserve_max));
         lack.map_or(Ok(()), |Lack { free, needed }| {
             Err(format!(
                 "a snapshot is received beside the present state: {} has {free} bytes free and needs {needed}; make room on that disk, or \
@@ -57,10 +63,10 @@ struct Lack {
     needed: u64,
 }
 
-/// What a disk with so many bytes used of so many lacks to take `bytes` more and still have its reserve.
-fn lack((used, all): (u64, u64), bytes: u64) -> Option<Lack> {
+/// What a disk with so many bytes used of so many lacks to take `bytes` more and still have its reserve, or as much of it as is asked for.
+fn lack((used, all): (u64, u64), bytes: u64, reserve_max: u64) -> Option<Lack> {
     let free = all.saturating_sub(used);
-    let needed = bytes.saturating_add(RESERVE_BYTES.min(all / RESERVE_PART));
+    let needed = bytes.saturating_add(RESERVE_BYTES.min(all / RESERVE_PART).min(reserve_max));
     (free < needed).then_some(Lack { free, needed })
 }
 
@@ -73,6 +79,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_leaves_a_reserve_which_is_small_on_a_small_disk() {
+        let lack = |disk, bytes| lack(disk, bytes, u64::MAX);
         assert_eq!(lack((90 * GIB, 100 * GIB), 9 * GIB), None);
         let needed = 10 * GIB + 320 * MIB;
         assert_eq!(lack((90 * GIB, 100 * GIB), 10 * GIB), Some(Lack { free: 10 * GIB, needed }));
@@ -84,6 +91,14 @@ mod tests {
         assert_eq!(lack((950 * MIB, 1000 * MIB), 0), None);
         assert_eq!(lack((951 * MIB, 1000 * MIB), 0), Some(Lack { free: 49 * MIB, needed: 50 * MIB }));
         assert_eq!(lack((0, 100 * GIB), u64::MAX), Some(Lack { free: 100 * GIB, needed: u64::MAX }));
+    }
+
+    #[test]
+    fn what_is_small_needs_little() {
+        let room = Room::with(|| Some((100 * GIB - 40 * MIB, 100 * GIB)));
+        assert_eq!(room.check(MIB), Ok(()));
+        assert!(room.check(20 * MIB).is_err());
+        assert!(room.check_more(1).is_err(), "it has turned out to be large");
     }
 
     #[test]

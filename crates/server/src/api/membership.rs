@@ -266,7 +266,9 @@ fn takes_majority(
     let needs = |nodes: &BTreeSet<NodeId>| {
         nodes.contains(&node) && nodes.iter().filter(is_left).count() < quorum(nodes.len())
     };
-    needs(&group.voters().collect()) || needs(&wanted)
+    // What is told of the votes may be older than the catalog, where a node says that its replica is gone.
+    let is_there = |node: &NodeId| wanted.contains(node) || group.leaving.contains(node);
+    needs(&group.voters().filter(is_there).collect()) || needs(&wanted)
 }
 
 fn quorum(voters: usize) -> usize {
@@ -297,26 +299,29 @@ mod tests {
     #[test]
     fn who_is_needed_for_a_majority_is_seen_by_the_votes_too() {
         let nodes = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
-        let group = |voters: &[u64], learners: &[u64]| {
+        let group = |voters: &[u64], learners: &[u64], leaving: &[u64]| {
             let voters = voters.iter().map(|node| ReplicaView::voter(NodeId(*node)));
             let learners = learners.iter().map(|node| ReplicaView::learner(NodeId(*node), 5));
-            GroupView { replicas: voters.chain(learners).collect(), ..GroupView::default() }
+            let leaving = leaving.iter().copied().map(NodeId).collect();
+            GroupView { replicas: voters.chain(learners).collect(), leaving, ..GroupView::default() }
         };
         let takes = |group: &GroupView, wanted: &[u64], node, others: &[u64]| {
             takes_majority(group, nodes(wanted), NodeId(node), &nodes(others))
         };
-        let settled = group(&[1, 2, 3], &[]);
+        let settled = group(&[1, 2, 3], &[], &[]);
         assert!(!takes(&settled, &[1, 2, 3], 1, &[2, 3, 4]));
         assert!(takes(&settled, &[1, 2, 3], 1, &[2, 4]), "3 is down, or was removed");
         assert!(!takes(&settled, &[1, 2, 3], 4, &[1]), "it has no replica there");
         // 1 was removed, 4 shall vote in its place and has yet to catch up.
-        let moving = group(&[1, 2, 3], &[4]);
+        let moving = group(&[1, 2, 3], &[4], &[1]);
         assert!(takes(&moving, &[2, 3, 4], 2, &[3, 4, 5]));
         assert!(!takes(&moving, &[2, 3, 4], 2, &[1, 3, 4, 5]));
         // It is on its way from two replicas to one, which both are needed for.
-        let shrinking = group(&[1, 2], &[]);
+        let shrinking = group(&[1, 2], &[], &[2]);
         assert!(takes(&shrinking, &[1], 2, &[1, 3]));
-        let mut damaged = group(&[1, 2, 3], &[]);
+        let shrunk = group(&[1, 2], &[], &[]);
+        assert!(!takes(&shrunk, &[1], 2, &[1, 3]), "its leader has not said so yet");
+        let mut damaged = group(&[1, 2, 3], &[], &[]);
         damaged.replicas[2].is_damaged = true;
         assert!(takes(&damaged, &[1, 2, 3], 1, &[2, 3]));
     }

@@ -22,13 +22,13 @@ use support::{Cluster, Node, eventually};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-/// More than the engine keeps in memory, so that there are tables.
-const KEYS: usize = 2_000;
+/// Three times what the engine caches of its tables.
+const KEYS: usize = 4_000;
 const VALUE_BYTES: usize = 12 << 10;
 const WRITERS: usize = 16;
-/// The keys whose values are damaged, old enough to be in tables. The engine may have some of them in its cache for as long as it reads them,
-/// and not see what has become of them on the disk, but not all.
-const DAMAGED: [usize; 5] = [77, 300, 523, 746, 969];
+/// The keys whose values are damaged, old enough to be in tables, and further apart than what is cached at a time. The engine may have some of
+/// them in its cache for as long as it reads them, and not see what has become of them on the disk, but not all.
+const DAMAGED: [usize; 7] = [77, 400, 800, 1_200, 1_600, 2_000, 2_400];
 
 fn key(number: usize) -> String {
     format!("{number:05}")

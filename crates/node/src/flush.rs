@@ -123,21 +123,16 @@ impl Node {
         if replica.flush.sweeping {
             return;
         }
-        if replica.install != Install::None {
-            if replica.keyspace.has_former() {
-                self.unswept.insert(group);
+        if replica.install == Install::None {
+            if let Some(sweep) = replica.keyspace.take_sweep(SWEEP_CHANGES_MAX) {
+                replica.flush.sweeping = true;
+                return effects.sweeps.push((group, sweep));
             }
-            return;
-        }
-        if let Some(sweep) = replica.keyspace.take_sweep(SWEEP_CHANGES_MAX) {
-            replica.flush.sweeping = true;
-            effects.sweeps.push((group, sweep));
-        } else {
             let compacted = replica.keyspace.flushed_compact_revision();
             replica.flush.tell_swept(group, compacted);
-            if replica.keyspace.has_former() {
-                self.unswept.insert(group);
-            }
+        }
+        if replica.keyspace.has_former() {
+            self.unswept.insert(group);
         }
     }
 

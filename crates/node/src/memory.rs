@@ -84,10 +84,14 @@ impl Node {
         self.config.limits.node_log_bytes.saturating_sub(self.memory_use().log)
     }
 
-    /// Whether the leader of a group has no room for more: for applied state, or for the log.
-    pub(crate) fn has_no_room(&self, replica: &Replica) -> bool {
-        replica.keyspace.unflushed_bytes() >= self.unflushed_bytes_max()
-            || replica.core.uncommitted_bytes() >= self.log_bytes_free()
+    /// Whether a replica may take no more: for the applied state that it holds, or for its log. What of that is committed a leader can cut.
+    pub(crate) fn is_full(&self, replica: &Replica) -> bool {
+        let log_free = self.log_bytes_free();
+        let log_is_full = match replica.core.is_leader() {
+            true => replica.core.uncommitted_bytes() >= log_free,
+            false => replica.pressure.counted.log > log_free,
+        };
+        log_is_full || replica.keyspace.unflushed_bytes() >= self.unflushed_bytes_max()
     }
 
     /// Brings the sums up to date with what `group` holds now.
@@ -113,13 +117,9 @@ impl Node {
     pub(crate) fn heed_pressure(&mut self, group: GroupId, effects: &mut Effects) {
         self.count_memory(group);
         self.shorten_log(group, effects);
-        let (now, unflushed_max, log_max) = (self.now, self.unflushed_bytes_max(), self.log_bytes_free());
         let Some(replica) = self.replicas.get(&group) else { return };
-        let held = replica.pressure.counted;
-        let full = match replica.core.is_leader() {
-            true => self.has_no_room(replica),
-            false => held.unflushed >= unflushed_max || held.log > log_max,
-        };
+        let full = self.is_full(replica);
+        let now = self.now;
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let was_full = replica.pressure.full_since.is_some();
         if full != was_full {

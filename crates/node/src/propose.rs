@@ -154,7 +154,7 @@ impl Node {
         gathered.extend(own.map(|(token, command)| (Origin { node: me, incarnation, token }, command)));
         refuse(group, stale.into_iter().map(|(meant, origin, _)| (meant, origin)), false, effects);
 
-        if self.replicas.get(&group).is_some_and(|replica| self.has_no_room(replica)) {
+        if self.replicas.get(&group).is_some_and(|replica| self.is_full(replica)) {
             return self.refuse_gathered(group, gathered, Refusal::Busy, term, effects);
         }
         for commands in split(gathered, self.config.limits.entry_bytes) {

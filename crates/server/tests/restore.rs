@@ -62,6 +62,14 @@ async fn saved(channel: &Channel) -> (TempDir, PathBuf) {
     (directory, file)
 }
 
+/// What a cluster of one had, and its revision then.
+async fn saved_of_one() -> ((TempDir, PathBuf), i64) {
+    let cluster = Cluster::start(1, &[]).await;
+    let channel = cluster.nodes[0].channel();
+    write(&channel).await;
+    (saved(&channel).await, newest(&channel).await)
+}
+
 async fn newest(channel: &Channel) -> i64 {
     support::status(channel.clone()).await.unwrap().header.unwrap().revision
 }
@@ -148,12 +156,7 @@ async fn three_nodes_restored_say_what_one_said() {
 /// As users of kubeadm do it: restored without `--name`, and started under one, with a peer URL that the restore did not know.
 #[tokio::test]
 async fn a_member_restored_without_a_name_is_started_under_one() {
-    let (file, last) = {
-        let cluster = Cluster::start(1, &[]).await;
-        let channel = cluster.nodes[0].channel();
-        write(&channel).await;
-        (saved(&channel).await, newest(&channel).await)
-    };
+    let (file, last) = saved_of_one().await;
     let mut cluster = Cluster::prepared(1).await;
     let node = &cluster.nodes[0];
     let directory = node.argument("--data-dir");
@@ -172,12 +175,7 @@ async fn a_member_restored_without_a_name_is_started_under_one() {
 
 #[tokio::test]
 async fn a_node_that_was_not_restored_is_a_stranger() {
-    let (file, last) = {
-        let cluster = Cluster::start(1, &[]).await;
-        let channel = cluster.nodes[0].channel();
-        write(&channel).await;
-        (saved(&channel).await, newest(&channel).await)
-    };
+    let (file, last) = saved_of_one().await;
     let mut cluster = Cluster::prepared(3).await;
     for node in &cluster.nodes[..2] {
         succeed(&restore(node, &file.1, &[]));
@@ -195,12 +193,7 @@ async fn a_node_that_was_not_restored_is_a_stranger() {
 
 #[tokio::test]
 async fn a_bumped_revision_makes_watchers_read_again() {
-    let (file, last) = {
-        let cluster = Cluster::start(1, &[]).await;
-        let channel = cluster.nodes[0].channel();
-        write(&channel).await;
-        (saved(&channel).await, newest(&channel).await)
-    };
+    let (file, last) = saved_of_one().await;
     let mut cluster = Cluster::prepared(1).await;
     let refused = restore(&cluster.nodes[0], &file.1, &["--bump-revision", "1000"]);
     assert_eq!(refused.status.code(), Some(128));

@@ -107,7 +107,7 @@ struct Work {
 impl Work {
     fn run(&mut self) {
         while let Some(answers) = self.wait() {
-            let (Some(engine), Some(kept_bytes)) = (self.engine.upgrade(), self.kept_bytes()) else { return };
+            let Some(engine) = self.engine.upgrade() else { return };
             if let Err(error) = engine.check() {
                 return self.give_up(&error);
             }
@@ -119,7 +119,7 @@ impl Work {
                     let _ = answer.send(outcome);
                 }
             } else {
-                self.reclaim_if_worth_it(&*engine, kept_bytes);
+                self.reclaim_if_worth_it(&*engine);
             }
         }
     }
@@ -138,12 +138,15 @@ impl Work {
         first.into_iter().chain(self.queue.try_iter()).map(answer).collect()
     }
 
-    fn reclaim_if_worth_it(&mut self, engine: &dyn Engine, kept_bytes: u64) {
-        let disk = engine.disk_bytes();
+    fn reclaim_if_worth_it(&mut self, engine: &dyn Engine) {
         let began = Instant::now();
         // What is being received is in the engine, and no keyspace counts it yet.
-        let receives = self.metrics.snapshots_installing.get() > 0.0;
-        if began < self.next || receives || !is_worth_it(disk, kept_bytes, self.place.node) {
+        if began < self.next || self.metrics.snapshots_installing.get() > 0.0 {
+            return;
+        }
+        let Some(kept_bytes) = self.kept_bytes() else { return };
+        let disk = engine.disk_bytes();
+        if !is_worth_it(disk, kept_bytes, self.place.node) {
             return;
         }
         let gave = self.reclaim(engine).unwrap_or_default();

@@ -28,7 +28,7 @@ const BUSY_CLIENTS: usize = 10;
 /// How much less they think.
 const BUSY_FACTOR: u64 = 20;
 /// Bytes of a large value.
-const LARGE_VALUE: usize = 6 << 10;
+pub(super) const LARGE_VALUE: usize = 6 << 10;
 
 /// A client that reads and writes.
 pub(super) struct Client {

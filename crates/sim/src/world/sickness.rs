@@ -9,6 +9,7 @@ use std::fmt;
 use hadron_consensus::GroupId;
 use rand::Rng;
 
+use super::clients::LARGE_VALUE;
 use super::settings::pick;
 use super::story::{Story, StoryEvent};
 use super::writes::writer;
@@ -23,9 +24,8 @@ const THINK_US: u64 = 50_000;
 const STEP_US: u64 = 20_000;
 /// Within so long each of the others acknowledges a write of each keyspace.
 const UNSERVED_US_MAX: u64 = 6_000_000;
-/// One value in this many is so large.
+/// One value in this many is large.
 const LARGE_VALUE_ONE_IN: u32 = 4;
-const LARGE_VALUE_BYTES: usize = 6 << 10;
 
 /// What a node may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +181,7 @@ impl World {
         if write.operation.is_none() && now >= write.next_at {
             let mut value = format!("s{}", self.history.len()).into_bytes();
             if self.rng.random_range(0..LARGE_VALUE_ONE_IN) == 0 {
-                value.resize(LARGE_VALUE_BYTES, b'.');
+                value.resize(LARGE_VALUE, b'.');
             }
             let action = Action::put("w", value);
             write.operation = Some(self.begin_operation(writer(life.node, group), group, life, action));

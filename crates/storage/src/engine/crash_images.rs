@@ -74,6 +74,13 @@ pub(super) fn files(directory: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
     found
 }
 
+/// The files of tables below `directory`, with their lengths.
+pub(super) fn tables(directory: &Path) -> impl Iterator<Item = (PathBuf, u64)> {
+    let is_table = |path: &Path| path.parent().is_some_and(|parent| parent.ends_with("tables"));
+    let all = files(directory).into_iter().map(|(path, bytes, _)| (path, bytes));
+    all.filter(move |(path, _)| is_table(path))
+}
+
 /// A copy of `directory` while nothing changes in it, so that it is what a crash at that moment would leave.
 pub(super) fn image(directory: &Path) -> TempDir {
     loop {

@@ -136,7 +136,7 @@ mod tests {
     use rand::{Rng, SeedableRng};
 
     use super::*;
-    use crate::engine::crash_images::files;
+    use crate::engine::crash_images::tables;
     use crate::engine::{FjallOptions, Read as _};
 
     const VALUE_BYTES: u64 = 32_000;
@@ -175,8 +175,7 @@ mod tests {
 
     /// What the tables take, those included that are on no list any more.
     fn table_bytes(directory: &Path) -> u64 {
-        let is_table = |path: &Path| path.parent().is_some_and(|parent| parent.ends_with("tables"));
-        files(directory).into_iter().filter(|(path, ..)| is_table(path)).map(|(_, bytes, _)| bytes).sum()
+        tables(directory).map(|(_, bytes)| bytes).sum()
     }
 
     /// Keys that are put again and again, as a keyspace stores them: under ascending numbers, of which a sweep deletes the old ones.
@@ -292,8 +291,7 @@ mod tests {
         let engine = open(directory.path());
         let mut churn = Churn::new();
         (0..4).for_each(|_| churn.step(&engine));
-        let is_table = |path: &Path| path.parent().is_some_and(|parent| parent.ends_with("tables"));
-        for (path, ..) in files(directory.path()).into_iter().filter(|(path, ..)| is_table(path)) {
+        for (path, _) in tables(directory.path()) {
             let file = File::options().write(true).open(path).unwrap();
             file.write_all_at(&[0x55; 64], 1_000).unwrap();
         }

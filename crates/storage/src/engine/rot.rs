@@ -16,7 +16,7 @@ use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::crash_images::{engine_with_a_past, files, image, open, write};
+use super::crash_images::{engine_with_a_past, files, image, open, tables, write};
 use super::{Change, Engine, EngineError, FjallEngine, FjallOptions, Read, Space};
 
 /// Flips in each file.
@@ -86,9 +86,7 @@ fn an_engine_that_cannot_merge_damaged_tables_says_what_to_do() {
     let error = (0..20_000_u64).find_map(|number| {
         let (key, value) = (Bytes::from(vec![number as u8 % 10]), Bytes::from(vec![number as u8; 20_000]));
         let written = engine.write(vec![Change::Put(Space::Values, key, value)]);
-        let is_table = |path: &Path| path.parent().is_some_and(|parent| parent.ends_with("tables"));
-        let tables = files(directory.path()).into_iter().filter(|(path, ..)| is_table(path));
-        for (path, ..) in tables.filter(|(path, ..)| flipped.insert(path.clone())).collect::<Vec<_>>() {
+        for (path, _) in tables(directory.path()).filter(|(path, _)| flipped.insert(path.clone())) {
             // It may be gone again.
             let _ = try_flip(&path, 1_000, 1);
         }

@@ -174,6 +174,12 @@ impl PeerMessage {
         matches!(self, PeerMessage::Heartbeat { .. } | PeerMessage::Roster(_))
     }
 
+    /// Whether it overtakes other messages on its way: the more the others have to carry, the longer it would take for whoever waits for a
+    /// sign of life. Nothing that a group says may be overtaken by what the group says later.
+    pub fn goes_ahead(&self) -> bool {
+        matches!(self, PeerMessage::Heartbeat { .. })
+    }
+
     /// Appends the message's bytes to `out`.
     pub fn encode(&self, out: &mut BytesMut) {
         match self {

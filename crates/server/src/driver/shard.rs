@@ -28,7 +28,7 @@ use super::start::peers_of;
 use super::waiters::{Waiter, Waiters};
 use crate::api::Unavailable;
 use crate::metrics::{Metrics, Total};
-use crate::transport::{MessageBatch, Transport};
+use crate::transport::{MessageBatch, Order, Transport};
 
 /// Inputs taken in one turn. Bounds how long the first of them waits for its effects.
 const TURN_INPUTS_MAX: usize = 1_024;
@@ -124,7 +124,7 @@ pub(super) struct Shard {
     /// Reused by every turn.
     effects: Effects,
     /// Messages of this turn, by receiver. Stays, with its buffers, from turn to turn.
-    batches: BTreeMap<NodeId, MessageBatch>,
+    batches: BTreeMap<(NodeId, Order), MessageBatch>,
     /// When the connection to a node was last lost: tells a lost connection from a slow leader.
     lost_at: HashMap<NodeId, Instant>,
     /// Permits of the messages of this turn.
@@ -285,13 +285,14 @@ impl Shard {
     fn carry_out(&mut self) {
         let Shard { number, effects, outlets, batches, waiters, .. } = self;
         for (node, message) in effects.sends.drain(..) {
-            let batch = batches.entry(node).or_default();
+            let order = if message.goes_ahead() { Order::Ahead } else { Order::InTurn };
+            let batch = batches.entry((node, order)).or_default();
             if let Err(too_long) = batch.push(|out| message.encode(out)) {
                 error!(peer = %format_args!("{:x}", node.0), %too_long, "a message cannot be sent");
             }
         }
-        for (node, batch) in batches.iter_mut().filter(|(_, batch)| !batch.is_empty()) {
-            outlets.transport.send(*node, batch.take());
+        for ((node, order), batch) in batches.iter_mut().filter(|(_, batch)| !batch.is_empty()) {
+            outlets.transport.send(*node, batch.take(), *order);
         }
         if !effects.log.is_empty() {
             outlets.log.append(*number, effects.log_sequence, std::mem::take(&mut effects.log));

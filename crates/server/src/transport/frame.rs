@@ -138,6 +138,15 @@ pub(super) fn header(kind: Kind, body: &[u8]) -> Bytes {
     header.freeze()
 }
 
+/// The frames of which `frames` are made, each by itself.
+pub(super) fn cut(mut frames: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        let length = frames.first_chunk().map_or(0, |length| u32::from_le_bytes(*length) as usize);
+        let frame = frames.split_to((HEADER_BYTES + length).min(frames.len()));
+        (!frame.is_empty()).then_some(frame)
+    })
+}
+
 /// Writes frames, and leaves nothing of them on this side: an encrypted connection may keep something back otherwise.
 pub(super) async fn write<W: AsyncWrite + Unpin>(writer: &mut W, frames: &[u8]) -> io::Result<()> {
     writer.write_all(frames).await?;
@@ -297,6 +306,8 @@ mod tests {
         assert!(batch.is_empty());
         let frames = read_all(&bytes).await.unwrap();
         assert!(frames.len() > 1, "long batches are cut into frames");
+        let cuts: Vec<Bytes> = cut(bytes.clone()).collect();
+        assert_eq!((cuts.len(), cuts.concat()), (frames.len(), bytes.to_vec()));
         let messages: Vec<Bytes> =
             frames.into_iter().flat_map(|(_, body)| Messages::new(body)).map(Result::unwrap).collect();
         let expected: Vec<Vec<u8>> =

@@ -9,6 +9,10 @@ use tokio::net::TcpStream;
 use crate::config::Url;
 use crate::tls::{ClientTls, ServerTls, Stream};
 
+/// Bytes that the kernel takes before it can send them: what goes ahead of others here does not wait behind megabytes there.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES: u32 = 256 << 10;
+
 /// How connections between nodes are encrypted.
 #[derive(Clone, Default)]
 pub struct PeerTls {
@@ -41,6 +45,8 @@ impl PeerTls {
         };
         let stream = TcpStream::connect(url.authority()).await?;
         stream.set_nodelay(true)?;
+        #[cfg(target_os = "linux")]
+        socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES)?;
         match tls {
             None => Ok(Stream::Plain(stream)),
             Some(tls) => tls.connect(url.host(), stream).await,

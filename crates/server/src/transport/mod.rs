@@ -15,10 +15,12 @@
 //!
 //! Invariants:
 //! - Nothing is sent twice. What is queued when a connection ends is dropped, and [`Inbound::Down`] says so.
-//! - Between [`Inbound::Up`] and [`Inbound::Down`] messages arrive in the order in which they were sent, or not at all.
+//! - Between [`Inbound::Up`] and [`Inbound::Down`] messages arrive in the order in which they were sent, or not at all;
+//!   only those sent [`Order::Ahead`] arrive before others that had been sent before them.
 //! - Nothing arrives from a node that `admit` refuses, nor from another cluster.
-//! - Every queue is bounded in bytes. A full queue to a node drops what is new (Raft asks again); a receiver that does
-//!   not keep up stops reading, and so fills the sender's queue.
+//! - Every queue is bounded in bytes. A full queue to a node drops what is new (Raft asks again), but for what goes ahead, which is
+//!   small, and ends with a connection on which nothing comes back; a receiver that does not keep up stops reading, and so
+//!   fills the sender's queue.
 //!
 //! Connections are encrypted or not (`link`); nothing beside them knows which.
 
@@ -103,6 +105,15 @@ pub enum Inbound {
     Snapshot(IncomingSnapshot),
     /// The node passes calls of its clients on: whoever answers them has the connection from here on.
     Calls(Stream),
+}
+
+/// When something that is sent to a node leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Order {
+    /// Before all that waits, but for others of its kind. However much is on its way over a slow link, a heartbeat is not late for it.
+    Ahead,
+    /// After all that was sent before.
+    InTurn,
 }
 
 /// Another node, and where it listens.
@@ -266,11 +277,11 @@ impl Transport {
         self.outgoing.read().get(&node).cloned()
     }
 
-    /// Queues `frames`, as [`MessageBatch::take`] made them, for `node`. Dropped, and counted, when the node is not
-    /// connected or its queue is full. Never blocks.
-    pub fn send(&self, node: NodeId, frames: Bytes) {
+    /// Queues `frames`, as [`MessageBatch::take`] made them, for `node`. Dropped when the node is not connected; dropped, and
+    /// counted, when its queue is full and they do not go ahead. Never blocks.
+    pub fn send(&self, node: NodeId, frames: Bytes, order: Order) {
         if let Some(peer) = self.to(node) {
-            peer.send(frames);
+            peer.send(frames, order);
         }
     }
 

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::frame::{self, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind};
 use super::handshake::{Cause, Class, Hello, Identity, Refusal, Welcome, check_welcome};
-use super::{Inbound, Options, Peer, Shared};
+use super::{Inbound, Options, Order, Peer, Shared};
 use crate::metrics::{Counter, Gauge};
 use crate::tls::Stream;
 use crate::tls::stream::{Reader, Writer};
@@ -52,9 +52,40 @@ pub(super) struct Outgoing {
 struct Queue {
     /// There is a connection. Otherwise nothing is queued.
     is_open: bool,
+    /// They go before all others.
+    ahead: VecDeque<Bytes>,
     frames: VecDeque<Bytes>,
-    /// Bytes in `frames`, and those taken from it that the kernel does not have yet.
+    /// Bytes of the frames above, and of those taken from there that the kernel does not have yet.
     bytes: usize,
+}
+
+/// What was taken from the queue, in the order in which it is written.
+#[derive(Default)]
+struct Line {
+    frames: VecDeque<Bytes>,
+    /// So many at the front are not overtaken: they go ahead themselves.
+    ahead: usize,
+}
+
+impl Line {
+    /// Takes what is queued. What goes ahead is written after the frame at the front, which may have begun.
+    fn take(&mut self, queue: &mut Queue) {
+        let mut place = self.ahead.max(1).min(self.frames.len());
+        for frame in queue.ahead.drain(..) {
+            self.frames.insert(place, frame);
+            place += 1;
+            self.ahead = place;
+        }
+        self.frames.append(&mut queue.frames);
+    }
+
+    /// Hands some of it to the kernel, and returns how many bytes.
+    async fn write_some<W: AsyncWrite + Unpin>(&mut self, writer: &mut W) -> io::Result<usize> {
+        let before = self.frames.len();
+        let written = write_some(writer, &mut self.frames).await?;
+        self.ahead = self.ahead.saturating_sub(before - self.frames.len());
+        Ok(written)
+    }
 }
 
 /// Why there is no connection.
@@ -98,20 +129,24 @@ impl Outgoing {
         }
     }
 
-    /// Queues frames, or drops them when there is no connection or too much waits for it already.
-    pub(super) fn send(&self, frames: Bytes) {
+    /// Queues frames, or drops them when there is no connection, or too much waits for it already that they do not overtake.
+    pub(super) fn send(&self, frames: Bytes, order: Order) {
         let mut queue = self.queue.lock();
-        if !queue.is_open {
+        if !queue.is_open || frames.is_empty() {
             return;
         }
-        if queue.bytes + frames.len() > self.shared.options.queue_bytes_max {
+        let has_room = queue.bytes + frames.len() <= self.shared.options.queue_bytes_max;
+        if order == Order::InTurn && !has_room {
             drop(queue);
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        let was_empty = queue.ahead.is_empty() && queue.frames.is_empty();
         queue.bytes += frames.len();
-        queue.frames.push_back(frames);
-        let was_empty = queue.frames.len() == 1;
+        match order {
+            Order::Ahead => queue.ahead.push_back(frames),
+            Order::InTurn => queue.frames.extend(frame::cut(frames)),
+        }
         drop(queue);
         // Otherwise whoever queued the first one has woken the task, and it has not come to look yet.
         if was_empty {
@@ -266,21 +301,28 @@ impl Outgoing {
     }
 
     async fn write_queued(&self, writer: &mut Writer) -> io::Error {
-        let mut frames = VecDeque::new();
+        let mut line = Line::default();
         loop {
             self.wake.notified().await;
-            loop {
-                std::mem::swap(&mut self.queue.lock().frames, &mut frames);
-                if frames.is_empty() {
-                    break;
-                }
-                let bytes: usize = frames.iter().map(Bytes::len).sum();
-                if let Err(error) = write_all(writer, &mut frames).await {
-                    return error;
-                }
-                self.sent_bytes.add(bytes as u64);
-                self.on_written(bytes);
+            if let Err(error) = self.write_line(&mut line, writer).await {
+                return error;
             }
+        }
+    }
+
+    /// Writes until nothing is queued any more.
+    async fn write_line(&self, line: &mut Line, writer: &mut Writer) -> io::Result<()> {
+        loop {
+            line.take(&mut self.queue.lock());
+            if line.frames.is_empty() {
+                return Ok(());
+            }
+            let written = line.write_some(writer).await?;
+            if line.frames.is_empty() {
+                writer.flush().await?;
+            }
+            self.sent_bytes.add(written as u64);
+            self.on_written(written);
         }
     }
 
@@ -297,7 +339,7 @@ impl Outgoing {
     async fn watch(&self, heard_at: &Mutex<Instant>) -> FrameError {
         let ping = frame::encode(Kind::Ping, &[]);
         loop {
-            self.send(ping.clone());
+            self.send(ping.clone(), Order::Ahead);
             sleep(self.shared.options.ping_interval).await;
             if heard_at.lock().elapsed() >= self.shared.options.silence_timeout {
                 return FrameError::TimedOut;
@@ -339,26 +381,36 @@ pub(super) async fn write_all<W: AsyncWrite + Unpin>(
     // An empty slice would look like a closed connection.
     frames.retain(|frame| !frame.is_empty());
     while !frames.is_empty() {
-        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        let count = frames.len().min(SLICES_MAX);
-        for (slice, frame) in slices.iter_mut().zip(frames.iter()) {
-            *slice = IoSlice::new(frame);
-        }
-        let mut written = writer.write_vectored(&slices[..count]).await?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        while written > 0 {
-            let Some(front) = frames.front_mut() else { break };
-            let step = written.min(front.len());
-            front.advance(step);
-            written -= step;
-            if front.is_empty() {
-                frames.pop_front();
-            }
-        }
+        write_some(writer, frames).await?;
     }
     writer.flush().await
+}
+
+/// Hands to the kernel what it takes in one call, and returns how many bytes. None of the frames is empty.
+async fn write_some<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    frames: &mut VecDeque<Bytes>,
+) -> io::Result<usize> {
+    let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+    let count = frames.len().min(SLICES_MAX);
+    for (slice, frame) in slices.iter_mut().zip(frames.iter()) {
+        *slice = IoSlice::new(frame);
+    }
+    let written = writer.write_vectored(&slices[..count]).await?;
+    if written == 0 {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    let mut left = written;
+    while left > 0 {
+        let Some(front) = frames.front_mut() else { break };
+        let step = left.min(front.len());
+        front.advance(step);
+        left -= step;
+        if front.is_empty() {
+            frames.pop_front();
+        }
+    }
+    Ok(written)
 }
 
 /// Waits that double, with jitter, so that nodes that lost each other do not come back in step.

@@ -19,7 +19,7 @@ use super::frame::{self, BODY_BYTES_MAX, Kind};
 use super::handshake::{Class, Hello, Welcome};
 use super::{
     Admit, AskError, FrameError, Identity, Inbound, IncomingSnapshot, MembersAnswer, MessageBatch, Messages,
-    Options, Peer, PeerTls, Refusal, Rejection, Setup, SnapshotError, Transport, answer, ask,
+    Options, Order, Peer, PeerTls, Refusal, Rejection, Setup, SnapshotError, Transport, answer, ask,
 };
 use crate::metrics::Metrics;
 use crate::tls::authority;
@@ -151,7 +151,7 @@ impl TestNode {
     }
 
     fn send(&self, to: NodeId, messages: &[&[u8]]) {
-        self.transport.send(to, batch(messages));
+        self.transport.send(to, batch(messages), Order::InTurn);
     }
 }
 
@@ -354,7 +354,7 @@ async fn a_full_queue_drops_and_counts() {
     let frame = batch(&[&[7; 64 << 10]]);
     // Nothing is written meanwhile: this runtime has one thread, and it is here.
     for _ in 0..100 {
-        a.transport.send(B, frame.clone());
+        a.transport.send(B, frame.clone(), Order::InTurn);
     }
     let fit = (1 << 20) / frame.len();
     assert_eq!(a.transport.dropped(B), 100 - fit as u64);
@@ -364,6 +364,45 @@ async fn a_full_queue_drops_and_counts() {
     a.transport.drained().await;
     a.send(B, &[b"room again"]);
     assert_eq!(read_messages(&mut stream).await, ["room again"]);
+}
+
+/// A heartbeat waited for all that a follower was behind: over a slow link it suspected the leader that was sending to it.
+#[tokio::test]
+async fn what_goes_ahead_does_not_wait_for_what_is_long() {
+    let (listener, address) = listen().await;
+    let mut a = start(identity(A), vec![peer(B, address)]).await;
+    let mut stream = welcome(&listener, identity(B)).await;
+    a.up().await;
+
+    let long = vec![7; 1 << 20];
+    a.send(B, &[&long[..]; 40]);
+    let mut lengths: Vec<usize> = read_messages(&mut stream).await.iter().map(Bytes::len).collect();
+    for message in [b"1", b"2"] {
+        a.transport.send(B, batch(&[message]), Order::Ahead);
+    }
+    while lengths.len() < 42 {
+        lengths.extend(read_messages(&mut stream).await.iter().map(Bytes::len));
+    }
+    let overtaken = lengths.iter().rev().take_while(|length| **length > 1).count();
+    assert!(overtaken >= 20, "the kernel holds a few of them: {lengths:?}");
+    assert_eq!(lengths.iter().filter(|length| **length == long.len()).count(), 40);
+}
+
+/// A ping did not fit beside them, and so a healthy connection was given up.
+#[tokio::test]
+async fn what_goes_ahead_has_room_beside_a_full_queue() {
+    let (listener, address) = listen().await;
+    let options = Options { queue_bytes_max: 1 << 20, ..quick() };
+    let mut a = start_on(listen().await.0, identity(A), vec![peer(B, address)], options);
+    let mut stream = welcome(&listener, identity(B)).await;
+    a.up().await;
+    for _ in 0..3 {
+        a.send(B, &[&[7; 600 << 10]]);
+    }
+    a.transport.send(B, batch(&[b"heartbeat"]), Order::Ahead);
+    assert_eq!(read_messages(&mut stream).await, ["heartbeat"]);
+    assert_eq!(read_messages(&mut stream).await[0].len(), 600 << 10);
+    assert_eq!(a.transport.dropped(B), 2);
 }
 
 #[tokio::test]
@@ -491,7 +530,7 @@ async fn encrypted_nodes_exchange_the_same_and_hear_nobody_else() {
     let a = start_encrypted(listener_a, identity(A), vec![to(B, address_b)], quick(), tls("a"));
     let mut b = start_encrypted(listener_b, identity(B), vec![to(A, address_a)], quick(), tls("b"));
     while b.events.is_empty() {
-        a.transport.send(B, batch(&[b"hello"]));
+        a.transport.send(B, batch(&[b"hello"]), Order::InTurn);
         tokio::task::yield_now().await;
     }
     let urls = to(B, address_b).urls;
@@ -583,7 +622,7 @@ async fn bytes_are_counted_per_peer() {
     let mut b = start_on(listener_b, identity(B), vec![], quick());
     // Sent until the connection is there: what comes before it is dropped.
     while b.events.is_empty() {
-        transport.send(B, batch(&[b"hello"]));
+        transport.send(B, batch(&[b"hello"]), Order::InTurn);
         tokio::task::yield_now().await;
     }
     drop(b.messages().await);

@@ -524,7 +524,8 @@ impl World {
         let Some(target) = self.life(to) else { return };
         let mut bytes = BytesMut::new();
         message.encode(&mut bytes);
-        match self.network.send(&mut self.rng, self.schedule.now(), direction) {
+        let goes_ahead = message.goes_ahead();
+        match self.network.send(&mut self.rng, self.schedule.now(), direction, goes_ahead) {
             Fate::Arrives(at, number) => {
                 let bytes = bytes.freeze();
                 self.schedule.at(at, Happening::Message { direction, number, to: target, bytes });

@@ -1,6 +1,7 @@
 //! The network between nodes: for each direction of each pair one connection at a time, as TCP gives it.
 //!
-//! - Inside a connection messages arrive in order and without holes: once one was lost, nothing more arrives.
+//! - Inside a connection messages arrive in order and without holes: once one was lost, nothing more arrives. Only heartbeats overtake
+//!   others, as they do in the server's transport.
 //! - A new connection knows nothing of the one before it, so stragglers of the old one may arrive after messages of the
 //!   new one, if `stragglers` allows it.
 //! - A blocked direction swallows what is sent. The sender learns of it late, when its connection times out.
@@ -40,8 +41,8 @@ struct Connection {
     number: u64,
     /// A message was lost: nothing more arrives.
     has_hole: bool,
-    /// When the last message arrives.
-    last_arrival: u64,
+    /// When the last message arrives, of those that go ahead and of the others.
+    last_arrivals: [u64; 2],
     /// Connections up to this number have lost what was on its way.
     lost_up_to: u64,
 }
@@ -70,7 +71,13 @@ impl Network {
         delays.least_us + jitter + if spike { rng.random_range(0..=delays.spike_us) } else { 0 }
     }
 
-    pub(super) fn send(&mut self, rng: &mut SmallRng, now: u64, direction: Direction) -> Fate {
+    pub(super) fn send(
+        &mut self,
+        rng: &mut SmallRng,
+        now: u64,
+        direction: Direction,
+        goes_ahead: bool,
+    ) -> Fate {
         let delay = self.delay(rng);
         let blocked = self.blocked.contains(&direction);
         let connection = self.connections.entry(direction).or_default();
@@ -81,8 +88,9 @@ impl Network {
             connection.has_hole = true;
             return Fate::LostFirst(connection.number);
         }
-        connection.last_arrival = connection.last_arrival.max(now + delay);
-        Fate::Arrives(connection.last_arrival, connection.number)
+        let last_arrival = &mut connection.last_arrivals[usize::from(!goes_ahead)];
+        *last_arrival = (*last_arrival).max(now + delay);
+        Fate::Arrives(*last_arrival, connection.number)
     }
 
     /// Whether a message that was on its way on this connection still arrives.
@@ -102,7 +110,7 @@ impl Network {
         connection.up = true;
         connection.number += 1;
         connection.has_hole = false;
-        connection.last_arrival = 0;
+        connection.last_arrivals = [0; 2];
         true
     }
 
@@ -169,10 +177,27 @@ mod tests {
         assert!(network.connect((1, 2)));
         let mut last = 0;
         for now in 0..500 {
-            let Fate::Arrives(at, 1) = network.send(&mut rng, now, (1, 2)) else { panic!("lost") };
+            let Fate::Arrives(at, 1) = network.send(&mut rng, now, (1, 2), false) else { panic!("lost") };
             assert!(at >= last && at >= now + 100);
             last = at;
         }
+    }
+
+    #[test]
+    fn a_heartbeat_overtakes_what_is_late_and_nothing_else() {
+        let (mut network, mut rng) = network();
+        network.connect((1, 2));
+        let mut arrival = |now, goes_ahead| match network.send(&mut rng, now, (1, 2), goes_ahead) {
+            Fate::Arrives(at, 1) => at,
+            other => panic!("{other:?}"),
+        };
+        let (mut last, mut overtook) = (0, false);
+        for now in 0..500 {
+            let (other, heartbeat) = (arrival(now, false), arrival(now, true));
+            assert!(heartbeat >= last);
+            (last, overtook) = (heartbeat, overtook | (heartbeat < other));
+        }
+        assert!(overtook);
     }
 
     #[test]
@@ -180,13 +205,13 @@ mod tests {
         let (mut network, mut rng) = network();
         network.connect((1, 2));
         network.block((1, 2));
-        assert_eq!(network.send(&mut rng, 0, (1, 2)), Fate::LostFirst(1));
+        assert_eq!(network.send(&mut rng, 0, (1, 2), false), Fate::LostFirst(1));
         network.heal();
-        assert_eq!(network.send(&mut rng, 0, (1, 2)), Fate::Lost);
+        assert_eq!(network.send(&mut rng, 0, (1, 2), false), Fate::Lost);
         assert!(!network.connect((1, 2)));
         assert!(network.disconnect((1, 2), false));
         assert!(network.connect((1, 2)));
-        assert!(matches!(network.send(&mut rng, 0, (1, 2)), Fate::Arrives(_, 2)));
+        assert!(matches!(network.send(&mut rng, 0, (1, 2), false), Fate::Arrives(_, 2)));
     }
 
     #[test]
@@ -194,7 +219,7 @@ mod tests {
         let (mut network, mut rng) = network();
         network.block((2, 1));
         assert!(!network.connect((1, 2)));
-        assert_eq!(network.send(&mut rng, 0, (1, 2)), Fate::Lost);
+        assert_eq!(network.send(&mut rng, 0, (1, 2), false), Fate::Lost);
     }
 
     #[test]

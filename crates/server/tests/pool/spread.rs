@@ -10,7 +10,7 @@ use crate::support::eventually;
 use crate::tenants::{Seen, Tenant, is_leader_change, lost, retried};
 
 const NODES: usize = 5;
-const KEYSPACES: usize = 60;
+const KEYSPACES: usize = 40;
 /// Tenants that are busy, and led by one node if it leads so many.
 const BUSY: usize = 10;
 /// Time between two writes of a busy tenant, and of any other.

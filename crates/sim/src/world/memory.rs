@@ -25,7 +25,7 @@ impl World {
                 unflushed: limits.node_unflushed_bytes + SLACK_BYTES,
                 log: limits.node_log_bytes + SLACK_BYTES,
                 // Those who are to move on cannot while they or their engine stand still.
-                log_on_disk: match self.sick == Some(*node) {
+                log_on_disk: match self.ails(*node) {
                     true => u64::MAX,
                     false => self.settings.pinned_bytes_max + SPARE_LOG_BYTES,
                 },

@@ -249,8 +249,9 @@ pub struct World {
     faults_on: bool,
     /// Clients begin nothing new.
     quiet: bool,
-    /// A node that half works, or did a moment ago.
-    sick: Option<u64>,
+    /// Nodes that half work or did a moment ago, and until when that may show.
+    /// Nodes that half work or did a moment ago, and until when that may show.
+    ailing: BTreeMap<u64, u64>,
     /// When every client was served again after the healing.
     recovered_at: Option<u64>,
     crashes: u64,
@@ -328,7 +329,7 @@ impl World {
             partition: 0,
             faults_on: true,
             quiet: false,
-            sick: None,
+            ailing: BTreeMap::new(),
             recovered_at: None,
             crashes: 0,
             disk_failures: 0,

@@ -187,6 +187,15 @@ async fn welcome(listener: &TcpListener, identity: Identity) -> TcpStream {
     stream
 }
 
+/// A node that is connected to a peer made by hand, and that peer's end of the connection.
+async fn connected(options: Options) -> (TestNode, TcpStream) {
+    let (listener, address) = listen().await;
+    let mut node = start_on(listen().await.0, identity(A), vec![peer(B, address)], options);
+    let stream = welcome(&listener, identity(B)).await;
+    node.up().await;
+    (node, stream)
+}
+
 /// The next frame of messages; pings are passed over.
 async fn read_messages(stream: &mut TcpStream) -> Vec<Bytes> {
     loop {
@@ -344,11 +353,7 @@ async fn a_reconnect_resends_nothing() {
 
 #[tokio::test]
 async fn a_full_queue_drops_and_counts() {
-    let (listener, address) = listen().await;
-    let options = Options { queue_bytes_max: 1 << 20, ..quick() };
-    let mut a = start_on(listen().await.0, identity(A), vec![peer(B, address)], options);
-    let mut stream = welcome(&listener, identity(B)).await;
-    a.up().await;
+    let (a, mut stream) = connected(Options { queue_bytes_max: 1 << 20, ..quick() }).await;
     a.transport.drained().await;
 
     let frame = batch(&[&[7; 64 << 10]]);
@@ -369,10 +374,7 @@ async fn a_full_queue_drops_and_counts() {
 /// A heartbeat waited for all that a follower was behind: over a slow link it suspected the leader that was sending to it.
 #[tokio::test]
 async fn what_goes_ahead_does_not_wait_for_what_is_long() {
-    let (listener, address) = listen().await;
-    let mut a = start(identity(A), vec![peer(B, address)]).await;
-    let mut stream = welcome(&listener, identity(B)).await;
-    a.up().await;
+    let (a, mut stream) = connected(quick()).await;
 
     let long = vec![7; 1 << 20];
     a.send(B, &[&long[..]; 40]);
@@ -391,11 +393,7 @@ async fn what_goes_ahead_does_not_wait_for_what_is_long() {
 /// A ping did not fit beside them, and so a healthy connection was given up.
 #[tokio::test]
 async fn what_goes_ahead_has_room_beside_a_full_queue() {
-    let (listener, address) = listen().await;
-    let options = Options { queue_bytes_max: 1 << 20, ..quick() };
-    let mut a = start_on(listen().await.0, identity(A), vec![peer(B, address)], options);
-    let mut stream = welcome(&listener, identity(B)).await;
-    a.up().await;
+    let (a, mut stream) = connected(Options { queue_bytes_max: 1 << 20, ..quick() }).await;
     for _ in 0..3 {
         a.send(B, &[&[7; 600 << 10]]);
     }

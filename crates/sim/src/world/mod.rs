@@ -250,7 +250,6 @@ pub struct World {
     /// Clients begin nothing new.
     quiet: bool,
     /// Nodes that half work or did a moment ago, and until when that may show.
-    /// Nodes that half work or did a moment ago, and until when that may show.
     ailing: BTreeMap<u64, u64>,
     /// When every client was served again after the healing.
     recovered_at: Option<u64>,

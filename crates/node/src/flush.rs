@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, Time};
+use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, ReplicaId, Time};
 use hadron_keyspace::Flush;
 use hadron_storage::wal::Record;
 
@@ -297,9 +297,21 @@ impl Replica {
     }
 
     /// Up to where the log may go: never beyond what the engine holds durably, and less while a follower that is
-    /// only a little behind, or is receiving a snapshot, still needs the entries.
-    fn log_floor_wanted(&self, tail_bytes: usize, snapshot_bytes: usize) -> Index {
-        let keep_bytes = if self.snapshots_in_flight.is_empty() { tail_bytes } else { snapshot_bytes };
+    /// only a little behind, or receives a snapshot, or has one and not yet what was written meanwhile, still needs the entries.
+    fn log_floor_wanted(&mut self, tail_bytes: usize, snapshot_bytes: usize) -> Index {
+        let tail = self.log_floor_with(tail_bytes);
+        let progress = self.core.progress();
+        let is_behind = |to: &ReplicaId| progress.iter().any(|one| one.replica == *to && one.matched < tail);
+        self.catching_up.retain(is_behind);
+        let hears = |to: &ReplicaId| progress.iter().any(|one| one.replica == *to && one.is_responsive());
+        match self.snapshots_in_flight.is_empty() && !self.catching_up.iter().any(hears) {
+            true => tail,
+            false => self.log_floor_with(snapshot_bytes),
+        }
+    }
+
+    /// Where a log begins that keeps `keep_bytes` of what the engine holds durably, and nothing that all others have.
+    fn log_floor_with(&self, keep_bytes: usize) -> Index {
         let needed = self.core.progress().iter().map(|progress| progress.matched).min();
         let everybody_has = match (self.core.is_leader(), self.core.leader()) {
             (true, _) => needed.unwrap_or(self.flush.durable),
@@ -328,7 +340,7 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use hadron_consensus::{Entry, HardState, ReplicaId, Term, chain_checksum};
+    use hadron_consensus::{DEFAULT_GROUP, Entry, HardState, Message, Term, chain_checksum};
     use hadron_keyspace::Keyspace;
     use hadron_storage::disk::MemoryDisk;
     use hadron_storage::engine::ModelEngine;
@@ -337,6 +349,7 @@ mod tests {
     use super::*;
     use crate::event::{Event, OpenOutcome};
     use crate::node::tests::alone;
+    use crate::propose::tests::{lead, node as of_three};
 
     /// Has a replica here that is not open.
     const CLOSED: GroupId = GroupId(2);
@@ -482,5 +495,57 @@ mod tests {
         node.settle(Time(2), &mut effects);
         assert_eq!(node.replicas[&CLOSED].core.entries().len(), 3);
         assert_eq!(node.memory_use().log, bytes);
+    }
+
+    /// When a snapshot had come, its tail was cut to what is kept for everybody: a follower behind a slow link did not get
+    /// what had been written meanwhile before that was gone, and got the next snapshot, for ever.
+    #[test]
+    fn the_log_is_kept_until_a_follower_has_what_was_written_while_its_snapshot_came() {
+        let (keep, keep_for_snapshots) = (2_000, 30_000);
+        let position =
+            |node: &Node, index| node.replicas[&DEFAULT_GROUP].core.position_at(Index(index)).unwrap();
+        let floor = |node: &mut Node| {
+            let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
+            replica.log_floor_wanted(keep, keep_for_snapshots).0
+        };
+        let acknowledge = |node: &mut Node, id, matched| {
+            let term = node.replicas[&DEFAULT_GROUP].core.term();
+            let (round, full, asleep) = (0, false, false);
+            let message = Message::AppendAck { term, round, matched: Index(matched), full, asleep };
+            let event = CoreEvent::Message { from: ReplicaId(id), message };
+            node.step_group(DEFAULT_GROUP, event, &mut Effects::default());
+        };
+        let mut node = of_three();
+        lead(&mut node);
+        let mut effects = Effects::default();
+        for token in 0..60 {
+            let data = Bytes::from(vec![7; 1_000]);
+            node.step_group(DEFAULT_GROUP, CoreEvent::Propose { token, data }, &mut effects);
+        }
+        node.on_log_durable(effects.log_sequence, &mut effects);
+        let last = node.replicas[&DEFAULT_GROUP].core.last().0;
+        node.replicas.get_mut(&DEFAULT_GROUP).unwrap().flush.durable = Index(last);
+        acknowledge(&mut node, 2, last);
+        assert_eq!(floor(&mut node), last - 2);
+
+        let third = ReplicaId(3);
+        node.send_snapshots(DEFAULT_GROUP, [third].into_iter(), &mut effects);
+        assert_eq!(floor(&mut node), last - 30);
+        let installed = Some(position(&node, last - 20));
+        node.on_snapshot_sent(DEFAULT_GROUP, third, installed, &mut effects);
+        assert_eq!(floor(&mut node), last - 20, "it needs all after its snapshot");
+        acknowledge(&mut node, 3, last - 10);
+        assert_eq!(floor(&mut node), last - 10, "and not what it has");
+
+        for _ in 0..2 {
+            node.now = Time(node.now.0 + 100_000);
+            node.step_group(DEFAULT_GROUP, CoreEvent::Timer, &mut effects);
+        }
+        assert_eq!(floor(&mut node), last - 2, "it says nothing any more");
+        acknowledge(&mut node, 3, last - 10);
+        assert_eq!(floor(&mut node), last - 10);
+        acknowledge(&mut node, 3, last - 1);
+        assert_eq!(floor(&mut node), last - 1);
+        assert!(node.replicas[&DEFAULT_GROUP].catching_up.is_empty());
     }
 }

@@ -70,6 +70,8 @@ pub(crate) struct Replica {
     pub(crate) pressure: Pressure,
     /// Followers that are being sent a snapshot: the log is kept for them.
     pub(crate) snapshots_in_flight: Vec<ReplicaId>,
+    /// Followers that have a snapshot and need the entries after it: the log is kept for them too.
+    pub(crate) catching_up: Vec<ReplicaId>,
     /// A snapshot that may be, or is being, installed.
     pub(crate) install: Install,
     /// The request for the leadership transfer in progress, and its target.
@@ -170,6 +172,7 @@ impl Replica {
             integrity: Integrity::new(now),
             pressure: Pressure::default(),
             snapshots_in_flight: Vec::new(),
+            catching_up: Vec::new(),
             install: Install::None,
             transfer: None,
             timer: None,

@@ -196,7 +196,7 @@ mod tests {
     use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType};
 
     use crate::flush::FlushState;
-    use crate::propose::tests::node;
+    use crate::propose::tests::{lead, node};
 
     /// The leader of `group`, the second node, sends one committed entry of so many bytes.
     fn append(node: &mut Node, group: GroupId, bytes: usize) {
@@ -215,20 +215,6 @@ mod tests {
         let event = CoreEvent::Message { from: ReplicaId(2), message };
         node.step_group(group, event, &mut Effects::default());
         node.count_memory(group);
-    }
-
-    /// Makes the first node lead, as the second votes for it.
-    fn lead(node: &mut Node) {
-        let mut effects = Effects::default();
-        node.step_group(DEFAULT_GROUP, CoreEvent::Campaign, &mut effects);
-        for pre in [true, false] {
-            let (term, election) = (Term(u64::from(!pre)), Term(1));
-            let voted_for = (!pre).then_some(ReplicaId(1));
-            let message = Message::VoteAnswer { term, election, pre, granted: true, voted_for };
-            node.step_group(DEFAULT_GROUP, CoreEvent::Message { from: ReplicaId(2), message }, &mut effects);
-            node.on_log_durable(effects.log_sequence, &mut Effects::default());
-        }
-        assert!(node.replicas[&DEFAULT_GROUP].core.is_leader());
     }
 
     /// Leadership was handed to whoever had a connection, again and again: to a process that stood still, or to a replica that does not stand for

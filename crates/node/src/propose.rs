@@ -331,7 +331,7 @@ pub(crate) mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use hadron_consensus::{DEFAULT_GROUP, Time};
+    use hadron_consensus::{DEFAULT_GROUP, Message, ReplicaId, Time};
     use hadron_keyspace::Keyspace;
     use hadron_storage::engine::ModelEngine;
 
@@ -356,6 +356,20 @@ pub(crate) mod tests {
         let open = |id: GroupId| (id, Keyspace::open(engine.clone(), id.0, Default::default()).unwrap());
         let keyspaces = config.groups.iter().map(|group| open(group.group)).collect();
         Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap()
+    }
+
+    /// Makes the first node lead, as the second votes for it.
+    pub(crate) fn lead(node: &mut Node) {
+        let mut effects = Effects::default();
+        node.step_group(DEFAULT_GROUP, CoreEvent::Campaign, &mut effects);
+        for pre in [true, false] {
+            let (term, election) = (Term(u64::from(!pre)), Term(1));
+            let voted_for = (!pre).then_some(ReplicaId(1));
+            let message = Message::VoteAnswer { term, election, pre, granted: true, voted_for };
+            node.step_group(DEFAULT_GROUP, CoreEvent::Message { from: ReplicaId(2), message }, &mut effects);
+            node.on_log_durable(effects.log_sequence, &mut Effects::default());
+        }
+        assert!(node.replicas[&DEFAULT_GROUP].core.is_leader());
     }
 
     fn proposed_in(term: Term) -> Node {

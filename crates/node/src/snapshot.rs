@@ -33,13 +33,14 @@ impl Node {
             let Some(node) = replica.node_of(to) else { continue };
             if !replica.snapshots_in_flight.contains(&to) {
                 replica.snapshots_in_flight.push(to);
+                replica.catching_up.retain(|other| *other != to);
                 let keyspace = Arc::clone(&replica.keyspace);
                 effects.snapshots.push(SnapshotJob { group, node, to, keyspace, log_bytes });
             }
         }
     }
 
-    /// A transfer ended; the log need not be kept for it any more.
+    /// A transfer ended. The log is kept until the follower has what was written meanwhile.
     pub(crate) fn on_snapshot_sent(
         &mut self,
         group: GroupId,
@@ -49,6 +50,9 @@ impl Node {
     ) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         replica.snapshots_in_flight.retain(|other| *other != to);
+        if position.is_some() && replica.core.is_leader() {
+            replica.catching_up.push(to);
+        }
         // The transfer held tombstones.
         self.maybe_sweep(group, effects);
         self.step_group(group, CoreEvent::SnapshotSent { to, position }, effects);

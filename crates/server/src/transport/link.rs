@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::sync::Once;
 
 use tokio::net::TcpStream;
 
@@ -46,7 +48,7 @@ impl PeerTls {
         let stream = TcpStream::connect(url.authority()).await?;
         stream.set_nodelay(true)?;
         #[cfg(target_os = "linux")]
-        socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES)?;
+        bound_unsent(&stream);
         match tls {
             None => Ok(Stream::Plain(stream)),
             Some(tls) => tls.connect(url.host(), stream).await,
@@ -63,5 +65,16 @@ impl PeerTls {
             None => Ok(Stream::Plain(stream)),
             Some(tls) => tls.accept(stream).await,
         }
+    }
+}
+
+/// Where the kernel cannot do that, the connection is as good without it, but that heartbeats may wait.
+#[cfg(target_os = "linux")]
+fn bound_unsent(stream: &TcpStream) {
+    static TOLD: Once = Once::new();
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
+        TOLD.call_once(|| {
+            tracing::warn!(%error, "the kernel does not bound what it takes and cannot send: heartbeats may wait behind that");
+        });
     }
 }

@@ -210,6 +210,8 @@ fn sickness(settings: &mut Settings) {
     settings.faults_us = 5_000_000;
     settings.client_timeout_us = 1_500_000;
     settings.sicknesses = 3;
+    // As much as is written while a snapshot comes, or the next one is needed when it is there.
+    settings.limits.snapshot_log_bytes = 1 << 20;
 }
 
 /// Two groups in trouble, on nodes that have little room for them.

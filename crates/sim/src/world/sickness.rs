@@ -22,9 +22,8 @@ const SICK_US: u64 = 12_000_000;
 const THINK_US: u64 = 50_000;
 /// Steps of the world between two looks.
 const STEP_US: u64 = 20_000;
-/// Within so long each of the others acknowledges a write of each keyspace. Most take a second or two after an election; a follower that
-/// a busy group left behind, and that needs one snapshot after the other, was seen to take six.
-const UNSERVED_US_MAX: u64 = 10_000_000;
+/// Within so long each of the others acknowledges a write of each keyspace. Most take a second or two after an election.
+const UNSERVED_US_MAX: u64 = 6_000_000;
 /// For how long a node that is well again may have more log than others: until those who keep segments have moved on, which they do
 /// as more is written.
 const CONVALESCENCE_US: u64 = 12_000_000;

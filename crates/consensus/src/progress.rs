@@ -105,11 +105,6 @@ impl Progress {
         }
     }
 
-    /// Whether it has said something since it was last probed by a tick. One that has not gets no entries and no snapshot.
-    pub fn is_responsive(&self) -> bool {
-        self.responsive
-    }
-
     /// Bytes of entries sent and not yet acknowledged.
     pub fn inflight_bytes(&self) -> usize {
         self.inflight.bytes

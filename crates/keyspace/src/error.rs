@@ -1,6 +1,6 @@
 //! What can go wrong, and whose fault it is.
 //!
-//! All of [`Error`] but [`Error::Storage`] and [`Error::Unreadable`] is deterministic: every replica refuses the same command
+//! All of [`Error`] but [`Error::TooManyKeys`], [`Error::Storage`] and [`Error::Unreadable`] is deterministic: every replica refuses the same command
 //! for the same reason, and the refusal is the reply. [`OpenError`] is a local fault.
 
 use hadron_storage::engine::EngineError;
@@ -25,6 +25,9 @@ pub enum Error {
     /// A txn has more operations than are allowed.
     #[error("too many operations in txn request")]
     TooManyOps,
+    /// A txn may look at more keys than are allowed. Not deterministic: it is found before the txn is proposed.
+    #[error("the txn may look at more than {0} keys: narrow its ranges, or make several of it")]
+    TooManyKeys(usize),
     /// A txn writes a key twice.
     #[error("duplicate key given in txn request")]
     DuplicateKey,

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | [`command`], [`check`], [`error`] | what can be asked, what is refused |
 //! | `apply`, `txn`, `range` | what commands do, with etcd's semantics |
+//! | `reach` | how much a txn may look at |
 //! | [`mvcc`] | the index, values in memory, pins of readers |
 //! | [`auth`] | users, roles, who may do what |
 //! | `lease`, `digest` | leases; the digest of the live state |
@@ -49,6 +50,7 @@ mod keyspace;
 mod lease;
 mod owner;
 mod range;
+mod reach;
 mod read;
 mod record;
 mod restore;
@@ -65,6 +67,7 @@ pub use flush::Flush;
 pub use keyspace::{Keyspace, Loaded, Options};
 pub use mvcc::ValueCache;
 pub use owner::{DestroyedSweep, Owner, destroyed_groups};
+pub use reach::may_look_at_much;
 pub use read::RangePart;
 pub use restore::{Restore, RestoreError, Restored};
 pub use scrub::{Scrub, ScrubError};

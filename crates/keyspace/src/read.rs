@@ -325,7 +325,7 @@ impl Keyspace {
     pub(crate) fn values_before(&self, revision: i64, keys: &[Bytes]) -> Result<BTreeMap<Bytes, Row>, Error> {
         self.read(revision - 1, |view| {
             let mut rows = Vec::new();
-            {
+            for keys in keys.chunks(PIECE_KEYS) {
                 let state = self.state.read();
                 if state.generation != view.generation {
                     return Err(replaced());

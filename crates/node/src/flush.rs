@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, ReplicaId, Time};
+use hadron_consensus::{Event as CoreEvent, GroupId, Index, LogPosition, NodeId, Progress, Time};
 use hadron_keyspace::Flush;
 use hadron_storage::wal::Record;
 
@@ -190,10 +190,13 @@ impl Node {
             let free = self.log_bytes_free();
             let limits = &self.config.limits;
             let (tail, for_snapshot) = (limits.log_tail_bytes.min(free), limits.snapshot_log_bytes.min(free));
+            let is_alive = |node| self.liveness.is_alive(self.now, node);
             let Some(replica) = self.replicas.get_mut(&group) else { continue };
             replica.flush.durable = replica.flush.durable.max(index);
             replica.flush.tell_durable(group, limits.told_entries);
-            let floor = replica.log_floor_wanted(tail, for_snapshot);
+            let floor = replica.log_floor_wanted((tail, for_snapshot), is_alive);
+            // What is kept for a follower is given up also if nothing more is written.
+            self.engine_persist.dirty |= replica.feeds(is_alive);
             self.cut_log(group, floor, effects);
             self.count_memory(group);
         }
@@ -298,16 +301,25 @@ impl Replica {
 
     /// Up to where the log may go: never beyond what the engine holds durably, and less while a follower that is
     /// only a little behind, or receives a snapshot, or has one and not yet what was written meanwhile, still needs the entries.
-    fn log_floor_wanted(&mut self, tail_bytes: usize, snapshot_bytes: usize) -> Index {
+    fn log_floor_wanted(
+        &mut self,
+        (tail_bytes, snapshot_bytes): (usize, usize),
+        is_alive: impl Fn(NodeId) -> bool,
+    ) -> Index {
         let tail = self.log_floor_with(tail_bytes);
-        let progress = self.core.progress();
-        let is_behind = |to: &ReplicaId| progress.iter().any(|one| one.replica == *to && one.matched < tail);
-        self.catching_up.retain(is_behind);
-        let hears = |to: &ReplicaId| progress.iter().any(|one| one.replica == *to && one.is_responsive());
-        match self.snapshots_in_flight.is_empty() && !self.catching_up.iter().any(hears) {
-            true => tail,
-            false => self.log_floor_with(snapshot_bytes),
+        let (progress, floor) = (self.core.progress(), self.core.floor().index);
+        // One that is cut off already is sent another snapshot.
+        let is_behind = |one: &&Progress| one.matched < tail && one.matched >= floor;
+        self.catching_up.retain(|to| progress.iter().filter(is_behind).any(|one| one.replica == *to));
+        if self.snapshots_in_flight.is_empty() && !self.feeds(is_alive) {
+            return tail;
         }
+        tail.min(self.log_floor_with(snapshot_bytes))
+    }
+
+    /// Whether somebody who has a snapshot is on his way to the log's end.
+    fn feeds(&self, is_alive: impl Fn(NodeId) -> bool) -> bool {
+        self.catching_up.iter().filter_map(|to| self.node_of(*to)).any(is_alive)
     }
 
     /// Where a log begins that keeps `keep_bytes` of what the engine holds durably, and nothing that all others have.
@@ -340,7 +352,7 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use hadron_consensus::{DEFAULT_GROUP, Entry, HardState, Message, Term, chain_checksum};
+    use hadron_consensus::{DEFAULT_GROUP, Entry, HardState, Message, ReplicaId, Term, chain_checksum};
     use hadron_keyspace::Keyspace;
     use hadron_storage::disk::MemoryDisk;
     use hadron_storage::engine::ModelEngine;
@@ -505,8 +517,9 @@ mod tests {
         let position =
             |node: &Node, index| node.replicas[&DEFAULT_GROUP].core.position_at(Index(index)).unwrap();
         let floor = |node: &mut Node| {
+            let is_alive = |other| node.liveness.is_alive(node.now, other);
             let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();
-            replica.log_floor_wanted(keep, keep_for_snapshots).0
+            replica.log_floor_wanted((keep, keep_for_snapshots), is_alive).0
         };
         let acknowledge = |node: &mut Node, id, matched| {
             let term = node.replicas[&DEFAULT_GROUP].core.term();
@@ -517,6 +530,7 @@ mod tests {
         };
         let mut node = of_three();
         lead(&mut node);
+        node.liveness.on_heartbeat(node.now, NodeId(3), 1, true, true);
         let mut effects = Effects::default();
         for token in 0..60 {
             let data = Bytes::from(vec![7; 1_000]);
@@ -537,12 +551,9 @@ mod tests {
         acknowledge(&mut node, 3, last - 10);
         assert_eq!(floor(&mut node), last - 10, "and not what it has");
 
-        for _ in 0..2 {
-            node.now = Time(node.now.0 + 100_000);
-            node.step_group(DEFAULT_GROUP, CoreEvent::Timer, &mut effects);
-        }
-        assert_eq!(floor(&mut node), last - 2, "it says nothing any more");
-        acknowledge(&mut node, 3, last - 10);
+        node.now = Time(node.now.0 + 1_000_000);
+        assert_eq!(floor(&mut node), last - 2, "it is not alive");
+        node.liveness.on_heartbeat(node.now, NodeId(3), 1, true, true);
         assert_eq!(floor(&mut node), last - 10);
         acknowledge(&mut node, 3, last - 1);
         assert_eq!(floor(&mut node), last - 1);

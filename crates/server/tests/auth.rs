@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use hadron_proto::authpb::{Permission, permission::Type};
 use hadron_proto::etcdserverpb as pb;
 use pb::auth_client::AuthClient;
@@ -12,9 +14,11 @@ use pb::kv_client::KvClient;
 use support::{Cluster, Node, eventually};
 use tonic::{Code, Request, Status};
 
-/// More than a log keeps for a node that is away, in values of this size.
-const MISSED_VALUES: usize = 400;
+/// More than a log keeps for a node that is away, in values of this size, and for longer than between two fsyncs of the engine, after which
+/// logs are cut.
+const MISSED_VALUES: usize = 500;
 const MISSED_VALUE_BYTES: usize = 64 << 10;
+const MISSED_FOR: Duration = Duration::from_secs(7);
 
 fn signed<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -96,8 +100,10 @@ async fn all_nodes_know_the_same_users_tokens_and_permissions() {
     let alive = (away + 1) % 3;
     cluster.nodes[away].kill();
     revoke(&cluster.nodes[alive], &root, "a", "a").await;
-    for _ in 0..MISSED_VALUES {
+    let (began, mut missed) = (Instant::now(), 0);
+    while missed < MISSED_VALUES || began.elapsed() < MISSED_FOR {
         put(&cluster.nodes[alive], &root, "filler", vec![b'x'; MISSED_VALUE_BYTES]).await.unwrap();
+        missed += 1;
     }
     cluster.nodes[away].start();
     // It knows better than what it knew when it was killed as soon as it has caught up.

@@ -41,6 +41,9 @@ pub struct Limits {
     /// Comparisons, and operations of either branch, of a transaction and of the one that each of them may be, and so on: together on any way
     /// down, not among those that are beside each other, as in etcd.
     pub txn_operations: usize,
+    /// Keys that a transaction may look at that writes ([`Keyspace::check_reach`]): it does so on every replica, and all others of the shard
+    /// wait. One that only reads may look at ten times as many.
+    pub txn_keys: usize,
     /// The shortest time to live a lease gets, in seconds: shorter ones are raised to it, as in etcd, because a lease
     /// must outlive an election.
     pub lease_ttl_min: i64,
@@ -52,7 +55,13 @@ pub struct Limits {
 impl Default for Limits {
     /// etcd's defaults, with an election timeout of one second.
     fn default() -> Limits {
-        Limits { request_bytes: 1536 * 1024, txn_operations: 128, lease_ttl_min: 2, quota_bytes: None }
+        Limits {
+            request_bytes: 1536 * 1024,
+            txn_operations: 128,
+            txn_keys: 1_000_000,
+            lease_ttl_min: 2,
+            quota_bytes: None,
+        }
     }
 }
 

@@ -164,8 +164,8 @@ impl From<Unavailable> for Status {
 }
 
 impl EtcdError {
-    /// The error that a client knows for a refusal of the state machine; `None` for a local fault, which etcd has no
-    /// words for.
+    /// The error that a client knows for a refusal of the state machine; `None` for a local fault and for too large a txn, which etcd has
+    /// no words for.
     pub fn from_keyspace(error: &KeyspaceError) -> Option<EtcdError> {
         Some(match error {
             KeyspaceError::EmptyKey => EtcdError::EmptyKey,
@@ -182,7 +182,9 @@ impl EtcdError {
             KeyspaceError::LeaseTtlTooLarge => EtcdError::LeaseTtlTooLarge,
             KeyspaceError::NoSpace => EtcdError::NoSpace,
             KeyspaceError::Auth(error) => EtcdError::from(*error),
-            KeyspaceError::Storage(_) | KeyspaceError::Unreadable(_) => return None,
+            KeyspaceError::TooManyKeys(_) | KeyspaceError::Storage(_) | KeyspaceError::Unreadable(_) => {
+                return None;
+            }
         })
     }
 }
@@ -191,6 +193,9 @@ impl EtcdError {
 pub(super) fn refusal(error: KeyspaceError) -> Status {
     if let Some(known) = EtcdError::from_keyspace(&error) {
         return known.into();
+    }
+    if let KeyspaceError::TooManyKeys(_) = error {
+        return Status::invalid_argument(format!("hadron: {error}"));
     }
     tracing::error!(%error, "cannot read the local state");
     let code = match error {

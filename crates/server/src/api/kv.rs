@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use futures::Stream;
 use hadron_keyspace::auth::Need;
-use hadron_keyspace::{Command, check};
+use hadron_keyspace::{Command, check, may_look_at_much};
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::etcdserverpb::request_op;
 use prost::Message as _;
@@ -24,6 +24,12 @@ use crate::metrics::Histogram;
 
 /// A write whose answer has no more pairs than this needs no turn: most writes that read look at the key that they compete for.
 const FEW_PAIRS: usize = 10;
+
+/// As many keys are counted at once; for more another thread does it.
+const FEW_KEYS: usize = 1_000;
+
+/// A transaction that only reads may look at so many times as many keys as one that writes.
+const READ_KEYS_FACTOR: usize = 10;
 
 /// What a version takes beside its key and value, by etcd's estimate.
 const PUT_OVERHEAD_BYTES: usize = 256;
@@ -90,11 +96,18 @@ impl<B: Backend> Kv<B> {
         let permit =
             self.context.permit_if(claim, |now, caller| now.permit_command(caller, &command)).await?;
         let Command::Txn(txn) = command else { return Err(mismatch()) };
-        let is_long = reads_may_be_long(&txn);
+        let is_long = may_look_at_much(&txn);
         let _turn = if is_long { Some(unsent::turn(unsent).await) } else { None };
         let beside = Arc::clone(&keyspace);
+        let keys_max = self.context.limits.txn_keys.saturating_mul(READ_KEYS_FACTOR);
         let mut response = match is_long {
-            true => self.context.read_beside(move || beside.read_txn(&txn)).await?,
+            true => {
+                let read = move || {
+                    beside.check_reach(&txn, keys_max)?;
+                    beside.read_txn(&txn)
+                };
+                self.context.read_beside(read).await?
+            }
             false => keyspace.read_txn(&txn).map_err(refusal)?,
         };
         permit.check_still(&keyspace)?;
@@ -110,6 +123,7 @@ impl<B: Backend> Kv<B> {
         unsent: Option<Unsent>,
     ) -> Result<pb::TxnResponse, Status> {
         self.context.check_size(&txn)?;
+        let txn = self.check_reach(claim, txn).await?;
         let _turn = turn_of_write(pairs_of_txn(&txn), unsent).await;
         if let Some(bytes) = cost_of_puts(&txn) {
             self.context.check_space(bytes).await?;
@@ -118,6 +132,22 @@ impl<B: Backend> Kv<B> {
         let hadron_keyspace::Response::Txn(mut response) = response else { return Err(mismatch()) };
         self.context.complete(&mut response.header, term);
         Ok(response)
+    }
+
+    /// Refuses a transaction that would hold all replicas up, and gives the others back.
+    async fn check_reach(&self, claim: &Claim, txn: pb::TxnRequest) -> Result<pb::TxnRequest, Status> {
+        if !may_look_at_much(&txn) {
+            return Ok(txn);
+        }
+        let (keyspace, keys_max) = (self.context.keyspace()?, self.context.limits.txn_keys);
+        if keyspace.check_reach(&txn, FEW_KEYS.min(keys_max)).is_ok() {
+            return Ok(txn);
+        }
+        // Whoever may not carry it out is told that, and not how many keys there are.
+        let command = Command::Txn(txn);
+        self.context.permit_if(claim, |now, caller| now.permit_command(caller, &command)).await?;
+        let Command::Txn(txn) = command else { return Err(mismatch()) };
+        self.context.read_beside(move || keyspace.check_reach(&txn, keys_max).map(|()| txn)).await
     }
 }
 
@@ -135,15 +165,6 @@ fn any_operation(txn: &pb::TxnRequest, stop: &impl Fn(&request_op::Request) -> b
             operation => stop(operation),
         },
     )
-}
-
-fn reads_may_be_long(txn: &pb::TxnRequest) -> bool {
-    let compares_many = txn.compare.iter().any(|compare| !compare.range_end.is_empty());
-    compares_many
-        || any_operation(txn, &|operation| match operation {
-            request_op::Request::RequestRange(range) => may_be_long(range),
-            _ => false,
-        })
 }
 
 /// Waits until a write may begin whose answer may have so many pairs. The answer is made as soon as the write is applied, whether or not

@@ -193,6 +193,7 @@ fn server_options(config: &Config, tokens: Tokens, spans: &Option<Spans>) -> Ser
         txn_operations: clients.txn_operations_max,
         lease_ttl_min,
         quota_bytes: clients.quota_bytes,
+        ..Limits::default()
     };
     let membership = MembershipOptions {
         is_strict: config.membership.is_strict,

@@ -8,6 +8,7 @@ use hadron_proto::etcdserverpb::cluster_client::ClusterClient;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_proto::etcdserverpb::lease_client::LeaseClient;
 use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use hadron_proto::etcdserverpb::request_op::Request as Operation;
 use hadron_proto::etcdserverpb::watch_client::WatchClient;
 use hadron_proto::etcdserverpb::watch_request::RequestUnion;
 use hadron_proto::hadron::ElectionHistoryRequest;
@@ -19,7 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::harness::Harness;
-use crate::api::Unavailable;
+use crate::api::{Limits, ServerOptions, Traffic, Unavailable};
 
 fn put(key: &'static str) -> pb::PutRequest {
     pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() }
@@ -332,4 +333,54 @@ fn services_are_told_to_tools_that_ask() {
     });
     use v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse;
     assert!(matches!(found, FileDescriptorResponse(files) if !files.file_descriptor_proto.is_empty()));
+}
+
+/// One request held every replica up for hours, and again after each restart, since it was in the log.
+#[test]
+fn a_txn_that_looks_at_too_many_keys_is_refused_before_it_is_proposed() {
+    const KEYS: usize = 11;
+    // Twice the range, and the put.
+    const KEYS_MAX: usize = 2 * (1 + KEYS) + 1;
+    let limits = Limits { txn_keys: KEYS_MAX, ..Limits::default() };
+    let options = ServerOptions { threads: 2, limits, ..ServerOptions::default() };
+    let operation = |request| pb::RequestOp { request: Some(request) };
+    let counts = |times| {
+        let count = pb::RangeRequest {
+            key: "k".into(),
+            range_end: "l".into(),
+            count_only: true,
+            ..Default::default()
+        };
+        vec![operation(Operation::RequestRange(count)); times]
+    };
+    let reads = |times| pb::TxnRequest { success: counts(times), ..Default::default() };
+    let writes = |times| {
+        let mut txn = reads(times);
+        txn.success.push(operation(Operation::RequestPut(put("other"))));
+        txn
+    };
+    Harness::start_with(options, Traffic::Everything).run(async |channel| {
+        let mut client = KvClient::new(channel);
+        for number in 0..KEYS {
+            client.put(pb::PutRequest { key: format!("k{number}").into(), ..put("k") }).await.unwrap();
+        }
+        let refused = |keys: usize| {
+            format!(
+                "hadron: the txn may look at more than {keys} keys: narrow its ranges, or make several of it"
+            )
+        };
+        let status = client.txn(writes(3)).await.unwrap_err();
+        assert_status(&status, Code::InvalidArgument, &refused(KEYS_MAX));
+        let other = pb::RangeRequest { key: "other".into(), ..Default::default() };
+        assert_eq!(client.range(other).await.unwrap().into_inner().count, 0);
+        assert!(client.txn(writes(2)).await.unwrap().into_inner().succeeded);
+        // Nested, so that there may be so many.
+        let nested = pb::TxnRequest {
+            success: vec![operation(Operation::RequestTxn(reads(10))); 3],
+            ..Default::default()
+        };
+        let status = client.txn(nested).await.unwrap_err();
+        assert_status(&status, Code::InvalidArgument, &refused(10 * KEYS_MAX));
+        assert!(client.txn(reads(20)).await.unwrap().into_inner().succeeded);
+    });
 }

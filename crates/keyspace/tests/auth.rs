@@ -4,7 +4,9 @@
 mod common;
 
 use common::{Entry, Replica};
-use hadron_keyspace::auth::{AuthCommand, AuthError, Caller, NAME_BYTES_MAX, Need, STORED_NAME_BYTES_MAX};
+use hadron_keyspace::auth::{
+    AuthCommand, AuthError, Caller, NAME_BYTES_MAX, Need, RECORD_BYTES_MAX, STORED_NAME_BYTES_MAX,
+};
 use hadron_keyspace::{Command, Error, Keyspace, Options, Response, check};
 use hadron_proto::authpb::{Permission, UserAddOptions, permission::Type};
 use hadron_proto::etcdserverpb as pb;
@@ -216,6 +218,42 @@ fn a_name_that_the_engine_cannot_store_is_refused_also_in_a_log_that_has_it() {
     assert_eq!((story.keyspace().users(), story.keyspace().roles()), (vec![longest.clone()], vec![longest]));
 }
 
+/// With each permission a role grew, and every replica stored the whole role again, until the engine took it no more: they all stopped, and did so
+/// again after each start.
+#[test]
+fn a_role_or_user_that_is_large_is_granted_no_more() {
+    let mut story = Story::new();
+    let permission = |number: usize| {
+        let key = format!("{number}{}", "k".repeat(RECORD_BYTES_MAX / 3)).into();
+        let perm = Some(Permission { key, ..Default::default() });
+        AuthCommand::RoleGrantPermission(pb::AuthRoleGrantPermissionRequest { name: "r".into(), perm })
+    };
+    story.auth(add_role("r")).unwrap();
+    story.auth(add_user("u")).unwrap();
+    for number in 0..2 {
+        story.keyspace().check_grant(&permission(number)).unwrap();
+        story.auth(permission(number)).unwrap();
+    }
+    assert_eq!(refused(story.keyspace().check_grant(&permission(2))), AuthError::RecordTooLarge);
+    story.keyspace().check_grant(&permit("r", Type::Read, "k", "")).unwrap();
+    // What is in the log already may be more.
+    story.auth(permission(2)).unwrap();
+    assert_eq!(
+        refused(story.keyspace().check_grant(&permit("r", Type::Read, "k", ""))),
+        AuthError::RecordTooLarge
+    );
+
+    for number in 0.. {
+        let role = format!("{number}{}", "r".repeat(NAME_BYTES_MAX - 10));
+        if story.keyspace().check_grant(&grant_role("u", &role)).is_err() {
+            assert_eq!(number, RECORD_BYTES_MAX / NAME_BYTES_MAX);
+            break;
+        }
+        story.auth(add_role(&role)).unwrap();
+        story.auth(grant_role("u", &role)).unwrap();
+    }
+}
+
 /// Those of the log may have more than clients may give.
 #[test]
 fn a_new_name_is_no_longer_than_etcd_can_store() {
@@ -340,6 +378,8 @@ fn a_lease_is_ended_only_by_whoever_may_write_all_its_keys() {
     }
     story.apply_as("root", bound("x", 1)).unwrap();
     story.apply_as("alice", bound("b", 2)).unwrap();
+    // What is between the two is not hers.
+    story.apply_as("alice", bound("k", 2)).unwrap();
     let asked = story.apply_as("alice", bound("k", 1));
     assert_eq!(refused(asked), AuthError::PermissionDenied, "it would be deleted with a key of others");
     assert_eq!(refused(story.apply_as("alice", revoke(1))), AuthError::PermissionDenied);

@@ -29,6 +29,9 @@ const ROOT_ROLE: &str = "root";
 /// Bytes of a new user's or role's name that is taken from a client: as many as etcd's files can hold. What is in the log already may have more,
 /// see [`STORED_NAME_BYTES_MAX`].
 pub const NAME_BYTES_MAX: usize = 32 << 10;
+/// Bytes of a user with its roles, or of a role with its permissions, beyond which it is granted no more. Each change costs as much on every
+/// replica.
+pub const RECORD_BYTES_MAX: usize = 1 << 20;
 /// Bytes of the longest name that the engine can store. A command with a longer one is refused by every replica; no version ever stored one, so
 /// none can differ for that.
 pub const STORED_NAME_BYTES_MAX: usize = crate::record::NAME_BYTES_MAX;
@@ -108,6 +111,9 @@ pub enum AuthError {
     /// A new user's or role's name has too many bytes.
     #[error("request is too large")]
     NameTooLong,
+    /// A user has too many roles, or a role too many permissions, to be granted one more.
+    #[error("request is too large")]
+    RecordTooLarge,
     /// The caller was authenticated before users, roles or permissions changed.
     #[error("revision of auth store is old")]
     AuthOldRevision,

@@ -4,8 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use hadron_proto::authpb;
+use prost::Message;
 
-use super::{AuthError, AuthStatus, Caller, Credentials, Need, ROOT_ROLE, Switch};
+use super::{
+    AuthCommand, AuthError, AuthStatus, Caller, Credentials, Need, RECORD_BYTES_MAX, ROOT_ROLE, Switch,
+};
 use crate::command::Command;
 use crate::error::Error;
 use crate::keyspace::Keyspace;
@@ -82,6 +85,26 @@ impl Keyspace {
     /// Why it is not.
     pub fn permit(&self, caller: Option<&Caller>, need: Need<'_>) -> Result<(), Error> {
         Ok(self.state.read().permit(caller, need)?)
+    }
+
+    /// Refuses to grant more to a user or role that is as large as may be ([`RECORD_BYTES_MAX`]). To be asked before a command is proposed: what is in
+    /// the log is carried out.
+    ///
+    /// # Errors
+    /// It would be larger.
+    pub fn check_grant(&self, command: &AuthCommand) -> Result<(), Error> {
+        let state = self.state.read();
+        let bytes = match command {
+            AuthCommand::UserGrantRole(grant) => {
+                state.auth.users.get(&grant.user).map_or(0, Message::encoded_len) + grant.role.len()
+            }
+            AuthCommand::RoleGrantPermission(grant) => {
+                let granted = grant.perm.as_ref().map_or(0, Message::encoded_len);
+                state.auth.roles.get(&grant.name).map_or(0, Message::encoded_len) + granted
+            }
+            _ => return Ok(()),
+        };
+        if bytes > RECORD_BYTES_MAX { Err(AuthError::RecordTooLarge.into()) } else { Ok(()) }
     }
 
     /// The names of all users, in order.

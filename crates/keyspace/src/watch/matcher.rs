@@ -3,7 +3,7 @@
 //! Watchers of one key and watchers of a prefix, which is what clients use, are found in hash maps: one look-up for the
 //! key and one for each length of prefix that is watched. Watchers of other ranges are tried one by one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 
@@ -12,29 +12,32 @@ use crate::mvcc::KeyRange;
 /// The number of a registered watcher, unique in its hub.
 pub(crate) type WatcherNumber = u64;
 
+/// Those of one key or range: they may be many, and all leave at once.
+type Watchers = BTreeSet<WatcherNumber>;
+
 /// Watchers by what they watch.
 #[derive(Debug, Default)]
 pub(crate) struct Matcher {
-    keys: HashMap<Bytes, Vec<WatcherNumber>>,
-    prefixes: HashMap<Bytes, Vec<WatcherNumber>>,
+    keys: HashMap<Bytes, Watchers>,
+    prefixes: HashMap<Bytes, Watchers>,
     /// How many different prefixes of each length are watched.
     prefix_lengths: BTreeMap<usize, usize>,
-    spans: BTreeMap<KeyRange, Vec<WatcherNumber>>,
+    spans: BTreeMap<KeyRange, Watchers>,
 }
 
 impl Matcher {
     /// Adds a watcher.
     pub(crate) fn add(&mut self, number: WatcherNumber, range: &KeyRange) {
         if let KeyRange::One(key) = range {
-            self.keys.entry(key.clone()).or_default().push(number);
+            self.keys.entry(key.clone()).or_default().insert(number);
         } else if let Some(prefix) = range.as_prefix() {
             let watchers = self.prefixes.entry(prefix.clone()).or_default();
             if watchers.is_empty() {
                 *self.prefix_lengths.entry(prefix.len()).or_default() += 1;
             }
-            watchers.push(number);
+            watchers.insert(number);
         } else {
-            self.spans.entry(range.clone()).or_default().push(number);
+            self.spans.entry(range.clone()).or_default().insert(number);
         }
     }
 
@@ -42,7 +45,7 @@ impl Matcher {
     pub(crate) fn remove(&mut self, number: WatcherNumber, range: &KeyRange) {
         if let KeyRange::One(key) = range {
             if let Some(watchers) = self.keys.get_mut(key) {
-                watchers.retain(|other| *other != number);
+                watchers.remove(&number);
                 if watchers.is_empty() {
                     self.keys.remove(key);
                 }
@@ -50,7 +53,7 @@ impl Matcher {
         } else if let Some(prefix) = range.as_prefix() {
             self.remove_prefix(number, prefix);
         } else if let Some(watchers) = self.spans.get_mut(range) {
-            watchers.retain(|other| *other != number);
+            watchers.remove(&number);
             if watchers.is_empty() {
                 self.spans.remove(range);
             }
@@ -59,7 +62,7 @@ impl Matcher {
 
     fn remove_prefix(&mut self, number: WatcherNumber, prefix: &Bytes) {
         let Some(watchers) = self.prefixes.get_mut(prefix) else { return };
-        watchers.retain(|other| *other != number);
+        watchers.remove(&number);
         if !watchers.is_empty() {
             return;
         }

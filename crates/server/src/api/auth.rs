@@ -39,6 +39,7 @@ impl<B: Backend> Auth<B> {
         command: AuthCommand,
     ) -> Result<Option<pb::ResponseHeader>, Status> {
         check::auth(&command).map_err(refusal)?;
+        self.context.keyspace()?.check_grant(&command).map_err(refusal)?;
         let command = Command::Auth(command);
         if command.encoded_len() > self.context.limits.request_bytes {
             return Err(EtcdError::RequestTooLarge.into());

@@ -149,7 +149,7 @@ impl From<AuthError> for EtcdError {
             AuthError::PermissionDenied => EtcdError::PermissionDenied,
             AuthError::RoleNotGranted => EtcdError::RoleNotGranted,
             AuthError::PermissionNotGranted => EtcdError::PermissionNotGranted,
-            AuthError::NameTooLong => EtcdError::RequestTooLarge,
+            AuthError::NameTooLong | AuthError::RecordTooLarge => EtcdError::RequestTooLarge,
             AuthError::InvalidAuthManagement => EtcdError::InvalidAuthManagement,
             AuthError::AuthOldRevision => EtcdError::AuthOldRevision,
         }

@@ -137,15 +137,11 @@ impl Index {
         keys_max: usize,
         mut visit: impl FnMut(&Bytes, &Version),
     ) -> Option<Bytes> {
-        for (looked, (key, versions)) in self.keys_of(range, after).enumerate() {
+        self.walk(range, after, keys_max, |key, versions| {
             if let Some(version) = newest_at(versions, revision).filter(|version| !version.is_tombstone()) {
                 visit(key, version);
             }
-            if looked + 1 == keys_max {
-                return Some(key.clone());
-            }
-        }
-        None
+        })
     }
 
     /// Looks at the keys of `range` after `after`, living or not, with the bytes that the newest value has, or the largest one if any version
@@ -157,32 +153,37 @@ impl Index {
         (keys_max, any_version): (usize, bool),
         mut look: impl FnMut(u32),
     ) -> Option<Bytes> {
-        for (looked, (key, versions)) in self.keys_of(range, after).enumerate() {
+        self.walk(range, after, keys_max, |_, versions| {
             let bytes = match any_version {
                 true => versions.iter().map(|version| version.value_len).max(),
                 false => versions.back().map(|version| version.value_len),
             };
             look(bytes.unwrap_or(0));
+        })
+    }
+
+    /// Shows each key of `range` after `after`, living or not. Returns where to go on, as [`Index::visit`] does.
+    fn walk(
+        &self,
+        range: &KeyRange,
+        after: Option<&Bytes>,
+        keys_max: usize,
+        mut show: impl FnMut(&Bytes, &Versions),
+    ) -> Option<Bytes> {
+        let (mut from, to) = range.bounds();
+        if let Some(after) = after {
+            from = Bound::Excluded(after);
+        }
+        if range.is_empty() || matches!((from, to), (Bound::Excluded(a), Bound::Included(b)) if a >= b) {
+            return None;
+        }
+        for (looked, (key, versions)) in self.keys.range::<[u8], _>((from, to)).enumerate() {
+            show(key, versions);
             if looked + 1 == keys_max {
                 return Some(key.clone());
             }
         }
         None
-    }
-
-    fn keys_of<'a>(
-        &'a self,
-        range: &'a KeyRange,
-        after: Option<&'a Bytes>,
-    ) -> impl Iterator<Item = (&'a Bytes, &'a Versions)> {
-        let (mut from, to) = range.bounds();
-        if let Some(after) = after {
-            from = Bound::Excluded(after);
-        }
-        let is_empty =
-            range.is_empty() || matches!((from, to), (Bound::Excluded(a), Bound::Included(b)) if a >= b);
-        let keys = (!is_empty).then(|| self.keys.range::<[u8], _>((from, to)));
-        keys.into_iter().flatten()
     }
 
     /// Adds a version, newer than all others. Returns the key as stored, and the version that was the newest before.

@@ -42,9 +42,9 @@ fn run(name: &str, keys: u64, watchers: usize) {
         apply_us += start.elapsed().as_secs_f64() * 1e6;
         if index % 500 == 499 {
             let start = Instant::now();
-            let mut flush = keyspace.take_flush(u64::MAX, usize::MAX).unwrap();
+            let flush = keyspace.take_flush(u64::MAX, usize::MAX).unwrap();
             take_us += start.elapsed().as_secs_f64() * 1e6;
-            engine.write(std::mem::take(&mut flush.batch)).unwrap();
+            engine.write(flush.batch()).unwrap();
             let start = Instant::now();
             keyspace.flush_done(flush);
             done_us += start.elapsed().as_secs_f64() * 1e6;

@@ -1,107 +1,121 @@
-//! Apply: the commands of an entry change the state, in order, and answer.
+//! Apply: what each command does to the state, and answers.
 //!
 //! What a command does depends on the state and the entry only, and so does its answer, where anybody waits for it: what a client wants
 //! to read and the state does not depend on (previous values, ranges of a txn) is read on that node alone. If it cannot be read there, the client hears
 //! so, and the command is carried out all the same. Where the engine does not give a value that the state depends on, replicas would diverge: apply panics and the replica
 //! stops.
+//!
+//! Most commands are carried out at once. Those that may concern any number of keys are left as a [`Task`] when they have gone on for long enough.
 
-use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
 use pb::alarm_request::AlarmAction;
 
 use crate::auth::AuthCommand;
 use crate::command::{Command, Response};
+use crate::deletion::{Deletion, LeaseEnd};
 use crate::error::Error;
-use crate::keyspace::Keyspace;
-use crate::lease;
-use crate::mvcc::{KeyRange, Record};
-use crate::range::{self, Row, Source, header};
-use crate::read::{Locked, Values};
-use crate::state::{Applied, State, Write};
-use crate::txn;
-
-impl Keyspace {
-    /// Applies one entry: its position and stamp, and its commands in order. Called by one thread, without gaps.
-    ///
-    /// A command that is refused changes nothing, and the next one is applied all the same. Watchers are served before
-    /// this returns, so an answer never overtakes its event by much.
-    ///
-    /// # Panics
-    /// If the index does not follow the last one, or if the engine fails to produce a value that the state comes to
-    /// depend on: one that is compared or kept.
-    pub fn apply(&self, applied: Applied, commands: Vec<Command>) -> Vec<Result<Response, Error>> {
-        self.apply_for(applied, commands.into_iter().map(|command| (command, true)).collect())
-    }
-
-    /// [`Keyspace::apply`], and for each command whether anybody waits here for its answer. If not, the answer lacks what
-    /// would have to be read for it.
-    ///
-    /// # Panics
-    /// As [`Keyspace::apply`].
-    pub fn apply_for(
-        &self,
-        applied: Applied,
-        commands: Vec<(Command, bool)>,
-    ) -> Vec<Result<Response, Error>> {
-        let mut state = self.state.write();
-        assert!(applied.index > state.applied.index, "entries are applied in order");
-        state.applied = applied;
-        let (records, tables) = (state.unflushed.records.len(), state.unflushed.tables.len());
-        let values = self.values(state.generation);
-        let mut applier = Applier { values, state: &mut state, is_asked: true, unreadable: None };
-        let answers = commands.into_iter().map(|(command, is_asked)| applier.answer(command, is_asked));
-        let answers = answers.collect();
-        state.end_entry(records, tables);
-        let revision = state.revision;
-        self.show_auth(&state);
-        let fresh: Option<Vec<Record>> =
-            self.hub.has_watchers().then(|| state.unflushed.records.range(records..).cloned().collect());
-        drop(state);
-        self.hub.publish(revision, fresh);
-        answers
-    }
-
-    /// Applies an entry that says who belongs to the group from now on: kept beside the applied index, and carried by
-    /// snapshots, for those who no longer have that entry in their log. The bytes mean nothing here.
-    ///
-    /// # Panics
-    /// If the index does not follow the last one.
-    pub fn apply_configuration(&self, applied: Applied, configuration: Bytes) {
-        let mut state = self.state.write();
-        assert!(applied.index > state.applied.index, "entries are applied in order");
-        state.applied = applied;
-        let (records, tables) = (state.unflushed.records.len(), state.unflushed.tables.len());
-        state.set_configuration(configuration);
-        state.end_entry(records, tables);
-    }
-}
+use crate::lease::{self, Lease};
+use crate::mvcc::KeyRange;
+use crate::range::{self, Source, header};
+use crate::read::{Effort, Locked, Values};
+use crate::state::{State, Write};
+use crate::txn::{self, Execution};
 
 /// The state while an entry is applied.
 pub(crate) struct Applier<'a> {
     pub(crate) state: &'a mut State,
     pub(crate) values: Values<'a>,
+    /// What was done, and what may be done, before others get their turn.
+    pub(crate) effort: Effort,
     /// Somebody waits for the answer of the present command.
     is_asked: bool,
     /// Why the present command's answer is not whole.
     unreadable: Option<Error>,
 }
 
-impl Applier<'_> {
-    fn answer(&mut self, command: Command, is_asked: bool) -> Result<Response, Error> {
+/// How far a command is.
+pub(crate) enum Step {
+    /// It is carried out.
+    Done(Response),
+    /// Something is left of it.
+    Left(Task),
+}
+
+/// What is left of a command whose effort depends on the state.
+#[derive(Debug)]
+pub(crate) enum Task {
+    Delete(Write, Deletion),
+    Txn(Write, Box<Execution>),
+    /// With the leases that are to follow, those that are gone, and whether it is a client who revokes one.
+    EndLeases {
+        ending: Option<LeaseEnd>,
+        others: std::vec::IntoIter<i64>,
+        ended: Vec<i64>,
+        is_revoked: bool,
+    },
+}
+
+/// A command of which something is left.
+#[derive(Debug)]
+pub(crate) struct Unfinished {
+    task: Task,
+    is_asked: bool,
+    unreadable: Option<Error>,
+}
+
+/// What a command came to.
+pub(crate) enum Outcome {
+    Answer(Result<Response, Error>),
+    Unfinished(Unfinished),
+}
+
+impl<'a> Applier<'a> {
+    /// May do so much.
+    pub(crate) fn new(state: &'a mut State, values: Values<'a>, effort: Effort) -> Applier<'a> {
+        Applier { state, values, effort, is_asked: true, unreadable: None }
+    }
+
+    /// Begins a command, and carries it out if that does not take too long.
+    pub(crate) fn begin(&mut self, command: Command, is_asked: bool) -> Outcome {
         self.is_asked = is_asked;
-        let answer = self.apply(command);
-        if let Err(Error::Storage(what)) = &answer {
-            panic!("a command needs a value that the engine does not give: {what}");
-        }
-        match self.unreadable.take() {
+        self.effort.add(1);
+        let step = self.apply(command);
+        self.outcome(step)
+    }
+
+    /// Goes on with a command.
+    pub(crate) fn resume(&mut self, Unfinished { task, is_asked, unreadable }: Unfinished) -> Outcome {
+        (self.is_asked, self.unreadable) = (is_asked, unreadable);
+        let step = self.go_on(task);
+        self.outcome(step)
+    }
+
+    fn outcome(&mut self, step: Result<Step, Error>) -> Outcome {
+        let unreadable = self.unreadable.take();
+        let answer = match step {
+            Ok(Step::Left(task)) => {
+                return Outcome::Unfinished(Unfinished { task, is_asked: self.is_asked, unreadable });
+            }
+            Ok(Step::Done(response)) => Ok(response),
+            Err(Error::Storage(what)) => {
+                panic!("a command needs a value that the engine does not give: {what}")
+            }
+            Err(error) => Err(error),
+        };
+        Outcome::Answer(match unreadable {
             Some(error) => answer.and(Err(Error::Unreadable(error.to_string()))),
             None => answer,
-        }
+        })
+    }
+
+    /// Whether somebody waits for the answer of the present command.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.is_asked
     }
 
     /// What only the answer depends on: nothing if nobody waits for it, or if it cannot be read.
     pub(crate) fn read_for_answer<T: Default>(&mut self, read: impl FnOnce(&Self) -> Result<T, Error>) -> T {
-        if !self.is_asked {
+        if !self.is_asked || self.unreadable.is_some() {
             return T::default();
         }
         read(self).unwrap_or_else(|error| {
@@ -110,26 +124,53 @@ impl Applier<'_> {
         })
     }
 
-    fn apply(&mut self, command: Command) -> Result<Response, Error> {
+    fn apply(&mut self, command: Command) -> Result<Step, Error> {
         let (caller, command) = match command {
             Command::As(caller, command) => (Some(caller), *command),
             command => (None, command),
         };
         self.state.permit_command(caller.as_ref(), &command)?;
-        match command {
-            Command::Put(request) => self.apply_put(request).map(Response::Put),
-            Command::DeleteRange(request) => self.apply_delete_range(&request).map(Response::DeleteRange),
-            Command::Txn(request) => self.apply_txn(request).map(Response::Txn),
-            Command::Compact(request) => self.compact(&request).map(Response::Compact),
-            Command::LeaseGrant(request) => self.grant(&request).map(Response::LeaseGrant),
-            Command::LeaseRevoke(request) => self.revoke(&request).map(Response::LeaseRevoke),
-            Command::LeaseKeepAlive(ids) => Ok(Response::LeaseKeepAlive(self.keep_alive(&ids))),
-            Command::LeaseExpire(ids) => Ok(Response::LeaseExpire(self.expire(ids))),
-            Command::Alarm(request) => Ok(Response::Alarm(self.alarm(&request))),
-            Command::DigestMark => Ok(Response::DigestMark(self.state.mark_digest())),
-            Command::Auth(command) => self.change_auth(command),
+        let response = match command {
+            Command::Put(request) => Response::Put(self.apply_put(request)?),
+            Command::DeleteRange(request) => {
+                return self.go_on(Task::Delete(self.state.begin_write(), Deletion::new(&request)));
+            }
+            Command::Txn(request) => return self.begin_txn(request),
+            Command::Compact(request) => Response::Compact(self.compact(&request)?),
+            Command::LeaseGrant(request) => Response::LeaseGrant(self.grant(&request)?),
+            Command::LeaseRevoke(request) => return self.revoke(&request),
+            Command::LeaseKeepAlive(ids) => Response::LeaseKeepAlive(self.keep_alive(&ids)),
+            Command::LeaseExpire(ids) => return self.go_on(Task::end_leases(ids, false)),
+            Command::Alarm(request) => Response::Alarm(self.alarm(&request)),
+            Command::DigestMark => Response::DigestMark(self.state.mark_digest()),
+            Command::Auth(command) => self.change_auth(command)?,
             Command::As(..) => unreachable!("a command is in one name only: its bytes were checked"),
-        }
+        };
+        Ok(Step::Done(response))
+    }
+
+    /// Goes on with a command until it is carried out, or until enough is done.
+    fn go_on(&mut self, task: Task) -> Result<Step, Error> {
+        let response = match task {
+            Task::Delete(mut write, mut deletion) => match deletion.go_on(self, &mut write)? {
+                Some(response) => {
+                    self.state.end_write(write);
+                    Response::DeleteRange(response)
+                }
+                None => return Ok(Step::Left(Task::Delete(write, deletion))),
+            },
+            Task::Txn(mut write, mut execution) => match execution.go_on(self, &mut write)? {
+                Some(response) => {
+                    let revision = self.state.end_write(write);
+                    Response::Txn(pb::TxnResponse { header: header(revision), ..response })
+                }
+                None => return Ok(Step::Left(Task::Txn(write, execution))),
+            },
+            Task::EndLeases { ending, others, ended, is_revoked } => {
+                return Ok(self.end_leases(ending, others, ended, is_revoked));
+            }
+        };
+        Ok(Step::Done(response))
     }
 
     /// The state as it is read now; inside a txn that wrote something, at the revision that it makes.
@@ -139,7 +180,7 @@ impl Applier<'_> {
             _ => self.state.revision,
         };
         let values = Values { ..self.values };
-        Locked { state: self.state, values, revision }
+        Locked { state: self.state, values, revision, effort: &self.effort }
     }
 
     fn apply_put(&mut self, request: pb::PutRequest) -> Result<pb::PutResponse, Error> {
@@ -151,27 +192,15 @@ impl Applier<'_> {
         response
     }
 
-    fn apply_delete_range(
-        &mut self,
-        request: &pb::DeleteRangeRequest,
-    ) -> Result<pb::DeleteRangeResponse, Error> {
-        let mut write = self.state.begin_write();
-        let response = self.delete_range(&mut write, request);
-        self.state.end_write(write);
-        response
-    }
-
-    fn apply_txn(&mut self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+    fn begin_txn(&mut self, request: pb::TxnRequest) -> Result<Step, Error> {
         // As in etcd whatever the comparisons say: a put in either branch is enough.
         if txn::may_put(&request) {
             self.check_space()?;
         }
         let path = txn::choose(&self.source(None), &request)?;
         txn::check_path(self, &request, &path)?;
-        let mut write = self.state.begin_write();
-        let response = txn::execute(self, &mut write, request, &path);
-        let revision = self.state.end_write(write);
-        response.map(|response| pb::TxnResponse { header: header(revision), ..response })
+        let execution = Box::new(Execution::new(request, path));
+        self.go_on(Task::Txn(self.state.begin_write(), execution))
     }
 
     /// While the space alarm is raised, by whomever, nothing is taken in; deleting and compacting go on.
@@ -217,27 +246,6 @@ impl Applier<'_> {
         Ok(pb::PutResponse { header: header(write.revision), prev_kv })
     }
 
-    /// Deletes the living keys of a range.
-    pub(crate) fn delete_range(
-        &mut self,
-        write: &mut Write,
-        request: &pb::DeleteRangeRequest,
-    ) -> Result<pb::DeleteRangeResponse, Error> {
-        let range = KeyRange::new(&request.key, &request.range_end);
-        let source = self.source(Some(write));
-        let mut rows = source.rows(&range, source.revision, usize::MAX)?.rows;
-        if request.prev_kv {
-            self.read_for_answer(|this| this.source(Some(write)).fetch(&mut rows));
-        }
-        rows.iter().for_each(|row| self.state.delete(write, &row.key));
-        let revision = if write.changes > 0 { write.revision } else { self.state.revision };
-        let deleted = rows.len() as i64;
-        let into_previous = |row: Row| range::key_value(row, false);
-        let prev_kvs =
-            if request.prev_kv { rows.into_iter().map(into_previous).collect() } else { Vec::new() };
-        Ok(pb::DeleteRangeResponse { header: header(revision), deleted, prev_kvs })
-    }
-
     /// Only moves the mark; a sweep removes versions later, bit by bit.
     fn compact(&mut self, request: &pb::CompactionRequest) -> Result<pb::CompactionResponse, Error> {
         if request.revision <= self.state.compact_revision {
@@ -263,18 +271,42 @@ impl Applier<'_> {
         Ok(pb::LeaseGrantResponse { header: header(self.state.revision), id, ttl, error: String::new() })
     }
 
-    fn revoke(&mut self, request: &pb::LeaseRevokeRequest) -> Result<pb::LeaseRevokeResponse, Error> {
-        self.end_lease(request.id).ok_or(Error::LeaseNotFound)?;
-        Ok(pb::LeaseRevokeResponse { header: header(self.state.revision) })
+    fn revoke(&mut self, request: &pb::LeaseRevokeRequest) -> Result<Step, Error> {
+        match self.state.leases.get(request.id) {
+            Some(_) => self.go_on(Task::end_leases(vec![request.id], true)),
+            None => Err(Error::LeaseNotFound),
+        }
     }
 
-    /// Takes a lease out and deletes its keys, in order, at one revision.
-    fn end_lease(&mut self, id: i64) -> Option<()> {
-        let lease = self.state.remove_lease(id)?;
-        let mut write = self.state.begin_write();
-        lease.keys.iter().for_each(|key| self.state.delete(&mut write, key));
-        self.state.end_write(write);
-        Some(())
+    /// Ends leases one after the other: all of them if a client revokes one, otherwise those whose time is over.
+    fn end_leases(
+        &mut self,
+        mut ending: Option<LeaseEnd>,
+        mut others: std::vec::IntoIter<i64>,
+        mut ended: Vec<i64>,
+        is_revoked: bool,
+    ) -> Step {
+        loop {
+            if let Some(lease) = ending.take() {
+                ending = lease.go_on(self);
+            } else if let Some(id) = others.next() {
+                let stamp_ms = self.state.applied.stamp_ms;
+                let is_over = |lease: &Lease| is_revoked || lease.expiry_ms <= stamp_ms;
+                if self.state.leases.get(id).is_some_and(is_over) {
+                    ending = Some(LeaseEnd::new(self, id));
+                    ended.push(id);
+                }
+                self.effort.add(1);
+            } else if is_revoked {
+                let header = header(self.state.revision);
+                return Step::Done(Response::LeaseRevoke(pb::LeaseRevokeResponse { header }));
+            } else {
+                return Step::Done(Response::LeaseExpire(ended));
+            }
+            if self.effort.left() == 0 {
+                return Step::Left(Task::EndLeases { ending, others, ended, is_revoked });
+            }
+        }
     }
 
     fn keep_alive(&mut self, ids: &[i64]) -> Vec<pb::LeaseKeepAliveResponse> {
@@ -287,15 +319,6 @@ impl Applier<'_> {
             self.state.set_lease(id, ttl, lease::expiry_ms(self.state.applied.stamp_ms, ttl));
         }
         pb::LeaseKeepAliveResponse { header: header(self.state.revision), id, ttl }
-    }
-
-    fn expire(&mut self, mut ids: Vec<i64>) -> Vec<i64> {
-        let stamp_ms = self.state.applied.stamp_ms;
-        ids.retain(|id| {
-            let is_over = self.state.leases.get(*id).is_some_and(|lease| lease.expiry_ms <= stamp_ms);
-            is_over && self.end_lease(*id).is_some()
-        });
-        ids
     }
 
     fn change_auth(&mut self, command: AuthCommand) -> Result<Response, Error> {
@@ -319,6 +342,12 @@ impl Applier<'_> {
             AlarmAction::Activate | AlarmAction::Deactivate => Vec::new(),
         };
         pb::AlarmResponse { header: header(self.state.revision), alarms }
+    }
+}
+
+impl Task {
+    fn end_leases(ids: Vec<i64>, is_revoked: bool) -> Task {
+        Task::EndLeases { ending: None, others: ids.into_iter(), ended: Vec::new(), is_revoked }
     }
 }
 

@@ -57,7 +57,7 @@ impl Keyspace {
         Backup {
             revision: state.revision,
             compact_revision: state.compact_revision,
-            applied: state.applied,
+            applied: state.ended.applied,
             leases: state.leases.iter().map(lease).collect(),
             alarms: crate::apply::list_alarms(&state, pb::AlarmType::None as i32),
             auth: crate::auth::AuthStatus { enabled: switch.enabled, revision: switch.revision },

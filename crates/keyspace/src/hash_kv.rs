@@ -59,7 +59,7 @@ impl Keyspace {
         let mut lives = false;
         let mut after = None;
         while !lives {
-            after = state.index.visit(&everything, after.as_ref(), revision, PIECE, |_, _| lives = true);
+            (_, after) = state.index.visit(&everything, after.as_ref(), revision, PIECE, |_, _| lives = true);
             if after.is_none() {
                 break;
             }

@@ -16,7 +16,7 @@ use crate::mvcc::{Pins, TableChange, ValueCache};
 use crate::range::header;
 use crate::read::Values;
 use crate::record::{self, StateRecord};
-use crate::state::{Applied, Flushed, State, name_of};
+use crate::state::{Applied, Ended, Flushed, State, name_of};
 use crate::sweep::{Dropped, Former};
 use crate::watch::{Hub, WatcherCounts};
 
@@ -114,9 +114,9 @@ impl Keyspace {
         generation > self.begun_before
     }
 
-    /// The last applied entry.
+    /// The last entry that was applied wholly.
     pub fn applied(&self) -> Applied {
-        self.state.read().applied
+        self.state.read().ended.applied
     }
 
     /// Who belongs to the group, as the last [`Keyspace::apply_configuration`] said; empty if there was none.
@@ -154,9 +154,9 @@ impl Keyspace {
         self.state.read().index.bytes()
     }
 
-    /// The digest of the live state: the same on all replicas that applied the same entries.
+    /// The digest of the live state at the end of [`Keyspace::applied`]: the same on all replicas that applied the same entries.
     pub fn digest(&self) -> u64 {
-        self.state.read().digest
+        self.state.read().ended.digest
     }
 
     /// The digest at the [`crate::Command::DigestMark`] of this index, if it is one of the last and was applied since
@@ -218,7 +218,8 @@ impl Keyspace {
 
     /// Bytes that were applied and are not in the engine yet, about; what back-pressure goes by.
     pub fn unflushed_bytes(&self) -> usize {
-        self.state.read().unflushed.bytes
+        let unflushed = &self.state.read().unflushed;
+        unflushed.bytes + unflushed.open_bytes
     }
 
     /// The engine holds the state up to this index, visible but perhaps not durable.
@@ -281,6 +282,7 @@ fn load_generation(view: &dyn Read, group: u64, stored: &StateRecord) -> Result<
         );
         return Err(OpenError::Damaged { group, what });
     }
+    state.ended = Ended { applied: state.applied, digest: state.digest };
     Ok(state)
 }
 

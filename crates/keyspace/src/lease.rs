@@ -68,6 +68,11 @@ impl Leases {
         }
     }
 
+    /// Takes a key off the lease, the first one.
+    pub(crate) fn pop_key(&mut self, id: i64) -> Option<Bytes> {
+        self.by_id.get_mut(&id)?.keys.pop_first()
+    }
+
     /// All leases, by id.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.by_id.values()

@@ -12,7 +12,8 @@
 //! | module | is about |
 //! |---|---|
 //! | [`command`], [`check`], [`error`] | what can be asked, what is refused |
-//! | `apply`, `txn`, `range` | what commands do, with etcd's semantics |
+//! | `entry` | the commands of an entry, one after the other and piece by piece |
+//! | `apply`, `txn`, `deletion`, `range` | what commands do, with etcd's semantics |
 //! | `reach` | how much a txn may look at |
 //! | [`mvcc`] | the index, values in memory, pins of readers |
 //! | [`auth`] | users, roles, who may do what |
@@ -42,7 +43,9 @@ pub mod watch;
 
 mod apply;
 mod backup;
+mod deletion;
 mod digest;
+mod entry;
 mod flush;
 mod hash_kv;
 mod kept;
@@ -62,6 +65,7 @@ mod txn;
 
 pub use backup::{Backup, BackupLease};
 pub use command::{Command, DecodeError, Response};
+pub use entry::Answers;
 pub use error::{Error, OpenError};
 pub use flush::Flush;
 pub use keyspace::{Keyspace, Loaded, Options};

@@ -201,12 +201,12 @@ mod tests {
         Keyspace::open(engine.clone(), GROUP, Options::default()).unwrap()
     }
 
-    fn put_and_flush(engine: &Arc<ModelEngine>, keyspace: &Keyspace, key: &'static str) {
+    fn put_and_flush(engine: &Arc<ModelEngine>, keyspace: &Arc<Keyspace>, key: &'static str) {
         let put = pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() };
         let index = keyspace.applied().index + 1;
         keyspace.apply(Applied { term: 1, index, checksum: 0, stamp_ms: 0 }, vec![Command::Put(put)]);
-        let mut flush = keyspace.take_flush(index, 1 << 20).unwrap();
-        engine.write(std::mem::take(&mut flush.batch)).unwrap();
+        let flush = keyspace.take_flush(index, 1 << 20).unwrap();
+        engine.write(flush.batch()).unwrap();
         keyspace.flush_done(flush);
     }
 

@@ -13,12 +13,10 @@ use pb::request_op::Request;
 use crate::error::Error;
 use crate::keyspace::Keyspace;
 use crate::mvcc::KeyRange;
+use crate::read::{BYTES_PER_KEY, KEYS_PER_VALUE};
 
 /// Keys looked at under the lock at a time.
 const PIECE_KEYS: usize = 1000;
-/// What reading a value costs beside its key, in keys; and how many bytes of it cost one more.
-const KEYS_PER_VALUE: usize = 10;
-const BYTES_PER_KEY: usize = 1 << 10;
 /// Operations and comparisons that look at one key each and are not worth counting.
 const FEW_OPERATIONS: usize = 128;
 

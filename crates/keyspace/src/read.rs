@@ -1,5 +1,6 @@
 //! Reading: a range beside apply works in pieces at one pinned revision, and reads the disk without any lock.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -20,6 +21,43 @@ use crate::txn;
 const PIECE_KEYS: usize = 1000;
 /// What a pair takes beside its key and value in an answer, at most.
 const PAIR_OVERHEAD_BYTES: usize = 64;
+
+/// What reading a value from the engine costs, in keys that are looked at; and how many bytes of it cost one more.
+pub(crate) const KEYS_PER_VALUE: usize = 10;
+pub(crate) const BYTES_PER_KEY: usize = 1 << 10;
+
+/// What is done under the lock, against what may be done there in one go: in keys that are looked at or changed.
+#[derive(Debug)]
+pub(crate) struct Effort {
+    done: Cell<usize>,
+    max: usize,
+}
+
+impl Effort {
+    /// Nothing yet.
+    pub(crate) fn new(max: usize) -> Effort {
+        Effort { done: Cell::new(0), max }
+    }
+
+    pub(crate) fn add(&self, keys: usize) {
+        self.done.set(self.done.get().saturating_add(keys));
+    }
+
+    pub(crate) fn done(&self) -> usize {
+        self.done.get()
+    }
+
+    pub(crate) fn left(&self) -> usize {
+        self.max.saturating_sub(self.done.get())
+    }
+}
+
+fn effort_of_value(row: &Row) -> usize {
+    match row.value {
+        Some(_) => 0,
+        None => KEYS_PER_VALUE + row.version.value_len as usize / BYTES_PER_KEY,
+    }
+}
 
 /// Where values are that left the unflushed set.
 pub(crate) struct Values<'a> {
@@ -70,6 +108,8 @@ pub(crate) struct Locked<'a> {
     pub(crate) values: Values<'a>,
     /// The newest revision that is seen: that of the running txn once it wrote something.
     pub(crate) revision: i64,
+    /// How much was done.
+    pub(crate) effort: &'a Effort,
 }
 
 impl Source for Locked<'_> {
@@ -83,7 +123,8 @@ impl Source for Locked<'_> {
 
     fn rows(&self, range: &KeyRange, revision: i64, rows_max: usize) -> Result<Rows, Error> {
         let mut rows = Rows::default();
-        collect(self.state, range, None, revision, usize::MAX, rows_max, &mut rows);
+        let (looked, _) = collect(self.state, range, None, revision, usize::MAX, rows_max, &mut rows);
+        self.effort.add(looked);
         Ok(rows)
     }
 
@@ -93,14 +134,19 @@ impl Source for Locked<'_> {
         after: Option<&Bytes>,
         rows: &mut Rows,
     ) -> Result<Option<Bytes>, Error> {
-        Ok(collect(self.state, range, after, self.revision, PIECE_KEYS, PIECE_KEYS, rows))
+        let keys_max = self.effort.left().clamp(1, PIECE_KEYS);
+        let (looked, next) = collect(self.state, range, after, self.revision, keys_max, keys_max, rows);
+        self.effort.add(looked);
+        Ok(next)
     }
 
     fn fetch(&self, rows: &mut [Row]) -> Result<(), Error> {
+        self.effort.add(rows.iter().map(effort_of_value).sum());
         fetch(&self.values, rows)
     }
 
     fn fetch_once(&self, row: &mut Row) -> Result<(), Error> {
+        self.effort.add(effort_of_value(row));
         fetch_once(&self.values, row)
     }
 }
@@ -181,7 +227,7 @@ impl View<'_> {
         if state.generation != self.generation {
             return Err(replaced());
         }
-        Ok(collect(&state, range, after, revision, keys_max, rows_max, rows))
+        Ok(collect(&state, range, after, revision, keys_max, rows_max, rows).1)
     }
 }
 
@@ -190,7 +236,7 @@ pub(crate) fn replaced() -> Error {
     Error::Storage("the state was replaced by a snapshot, or is gone".into())
 }
 
-/// Collects rows of up to `keys_max` keys; returns where to go on.
+/// Collects rows of up to `keys_max` keys; returns how many were looked at, and where to go on.
 fn collect(
     state: &State,
     range: &KeyRange,
@@ -199,7 +245,7 @@ fn collect(
     keys_max: usize,
     rows_max: usize,
     rows: &mut Rows,
-) -> Option<Bytes> {
+) -> (usize, Option<Bytes>) {
     let add = |key: &Bytes, version: &Version| {
         rows.count += 1;
         if rows.rows.len() < rows_max {
@@ -212,7 +258,7 @@ fn collect(
         if let Some((key, version)) = state.index.at(key, revision) {
             add(key, version);
         }
-        return None;
+        return (1, None);
     }
     state.index.visit(range, after, revision, keys_max, add)
 }

@@ -9,6 +9,7 @@ use hadron_proto::authpb;
 
 use crate::auth::{Auth, Switch};
 use crate::digest;
+use crate::entry::OpenEntry;
 use crate::lease::{Lease, Leases};
 use crate::mvcc::{EntryMark, Index, Record, TableChange, Unflushed, Version};
 
@@ -53,7 +54,12 @@ pub(crate) struct ChangedNames {
 pub(crate) struct State {
     /// Under which its records are stored.
     pub(crate) generation: u32,
+    /// The entry that is being applied, or the last one.
     pub(crate) applied: Applied,
+    /// The entry that is being applied; `None` between two.
+    pub(crate) open: Option<OpenEntry>,
+    /// How the last entry ended.
+    pub(crate) ended: Ended,
     /// The newest revision; 1 when nothing was ever written, as in etcd.
     pub(crate) revision: i64,
     /// Reads below it are refused; -1 when nothing was ever compacted, as in etcd.
@@ -77,6 +83,13 @@ pub(crate) struct State {
     pub(crate) flush_in_flight: bool,
 }
 
+/// How an entry ended. What is shown of the middle of one would differ from replica to replica.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ended {
+    pub(crate) applied: Applied,
+    pub(crate) digest: u64,
+}
+
 /// The writes of one txn: they share a revision and are numbered within it.
 #[derive(Debug)]
 pub(crate) struct Write {
@@ -92,6 +105,8 @@ impl State {
         State {
             generation,
             applied: Applied::default(),
+            open: None,
+            ended: Ended::default(),
             revision: 1,
             compact_revision: -1,
             index: Index::default(),
@@ -145,7 +160,7 @@ impl State {
         }
     }
 
-    /// Deletes a key, which must live.
+    /// Deletes a key; nothing if it does not live.
     pub(crate) fn delete(&mut self, write: &mut Write, key: &[u8]) {
         let Some(before) = self.index.latest(key).copied() else { return };
         let tombstone = Version::tombstone(write.revision, write.changes);
@@ -171,6 +186,7 @@ impl State {
         }
         write.changes += 1;
         let (key, _) = self.index.push(key, version);
+        self.unflushed.open_bytes += key.len() + value.len() + RECORD_BYTES;
         self.unflushed.records.push_back(Record { key: key.clone(), version, value });
         key
     }
@@ -291,25 +307,36 @@ impl State {
         }
     }
 
-    /// Ends an entry: what was added since `records` and `tables` is its own.
-    pub(crate) fn end_entry(&mut self, records_before: usize, tables_before: usize) {
+    /// Begins an entry.
+    ///
+    /// # Panics
+    /// If it does not follow the last one, or that has not ended.
+    pub(crate) fn begin_entry(&mut self, applied: Applied) {
+        assert!(applied.index > self.applied.index, "entries are applied in order");
+        assert!(self.open.is_none(), "entries are applied one after the other");
+        self.applied = applied;
+    }
+
+    /// Ends the entry that is being applied.
+    pub(crate) fn end_entry(&mut self) {
         self.gather_changed();
-        let records = self.unflushed.records.range(records_before..);
-        let records = records.map(|record| record.key.len() + record.value.len() + RECORD_BYTES);
-        let tables = self.unflushed.tables.range(tables_before..);
-        let tables = tables.map(|change| change.bytes() + RECORD_BYTES);
-        let bytes = records.chain(tables).sum::<usize>() + ENTRY_BYTES;
+        self.ended = Ended { applied: self.applied, digest: self.digest };
+        let unflushed = &mut self.unflushed;
+        let (records, tables) = unflushed.ended;
+        let changes = unflushed.tables.range(tables..);
+        let table_bytes = changes.map(|change| change.bytes() + RECORD_BYTES).sum::<usize>();
         let mark = EntryMark {
             applied: self.applied,
             revision: self.revision,
             compact_revision: self.compact_revision,
             digest: self.digest,
-            records: self.unflushed.records.len() - records_before,
-            tables: self.unflushed.tables.len() - tables_before,
-            bytes,
+            records: unflushed.records.len() - records,
+            tables: unflushed.tables.len() - tables,
+            bytes: std::mem::take(&mut unflushed.open_bytes) + table_bytes + ENTRY_BYTES,
         };
-        self.unflushed.bytes += mark.bytes;
-        self.unflushed.entries.push_back(mark);
+        unflushed.ended = (unflushed.records.len(), unflushed.tables.len());
+        unflushed.bytes += mark.bytes;
+        unflushed.entries.push_back(mark);
     }
 
     /// The digest computed from scratch; equals [`State::digest`] unless something is damaged.

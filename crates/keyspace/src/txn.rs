@@ -12,6 +12,7 @@ use pb::request_op::Request;
 use pb::response_op::Response as OpResponse;
 
 use crate::apply::Applier;
+use crate::deletion::Deletion;
 use crate::error::Error;
 use crate::mvcc::KeyRange;
 use crate::range::{self, Row, Rows, Source, header};
@@ -154,16 +155,75 @@ pub(crate) fn may_put(request: &pb::TxnRequest) -> bool {
     })
 }
 
-/// Carries the operations of a path out. Ranges are read only for those who wait for the answer.
-pub(crate) fn execute(
-    applier: &mut Applier<'_>,
-    write: &mut Write,
-    request: pb::TxnRequest,
-    path: &Path,
-) -> Result<pb::TxnResponse, Error> {
-    let mut nested = path.nested.iter();
-    let mut responses = Vec::new();
-    for operation in if path.succeeded { request.success } else { request.failure } {
+/// A txn on its way. Ranges are read only for those who wait for the answer.
+#[derive(Debug)]
+pub(crate) struct Execution {
+    /// The txn, the one nested in it that is under way, and so on.
+    running: Vec<Running>,
+    /// The operation that is under way.
+    deletion: Option<Deletion>,
+}
+
+/// One txn of those nested in each other.
+#[derive(Debug)]
+struct Running {
+    succeeded: bool,
+    operations: std::vec::IntoIter<pb::RequestOp>,
+    nested: std::vec::IntoIter<Path>,
+    responses: Vec<pb::ResponseOp>,
+}
+
+impl Running {
+    fn new(request: pb::TxnRequest, path: Path) -> Running {
+        let operations = if path.succeeded { request.success } else { request.failure };
+        Running {
+            succeeded: path.succeeded,
+            responses: Vec::with_capacity(operations.len()),
+            operations: operations.into_iter(),
+            nested: path.nested.into_iter(),
+        }
+    }
+}
+
+impl Execution {
+    /// The txn goes this way, which has passed [`check_path`].
+    pub(crate) fn new(request: pb::TxnRequest, path: Path) -> Execution {
+        Execution { running: vec![Running::new(request, path)], deletion: None }
+    }
+
+    /// Carries operations out, one at least; `None` if some are left.
+    pub(crate) fn go_on(
+        &mut self,
+        applier: &mut Applier<'_>,
+        write: &mut Write,
+    ) -> Result<Option<pb::TxnResponse>, Error> {
+        loop {
+            if let Some(deletion) = &mut self.deletion {
+                let Some(response) = deletion.go_on(applier, write)? else { return Ok(None) };
+                self.deletion = None;
+                self.answer(Some(OpResponse::ResponseDeleteRange(response)));
+            } else if let Some(operation) = self.running.last_mut().and_then(|txn| txn.operations.next()) {
+                self.begin(applier, write, operation)?;
+            } else if let Some(Running { succeeded, responses, .. }) = self.running.pop() {
+                let response = pb::TxnResponse { header: header(0), succeeded, responses };
+                if self.running.is_empty() {
+                    return Ok(Some(response));
+                }
+                self.answer(Some(OpResponse::ResponseTxn(response)));
+            }
+            if applier.effort.left() == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn begin(
+        &mut self,
+        applier: &mut Applier<'_>,
+        write: &mut Write,
+        operation: pb::RequestOp,
+    ) -> Result<(), Error> {
+        applier.effort.add(1);
         let response = match operation.request {
             Some(Request::RequestRange(range)) => {
                 let read = |this: &Applier<'_>| range::execute(&this.source(Some(write)), &range);
@@ -171,17 +231,29 @@ pub(crate) fn execute(
             }
             Some(Request::RequestPut(put)) => Some(OpResponse::ResponsePut(applier.put(write, put)?)),
             Some(Request::RequestDeleteRange(delete)) => {
-                Some(OpResponse::ResponseDeleteRange(applier.delete_range(write, &delete)?))
+                self.deletion = Some(Deletion::new(&delete));
+                return Ok(());
             }
-            Some(Request::RequestTxn(txn)) => match nested.next() {
-                Some(path) => Some(OpResponse::ResponseTxn(execute(applier, write, txn, path)?)),
-                None => None,
-            },
+            Some(Request::RequestTxn(txn)) => {
+                match self.running.last_mut().and_then(|outer| outer.nested.next()) {
+                    Some(path) => {
+                        self.running.push(Running::new(txn, path));
+                        return Ok(());
+                    }
+                    None => None,
+                }
+            }
             None => None,
         };
-        responses.push(pb::ResponseOp { response });
+        self.answer(response);
+        Ok(())
     }
-    Ok(pb::TxnResponse { header: header(0), succeeded: path.succeeded, responses })
+
+    fn answer(&mut self, response: Option<OpResponse>) {
+        if let Some(txn) = self.running.last_mut() {
+            txn.responses.push(pb::ResponseOp { response });
+        }
+    }
 }
 
 /// Carries a txn out that writes nothing.

@@ -261,8 +261,8 @@ fn groups_share_an_engine() {
     for (number, keyspace) in keyspaces.iter().enumerate() {
         let applied = Applied { index: 1, ..Applied::default() };
         keyspace.apply(applied, vec![put("k", vec![number as u8])]).pop().unwrap().unwrap();
-        let mut flush = keyspace.take_flush(1, 1000).unwrap();
-        engine.write(std::mem::take(&mut flush.batch)).unwrap();
+        let flush = keyspace.take_flush(1, 1000).unwrap();
+        engine.write(flush.batch()).unwrap();
         keyspace.flush_done(flush);
     }
     for group in [1, 2] {
@@ -700,4 +700,94 @@ fn the_configuration_is_where_the_state_is() {
     assert!(other.import(replica.exporter().unwrap(), 10, usize::MAX));
     assert_eq!(other.keyspace.configuration(), "two", "in a snapshot");
     assert_eq!(other.keyspace.digest(), replica.keyspace.digest());
+}
+
+/// A command that deletes very many keys held the lock, and with it everything else on the node, until it was through.
+#[test]
+fn a_large_deletion_is_carried_out_piece_by_piece_and_shows_when_it_is_whole() {
+    let mut replica = Replica::new(Options::default());
+    let key = |number| format!("k{number:04}");
+    let log: Vec<Entry> = vec![(0, (0..5_000).map(|number| put(&key(number), "v")).collect())];
+    replica.follow(&log);
+    replica.flush_all();
+    replica.engine.persist().unwrap();
+    let mut client = Client::new(&replica.keyspace);
+    client.stream.create(pb::WatchCreateRequest {
+        key: "k".into(),
+        range_end: "l".into(),
+        ..Default::default()
+    });
+    client.drain();
+    let delete = pb::DeleteRangeRequest { key: "k".into(), range_end: "l".into(), prev_kv: true };
+    let commands = || vec![put("k", "new"), Command::DeleteRange(delete.clone()), put("l", "last")];
+    let at = Applied { term: 1, index: 2, checksum: 0, stamp_ms: 0 };
+    let ended = (replica.keyspace.applied(), replica.keyspace.digest());
+
+    let begin = |replica: &Replica| {
+        replica.keyspace.begin_entry(at, commands().into_iter().map(|command| (command, true)).collect());
+    };
+    begin(&replica);
+    for piece in 0..4 {
+        let (effort, answers) = replica.keyspace.go_on(1_000);
+        // A value that is read counts as ten keys.
+        assert!((1_000..=12_000).contains(&effort), "{effort}");
+        assert_eq!((answers, replica.keyspace.is_entry_open()), (None, true));
+        let shown = replica.keyspace.range(&all(0)).unwrap();
+        assert_eq!((shown.kvs.len(), shown.header.unwrap().revision), (5_001, 5_002), "the put is done");
+        assert_eq!((replica.keyspace.applied(), replica.keyspace.digest()), ended);
+        assert!(!replica.flush(u64::MAX, 1 << 20), "nothing of it goes to the engine");
+        let events: usize = client.drain().iter().map(|response| response.events.len()).sum();
+        assert_eq!(events, usize::from(piece == 0));
+    }
+    // What was begun is forgotten with the process, and done again.
+    replica.crash(0);
+    assert_eq!((replica.keyspace.applied(), replica.keyspace.digest()), ended);
+    begin(&replica);
+    assert_eq!(replica.keyspace.go_on(1_000).1, None);
+    let mut client = Client::new(&replica.keyspace);
+    client.stream.create(pb::WatchCreateRequest {
+        key: "k".into(),
+        range_end: "l".into(),
+        ..Default::default()
+    });
+    let answers = std::iter::from_fn(|| Some(replica.keyspace.go_on(1_000).1)).flatten().next().unwrap();
+    let Ok(Response::DeleteRange(deleted)) = &answers[1] else { panic!("{:?}", answers[1]) };
+    assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (5_001, 5_001));
+    assert!(deleted.prev_kvs.iter().all(|pair| pair.value == "v" || pair.value == "new"));
+    assert_eq!(replica.keyspace.range(&all(0)).unwrap().kvs.len(), 1);
+    let events: Vec<_> = client.drain().into_iter().flat_map(|response| response.events).collect();
+    assert_eq!(events.len(), 5_001, "those of the deletion, in one piece");
+
+    let whole = Replica::new(Options::default());
+    whole.follow(&log);
+    whole.keyspace.apply(at, commands());
+    assert_eq!(replica.keyspace.digest(), whole.keyspace.digest());
+}
+
+/// The keys of a lease are deleted piece by piece, and then it is gone.
+#[test]
+fn a_lease_with_many_keys_ends_piece_by_piece() {
+    let replica = Replica::new(Options::default());
+    let bound = |number: usize| {
+        let key = format!("k{number:04}").into();
+        Command::Put(pb::PutRequest { key, value: "v".into(), lease: 1, ..Default::default() })
+    };
+    let grant = |id| Command::LeaseGrant(pb::LeaseGrantRequest { id, ttl: 1 });
+    let commands = [grant(1), grant(2)].into_iter().chain((0..3_000).map(bound)).collect();
+    replica.follow(&[(0, commands)]);
+    let expire = vec![(Command::LeaseExpire(vec![2, 7, 1]), true)];
+    replica.keyspace.begin_entry(Applied { term: 1, index: 2, checksum: 0, stamp_ms: 1_000 }, expire);
+    let mut pieces = 0;
+    let answers = loop {
+        let answers = replica.keyspace.go_on(1_000).1;
+        pieces += 1;
+        if let Some(answers) = answers {
+            break answers;
+        }
+        assert_eq!(replica.keyspace.leases(), [1], "one after the other");
+        assert_eq!(replica.keyspace.range(&all(0)).unwrap().kvs.len(), 3_000);
+    };
+    assert_eq!(pieces, 7);
+    assert_eq!(answers, [Ok(Response::LeaseExpire(vec![2, 1]))]);
+    assert!(replica.keyspace.leases().is_empty() && replica.keyspace.is_empty());
 }

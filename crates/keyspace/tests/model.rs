@@ -298,7 +298,7 @@ struct Run {
 impl Run {
     fn new() -> Run {
         let small = Options { cache: ValueCache::new(2000), watch_buffer_bytes: 700, ..Options::default() };
-        let replicas = [Replica::new(Options::default()), Replica::new(small)];
+        let replicas = [Replica::new(Options::default()), Replica { effort: 2, ..Replica::new(small) }];
         let ranges: [(&[u8], &[u8]); 3] = [(b"a0", b""), (b"b", b"c"), (b"a2", b"\0")];
         let watchers =
             (0..6).map(|n| Watcher::new(n % 2, &replicas, ranges[n / 2].0, ranges[n / 2].1)).collect();

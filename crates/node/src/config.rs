@@ -72,6 +72,9 @@ pub struct Limits {
     pub digest_interval_us: u64,
     /// Leases revoked by expiry in one entry.
     pub expiries_per_entry: usize,
+    /// Keys that a group may look at or change in one turn of its shard, about, before it goes on in the next one. All groups of the shard together
+    /// may do four times as much.
+    pub apply_effort: usize,
     /// Microseconds without requests after which a group sleeps; 0 for never.
     pub sleep_after_us: u64,
     /// After so many entries the log tells that the engine has them durably.
@@ -95,6 +98,7 @@ impl Default for Limits {
             snapshot_log_bytes: 256 << 20,
             digest_interval_us: 5_000_000,
             expiries_per_entry: 500,
+            apply_effort: 4_000,
             sleep_after_us: 2_000_000,
             told_entries: 10_000,
         }

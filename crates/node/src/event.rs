@@ -281,7 +281,7 @@ pub enum Retired {
 pub struct FlushJob {
     /// Whose state it is.
     pub group: GroupId,
-    /// Write `flush.batch`, then hand the flush back in [`Event::Flushed`].
+    /// Write `flush.batch()`, then hand the flush back in [`Event::Flushed`].
     pub flush: Flush,
 }
 

@@ -11,6 +11,7 @@ use hadron_consensus::{
 use hadron_keyspace::Keyspace;
 use hadron_storage::wal::RecoveredGroup;
 
+use crate::apply::OpenEntry;
 use crate::board::GroupBoard;
 use crate::clock::GroupClock;
 use crate::config::{Config, GroupConfig};
@@ -56,7 +57,9 @@ pub(crate) struct Replica {
 
     /// Committed entries that wait to be applied, without gaps.
     pub(crate) unapplied: VecDeque<Entry>,
-    /// Term of the last applied entry.
+    /// The one before them, of which something is applied.
+    pub(crate) open_entry: Option<OpenEntry>,
+    /// Term of the last entry that was applied, or begun.
     pub(crate) applied_term: Term,
     pub(crate) reads: Reads,
 
@@ -164,6 +167,7 @@ impl Replica {
             forwards_seen: BTreeMap::new(),
             proposed: HashMap::new(),
             unapplied: VecDeque::new(),
+            open_entry: None,
             applied_term: in_engine.term,
             reads: Reads::default(),
             clock,

@@ -24,6 +24,8 @@ use crate::roster::{self, KnownRoster, Pool};
 use crate::shards::Shard;
 use crate::sleep::Dormant;
 
+/// All groups together may apply as much in a turn as so many of them may.
+const GROUPS_PER_TURN: usize = 4;
 /// Tokens of requests that the node makes itself; nobody waits for their replies.
 const OWN_TOKENS: u64 = 1 << 63;
 /// Heartbeats between two looks at whether this node's own record is published.
@@ -72,6 +74,12 @@ pub struct Node {
     pub(crate) core_effects: CoreEffects,
     /// Groups to settle at the end of the turn.
     touched: Vec<GroupId>,
+    /// What all groups together may still apply in this turn ([`crate::Limits::apply_effort`]).
+    pub(crate) turn_effort_left: usize,
+    /// Groups that have something to apply for which there was no time in this turn, and whether there was time for some of it.
+    pub(crate) left_over: Vec<(bool, GroupId)>,
+    /// There were some in the last turn: the next one does not wait.
+    pub(crate) is_work_left: bool,
     timers: BTreeSet<(Time, GroupId)>,
     heartbeat_at: Time,
     heartbeats: u64,
@@ -135,6 +143,9 @@ impl Node {
             entry_token: 0,
             core_effects: CoreEffects::default(),
             touched: Vec::new(),
+            turn_effort_left: 0,
+            left_over: Vec::new(),
+            is_work_left: false,
             timers: BTreeSet::new(),
             heartbeat_at: now,
             heartbeats: 0,
@@ -183,6 +194,9 @@ impl Node {
 
     /// When [`Event::Timer`] is due.
     pub fn deadline(&self) -> Time {
+        if self.is_work_left {
+            return self.now;
+        }
         let group = self.timers.first().map(|(at, _)| *at);
         let persist = self.engine_persist.deadline(self.persist_interval_us());
         [group, persist].into_iter().flatten().fold(self.heartbeat_at, Time::min)
@@ -229,6 +243,7 @@ impl Node {
     /// Ends a turn: proposes, asks, applies, answers and flushes for every group that something happened to.
     pub fn settle(&mut self, now: Time, effects: &mut Effects) {
         self.advance(now, effects);
+        self.turn_effort_left = self.config.limits.apply_effort.saturating_mul(GROUPS_PER_TURN);
         // Settling a group may touch it again (a single voter commits what it proposes); twice is enough for that, and
         // what cannot proceed now has a timer.
         for _ in 0..2 {
@@ -245,6 +260,7 @@ impl Node {
             }
             self.set_timer(group);
         }
+        self.touch_left_over();
         self.maybe_persist_engine(effects);
         if std::mem::take(&mut self.are_peers_stale) {
             self.refresh_peers();
@@ -283,6 +299,14 @@ impl Node {
             replica.touched = true;
             self.touched.push(group);
         }
+    }
+
+    /// Groups for which there was no time are the first in the next turn, and of these the ones for which there was none at all.
+    fn touch_left_over(&mut self) {
+        let mut left_over = std::mem::take(&mut self.left_over);
+        self.is_work_left = !left_over.is_empty();
+        left_over.sort_by_key(|(had_some, _)| *had_some);
+        left_over.into_iter().for_each(|(_, group)| self.touch(group));
     }
 
     /// Marks all groups to be settled at the end of the turn.
@@ -578,5 +602,16 @@ pub(crate) mod tests {
         let root = &node.replicas[&ROOT_GROUP];
         assert_eq!(root.waiting.len(), 1);
         assert!(root.proposed.contains_key(&1), "a client's request has a time-out of its own");
+    }
+
+    /// However many groups have more to do than there is time for, each gets its turn.
+    #[test]
+    fn who_had_no_time_is_the_first_in_the_next_turn() {
+        let mut node = leading();
+        node.settle(Time(3), &mut Effects::default());
+        node.left_over = vec![(true, ROOT_GROUP), (false, DEFAULT_GROUP)];
+        node.touch_left_over();
+        assert_eq!(node.touched, [DEFAULT_GROUP, ROOT_GROUP]);
+        assert_eq!(node.deadline(), Time(3), "at once");
     }
 }

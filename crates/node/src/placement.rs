@@ -26,10 +26,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hadron_consensus::{Entry, Event as CoreEvent, GroupId, NodeId, ROOT_GROUP, ReplicaId, Role, Time};
-use hadron_keyspace::{Command, Keyspace};
+use hadron_keyspace::Keyspace;
 use hadron_storage::wal::{Record, RecoveredGroup};
 
-use crate::catalog::{Catalog, keys_of};
+use crate::catalog::Catalog;
 use crate::config::GroupConfig;
 use crate::event::{DestroyJob, Effects, Event, Failure, OpenJob, OpenOutcome, Reply, Retired};
 use crate::groups::{Install, Replica, applied_configuration};
@@ -120,9 +120,9 @@ impl Residents {
         self.recovered.remove(&group).as_ref().map_or(0, log_bytes)
     }
 
-    /// A command of the root group was applied.
-    pub(crate) fn note(&mut self, command: &Command) {
-        self.changed.append(&mut keys_of(command));
+    /// An entry of the root group was applied, which may have changed these keys of the catalog.
+    pub(crate) fn note(&mut self, mut keys: BTreeSet<Bytes>) {
+        self.changed.append(&mut keys);
     }
 }
 
@@ -525,11 +525,11 @@ mod tests {
     use std::ops::ControlFlow;
 
     use hadron_consensus::{DEFAULT_GROUP, HardState, Index, Message, Term};
-    use hadron_keyspace::{Applied, Options, ValueCache};
+    use hadron_keyspace::{Applied, Command, Options, ValueCache};
     use hadron_storage::engine::{Engine, ModelEngine, Read as _, Space};
 
     use super::*;
-    use crate::catalog::KeyspaceRecord;
+    use crate::catalog::{self, KeyspaceRecord};
     use crate::node::tests::{alone, leading};
     use crate::propose::RETRY_US;
 
@@ -606,11 +606,11 @@ mod tests {
         for (index, name) in [(1, "a"), (2, "b")] {
             let wanted = KeyspaceRecord { name: name.into(), ..Default::default() };
             let made = Catalog::read(&root).unwrap().create(&wanted, &[NodeId(1)]).unwrap();
-            keys.append(&mut keys_of(&made));
+            keys.append(&mut catalog::keys_of(&made));
             root.apply(Applied { index, ..root.applied() }, vec![made]);
         }
-        let mut flush = root.take_flush(u64::MAX, usize::MAX).unwrap();
-        sound.write(std::mem::take(&mut flush.batch)).unwrap();
+        let flush = root.take_flush(u64::MAX, usize::MAX).unwrap();
+        sound.write(flush.batch()).unwrap();
         root.flush_done(flush);
         let catalog = Catalog::read(&root).unwrap();
         let mut values = Vec::new();
@@ -737,7 +737,7 @@ mod tests {
         let former = Keyspace::open(engine.clone(), group.0, Default::default()).unwrap();
         former.apply(Applied { term: 1, index: 1, checksum: 1, stamp_ms: 0 }, Vec::new());
         let flush = former.take_flush(1, usize::MAX).unwrap();
-        engine.write(flush.batch).unwrap();
+        engine.write(flush.batch()).unwrap();
         let hard_state = HardState { term: Term(1), commit: Index(1), ..HardState::default() };
         let log = RecoveredGroup { hard_state, ..RecoveredGroup::default() };
         node.residents.recovered.insert(group, log);
@@ -780,7 +780,7 @@ mod tests {
         let root = node.replicas[&ROOT_GROUP].keyspace.clone();
         let apply = |node: &mut Node, command: Command, effects: &mut Effects| {
             let applied = Applied { index: root.applied().index + 1, ..root.applied() };
-            node.residents.note(&command);
+            node.residents.note(catalog::keys_of(&command));
             root.apply(applied, vec![command]);
             node.refresh_catalog(effects);
         };

@@ -232,7 +232,7 @@ mod tests {
     use hadron_storage::engine::{Engine, ModelEngine};
 
     use super::*;
-    use crate::catalog::{Catalog, KeyspaceRecord};
+    use crate::catalog::{self, Catalog, KeyspaceRecord};
     use crate::event::Reply;
     use crate::node::tests::alone;
 
@@ -380,7 +380,7 @@ mod tests {
             let root = &shards.nodes[0].replicas[&ROOT_GROUP].keyspace;
             let applied = hadron_keyspace::Applied { index: root.applied().index + 1, ..root.applied() };
             root.apply(applied, vec![command.clone()]);
-            shards.nodes[0].residents.note(&command);
+            shards.nodes[0].residents.note(catalog::keys_of(&command));
             shards.nodes[0].refresh_catalog(&mut effects);
             late.extend(effects.tells);
         };

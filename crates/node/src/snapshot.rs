@@ -108,6 +108,7 @@ impl Node {
             Ok(configuration) => configuration,
             Err(what) => return effects.fatal = Some(what),
         };
+        replica.open_entry = None;
         replica.unapplied.retain(|entry| entry.index > position.index);
         replica.applied_term = position.term;
         if !replica.core.is_leader() {
@@ -208,7 +209,7 @@ mod tests {
         let keyspace = &node.replicas[&DEFAULT_GROUP].keyspace;
         keyspace.apply(at, vec![command]);
         let flush = keyspace.take_flush(at.index, usize::MAX).unwrap();
-        engine.write(flush.batch.clone()).unwrap();
+        engine.write(flush.batch()).unwrap();
         keyspace.flush_done(flush);
         let mut exporter = Exporter::new(keyspace.clone(), usize::MAX).unwrap();
         let mut importer = Importer::new(engine, DEFAULT_GROUP.0).unwrap();

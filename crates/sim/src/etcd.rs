@@ -42,6 +42,11 @@ pub fn request(action: &Action) -> Request {
         Action::GetAt(key, revision) => {
             Request::Range(RangeRequest { key: key.clone(), revision: *revision, ..RangeRequest::default() })
         }
+        Action::GetRange(from, to) => Request::Range(RangeRequest {
+            key: from.clone(),
+            range_end: to.clone(),
+            ..RangeRequest::default()
+        }),
         Action::Revoke(lease) => Request::Revoke(LeaseRevokeRequest { id: *lease }),
         Action::Compact(revision) => {
             Request::Compact(CompactionRequest { revision: *revision, physical: false })
@@ -54,6 +59,7 @@ fn single(step: &Step) -> Request {
         Step::Get(key) => Request::Range(get(key)),
         Step::Put(key, value, lease) => Request::Put(put(key, value, *lease)),
         Step::Delete(key) => Request::Delete(delete(key)),
+        Step::DeleteRange(from, to) => Request::Delete(delete_range(from, to)),
     }
 }
 
@@ -67,6 +73,10 @@ fn put(key: &Bytes, value: &Bytes, lease: i64) -> PutRequest {
 
 fn delete(key: &Bytes) -> DeleteRangeRequest {
     DeleteRangeRequest { key: key.clone(), ..DeleteRangeRequest::default() }
+}
+
+fn delete_range(from: &Bytes, to: &Bytes) -> DeleteRangeRequest {
+    DeleteRangeRequest { range_end: to.clone(), ..delete(from) }
 }
 
 fn txn(transaction: &Transaction) -> TxnRequest {
@@ -99,6 +109,7 @@ fn operation(step: &Step) -> RequestOp {
         Step::Get(key) => request_op::Request::RequestRange(get(key)),
         Step::Put(key, value, lease) => request_op::Request::RequestPut(put(key, value, *lease)),
         Step::Delete(key) => request_op::Request::RequestDeleteRange(delete(key)),
+        Step::DeleteRange(from, to) => request_op::Request::RequestDeleteRange(delete_range(from, to)),
     };
     RequestOp { request: Some(request) }
 }
@@ -120,6 +131,14 @@ pub fn txn_response(response: &TxnResponse) -> Response {
 /// The response to a revocation or a compaction.
 pub fn plain_response(header: &Option<ResponseHeader>) -> Response {
     Response { revision: revision(header), succeeded: true, results: Vec::new() }
+}
+
+/// What a read found, for `action`.
+pub fn read(action: &Action, response: &RangeResponse) -> StepResult {
+    match action {
+        Action::GetRange(..) => StepResult::Found(response.kvs.iter().map(key_value).collect()),
+        _ => got(response),
+    }
 }
 
 /// What a range over a single key found.

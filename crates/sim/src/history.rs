@@ -3,7 +3,7 @@
 //! It is independent of how the operations were carried out, so that the simulated world and the tests over real
 //! processes record into the same types. Times are microseconds on one clock shared by all clients of a run.
 //!
-//! Left out: ranges over several keys and nested transactions, which other tests cover.
+//! Left out: ranges over several keys inside of transactions, and nested ones, which other tests cover.
 
 use std::fmt;
 
@@ -46,6 +46,8 @@ pub enum Step {
     Put(Bytes, Bytes, i64),
     /// Remove a key.
     Delete(Bytes),
+    /// Remove all keys from the first to before the second.
+    DeleteRange(Bytes, Bytes),
 }
 
 /// What a [`Step`] answered.
@@ -55,8 +57,21 @@ pub enum StepResult {
     Got(Option<KeyValue>),
     /// It was written.
     Put,
-    /// The number of keys that were removed: 0 or 1.
+    /// All keys of a range, in order.
+    Found(Vec<KeyValue>),
+    /// The number of keys that were removed.
     Deleted(i64),
+}
+
+impl StepResult {
+    /// The keys that it shows.
+    pub fn shown(&self) -> &[KeyValue] {
+        match self {
+            StepResult::Got(found) => found.as_slice(),
+            StepResult::Found(found) => found,
+            StepResult::Put | StepResult::Deleted(_) => &[],
+        }
+    }
 }
 
 /// A transaction. A plain get, put or delete is one without guards and with one step.
@@ -79,6 +94,8 @@ pub enum Action {
     StaleGet(Bytes),
     /// A linearizable get of a key as it was at a revision.
     GetAt(Bytes, i64),
+    /// A linearizable get of all keys from the first to before the second.
+    GetRange(Bytes, Bytes),
     /// Revoke a lease and remove its keys. A lease's expiry is recorded as a revocation with [`Outcome::Unknown`] that
     /// was invoked when the lease was granted: it may happen at any time after, or never. Its timing is judged by
     /// [`crate::checkers::lease_promise`].
@@ -106,6 +123,11 @@ impl Action {
     /// A delete.
     pub fn delete(key: impl Into<Bytes>) -> Action {
         Action::once(Step::Delete(key.into()))
+    }
+
+    /// A delete of all keys from one to before another.
+    pub fn delete_range(from: impl Into<Bytes>, to: impl Into<Bytes>) -> Action {
+        Action::once(Step::DeleteRange(from.into(), to.into()))
     }
 
     /// A put that is carried out only while the key's last revision is `expected`; otherwise the key is read.
@@ -138,7 +160,7 @@ impl Response {
     /// Whether the response says that the operation changed something, and so has a revision of its own.
     pub fn wrote(&self) -> bool {
         self.results.iter().any(|result| match result {
-            StepResult::Got(_) => false,
+            StepResult::Got(_) | StepResult::Found(_) => false,
             StepResult::Put => true,
             StepResult::Deleted(count) => *count > 0,
         })

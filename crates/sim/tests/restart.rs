@@ -44,7 +44,7 @@ fn engine_at(position: LogPosition) -> Arc<ModelEngine> {
         Applied { term: position.term.0, index: position.index.0, checksum: position.checksum, stamp_ms: 1 };
     keyspace.apply(applied, vec![Command::Put(put)]);
     let flush = keyspace.take_flush(u64::MAX, usize::MAX).unwrap();
-    engine.write(flush.batch.clone()).unwrap();
+    engine.write(flush.batch()).unwrap();
     engine.persist().unwrap();
     engine
 }

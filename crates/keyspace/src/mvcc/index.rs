@@ -127,8 +127,8 @@ impl Index {
         Some((versions.get(at)?, versions.get(at + 1)))
     }
 
-    /// Visits the keys of `range` after `after` that live at `revision`, in order. Returns the last key looked at when
-    /// `keys_max` were, to go on from there; `None` at the end.
+    /// Visits the keys of `range` after `after` that live at `revision`, in order. Returns how many keys were looked at, and the last of them when
+    /// these were `keys_max`, to go on from there; `None` at the end.
     pub(crate) fn visit(
         &self,
         range: &KeyRange,
@@ -136,16 +136,19 @@ impl Index {
         revision: i64,
         keys_max: usize,
         mut visit: impl FnMut(&Bytes, &Version),
-    ) -> Option<Bytes> {
-        self.walk(range, after, keys_max, |key, versions| {
+    ) -> (usize, Option<Bytes>) {
+        let mut looked = 0;
+        let next = self.walk(range, after, keys_max, |key, versions| {
+            looked += 1;
             if let Some(version) = newest_at(versions, revision).filter(|version| !version.is_tombstone()) {
                 visit(key, version);
             }
-        })
+        });
+        (looked, next)
     }
 
     /// Looks at the keys of `range` after `after`, living or not, with the bytes that the newest value has, or the largest one if any version
-    /// may be read. Returns where to go on, as [`Index::visit`] does.
+    /// may be read. Returns the last key when `keys_max` were looked at; `None` at the end.
     pub(crate) fn look(
         &self,
         range: &KeyRange,
@@ -162,7 +165,7 @@ impl Index {
         })
     }
 
-    /// Shows each key of `range` after `after`, living or not. Returns where to go on, as [`Index::visit`] does.
+    /// Shows each key of `range` after `after`, living or not. Returns the last one when `keys_max` were shown; `None` at the end.
     fn walk(
         &self,
         range: &KeyRange,

@@ -101,6 +101,10 @@ pub(crate) struct Unflushed {
     pub(crate) entries: VecDeque<EntryMark>,
     /// Bytes of the entries, about.
     pub(crate) bytes: usize,
+    /// How many of the records, and of the tables' changes, belong to these entries. The others are of the one that is being applied.
+    pub(crate) ended: (usize, usize),
+    /// Bytes of the records of the entry that is being applied, about.
+    pub(crate) open_bytes: usize,
 }
 
 impl Unflushed {
@@ -111,6 +115,11 @@ impl Unflushed {
         }
         let found = self.records.binary_search_by(|record| record.version.place().cmp(&place)).ok()?;
         self.records.get(found)
+    }
+
+    /// The records of the entry that is being applied, without the first `skipped`.
+    pub(crate) fn open_records(&self, skipped: usize) -> impl Iterator<Item = &Record> {
+        self.records.range(self.ended.0 + skipped..)
     }
 
     /// The records from `revision` on.

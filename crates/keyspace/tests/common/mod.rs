@@ -30,13 +30,15 @@ pub struct Replica {
     pub engine: Arc<FailingEngine>,
     pub keyspace: Arc<Keyspace>,
     pub options: Options,
+    /// How much of an entry is done at a time.
+    pub effort: usize,
 }
 
 impl Replica {
     pub fn new(options: Options) -> Replica {
         let engine = Arc::new(FailingEngine::default());
         let keyspace = Keyspace::open(engine.clone(), GROUP, options.clone()).unwrap();
-        Replica { engine, keyspace, options }
+        Replica { engine, keyspace, options, effort: usize::MAX }
     }
 
     pub fn index(&self) -> u64 {
@@ -55,10 +57,41 @@ impl Replica {
             let applied =
                 Applied { term: 1, index: index as u64 + 1, checksum: index as u64, stamp_ms: *stamp_ms };
             // Through their bytes, as in an entry.
+            // Leases end one after the other.
+            let is_one = commands.len() == 1 && !matches!(commands[0], Command::LeaseExpire(_));
             let commands = commands.iter().map(|c| (Command::decode(c.to_bytes()).unwrap(), is_asked));
-            answers = self.keyspace.apply_for(applied, commands.collect());
+            self.keyspace.begin_entry(applied, commands.collect());
+            answers = self.carry_out(is_one);
         }
         answers
+    }
+
+    /// Goes on with the entry to its end. Of what is done of a single command nothing shows before, whatever else goes on.
+    fn carry_out(&self, is_one: bool) -> Answers {
+        let before = self.shown();
+        loop {
+            if let (_, Some(answers)) = self.keyspace.go_on(self.effort) {
+                return answers;
+            }
+            assert!(
+                !is_one || self.shown() == before,
+                "something shows of a command that is not carried out"
+            );
+            // What fails here goes on failing.
+            drop(self.try_flush(u64::MAX, 100));
+            drop(self.try_sweep(2));
+        }
+    }
+
+    fn shown(&self) -> (Applied, u64, i64, Option<pb::RangeResponse>) {
+        let all = pb::RangeRequest {
+            key: "\0".into(),
+            range_end: "\0".into(),
+            keys_only: true,
+            ..Default::default()
+        };
+        let keyspace = &self.keyspace;
+        (keyspace.applied(), keyspace.digest(), keyspace.revision(), keyspace.range(&all).ok())
     }
 
     /// Like [`Replica::follow_for`] with an engine that may fail, which stops the replica: `None`.
@@ -73,9 +106,9 @@ impl Replica {
     }
 
     pub fn try_flush(&self, durable_index: u64, max_bytes: usize) -> Result<bool, EngineError> {
-        let Some(mut flush) = self.keyspace.take_flush(durable_index, max_bytes) else { return Ok(false) };
+        let Some(flush) = self.keyspace.take_flush(durable_index, max_bytes) else { return Ok(false) };
         assert!(self.keyspace.take_flush(u64::MAX, max_bytes).is_none(), "one flush at a time");
-        self.engine.write(std::mem::take(&mut flush.batch))?;
+        self.engine.write(flush.batch())?;
         let index = flush.index();
         self.keyspace.flush_done(flush);
         assert_eq!(self.keyspace.flushed_index(), index);

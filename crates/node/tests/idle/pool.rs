@@ -213,7 +213,7 @@ impl Pool {
             done.push(Event::LogDurable { sequence: effects.log_sequence });
         }
         for FlushJob { group, flush } in effects.flushes {
-            engine.write(flush.batch.clone()).unwrap();
+            engine.write(flush.batch()).unwrap();
             done.push(Event::Flushed { group, flush });
         }
         for (group, sweep) in effects.sweeps {

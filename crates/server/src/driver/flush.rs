@@ -83,9 +83,9 @@ pub(super) fn start(
 
 fn carry_out(engine: &dyn Engine, job: Job, metrics: &Metrics, inputs: &Inputs) -> Result<(), OpenError> {
     match job {
-        Job::Flush(FlushJob { group, mut flush }) => {
+        Job::Flush(FlushJob { group, flush }) => {
             let began = Instant::now();
-            engine.write(std::mem::take(&mut flush.batch))?;
+            engine.write(flush.batch())?;
             metrics.engine_flush_duration.observe(began.elapsed());
             inputs.event(Event::Flushed { group, flush });
         }

@@ -441,8 +441,8 @@ mod tests {
         };
         let puts = (0..40).map(|n| Command::Put(put(n))).collect();
         keyspace.apply(Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 }, puts);
-        while let Some(mut flush) = keyspace.take_flush(1, usize::MAX) {
-            engine.write(std::mem::take(&mut flush.batch)).unwrap();
+        while let Some(flush) = keyspace.take_flush(1, usize::MAX) {
+            engine.write(flush.batch()).unwrap();
             keyspace.flush_done(flush);
         }
         let (sender, chunks) = mpsc::channel(100);

@@ -189,10 +189,12 @@ impl Client {
         let seen = self.seen.get(&key).copied().unwrap_or(0);
         match self.rng.random_range(0..20) {
             0..11 => Action::put(key, value),
-            11..13 => Action::delete(key),
+            11 => Action::delete(key),
+            12 => Action::delete_range(key, END),
             13..15 => Action::compare_and_set(key, seen, value),
             15 if key != other => both(key, seen, other, value),
             16 => Action::StaleGet(key),
+            17 => Action::GetRange(key, END.into()),
             _ => Action::get(key),
         }
     }
@@ -212,6 +214,9 @@ impl Client {
         self.seen.insert(key.clone(), revision);
     }
 }
+
+/// Behind all keys.
+const END: &[u8] = b"l";
 
 /// Writes two keys at once if the first is still as it was seen; otherwise reads both.
 fn both(key: Bytes, seen: i64, other: Bytes, value: String) -> Action {
@@ -235,7 +240,7 @@ async fn carry_out(channel: &Channel, action: &Action) -> Result<Response, Statu
     Ok(match etcd::request(action) {
         Request::Range(range) => {
             let found = client.range(range).await?.into_inner();
-            etcd::response(&found.header, etcd::got(&found))
+            etcd::response(&found.header, etcd::read(action, &found))
         }
         Request::Put(put) => {
             let put = client.put(put).await?.into_inner();

@@ -37,6 +37,10 @@ fn acknowledged_is_there(operation: &Operation, by_place: &ByPlace<'_>) -> Resul
         let (key, written) = match (step, result) {
             (Step::Put(key, value, _), StepResult::Put) => (key, Some(value)),
             (Step::Delete(key), StepResult::Deleted(1..)) => (key, None),
+            (Step::DeleteRange(from, to), StepResult::Deleted(count)) => {
+                removed_are_there(operation, by_place, (response.revision, from, to), *count)?;
+                continue;
+            }
             _ => continue,
         };
         let event = by_place.get(&(response.revision, key));
@@ -45,6 +49,23 @@ fn acknowledged_is_there(operation: &Operation, by_place: &ByPlace<'_>) -> Resul
             let found = format!("lost: {operation}\nin its place: {event:?}");
             return Err(Violation::new(GUARANTEE, found));
         }
+    }
+    Ok(())
+}
+
+/// As many keys of a range were removed at a revision as the answer says.
+fn removed_are_there(
+    operation: &Operation,
+    by_place: &ByPlace<'_>,
+    (revision, from, to): (i64, &Bytes, &Bytes),
+    count: i64,
+) -> Result<(), Violation> {
+    let there = by_place.range((revision, from)..(revision, to));
+    let removed = there.filter(|(_, event)| event.after.is_none()).count();
+    // Where nothing was removed the revision is another's.
+    if count > 0 && removed as i64 != count {
+        let found = format!("lost: {operation}\nof which {removed} are in their place");
+        return Err(Violation::new(GUARANTEE, found));
     }
     Ok(())
 }
@@ -88,7 +109,7 @@ fn puts(action: &Action) -> impl Iterator<Item = (&Bytes, &Bytes)> {
     };
     steps.into_iter().flatten().filter_map(|step| match step {
         Step::Put(key, value, _) => Some((key, value)),
-        Step::Get(_) | Step::Delete(_) => None,
+        Step::Get(_) | Step::Delete(_) | Step::DeleteRange(..) => None,
     })
 }
 
@@ -153,6 +174,16 @@ mod tests {
         let gone = Event { revision: 3, key: "a".into(), after: None };
         check(&[put("1", done(2)), delete.clone()], &[event(2, "1"), gone]).unwrap();
         check(&[put("1", done(2)), delete], &[event(2, "1")]).unwrap_err();
+    }
+
+    #[test]
+    fn a_range_of_which_something_is_left_is_caught() {
+        let outcome =
+            Outcome::Done(Response { revision: 3, succeeded: true, results: vec![StepResult::Deleted(2)] });
+        let delete = Operation { action: Action::delete_range("a", "c"), ..put("", outcome) };
+        let gone = |key: &'static str| Event { revision: 3, key: key.into(), after: None };
+        check(std::slice::from_ref(&delete), &[gone("a"), gone("b")]).unwrap();
+        check(&[delete], &[gone("a"), gone("c")]).unwrap_err();
     }
 
     #[test]

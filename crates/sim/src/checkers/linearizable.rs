@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashSet};
 use bytes::Bytes;
 
 use super::model::{Changes, Model};
-use crate::history::{Action, Event, Operation, Outcome, StepResult, Violation};
+use crate::history::{Action, Event, Operation, Outcome, Violation};
 
 const GUARANTEE: &str = "linearizable";
 /// Steps after which the search gives up; thousands of times what a history of a test takes.
@@ -61,7 +61,7 @@ fn facts(operations: &[Operation], events: &[Event]) -> Result<Facts, Violation>
     }
     let responses = operations.iter().filter_map(Operation::response);
     for result in responses.flat_map(|response| &response.results) {
-        if let StepResult::Got(Some(found)) = result {
+        for found in result.shown() {
             learn(found.mod_revision, &found.key, Some(&found.value))?;
         }
     }

@@ -3,7 +3,7 @@
 //! It keeps every version of every key, so that a get of an old revision can be answered, and it can be taken back step
 //! by step, which is what a search over orders needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
@@ -47,6 +47,7 @@ impl Model {
             Action::GetAt(key, revision) => {
                 (true, vec![StepResult::Got(self.get_at(key, *revision).cloned())])
             }
+            Action::GetRange(from, to) => (true, vec![StepResult::Found(self.living(from, to, &changes))]),
             Action::Revoke(lease) => {
                 self.remove_attached(*lease, &mut changes);
                 (true, Vec::new())
@@ -133,7 +134,21 @@ impl Model {
                 }
                 StepResult::Deleted(i64::from(existed))
             }
+            Step::DeleteRange(from, to) => {
+                let removed = self.living(from, to, changes);
+                let count = removed.len() as i64;
+                changes.extend(removed.into_iter().map(|found| (found.key, None)));
+                StepResult::Deleted(count)
+            }
         }
+    }
+
+    /// The keys from one to before another, in order.
+    fn living(&self, from: &Bytes, to: &Bytes, changes: &Changes) -> Vec<KeyValue> {
+        let range = || from.clone()..to.clone();
+        let known = self.versions.range(range()).map(|(key, _)| key);
+        let keys: BTreeSet<&Bytes> = known.chain(changes.range(range()).map(|(key, _)| key)).collect();
+        keys.into_iter().filter_map(|key| self.current(key, changes).cloned()).collect()
     }
 
     fn current<'a>(&'a self, key: &Bytes, changes: &'a Changes) -> Option<&'a KeyValue> {

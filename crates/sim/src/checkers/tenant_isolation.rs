@@ -27,7 +27,7 @@ impl<'a> TenantIsolation<'a> {
             };
             let puts = steps.into_iter().flatten().filter_map(|step| match step {
                 Step::Put(_, value, _) => Some(value),
-                Step::Get(_) | Step::Delete(_) => None,
+                Step::Get(_) | Step::Delete(_) | Step::DeleteRange(..) => None,
             });
             puts.map(|value| (value, operation.keyspace))
         });
@@ -43,12 +43,10 @@ impl<'a> TenantIsolation<'a> {
     /// Checks what `operation` read.
     pub fn check_operation(&self, operation: &Operation) -> Result<(), Violation> {
         let results = operation.response().map(|response| response.results.as_slice()).unwrap_or_default();
-        results.iter().try_for_each(|result| match result {
-            StepResult::Got(Some(found)) => {
-                self.check_value(operation.keyspace, &found.value, &operation.to_string())
-            }
-            StepResult::Got(None) | StepResult::Put | StepResult::Deleted(_) => Ok(()),
-        })
+        let shown = results.iter().flat_map(StepResult::shown);
+        shown
+            .map(|found| self.check_value(operation.keyspace, &found.value, &operation.to_string()))
+            .collect()
     }
 
     fn check_value(&self, keyspace: u64, value: &Bytes, place: &str) -> Result<(), Violation> {

@@ -76,10 +76,12 @@ impl Client {
         let key = key(rng.random_range(0..KEYS));
         match rng.random_range(0..100) {
             0..40 => Action::put(key, self.value(rng, large_value_one_in)),
-            40..62 => Action::get(key),
+            40..60 => Action::get(key),
+            60..62 => Action::GetRange(key, Bytes::from_static(END)),
             62..68 => Action::StaleGet(key),
             68..71 => Action::GetAt(key, rng.random_range(1..=newest.max(1))),
-            71..78 => Action::delete(key),
+            71..76 => Action::delete(key),
+            76..78 => Action::delete_range(key, END),
             78..90 => {
                 let expected = self.seen.get(&key).copied().unwrap_or(0);
                 Action::compare_and_set(key, expected, self.value(rng, large_value_one_in))
@@ -125,11 +127,14 @@ impl Client {
                 (Step::Get(key), StepResult::Got(found)) => {
                     self.seen.insert(key.clone(), found.as_ref().map_or(0, |found| found.mod_revision))
                 }
-                (Step::Get(_), _) => None,
+                (Step::Get(_) | Step::DeleteRange(..), _) => None,
             };
         }
     }
 }
+
+/// Behind all keys.
+const END: &[u8] = b"l";
 
 fn key(number: u64) -> Bytes {
     Bytes::from(format!("k{number}"))
@@ -288,7 +293,7 @@ impl World {
         };
         let Request::Range(range) = etcd::request(&action) else { return };
         let outcome = match keyspace.range(&range) {
-            Ok(found) => Outcome::Done(etcd::response(&found.header, etcd::got(&found))),
+            Ok(found) => Outcome::Done(etcd::response(&found.header, etcd::read(&action, &found))),
             Err(Error::Compacted) => Outcome::Compacted,
             Err(Error::Storage(_)) if self.is_rotten(life.node, group) => Outcome::Failed,
             Err(Error::Storage(what)) => {

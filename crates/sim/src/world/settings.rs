@@ -131,6 +131,7 @@ impl Settings {
         }
         settings.cache_bytes = *pick(&mut rng, &[0, 4 << 10, 64 << 20]);
         settings.watch_buffer_bytes = *pick(&mut rng, &[500, 4 << 20]);
+        settings.limits.apply_effort = *pick(&mut rng, &[1, 3, 4_000]);
         settings
     }
 

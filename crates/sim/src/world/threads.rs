@@ -241,7 +241,7 @@ impl World {
             }
             EngineJob::Flush(FlushJob { group, flush }) => {
                 self.remember_state(life.node, group);
-                engine.write(flush.batch.clone()).map_err(|error| error.to_string())?;
+                engine.write(flush.batch()).map_err(|error| error.to_string())?;
                 self.deliver(life, NodeEvent::Flushed { group, flush });
             }
             EngineJob::Sweep(group, sweep) => {

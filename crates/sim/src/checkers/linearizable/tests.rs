@@ -6,7 +6,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::history::{KeyValue, Response, Step};
+use crate::history::{KeyValue, Response, Step, StepResult};
 
 fn operation(invoked: u64, returned: u64, action: Action, outcome: Outcome) -> Operation {
     Operation { client: invoked, keyspace: 1, node: 1, invoked, returned, action, outcome }
@@ -163,6 +163,31 @@ fn the_complete_history_decides_between_unknown_writes() {
 /// Honest histories of many clients: each operation takes effect at a point between its invocation and its return,
 /// some lose their answer. Then one response is bent.
 #[test]
+fn a_range_that_was_deleted_in_part_is_caught() {
+    let whole = || operation(40, 50, Action::delete_range("a", "c"), done(4, vec![StepResult::Deleted(2)]));
+    let shown = |results: &[&StepResult]| {
+        let pairs = results.iter().flat_map(|result| result.shown()).cloned().collect();
+        StepResult::Found(pairs)
+    };
+    let (a, b) = (found("a", "1", 2, 2, 1), found("b", "2", 3, 3, 1));
+    let read = |invoked, revision, results: &[&StepResult]| {
+        let action = Action::GetRange("a".into(), "c".into());
+        operation(invoked, invoked + 5, action, done(revision, vec![shown(results)]))
+    };
+    let history = |reads: &[Operation]| {
+        let mut history = vec![put(0, 10, "a", "1", 2), put(20, 30, "b", "2", 3), whole()];
+        history.extend_from_slice(reads);
+        history
+    };
+    check(&history(&[read(41, 3, &[&a, &b]), read(45, 4, &[])]), &[]).unwrap();
+    check(&history(&[read(41, 3, &[&b])]), &[]).unwrap_err();
+    check(&history(&[read(41, 4, &[&b])]), &[]).unwrap_err();
+    check(&history(&[read(60, 4, &[&b])]), &[]).unwrap_err();
+    let half = operation(40, 50, Action::delete_range("a", "c"), done(4, vec![StepResult::Deleted(1)]));
+    check(&[put(0, 10, "a", "1", 2), put(20, 30, "b", "2", 3), half], &[]).unwrap_err();
+}
+
+#[test]
 fn honest_histories_pass_and_bent_ones_do_not() {
     for seed in 0..40 {
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -210,11 +235,13 @@ fn honest(rng: &mut SmallRng) -> Vec<Operation> {
     let mut history = Vec::new();
     for number in 0..600_u64 {
         let key = Bytes::from(format!("k{}", rng.random_range(0..4)));
-        let action = match rng.random_range(0..5) {
+        let action = match rng.random_range(0..10) {
             0 => Action::get(key),
             1 => Action::StaleGet(key),
             2 => Action::delete(key),
-            3 => {
+            3 => Action::GetRange(key, "l".into()),
+            4 if rng.random_bool(0.3) => Action::delete_range(key, "l"),
+            5 | 6 => {
                 Action::compare_and_set(key, rng.random_range(0..reference.revision()), format!("v{number}"))
             }
             _ => Action::put(key, format!("v{number}")),

@@ -1,0 +1,93 @@
+//! Deletions of many keys: piece by piece, at one revision.
+//!
+//! What one command deletes has no bound. The revision is hidden until it is whole, so readers see all of it or nothing, and they and everything
+//! else that goes on in the shard get their turn between two pieces.
+
+use bytes::Bytes;
+use hadron_proto::etcdserverpb as pb;
+use hadron_proto::mvccpb::KeyValue;
+
+use crate::apply::Applier;
+use crate::error::Error;
+use crate::mvcc::KeyRange;
+use crate::range::{self, Rows, Source, header};
+use crate::state::Write;
+
+/// The deletion of a range that is under way.
+#[derive(Debug)]
+pub(crate) struct Deletion {
+    range: KeyRange,
+    /// The last key that was looked at.
+    after: Option<Bytes>,
+    deleted: i64,
+    prev_kv: bool,
+    prev_kvs: Vec<KeyValue>,
+}
+
+impl Deletion {
+    /// Of nothing yet.
+    pub(crate) fn new(request: &pb::DeleteRangeRequest) -> Deletion {
+        let range = KeyRange::new(&request.key, &request.range_end);
+        Deletion { range, after: None, deleted: 0, prev_kv: request.prev_kv, prev_kvs: Vec::new() }
+    }
+
+    /// Deletes some of the living keys; `None` if there may be more.
+    pub(crate) fn go_on(
+        &mut self,
+        applier: &mut Applier<'_>,
+        write: &mut Write,
+    ) -> Result<Option<pb::DeleteRangeResponse>, Error> {
+        loop {
+            let mut found = Rows::default();
+            self.after =
+                applier.source(Some(write)).next_rows(&self.range, self.after.as_ref(), &mut found)?;
+            let mut rows = found.rows;
+            if self.prev_kv {
+                applier.read_for_answer(|this| this.source(Some(write)).fetch(&mut rows));
+            }
+            rows.iter().for_each(|row| applier.state.delete(write, &row.key));
+            applier.effort.add(rows.len());
+            self.deleted += rows.len() as i64;
+            if self.prev_kv && applier.is_asked() {
+                self.prev_kvs.extend(rows.into_iter().map(|row| range::key_value(row, false)));
+            }
+            if self.after.is_none() {
+                let revision = if write.changes > 0 { write.revision } else { applier.state.revision };
+                let prev_kvs = std::mem::take(&mut self.prev_kvs);
+                let (header, deleted) = (header(revision), self.deleted);
+                return Ok(Some(pb::DeleteRangeResponse { header, deleted, prev_kvs }));
+            }
+            if applier.effort.left() == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// The end of a lease that is under way: its keys are deleted in order, at one revision, and then it is gone.
+#[derive(Debug)]
+pub(crate) struct LeaseEnd {
+    id: i64,
+    write: Write,
+}
+
+impl LeaseEnd {
+    /// Of a lease that exists.
+    pub(crate) fn new(applier: &Applier<'_>, id: i64) -> LeaseEnd {
+        LeaseEnd { id, write: applier.state.begin_write() }
+    }
+
+    /// Deletes some of its keys; gives itself back if there may be more.
+    pub(crate) fn go_on(mut self, applier: &mut Applier<'_>) -> Option<LeaseEnd> {
+        while let Some(key) = applier.state.leases.pop_key(self.id) {
+            applier.state.delete(&mut self.write, &key);
+            applier.effort.add(2);
+            if applier.effort.left() == 0 {
+                return Some(self);
+            }
+        }
+        applier.state.remove_lease(self.id);
+        applier.state.end_write(self.write);
+        None
+    }
+}

@@ -6,6 +6,8 @@
 //!
 //! Groups that exist from the start have no such record: they come and go with their node.
 
+use std::fmt;
+
 use std::ops::ControlFlow;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -30,6 +32,16 @@ pub enum Owner {
     Living(u64),
     /// This one, which was destroyed and must never come back.
     Destroyed(u64),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Owner::Nobody => f.write_str("no replica ever lived here"),
+            Owner::Living(replica) => write!(f, "replica {replica} lives here"),
+            Owner::Destroyed(replica) => write!(f, "replica {replica} was destroyed here"),
+        }
+    }
 }
 
 impl Owner {

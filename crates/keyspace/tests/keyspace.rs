@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use common::{Client, Entry, FailingEngine, Fault, GROUP, Replica};
 use hadron_keyspace::{
-    Applied, Command, Error, Exporter, Importer, Keyspace, OpenError, Options, Owner, Response, Scrub,
-    SnapshotError, ValueCache, WatcherCounts,
+    Applied, Command, DestroyedSweep, Error, Exporter, Importer, Keyspace, OpenError, Options, Owner,
+    Response, Scrub, SnapshotError, ValueCache, WatcherCounts,
 };
 use hadron_proto::etcdserverpb as pb;
 use hadron_storage::engine::{Change, Engine, KEY_BYTES_MAX, ModelEngine, Read, Space};
@@ -550,6 +550,26 @@ fn watchers_survive_a_snapshot() {
     let revisions: Vec<i64> =
         client.drain().iter().flat_map(|r| &r.events).map(|e| e.kv.as_ref().unwrap().mod_revision).collect();
     assert_eq!(revisions, (7..=21).collect::<Vec<_>>());
+}
+
+/// The replica had left its node, and the stream was yet to be ended: a watch in the past was told of nothing that the engine had held, and then of
+/// what came later.
+#[test]
+fn a_watcher_of_a_state_that_is_gone_is_not_told_that_nothing_was() {
+    let replica = Replica::new(Options::default());
+    let engine: &dyn Engine = replica.engine.as_ref();
+    replica.follow(&[(0, vec![put("k", "1"), put("k", "2")])]);
+    replica.flush_all();
+    let log: Vec<Entry> = (0..2).map(|_| (0, vec![put("k", "3")])).collect();
+    replica.follow(&log);
+    Owner::destroy(engine, GROUP, 1).unwrap();
+    let mut sweep = DestroyedSweep::new(GROUP);
+    while sweep.step(engine).unwrap() {}
+    let mut client = Client::new(&replica.keyspace);
+    client.stream.create(pb::WatchCreateRequest { key: "k".into(), start_revision: 2, ..Default::default() });
+    client.stream.request_progress();
+    let told = client.drain();
+    assert_eq!(told.len(), 1, "created, and nothing else: {told:?}");
 }
 
 #[test]

@@ -325,8 +325,6 @@ pub struct DestroyJob {
 pub enum OpenOutcome {
     /// The replica's state; empty if it is new.
     Open(ReplicaId, Arc<Keyspace>),
-    /// The replica would be new, but the log has records of a former one: they must be forgotten first.
-    LogIsOfAnother,
     /// There is none, or it was destroyed: it must not come back.
     Gone,
     /// The engine's records are damaged: whose, if that much is known; what is, and what to do.
@@ -361,9 +359,17 @@ impl OpenJob {
             (Owner::Living(here), wanted) if wanted.is_none_or(|wanted| here >= wanted.0) => {
                 Ok(ReplicaId(here))
             }
+            (Owner::Destroyed(here), wanted) if wanted.is_none_or(|wanted| here >= wanted.0) => {
+                Err(OpenOutcome::Gone)
+            }
+            // A replica owns its records before it says anything, and its log is forgotten before another one comes.
+            (owner, _) if self.is_in_log => {
+                let what = format!(
+                    "as the engine says {owner}, and the log holds what another replica said: the engine has lost data"
+                );
+                return Err(OpenError::Damaged { group, what });
+            }
             (_, None) => Err(OpenOutcome::Gone),
-            (Owner::Destroyed(here), Some(wanted)) if here >= wanted.0 => Err(OpenOutcome::Gone),
-            (_, Some(_)) if self.is_in_log => Err(OpenOutcome::LogIsOfAnother),
             (_, Some(wanted)) => {
                 Owner::claim(engine, group, wanted.0)?;
                 Ok(wanted)

@@ -26,7 +26,7 @@ use crate::apply::decode;
 use crate::catalog::{Catalog, Place, Placement, delete, group_key, leaving_key, txn};
 use crate::config::GroupConfig;
 use crate::envelope::{self, Origin};
-use crate::event::OpenOutcome;
+use crate::event::{OpenJob, OpenOutcome};
 use crate::groups::{applied_configuration, fit_log_to_engine};
 use crate::membership::Member;
 use crate::reconfigure::{Places, first_configuration};
@@ -138,7 +138,7 @@ impl Tenants {
         node: NodeId,
         catalog: &Catalog,
         recovered: &BTreeMap<GroupId, RecoveredGroup>,
-        open: &dyn Fn(GroupId) -> OpenOutcome,
+        open: &dyn Fn(OpenJob) -> OpenOutcome,
     ) -> Tenants {
         let mut tenants = Tenants::default();
         for keyspace in catalog.keyspaces() {
@@ -146,10 +146,11 @@ impl Tenants {
             let Some(placement) = catalog.placement(group).map(|placement| &placement.record) else {
                 continue;
             };
-            let opened = match open(group) {
+            let is_in_log = recovered.contains_key(&group);
+            let opened = match open(OpenJob { group, replica: None, is_in_log }) {
                 OpenOutcome::Open(me, state) => tenant(group, me, placement, &state, recovered),
                 OpenOutcome::Damaged(_, why) | OpenOutcome::Unusable(why) => Err(why),
-                OpenOutcome::Gone | OpenOutcome::LogIsOfAnother => Ok(None),
+                OpenOutcome::Gone => Ok(None),
             };
             match opened {
                 Ok(Some(survivor)) => {
@@ -216,7 +217,7 @@ pub fn force(
     initial: &Roster,
     keyspaces: &BTreeMap<GroupId, Arc<Keyspace>>,
     recovered: &BTreeMap<GroupId, RecoveredGroup>,
-    open: &dyn Fn(GroupId) -> OpenOutcome,
+    open: &dyn Fn(OpenJob) -> OpenOutcome,
 ) -> Result<Forced, String> {
     let root = keyspaces.get(&ROOT_GROUP).ok_or("the root group is not here")?;
     let mut survivors = Vec::new();
@@ -415,7 +416,7 @@ mod tests {
 
         fn force(&self) -> Forced {
             let (groups, keyspaces) = (self.pool.groups(ME), self.keyspaces());
-            let open = |group| self.open(OpenJob { group, replica: None, is_in_log: true });
+            let open = |job| self.open(job);
             force(ME, &groups, &self.pool.roster(), &keyspaces, &self.log, &open).unwrap()
         }
 

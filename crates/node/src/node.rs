@@ -192,6 +192,11 @@ impl Node {
         self.settle(now, effects);
     }
 
+    /// Whether something is to be applied for which there was no time in the last turn: the next one is due at once.
+    pub fn has_left_over(&self) -> bool {
+        self.is_work_left
+    }
+
     /// When [`Event::Timer`] is due.
     pub fn deadline(&self) -> Time {
         if self.is_work_left {
@@ -369,6 +374,7 @@ impl Node {
             self.publish();
             self.tell_roster(self.connected.keys().copied().collect(), effects);
             self.ask_to_leave(effects);
+            self.lead_no_more(effects);
         }
     }
 
@@ -450,6 +456,23 @@ impl Node {
     fn hand_over(&mut self, effects: &mut Effects) {
         for group in self.replicas.keys().copied().collect::<Vec<_>>() {
             if let Some(to) = self.best_successor(group) {
+                self.step_group(group, CoreEvent::TransferLeader { to }, effects);
+            }
+        }
+    }
+
+    /// Who was removed hands over what it leads of the catalog's groups. It is in the root group no more, and would go on by an old catalog for as
+    /// long as it is needed there: whoever plans waits for a leader that is a member.
+    fn lead_no_more(&mut self, effects: &mut Effects) {
+        let (revision, roster) = self.newest_roster();
+        if revision == 0 || roster.member(self.config.node.0).is_some() {
+            return;
+        }
+        let is_led = |replica: &&Replica| replica.core.is_leader() && !replica.follows_roster;
+        let led: Vec<_> = self.replicas.values().filter(is_led).map(|replica| replica.id).collect();
+        for group in led {
+            if let Some(to) = self.best_successor(group) {
+                tracing::info!(group = group.0, to = %to, "this node was removed: it leads no more");
                 self.step_group(group, CoreEvent::TransferLeader { to }, effects);
             }
         }

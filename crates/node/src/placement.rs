@@ -259,7 +259,6 @@ impl Node {
         let step = self.residents.steps.remove(&group);
         match outcome {
             OpenOutcome::Open(replica, keyspace) => self.take_in(group, replica, keyspace, effects),
-            OpenOutcome::LogIsOfAnother => self.forget_log(group, effects),
             OpenOutcome::Gone if self.residents.recovered.contains_key(&group) => {
                 self.forget_log(group, effects);
             }
@@ -269,6 +268,10 @@ impl Node {
                 if matches!(step, Some(Step::Opening(asked)) if asked != wanted.or(leaving)) {
                     self.reside(group, effects);
                 }
+            }
+            // Nobody needs it.
+            OpenOutcome::Damaged(None, _) if self.known(group).is_deleted && !self.root_is_quarantined() => {
+                self.forget_log(group, effects);
             }
             OpenOutcome::Damaged(replica, why) => {
                 let asked = if let Some(Step::Opening(asked)) = step { asked } else { None };
@@ -722,6 +725,33 @@ mod tests {
         assert_eq!(effects.log, [], "nothing is forgotten");
         let here = &node.replicas[&group];
         assert_eq!((here.me, here.core.term()), (ReplicaId(6), Term(4)));
+    }
+
+    /// The engine had lost the record of who lives there. The log was forgotten, and a replica with the same number came, which had voted and
+    /// acknowledged what it knew nothing of any more.
+    #[test]
+    fn a_log_whose_owner_the_engine_has_lost_is_kept_and_the_replica_reported() {
+        let group = GroupId(2);
+        for (owner, wanted) in [(None, 1), (Some(1), 2)] {
+            let mut node = leading();
+            let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
+            if let Some(former) = owner {
+                hadron_keyspace::Owner::claim(engine.as_ref(), group.0, former).unwrap();
+                DestroyJob { group, replica: ReplicaId(former) }.carry_out(engine.as_ref()).unwrap();
+            }
+            let hard_state = HardState { term: Term(4), ..HardState::default() };
+            let log = RecoveredGroup { hard_state, ..RecoveredGroup::default() };
+            node.residents.recovered.insert(group, log);
+            let record = KeyspaceRecord { name: "a".into(), ..Default::default() };
+            let made =
+                node.board.with_catalog(|catalog| catalog.create(&record, &[1, 2, 3].map(NodeId))).unwrap();
+            let job = write(&mut node, &made).opens.pop().expect("a replica is looked for");
+            let job = OpenJob { replica: Some(ReplicaId(wanted)), ..job };
+            let mut effects = Effects::default();
+            node.on_opened(group, job.carry_out(&engine, Default::default()), &mut effects);
+            assert_eq!(effects.log, [], "nothing is forgotten");
+            assert_eq!(node.board.damaged(), BTreeMap::from([(group, ReplicaId(1))]));
+        }
     }
 
     /// The catalog came with a snapshot of the root group, and nobody looked whether a group that slept without a leader was to move now: it

@@ -419,9 +419,15 @@ impl Node {
     /// The revision, voters and learners that come next on the way to what is wanted.
     fn next_step(&self, replica: &Replica, wanted: &Wanted) -> (i64, Vec<ReplicaId>, Vec<ReplicaId>) {
         let current = &replica.core.configuration().voters;
+        let (_, roster) = self.newest_roster();
         let may_vote = |seat: &Seat| {
-            let is_ready =
-                || replica.has_caught_up(seat.replica) && self.liveness.is_alive(self.now, seat.node);
+            // Who was removed since this was planned may be gone as soon as it hears of it.
+            let is_member = || roster.member(seat.node.0).is_some();
+            let is_ready = || {
+                is_member()
+                    && replica.has_caught_up(seat.replica)
+                    && self.liveness.is_alive(self.now, seat.node)
+            };
             current.contains(&seat.replica) || !seat.is_learner && is_ready()
         };
         let ids = |seats: &[Seat]| seats.iter().map(|seat| seat.replica).collect::<Vec<_>>();

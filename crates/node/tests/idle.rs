@@ -151,3 +151,23 @@ fn everybody_asks_at_once_after_a_restart() {
     // A split vote costs an election timeout or two; hardly any group has one.
     assert!(pool.now() - began < 5 * SECOND_US);
 }
+
+/// A member that was removed went on leading keyspaces by the catalog as it had been, and whoever plans waited for a leader that is a member.
+#[test]
+fn a_member_that_is_removed_hands_over_the_keyspaces_that_it_leads() {
+    let mut pool = Pool::placed(12);
+    pool.run_for(3 * SECOND_US);
+    for group in pool.keyspaces() {
+        pool.write((group.0 % 3) as usize, group, None);
+    }
+    pool.run_for(2 * SECOND_US);
+    let led = pool.led_by(2).into_iter().filter(|group| group.0 > 1).count();
+    assert!(led > 0, "every node leads some");
+    pool.remove(2);
+    pool.run_for(3 * SECOND_US);
+    assert_eq!(pool.led_by(2), []);
+    assert!(pool.keyspaces().into_iter().all(|group| pool.is_led(group)));
+    for group in pool.keyspaces() {
+        pool.write_and_wait(0, group);
+    }
+}

@@ -10,7 +10,7 @@ use super::hub::Interest;
 use crate::error::Error;
 use crate::keyspace::Keyspace;
 use crate::mvcc::Record;
-use crate::record;
+use crate::record::{self, StateRecord};
 
 /// Records looked at in a piece.
 const PIECE_RECORDS: usize = 10_000;
@@ -26,6 +26,8 @@ pub(crate) enum Piece {
     Events { events: Vec<Record>, next: i64 },
     /// The history is gone up to this revision.
     Compacted(i64),
+    /// The engine holds another state than this one, which was replaced or has left: nothing can be said.
+    Gone,
 }
 
 /// Collects matching records, and stops at the end of a revision once there is enough.
@@ -81,9 +83,12 @@ pub(crate) fn read(keyspace: &Keyspace, interest: &Interest, next: i64, last: i6
     }
     // Pinned under the lock, at a revision that is not compacted: nothing from here on can be swept.
     let (generation, flushed) = (state.generation, state.flushed.revision.min(last));
+    let is_flushed = state.flushed.index > 0;
     let _pin = keyspace.pins.pin(generation, next);
     drop(state);
-    scan(keyspace, generation, next, flushed, &mut collector)?;
+    if is_flushed && !scan(keyspace, generation, next, flushed, &mut collector)? {
+        return Ok(Piece::Gone);
+    }
     for event in &mut collector.events {
         event.value = keyspace.values(generation).get(&event.version)?;
     }
@@ -95,18 +100,25 @@ fn finish(collector: Collector<'_>, last: i64) -> Piece {
     Piece::Events { events: collector.events, next }
 }
 
-/// Offers the engine's records of the revisions `from..=to`, without values.
+/// Offers the engine's records of the revisions `from..=to`, without values; false if they are not there any more, which must not look
+/// as if there had been none.
 fn scan(
     keyspace: &Keyspace,
     generation: u32,
     from: i64,
     to: i64,
     collector: &mut Collector<'_>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
+    let view = keyspace.engine.snapshot();
+    let stored = StateRecord::stored(view.as_ref(), keyspace.group);
+    let stored = stored.map_err(|error| Error::Storage(error.to_string()))?;
+    if stored.is_none_or(|stored| stored.generation != generation) {
+        return Ok(false);
+    }
     let from = record::version_key(keyspace.group, generation, (from, 0));
     let to = record::version_key(keyspace.group, generation, (to + 1, 0));
     let mut is_damaged = false;
-    keyspace.engine.scan(Space::Versions, &from, &to, &mut |key, value| {
+    view.scan(Space::Versions, &from, &to, &mut |key, value| {
         let decoded = record::decode_version(key, value);
         let Some((version, key)) = decoded else {
             is_damaged = true;
@@ -119,5 +131,5 @@ fn scan(
             ControlFlow::Break(())
         }
     })?;
-    if is_damaged { Err(Error::Storage("a version has no known shape".into())) } else { Ok(()) }
+    if is_damaged { Err(Error::Storage("a version has no known shape".into())) } else { Ok(true) }
 }

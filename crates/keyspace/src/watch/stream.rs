@@ -309,6 +309,8 @@ impl WatchStream {
                     ..Default::default()
                 })
             }
+            // Whoever drives the stream looks now and then whether the state is still there, and then this is tried again.
+            Ok(Piece::Gone) => Step::Idle,
             Err(error) => self.fail(id, &error.to_string()),
         }
     }

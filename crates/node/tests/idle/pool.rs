@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, Time};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, ROOT_GROUP, Time};
 use hadron_keyspace::{Command, Keyspace};
 use hadron_node::{Bootstrap, Config, Effects, Event, FlushJob, Limits, Member, Node, PeerMessage, Reply};
 use hadron_proto::etcdserverpb::{LeaseGrantRequest, PutRequest, RangeRequest};
@@ -48,6 +48,8 @@ struct Process {
 pub(crate) struct Pool {
     machines: [Machine; NODES],
     groups: u64,
+    /// The keyspaces but `default` are where the catalog says, which says nothing.
+    are_placed: bool,
     now: u64,
     inbox: VecDeque<(usize, Event)>,
     counts: Counts,
@@ -74,12 +76,22 @@ impl Pool {
         let mut pool = Pool {
             machines: Default::default(),
             groups,
+            are_placed: false,
             now: 1,
             inbox: VecDeque::new(),
             counts: Counts::default(),
             tokens: 0,
             answers: BTreeMap::new(),
         };
+        (0..NODES).for_each(|index| pool.start(index));
+        pool
+    }
+
+    /// The same; the keyspaces do not follow the roster.
+    pub(crate) fn placed(groups: u64) -> Pool {
+        let mut pool = Pool::new(groups);
+        (0..NODES).for_each(|index| pool.stop(index));
+        pool.are_placed = true;
         (0..NODES).for_each(|index| pool.start(index));
         pool
     }
@@ -139,7 +151,12 @@ impl Pool {
         let mut groups = pool.groups(node_id(index));
         let like = groups[0].clone();
         let further = (DEFAULT_GROUP.0 + 1..=self.groups).map(GroupId);
-        groups.extend(further.map(|group| hadron_node::GroupConfig { group, ..like.clone() }));
+        let follows_roster = !self.are_placed;
+        groups.extend(further.map(|group| hadron_node::GroupConfig {
+            group,
+            follows_roster,
+            ..like.clone()
+        }));
         let machine = &mut self.machines[index];
         machine.incarnation += 1;
         Config {
@@ -253,6 +270,16 @@ impl Pool {
         let command = Command::Put(put).to_bytes();
         self.inbox.push_back((index, Event::Write { token, group, command }));
         token
+    }
+
+    /// Takes a member out of the roster, and waits for the answer.
+    pub(crate) fn remove(&mut self, index: usize) {
+        let pool = self.node(0).board().pool();
+        let mut next = pool.roster.clone();
+        next.remove(node_id(index).0).unwrap();
+        let (token, command) = (self.token(), pool.replace(&next).to_bytes());
+        self.inbox.push_back((0, Event::Write { token, group: ROOT_GROUP, command }));
+        self.wait_for(token);
     }
 
     /// Microseconds until a write is answered.

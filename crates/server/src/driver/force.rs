@@ -109,10 +109,7 @@ impl Opened<'_> {
     fn forced(&self, home: &Home, recovered: &BTreeMap<GroupId, RecoveredGroup>) -> Result<Forced, String> {
         let groups = home.pool.groups(home.node());
         // Whichever replica lives here; none is made. They are opened one after the other, and not kept.
-        let open = |group| {
-            let job = OpenJob { group, replica: None, is_in_log: true };
-            job.carry_out(self.engine, self.options.clone())
-        };
+        let open = |job: OpenJob| job.carry_out(self.engine, self.options.clone());
         hadron_node::force(home.node(), &groups, &home.pool.roster(), self.keyspaces, recovered, &open)
     }
 }

@@ -106,10 +106,18 @@ impl World {
     fn check_forgetting(&mut self, node: u64, record: &Record) {
         let Record::Forget(group) = record else { return };
         let Some(machine) = self.machines.get(&node) else { return };
-        if let Ok(Owner::Living(replica)) = Owner::of(&*machine.engine, group.0) {
-            let found = format!("n{node} forgets the log of replica {replica} of {group}, which lives there");
-            self.violate(Violation::new("durable_ack", found));
-        }
+        let board = machine.process.as_ref().map(|process| process.node().board());
+        let is_deleted = board.is_some_and(|board| board.with_catalog(|catalog| catalog.is_deleted(*group)));
+        let found = match Owner::of(&*machine.engine, group.0) {
+            Ok(Owner::Living(replica)) => {
+                format!("n{node} forgets the log of replica {replica} of {group}, which lives there")
+            }
+            Ok(Owner::Nobody) if !is_deleted => {
+                format!("n{node} forgets a log of {group}, whose owner its engine has lost")
+            }
+            _ => return,
+        };
+        self.violate(Violation::new("durable_ack", found));
     }
 
     /// Writes everything that waits as one batch, unless a write is under way.

@@ -36,7 +36,7 @@ pub trait Disk: Send + Sync {
     /// The names of the files and directories in a directory, sorted.
     fn list(&self, directory: &Path) -> io::Result<Vec<String>>;
 
-    /// Creates a directory and those above it, as far as they do not exist.
+    /// Creates a directory and those above it, as far as they do not exist. Their names are durable on return.
     fn create_dir(&self, directory: &Path) -> io::Result<()>;
 
     /// Makes the names in a directory durable.

@@ -48,7 +48,11 @@ impl Disk for RealDisk {
     }
 
     fn create_dir(&self, directory: &Path) -> io::Result<()> {
-        fs::create_dir_all(directory)
+        let missing = directory.ancestors().take_while(|part| !part.as_os_str().is_empty() && !part.exists());
+        let missing: Vec<&Path> = missing.collect();
+        fs::create_dir_all(directory)?;
+        // Each of them is a name in the one above it.
+        missing.iter().rev().filter_map(|part| part.parent()).try_for_each(|above| self.sync_dir(above))
     }
 
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {

@@ -10,15 +10,13 @@
 //! Left out: compression (it costs CPU on every flush and compaction, and entries that compress well are the client's to
 //! compress) and key-value separation.
 //!
-//! Known limits: after a failed fsync Linux counts pages as clean that it never wrote, so what a process reads that is
-//! started again on the same machine need not be on the disk, and no fsync puts it there. The log writes such a tail
-//! again; nothing does so for fjall's journal, so that a power loss may still take it back below what the log relies on.
-//! Should two memtables of one space fill up while a third is being written, the second can become a table before the
+//! Known limit: should two memtables of one space fill up while a third is being written, the second can become a table before the
 //! journal is fsynced up to its end; a power loss in that moment leaves tables that are ahead of the journal, which are
 //! refused as damaged and cost a rebuild from the other members.
 //! fjall opens successfully with its journal cut short, so whoever opens an engine must compare the applied
 //! index in it with the floor that the write-ahead log recorded.
 
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +39,17 @@ use super::journal::cut_torn_end;
 use super::{Batch, Change, Engine, EngineError, Read, Reclaimed, Space, Visit, check_sizes};
 use crate::TornTail;
 use crate::priority::give_way;
+
+/// Makes the names in a directory durable, and in those below: a process that was killed may have made files and never got to that.
+fn sync_directories(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_directories(&entry.path())?;
+        }
+    }
+    File::open(directory)?.sync_all()
+}
 
 /// How much memory, disk and how many threads an engine may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +126,8 @@ impl FjallEngine {
             reclaiming: Mutex::new(()),
         };
         engine.persist()?;
+        sync_directories(directory)
+            .map_err(|error| EngineError::Io(format!("the names of the engine's files: {error}")))?;
         Ok(engine)
     }
 
@@ -558,6 +569,31 @@ mod tests {
         let end = flipped.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
         assert_eq!((&tail.file, tail.offset, tail.bytes), (&journal, first, end - first));
         assert_eq!(engine.get(Space::Values, b"a").unwrap().as_deref(), Some(&b"1"[..]));
+    }
+
+    /// After a failed fsync the journal was read from the page cache, as if it were on the disk, and no fsync put it there: with what the log had
+    /// been cut for, it went with the next power loss.
+    #[test]
+    fn the_journal_is_written_again_when_it_is_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = directory.path().join("0.jnl");
+        let engine = FjallEngine::open(directory.path(), &small()).unwrap();
+        let value = Bytes::from(vec![b'1'; 3 << 20]);
+        engine.write(vec![Change::Put(Space::Values, "a".into(), value)]).unwrap();
+        engine.persist().unwrap();
+        drop(engine);
+        let before = std::fs::read(&journal).unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        std::fs::File::options().write(true).open(&journal).unwrap().set_modified(long_ago).unwrap();
+        cut_torn_end(directory.path()).unwrap();
+        let after = std::fs::read(&journal).unwrap();
+        assert!(before.starts_with(&after) && after.len() > 3 << 20, "its end was zeros");
+        assert_ne!(std::fs::metadata(&journal).unwrap().modified().unwrap(), long_ago);
+        // Nothing is to be cut off any more, and still it is written.
+        std::fs::File::options().write(true).open(&journal).unwrap().set_modified(long_ago).unwrap();
+        cut_torn_end(directory.path()).unwrap();
+        assert_eq!(std::fs::read(&journal).unwrap(), after);
+        assert_ne!(std::fs::metadata(&journal).unwrap().modified().unwrap(), long_ago);
     }
 
     #[test]

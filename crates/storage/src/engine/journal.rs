@@ -1,4 +1,4 @@
-//! What fjall leaves undone after a power loss: the journal's torn end.
+//! What fjall leaves undone after a power loss or a failed fsync: the journal's torn end, and what was never written of it.
 //!
 //! fjall cuts off an end that stops in the middle of a batch, but refuses to open when a batch is complete and its
 //! checksum is wrong. A power loss does that: what was not fsynced reaches the disk in any order, so pages in the middle
@@ -10,12 +10,17 @@
 //! journal before it makes tables, so a journal that ends before what is in tables is damaged; and a node compares the
 //! index in the engine with the floor of its log, so an engine that fell back behind what is relied on is refused.
 //!
+//! What a process reads that is started again on the same machine need not be on the disk: after a failed fsync Linux counts pages as clean
+//! that it never wrote, and no later fsync puts them there. So all that is left of the newest journal is written again, and fsynced, before anybody
+//! relies on it.
+//!
 //! A batch, all numbers little-endian: `1, count (4), sequence (8)`, then `count` items, then `3, checksum (8), "FJL\x03"`.
 //! An item is `2, type (1), compression (1), keyspace (8), key length (2), value length (4), the same once more (4), key,
 //! value`; or `4, keyspace (8)`. The checksum is XXH3-64 of the items.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
@@ -32,6 +37,9 @@ const ITEM_HEAD: usize = 20;
 const KEY_LENGTH: usize = 10;
 const VALUE_LENGTHS: usize = 12;
 
+/// Bytes that are written again at a time.
+const PIECE: usize = 1 << 20;
+
 /// fjall's, in its directory.
 const LOCK: &str = "lock";
 
@@ -44,7 +52,7 @@ pub(super) struct End {
     pub(super) torn: Option<TornTail>,
 }
 
-/// Cuts the newest journal in `directory` where its first broken batch begins, unless somebody has the engine open, which
+/// Cuts the newest journal in `directory` where its first broken batch begins, and writes the rest again, unless somebody has the engine open, which
 /// fjall refuses then.
 pub(super) fn cut_torn_end(directory: &Path) -> io::Result<End> {
     let Some(path) = newest(directory)? else { return Ok(End::default()) };
@@ -73,12 +81,24 @@ fn cut_behind_whole_batches(path: &Path) -> io::Result<End> {
     }
     let bytes = written_behind(path, whole)?;
     let torn = (bytes > 0).then(|| TornTail { file: path.to_owned(), offset: whole, bytes });
-    if whole < fs::metadata(path)?.len() {
-        let file = File::options().write(true).open(path)?;
-        file.set_len(whole)?;
-        file.sync_all()?;
-    }
+    let file = File::options().read(true).write(true).open(path)?;
+    file.set_len(whole)?;
+    write_again(&file, whole)?;
+    file.sync_all()?;
     Ok(End { last, torn })
+}
+
+/// Puts the first `length` bytes where they are.
+fn write_again(file: &File, length: u64) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while at < length {
+        let bytes = buffer.len().min(usize::try_from(length - at).unwrap_or(usize::MAX));
+        file.read_exact_at(&mut buffer[..bytes], at)?;
+        file.write_all_at(&buffer[..bytes], at)?;
+        at += bytes as u64;
+    }
+    Ok(())
 }
 
 /// How many bytes behind `offset` there are up to the last one that is not zero.

@@ -84,13 +84,9 @@ impl Node {
         self.config.limits.node_log_bytes.saturating_sub(self.memory_use().log)
     }
 
-    /// Whether a replica may take no more: for the applied state that it holds, or for its log. What of that is committed a leader can cut.
+    /// Whether a replica may take no more: for the applied state that it holds, or for its log.
     pub(crate) fn is_full(&self, replica: &Replica) -> bool {
-        let log_free = self.log_bytes_free();
-        let log_is_full = match replica.core.is_leader() {
-            true => replica.core.uncommitted_bytes() >= log_free,
-            false => replica.pressure.counted.log > log_free,
-        };
+        let log_is_full = replica.log_is_full(self.log_bytes_free());
         log_is_full || replica.keyspace.unflushed_bytes() >= self.unflushed_bytes_max()
     }
 
@@ -136,7 +132,7 @@ impl Node {
         let (now, log_max) = (self.now, self.log_bytes_free());
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let is_new = replica.pressure.full_since.is_none();
-        if is_new && !replica.core.is_leader() && replica.pressure.counted.log > log_max {
+        if is_new && !replica.core.is_leader() && replica.log_is_full(log_max) {
             replica.pressure.full_since = Some(now);
             self.step_group(group, CoreEvent::Pressure { full: true }, effects);
         }
@@ -172,6 +168,18 @@ impl Node {
         let others = replica.core.progress().iter().filter(|other| voters.contains(&other.replica));
         let best = others.filter(|other| is_reachable(&other.replica) && !other.full);
         best.max_by_key(|other| other.matched).map(|other| other.replica)
+    }
+}
+
+impl Replica {
+    /// Whether the log is as long as it may be. What of it is committed a leader can cut. A follower that has nothing committed takes more all the
+    /// same: what it has can only go when something more is committed, which may need its own log, and then there is no end to it. How much that
+    /// is the leaders bound.
+    fn log_is_full(&self, bytes_free: usize) -> bool {
+        if self.core.is_leader() {
+            return self.core.uncommitted_bytes() >= bytes_free;
+        }
+        self.pressure.counted.log > bytes_free && self.core.commit() > self.core.floor().index
     }
 }
 
@@ -261,7 +269,7 @@ mod tests {
             let message = Message::Append {
                 term: Term(1),
                 previous,
-                commit: Index(0),
+                commit: previous.index,
                 round: 0,
                 answer: true,
                 sleep: false,
@@ -272,6 +280,39 @@ mod tests {
             previous = LogPosition { term: Term(1), index: Index(index), checksum };
         }
         assert_eq!(node.memory_use().log, 600, "as much as leaves as much free");
+    }
+
+    /// A leader died before its follower heard that the last entry was committed. The follower was full with that entry, which it could not cut,
+    /// and refused the next leader's first one, without which nothing is committed: the group stood still although a majority was well.
+    #[test]
+    fn who_is_full_of_what_is_not_committed_takes_what_commits_it() {
+        let mut node = node();
+        node.config.limits.node_log_bytes = 1_000;
+        let me = node.replicas[&DEFAULT_GROUP].me;
+        let mut previous = LogPosition::default();
+        for (leader, term, bytes) in [(2, Term(1), 600), (3, Term(2), 0)] {
+            let data = Bytes::from(vec![1; bytes]);
+            let index = previous.index.next();
+            let checksum = chain_checksum(previous.checksum, DEFAULT_GROUP, term, index, &data);
+            let entry = Entry { term, index, checksum, data };
+            let message = Message::Append {
+                term,
+                previous,
+                commit: Index(0),
+                round: 0,
+                answer: true,
+                sleep: false,
+                entries: vec![entry],
+            };
+            let (from, mut effects) = (ReplicaId(leader), Effects::default());
+            let sender = node.replicas[&DEFAULT_GROUP].node_of(from).unwrap();
+            node.on_group_message(sender, DEFAULT_GROUP, from, me, message, &mut effects);
+            let sequence = effects.log_sequence;
+            node.step(node.now, crate::event::Event::LogDurable { sequence }, &mut effects);
+            node.settle(node.now, &mut effects);
+            previous = LogPosition { term, index, checksum };
+        }
+        assert_eq!(node.replicas[&DEFAULT_GROUP].core.last(), Index(2));
     }
 
     /// A follower that had flushed all it had, and kept it for others, became too full to take entries when another group

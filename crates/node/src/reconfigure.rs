@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::{
-    Configuration, Event as CoreEvent, GroupId, NodeId, Progress, ProgressState, ROOT_GROUP, ReplicaId,
+    Configuration, Entry, Event as CoreEvent, GroupId, NodeId, Progress, ProgressState, ROOT_GROUP, ReplicaId,
 };
 
 use crate::event::{Effects, Failure, Reply};
@@ -36,8 +36,10 @@ use crate::peer::PeerMessage;
 use crate::roster::{KnownRoster, Pool, Roster, replica_of};
 use crate::shards::Needs;
 
-/// A learner that lacks no more entries than these has caught up: it gets the rest in a moment.
+/// A learner that lacks no more entries than these, and no more bytes of them, has caught up: it gets the rest in a moment. Nothing is committed
+/// before it has, if the others are too few without it.
 const CAUGHT_UP_ENTRIES: u64 = 512;
+const CAUGHT_UP_BYTES: usize = 4 << 20;
 /// Version of the bytes of [`Places`].
 const VERSION: u8 = 1;
 /// Replicas outside the configuration that are remembered, so that they can be answered.
@@ -164,10 +166,16 @@ impl Replica {
         let is_close = |progress: &Progress| {
             progress.replica == replica
                 && progress.state == ProgressState::Replicate
-                && last.saturating_sub(progress.matched.0) <= CAUGHT_UP_ENTRIES
+                && are_few(last.saturating_sub(progress.matched.0), self.core.entries())
         };
         self.core.progress().iter().any(is_close)
     }
+}
+
+/// Whether the last `missing` entries of a log are on their way in a moment.
+fn are_few<'a>(missing: u64, log: impl DoubleEndedIterator<Item = &'a Entry>) -> bool {
+    let last = log.rev().take(missing.min(CAUGHT_UP_ENTRIES) as usize);
+    missing <= CAUGHT_UP_ENTRIES && last.map(|entry| entry.data.len()).sum::<usize>() <= CAUGHT_UP_BYTES
 }
 
 impl Node {
@@ -637,6 +645,20 @@ mod tests {
             Some(0),
             "the roster is not fulfilled yet"
         );
+    }
+
+    /// A newcomer that lacked 512 entries of a megabyte each was let in as one that has caught up, and until it had them nothing was committed.
+    #[test]
+    fn few_entries_of_many_bytes_are_not_caught_up_in_a_moment() {
+        let entry = |bytes| {
+            let data = bytes::Bytes::from(vec![0; bytes]);
+            Entry { term: Term(1), index: Index(1), checksum: 0, data }
+        };
+        let log: Vec<Entry> = [8 << 20, 1 << 20, 1 << 20, 100].map(entry).into();
+        assert!(are_few(3, log.iter()));
+        assert!(!are_few(4, log.iter()));
+        assert!(are_few(512, std::iter::repeat_n(&log[3], 600)));
+        assert!(!are_few(513, std::iter::repeat_n(&log[3], 600)));
     }
 
     /// One of three was dead, a fourth had just come: to remove a second of the three left two voters, one of them dead.

@@ -20,6 +20,7 @@ use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, RangeRequest};
 use place::{Place, text};
+use rustix::process::Signal;
 use serde_json::Value;
 use support::{Cluster, Node, eventually, page};
 use tonic::Request;
@@ -224,6 +225,22 @@ async fn ports_and_host_names_lead_to_keyspaces() {
     assert_eq!(value(by_host(url, "127.0.0.1")).await.unwrap(), "");
     let unknown = value(by_host(url, "none.hadron.example")).await.unwrap_err();
     assert_eq!(unknown.message(), "hadron: there is no keyspace \"none\"");
+}
+
+/// It waited for a whole election timeout, in which a supervisor may kill it.
+#[tokio::test]
+async fn who_is_stopped_waits_for_nobody_to_take_over_what_nobody_else_has() {
+    let mut cluster = cluster().await;
+    let all = cluster.endpoints().join(",");
+    ctl(&all, &["keyspace", "create", "b", "--replicas", "1"]);
+    ctl(&all, &["--keyspace", "b", "put", "k", "v"]);
+    let get: Value = serde_json::from_str(&ctl(&all, &["keyspace", "get", "b", "-w", "json"])).unwrap();
+    let name = get["replicas"][0]["name"].as_str().unwrap();
+    let holder = cluster.nodes.iter().position(|node| node.argument("--name") == name).unwrap();
+    cluster.nodes[holder].signal(Signal::TERM);
+    assert!(cluster.nodes[holder].wait_for_exit().await.success());
+    let log = cluster.nodes[holder].log();
+    assert!(!log.contains("could not hand leadership over"), "{log}");
 }
 
 #[tokio::test]

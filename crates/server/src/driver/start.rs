@@ -226,12 +226,17 @@ impl Running {
         self.fatal.reported().await
     }
 
-    /// Gives the groups that this node leads to others, if there are others; waits for that, but not for long.
+    /// Gives the groups that this node leads to others, if others vote in them; waits for that, but not for long.
     pub async fn hand_over(&self) {
         let me = api::Backend::identity(&self.handle).member_id;
-        let is_alone = self.handle.board().members().len() == 1;
-        let leads = || self.handle.board().groups().iter().any(|(_, group)| group.leader() == Some(me));
-        if is_alone || !leads() {
+        let leads = || {
+            self.handle
+                .board()
+                .groups()
+                .iter()
+                .any(|(_, group)| group.leader() == Some(me) && group.configuration().voters.len() > 1)
+        };
+        if !leads() {
             return;
         }
         self.inputs.event(Event::HandOver);

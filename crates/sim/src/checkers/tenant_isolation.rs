@@ -43,10 +43,8 @@ impl<'a> TenantIsolation<'a> {
     /// Checks what `operation` read.
     pub fn check_operation(&self, operation: &Operation) -> Result<(), Violation> {
         let results = operation.response().map(|response| response.results.as_slice()).unwrap_or_default();
-        let shown = results.iter().flat_map(StepResult::shown);
-        shown
-            .map(|found| self.check_value(operation.keyspace, &found.value, &operation.to_string()))
-            .collect()
+        let mut shown = results.iter().flat_map(StepResult::shown);
+        shown.try_for_each(|found| self.check_value(operation.keyspace, &found.value, &operation.to_string()))
     }
 
     fn check_value(&self, keyspace: u64, value: &Bytes, place: &str) -> Result<(), Violation> {

@@ -10,7 +10,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hadron_consensus::{Event as CoreEvent, GroupId, NodeId, ReplicaId, Time};
+use hadron_consensus::{Event as CoreEvent, GroupId, NodeId, Progress, ReplicaId, Time};
 
 use crate::event::Effects;
 use crate::groups::Replica;
@@ -157,17 +157,21 @@ impl Node {
 
     /// The voter that lacks least, of those on nodes that are alive that keep up and that are not said to be damaged.
     pub(crate) fn best_successor(&self, group: GroupId) -> Option<ReplicaId> {
-        let replica = self.replicas.get(&group)?;
+        let best = self.successors(self.replicas.get(&group)?).max_by_key(|other| other.matched);
+        best.map(|other| other.replica)
+    }
+
+    /// The voters on nodes that are alive that keep up and that are not said to be damaged.
+    pub(crate) fn successors<'a>(&'a self, replica: &'a Replica) -> impl Iterator<Item = &'a Progress> {
         let accused = replica.accused();
-        let may_lead = |node: &NodeId| {
+        let may_lead = move |node: &NodeId| {
             let is_reachable = self.connected.contains_key(node) && self.liveness.is_alive(self.now, *node);
             is_reachable && !accused.contains(node)
         };
-        let is_reachable = |id| replica.places.nodes.get(id).is_some_and(may_lead);
+        let is_reachable = move |id| replica.places.nodes.get(id).is_some_and(&may_lead);
         let voters = &replica.core.configuration().voters;
         let others = replica.core.progress().iter().filter(|other| voters.contains(&other.replica));
-        let best = others.filter(|other| is_reachable(&other.replica) && !other.full);
-        best.max_by_key(|other| other.matched).map(|other| other.replica)
+        others.filter(move |other| is_reachable(&other.replica) && !other.full)
     }
 }
 

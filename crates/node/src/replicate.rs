@@ -148,8 +148,9 @@ impl Node {
         let Some(replica) = self.replicas.get(&group).filter(|replica| replica.core.is_leader()) else {
             return;
         };
+        let may_take_over = |to: &ReplicaId| self.successors(replica).any(|other| other.replica == *to);
         let is_asked = replica.transfer.is_some();
-        if let Some(to) = replica.voter_on(to).filter(|_| !is_asked) {
+        if let Some(to) = replica.voter_on(to).filter(|to| !is_asked && may_take_over(to)) {
             self.step_group(group, CoreEvent::TransferLeader { to }, effects);
         }
     }

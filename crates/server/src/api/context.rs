@@ -333,8 +333,13 @@ impl<B: Backend> Context<B> {
 
     /// The replica, once it has applied all that was committed when the call began.
     pub(super) async fn keyspace_after_barrier(&self) -> Result<Arc<Keyspace>, Status> {
+        let before = self.backend.keyspace(self.group);
         match self.backend.read_barrier(self.group).await {
-            Ok(()) => self.keyspace(),
+            // Of another one that came in its place nobody has said so.
+            Ok(()) => match self.keyspace()? {
+                keyspace if before.is_some_and(|before| Arc::ptr_eq(&before, &keyspace)) => Ok(keyspace),
+                _ => Err(EtcdError::Unhealthy.into()),
+            },
             Err(error) => {
                 self.metrics.read_indexes_failed.inc();
                 if error.may_have_happened() {

@@ -318,13 +318,14 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
         self.context.admit(request.metadata(), learners).await?;
         range_stream::check(request.get_ref())?;
         self.context.metrics.range_total.inc();
-        if !serializable {
-            self.context.keyspace_after_barrier().await?;
-        }
+        let keyspace = match serializable {
+            true => self.context.keyspace()?,
+            false => self.context.keyspace_after_barrier().await?,
+        };
         let (claim, unsent) = (Claim::of(&request), request.extensions().get::<Unsent>().cloned());
         let range = request.into_inner();
         self.context.permit(&claim, Need::Read(&range.key, &range.range_end)).await?;
-        let answers = RangeStream::answers(Arc::clone(&self.context), claim, range, unsent);
+        let answers = RangeStream::answers(Arc::clone(&self.context), keyspace, claim, range, unsent);
         Ok(Response::new(Box::pin(answers)))
     }
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::Stream;
 use futures::stream::unfold;
-use hadron_keyspace::RangePart;
 use hadron_keyspace::auth::Need;
+use hadron_keyspace::{Keyspace, RangePart};
 use hadron_proto::etcdserverpb as pb;
 use prost::Message as _;
 use tonic::Status;
@@ -32,6 +32,8 @@ const KEYS_MAX: usize = 1000;
 /// A range that is being answered.
 pub(super) struct RangeStream<B> {
     context: Arc<Context<B>>,
+    /// What is read: another replica that comes in its place may know less.
+    keyspace: Arc<Keyspace>,
     claim: Claim,
     /// Names the revision once the first part was read.
     request: pb::RangeRequest,
@@ -48,15 +50,17 @@ pub(super) struct RangeStream<B> {
 }
 
 impl<B: Backend> RangeStream<B> {
-    /// The answers to `request`, which has been checked, from a replica that is as new as the request wants it.
+    /// The answers to `request`, which has been checked, from `keyspace`, which is as new as the request wants it.
     pub(super) fn answers(
         context: Arc<Context<B>>,
+        keyspace: Arc<Keyspace>,
         claim: Claim,
         request: pb::RangeRequest,
         unsent: Option<Unsent>,
     ) -> impl Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send {
         let range = RangeStream {
             context,
+            keyspace,
             claim,
             request,
             revision: 0,
@@ -106,14 +110,13 @@ impl<B: Backend> RangeStream<B> {
     }
 
     async fn part(&mut self) -> Result<RangePart, Status> {
-        let keyspace = self.context.keyspace()?;
         let (request, after, keys_max) = (self.request.clone(), self.after.take(), self.keys_max);
         let counting = self.context.count_read(&self.claim, Some(&request.key));
         let permit = self.permit().await?;
-        let beside = Arc::clone(&keyspace);
+        let beside = Arc::clone(&self.keyspace);
         let read = move || beside.range_part(&request, after.as_ref(), (keys_max, PART_BYTES_MAX));
         let part = self.context.read_beside(read).await?;
-        permit.check_still(&keyspace)?;
+        self.check_still(&permit)?;
         counting.returned(part.kvs.iter().map(bytes_of).sum());
         if self.revision == 0 {
             self.revision = part.revision;
@@ -161,14 +164,19 @@ impl<B: Backend> RangeStream<B> {
     }
 
     async fn count_of(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
-        let keyspace = self.context.keyspace()?;
         let counting = self.context.count_read(&self.claim, Some(&request.key));
         let permit = self.permit().await?;
-        let beside = Arc::clone(&keyspace);
+        let beside = Arc::clone(&self.keyspace);
         let response = self.context.read_beside(move || beside.range(&request)).await?;
         counting.returned(0);
-        permit.check_still(&keyspace)?;
+        self.check_still(&permit)?;
         Ok(response)
+    }
+
+    /// After each part: what was read is still allowed, and was not of a replica that has left meanwhile.
+    fn check_still(&self, permit: &Permit) -> Result<(), Status> {
+        permit.check_still(&self.keyspace)?;
+        self.context.check_still(&self.keyspace)
     }
 
     /// Before each part: the stream may last, and permissions change.

@@ -1,6 +1,7 @@
 //! A machine with one node on it: what survives a process, what does not, and the node's loop.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use hadron_node::{
     Bootstrap, Config, Effects, Event as NodeEvent, Failure as NodeFailure, GroupConfig, Member, Node,
     PeerMessage, Reply,
 };
-use hadron_storage::disk::{Disk, MemoryDisk};
+use hadron_storage::disk::{Disk, Fault, MemoryDisk};
 use hadron_storage::engine::{Engine, ModelEngine};
 use hadron_storage::wal::{Options as WalOptions, Recovered, Wal};
 use rand::Rng;
@@ -32,6 +33,8 @@ use crate::history::Violation;
 pub(super) const LOG_DIRECTORY: &str = "/log";
 /// Microseconds that a turn of the loop may take to begin.
 const TURN_US_MAX: u64 = 60;
+/// One in so many starts is interrupted by a power loss.
+const BOOTS_PER_INTERRUPTION: u32 = 10;
 /// Timers within [`SPIN_US`] that are too many: a node whose deadline does not move on burns its processor.
 const SPIN_TIMERS: u32 = 500;
 /// See [`SPIN_TIMERS`].
@@ -298,6 +301,9 @@ impl World {
 
     fn try_boot(&mut self, node: u64, now: u64) -> Result<(), String> {
         self.falsify_disks(node);
+        if self.settings.lie.is_none() && self.rng.random_range(0..BOOTS_PER_INTERRUPTION) == 0 {
+            self.lose_power_while_starting(node);
+        }
         let options = self.log_options(node);
         let shards = self.draw_shards();
         let Some(machine) = self.machines.get_mut(&node) else { return Ok(()) };
@@ -335,6 +341,24 @@ impl World {
             self.schedule.after(delay, Happening::Connect((node, other), life));
         }
         Ok(())
+    }
+
+    /// The machine loses its power while the log is opened: of what that did up to some operation, what is durable is what the next start finds.
+    fn lose_power_while_starting(&mut self, node: u64) {
+        let (after, seed) = (self.rng.random_range(0..30), self.rng.random());
+        let kept_share: f64 = self.rng.random();
+        let (now, options) = (self.schedule.now(), self.log_options(node));
+        let Some(machine) = self.machines.get(&node) else { return };
+        let fault = Fault { operation: None, after, kind: ErrorKind::Other, lasting: true };
+        machine.disk.set_fault(Some(fault));
+        let opened = Wal::open(Arc::new(machine.disk.clone()), Path::new(LOG_DIRECTORY), options);
+        let is_open = opened.is_ok();
+        drop(opened);
+        machine.disk.crash(seed);
+        let unpersisted = machine.engine.unpersisted();
+        machine.engine.crash((unpersisted as f64 * kept_share) as usize);
+        self.trace
+            .note(now, format_args!("n{node} loses power while it starts; its log was open: {is_open}"));
     }
 
     fn keyspace_options(&self) -> KeyspaceOptions {

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use bytes::Bytes;
 use hadron_consensus::GroupId;
 use hadron_keyspace::{Keyspace, WatchStream};
+use hadron_node::Board;
 use hadron_proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -18,6 +19,8 @@ use crate::history::{Event, Violation};
 
 /// Looks without anything new, after all replicas are equal, before a watcher counts as having seen everything.
 const QUIET_LOOKS: u32 = 5;
+/// Microseconds after which a stream ends whose replica has left.
+const NOTICED_AFTER_US: u64 = 1_000_000;
 /// Microseconds between two looks, at most.
 const LOOK_US: u64 = 60_000;
 
@@ -30,6 +33,8 @@ pub(super) struct Watching {
     seen: Watcher,
     /// On which node, and of which replica there.
     stream: Option<(Life, Arc<Keyspace>, WatchStream)>,
+    /// When its replica was found to have left; the stream is ended a while later, as the server does.
+    left_at: Option<u64>,
     /// Changes stream now and then even if its node is well.
     restless: bool,
     /// Looks without anything new since its node's revision was [`Watching::looked_at`].
@@ -56,6 +61,7 @@ impl Watching {
             group: keyspace,
             seen,
             stream: None,
+            left_at: None,
             restless: rng.random_bool(0.5),
             quiet_looks: 0,
             looked_at: 0,
@@ -171,11 +177,21 @@ impl World {
     pub(super) fn watch(&mut self, number: usize) {
         let any = self.any_node();
         let moves = self.watchers[number].restless && self.rng.random_range(0..50) == 0;
-        if moves || !self.is_watched_here(number) {
+        let has_left = !self.is_watched_here(number) && !self.lingers(number);
+        if moves || has_left {
             self.watchers[number].stream = None;
+            self.watchers[number].left_at = None;
             self.open_watch(number, any);
         }
         let taken = self.watchers[number].take();
+        if taken.is_err() && self.watchers[number].left_at.is_some() {
+            // What it was to tell is gone.
+            self.watchers[number].stream = None;
+        }
+        let taken = taken.or_else(|error| match self.watchers[number].left_at {
+            Some(_) => Ok(Taken::default()),
+            None => Err(error),
+        });
         let stream = self.watchers[number].stream.as_ref();
         let (node, revision) = stream.map_or((0, 0), |(life, keyspace, _)| (life.node, keyspace.revision()));
         let watching = &mut self.watchers[number];
@@ -203,6 +219,30 @@ impl World {
         let board = self.life(life.node).filter(|now| now == life).and_then(|life| self.board(life));
         let here = board.and_then(|board| board.group(*group)).filter(|here| !here.quarantined());
         here.is_some_and(|here| Arc::ptr_eq(&here.keyspace, keyspace))
+    }
+
+    /// Whether a stream goes on although its replica has left: its process has yet to notice. A client makes its watch anew on it.
+    fn lingers(&mut self, number: usize) -> bool {
+        let now = self.schedule.now();
+        let Watching { group, stream: Some((life, keyspace, _)), .. } = &self.watchers[number] else {
+            return false;
+        };
+        let board = self.life(life.node).filter(|now| now == life).and_then(|life| self.board(life));
+        let is_gone =
+            |board: Arc<Board>| board.group(*group).is_none_or(|here| !Arc::ptr_eq(&here.keyspace, keyspace));
+        if !board.is_some_and(is_gone) {
+            return false;
+        }
+        let watching = &mut self.watchers[number];
+        let Some(left_at) = watching.left_at else {
+            watching.left_at = Some(now);
+            let next = watching.next_revision();
+            if let Some((_, keyspace, stream)) = &mut watching.stream {
+                *stream = open(keyspace, &watching.seen.key_from, &watching.seen.key_to, next);
+            }
+            return true;
+        };
+        now < left_at + NOTICED_AFTER_US
     }
 
     fn note_taken(&mut self, number: usize, mut taken: Taken) -> Result<(), String> {

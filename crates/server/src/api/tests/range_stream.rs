@@ -3,6 +3,7 @@
 use std::pin::pin;
 
 use futures::poll;
+use hadron_consensus::DEFAULT_GROUP;
 use hadron_proto::etcdserverpb as pb;
 use pb::kv_client::KvClient;
 use pb::kv_server::Kv as _;
@@ -172,6 +173,24 @@ fn a_connection_has_only_so_many_parts_that_it_does_not_take() {
         assert!(poll!(pin!(one_more.next())).is_pending());
         assert!(streams[0].next().await.is_none());
         one_more.next().await.unwrap().unwrap();
+    });
+}
+
+/// A stream that waited for its turn read from the replica that had come in place of the one that was as new as the request wanted it, and knew
+/// nothing yet: it answered that there is nothing.
+#[test]
+fn a_stream_ends_when_another_replica_is_in_place_of_its_own() {
+    let harness = Harness::start();
+    runtime().block_on(async {
+        let kv = Kv::new(harness.context.clone());
+        kv.put(Request::new(pb::PutRequest { key: "k".into(), ..Default::default() })).await.unwrap();
+        let counted = pb::RangeRequest { count_only: true, ..all() };
+        for request in [all(), counted] {
+            let mut stream = kv.range_stream(Request::new(request)).await.unwrap().into_inner();
+            harness.backend.replace(DEFAULT_GROUP);
+            let error = stream.next().await.unwrap().unwrap_err();
+            assert_eq!(error.code(), Code::Unavailable);
+        }
     });
 }
 

@@ -1,4 +1,5 @@
-//! What apply costs: microseconds per put, into new keys, over existing keys, and with watchers.
+//! What apply costs: microseconds per put, into new keys, over existing keys, and with watchers; and how long the state is locked while very
+//! many keys are deleted.
 #![allow(clippy::unwrap_used, missing_docs, clippy::disallowed_methods)]
 
 use std::sync::Arc;
@@ -59,7 +60,39 @@ fn run(name: &str, keys: u64, watchers: usize) {
     );
 }
 
+/// Deletes all of a million keys by one command, so much at a time.
+fn delete_all(effort: usize) {
+    const KEYS: usize = 1_000_000;
+    let keyspace = Keyspace::open(Arc::new(ModelEngine::new()), 1, Options::default()).unwrap();
+    let put = |number: usize| {
+        let key = format!("/registry/pods/default/pod-{number:08}").into();
+        Command::Put(pb::PutRequest { key, ..Default::default() })
+    };
+    for (first, index) in (0..KEYS).step_by(10_000).zip(1..) {
+        let applied = Applied { index, ..Applied::default() };
+        keyspace.apply(applied, (first..first + 10_000).map(put).collect());
+    }
+    let delete = pb::DeleteRangeRequest { key: "/".into(), range_end: "0".into(), prev_kv: false };
+    let applied = Applied { index: 1_000, ..Applied::default() };
+    keyspace.begin_entry(applied, vec![(Command::DeleteRange(delete), true)]);
+    let (mut pieces, mut whole_ms, mut longest_ms) = (0, 0.0, 0.0_f64);
+    loop {
+        let start = Instant::now();
+        let (_, answers) = keyspace.go_on(effort);
+        let took_ms = start.elapsed().as_secs_f64() * 1e3;
+        (pieces, whole_ms, longest_ms) = (pieces + 1, whole_ms + took_ms, longest_ms.max(took_ms));
+        if answers.is_some() {
+            break;
+        }
+    }
+    println!(
+        "a million keys deleted in {pieces} pieces: {whole_ms:.0} ms, the longest of them {longest_ms:.1} ms"
+    );
+}
+
 fn main() {
+    delete_all(usize::MAX);
+    delete_all(1_000);
     run("new keys", u64::MAX, 0);
     run("10,000 keys over and over", 10_000, 0);
     run("10,000 keys, 10,000 watchers of one key", 10_000, 10_000);

@@ -209,19 +209,31 @@ impl<'a> Applier<'a> {
         if is_raised { Err(Error::NoSpace) } else { Ok(()) }
     }
 
-    /// What a put needs of the state before it: its lease exists, and so does the key whose value or lease it keeps.
-    pub(crate) fn check_put(&self, request: &pb::PutRequest) -> Result<(), Error> {
-        if request.lease != 0 && self.state.leases.get(request.lease).is_none() {
-            return Err(Error::LeaseNotFound);
-        }
-        let keeps = request.ignore_value || request.ignore_lease;
-        if keeps && self.state.index.latest(&request.key).is_none() {
-            return Err(Error::KeyNotFound);
-        }
-        Ok(())
+    /// What a put needs of the state before it: its lease exists, and so does the key whose value or lease it keeps. Of one that lacks both etcd
+    /// names the lease, unless it is in a txn ([`Applier::check_put_of_txn`]).
+    fn check_put(&self, request: &pb::PutRequest) -> Result<(), Error> {
+        self.check_lease(request)?;
+        self.check_kept(request)
     }
 
-    /// Puts; [`Applier::check_put`] has passed before the txn.
+    /// The same before a txn.
+    pub(crate) fn check_put_of_txn(&self, request: &pb::PutRequest) -> Result<(), Error> {
+        self.check_kept(request)?;
+        self.check_lease(request)
+    }
+
+    fn check_lease(&self, request: &pb::PutRequest) -> Result<(), Error> {
+        let is_there = request.lease == 0 || self.state.leases.get(request.lease).is_some();
+        if is_there { Ok(()) } else { Err(Error::LeaseNotFound) }
+    }
+
+    fn check_kept(&self, request: &pb::PutRequest) -> Result<(), Error> {
+        let keeps = request.ignore_value || request.ignore_lease;
+        let is_there = !keeps || self.state.index.latest(&request.key).is_some();
+        if is_there { Ok(()) } else { Err(Error::KeyNotFound) }
+    }
+
+    /// Puts; what it needs was checked before.
     pub(crate) fn put(
         &mut self,
         write: &mut Write,

@@ -136,7 +136,7 @@ pub(crate) fn check_path(applier: &Applier<'_>, request: &pb::TxnRequest, path: 
     for operation in operations(request, path.succeeded) {
         match &operation.request {
             Some(Request::RequestRange(range)) => check_range(&applier.source(None), range)?,
-            Some(Request::RequestPut(put)) => applier.check_put(put)?,
+            Some(Request::RequestPut(put)) => applier.check_put_of_txn(put)?,
             Some(Request::RequestTxn(txn)) => {
                 nested.next().map_or(Ok(()), |path| check_path(applier, txn, path))?;
             }

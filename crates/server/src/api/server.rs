@@ -60,7 +60,9 @@ const HEADERS_BYTES_MAX: u32 = 64 * 1024;
 const RESET_STREAMS_MAX: usize = 10_000;
 /// How many bytes it takes at most to tell HTTP/2 from HTTP/1.
 const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
-const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an HTTP/1 connection may wait for its next request, or take for its head: as long as etcd gives it for the head. Clients keep
+/// connections for longer than they ask in.
+const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long calls that are being answered may take when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 /// Names of other nodes that a worker's runtime looks up at a time; each occupies a thread.

@@ -40,7 +40,8 @@ struct Claims {
     username: String,
     /// Others than etcd may write it as a fraction.
     revision: serde_json::Number,
-    #[serde(default)]
+    /// Others may write it as a fraction; it is looked at before these are read.
+    #[serde(skip_deserializing)]
     exp: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     keyspace: Option<String>,
@@ -210,6 +211,11 @@ mod tests {
         assert_eq!(jwt.caller(&past, DEFAULT), None);
         let endless = claims(serde_json::json!({"username": "a", "revision": 3.0}));
         assert_eq!(jwt.caller(&endless, DEFAULT), Some(Caller { name: "a".into(), auth_revision: 3 }));
+        // Others write fractions.
+        for (end, is_good) in [(1e9 + 0.5, false), (9e9, true), (9e9 + 0.5, true)] {
+            let claims = claims(serde_json::json!({"username": "a", "revision": 3, "exp": end}));
+            assert_eq!(jwt.caller(&claims, DEFAULT).is_some(), is_good, "{end}");
+        }
         assert_eq!(jwt.caller(&claims(serde_json::json!({"username": "a"})), DEFAULT), None);
         assert_eq!(jwt.caller("no.token.atall", DEFAULT), None);
     }

@@ -12,9 +12,9 @@ use pb::alarm_request::AlarmAction;
 
 use crate::auth::AuthCommand;
 use crate::command::{Command, Response};
-use crate::deletion::{Deletion, LeaseEnd};
+use crate::deletion::{Deletion, LeaseEnds};
 use crate::error::Error;
-use crate::lease::{self, Lease};
+use crate::lease;
 use crate::mvcc::KeyRange;
 use crate::range::{self, Source, header};
 use crate::read::{Effort, Locked, Values};
@@ -46,13 +46,7 @@ pub(crate) enum Step {
 pub(crate) enum Task {
     Delete(Write, Deletion),
     Txn(Write, Box<Execution>),
-    /// With the leases that are to follow, those that are gone, and whether it is a client who revokes one.
-    EndLeases {
-        ending: Option<LeaseEnd>,
-        others: std::vec::IntoIter<i64>,
-        ended: Vec<i64>,
-        is_revoked: bool,
-    },
+    EndLeases(LeaseEnds),
 }
 
 /// A command of which something is left.
@@ -140,7 +134,7 @@ impl<'a> Applier<'a> {
             Command::LeaseGrant(request) => Response::LeaseGrant(self.grant(&request)?),
             Command::LeaseRevoke(request) => return self.revoke(&request),
             Command::LeaseKeepAlive(ids) => Response::LeaseKeepAlive(self.keep_alive(&ids)),
-            Command::LeaseExpire(ids) => return self.go_on(Task::end_leases(ids, false)),
+            Command::LeaseExpire(ids) => return self.go_on(Task::EndLeases(LeaseEnds::expired(ids))),
             Command::Alarm(request) => Response::Alarm(self.alarm(&request)),
             Command::DigestMark => Response::DigestMark(self.state.mark_digest()),
             Command::Auth(command) => self.change_auth(command)?,
@@ -166,9 +160,10 @@ impl<'a> Applier<'a> {
                 }
                 None => return Ok(Step::Left(Task::Txn(write, execution))),
             },
-            Task::EndLeases { ending, others, ended, is_revoked } => {
-                return Ok(self.end_leases(ending, others, ended, is_revoked));
-            }
+            Task::EndLeases(mut leases) => match leases.go_on(self) {
+                Some(response) => response,
+                None => return Ok(Step::Left(Task::EndLeases(leases))),
+            },
         };
         Ok(Step::Done(response))
     }
@@ -285,39 +280,8 @@ impl<'a> Applier<'a> {
 
     fn revoke(&mut self, request: &pb::LeaseRevokeRequest) -> Result<Step, Error> {
         match self.state.leases.get(request.id) {
-            Some(_) => self.go_on(Task::end_leases(vec![request.id], true)),
+            Some(_) => self.go_on(Task::EndLeases(LeaseEnds::revoked(request.id))),
             None => Err(Error::LeaseNotFound),
-        }
-    }
-
-    /// Ends leases one after the other: all of them if a client revokes one, otherwise those whose time is over.
-    fn end_leases(
-        &mut self,
-        mut ending: Option<LeaseEnd>,
-        mut others: std::vec::IntoIter<i64>,
-        mut ended: Vec<i64>,
-        is_revoked: bool,
-    ) -> Step {
-        loop {
-            if let Some(lease) = ending.take() {
-                ending = lease.go_on(self);
-            } else if let Some(id) = others.next() {
-                let stamp_ms = self.state.applied.stamp_ms;
-                let is_over = |lease: &Lease| is_revoked || lease.expiry_ms <= stamp_ms;
-                if self.state.leases.get(id).is_some_and(is_over) {
-                    ending = Some(LeaseEnd::new(self, id));
-                    ended.push(id);
-                }
-                self.effort.add(1);
-            } else if is_revoked {
-                let header = header(self.state.revision);
-                return Step::Done(Response::LeaseRevoke(pb::LeaseRevokeResponse { header }));
-            } else {
-                return Step::Done(Response::LeaseExpire(ended));
-            }
-            if self.effort.left() == 0 {
-                return Step::Left(Task::EndLeases { ending, others, ended, is_revoked });
-            }
         }
     }
 
@@ -354,12 +318,6 @@ impl<'a> Applier<'a> {
             AlarmAction::Activate | AlarmAction::Deactivate => Vec::new(),
         };
         pb::AlarmResponse { header: header(self.state.revision), alarms }
-    }
-}
-
-impl Task {
-    fn end_leases(ids: Vec<i64>, is_revoked: bool) -> Task {
-        Task::EndLeases { ending: None, others: ids.into_iter(), ended: Vec::new(), is_revoked }
     }
 }
 

@@ -8,7 +8,9 @@ use hadron_proto::etcdserverpb as pb;
 use hadron_proto::mvccpb::KeyValue;
 
 use crate::apply::Applier;
+use crate::command::Response;
 use crate::error::Error;
+use crate::lease::Lease;
 use crate::mvcc::KeyRange;
 use crate::range::{self, Rows, Source, header};
 use crate::state::Write;
@@ -64,21 +66,65 @@ impl Deletion {
     }
 }
 
+/// The ends of leases that are under way, one after the other.
+#[derive(Debug)]
+pub(crate) struct LeaseEnds {
+    ending: Option<LeaseEnd>,
+    /// Those that are to follow.
+    others: std::vec::IntoIter<i64>,
+    /// Those that ended, or have begun to.
+    ended: Vec<i64>,
+    /// A client ends it, whether its time is over or not.
+    is_revoked: bool,
+}
+
+impl LeaseEnds {
+    /// Of those of these whose time is over.
+    pub(crate) fn expired(ids: Vec<i64>) -> LeaseEnds {
+        LeaseEnds { ending: None, others: ids.into_iter(), ended: Vec::new(), is_revoked: false }
+    }
+
+    /// Of one that exists.
+    pub(crate) fn revoked(id: i64) -> LeaseEnds {
+        LeaseEnds { is_revoked: true, ..LeaseEnds::expired(vec![id]) }
+    }
+
+    /// Ends some of them; `None` if there may be more.
+    pub(crate) fn go_on(&mut self, applier: &mut Applier<'_>) -> Option<Response> {
+        loop {
+            if let Some(lease) = self.ending.take() {
+                self.ending = lease.go_on(applier);
+            } else if let Some(id) = self.others.next() {
+                let stamp_ms = applier.state.applied.stamp_ms;
+                let is_over = |lease: &Lease| self.is_revoked || lease.expiry_ms <= stamp_ms;
+                if applier.state.leases.get(id).is_some_and(is_over) {
+                    self.ending = Some(LeaseEnd { id, write: applier.state.begin_write() });
+                    self.ended.push(id);
+                }
+                applier.effort.add(1);
+            } else if self.is_revoked {
+                let header = header(applier.state.revision);
+                return Some(Response::LeaseRevoke(pb::LeaseRevokeResponse { header }));
+            } else {
+                return Some(Response::LeaseExpire(std::mem::take(&mut self.ended)));
+            }
+            if applier.effort.left() == 0 {
+                return None;
+            }
+        }
+    }
+}
+
 /// The end of a lease that is under way: its keys are deleted in order, at one revision, and then it is gone.
 #[derive(Debug)]
-pub(crate) struct LeaseEnd {
+struct LeaseEnd {
     id: i64,
     write: Write,
 }
 
 impl LeaseEnd {
-    /// Of a lease that exists.
-    pub(crate) fn new(applier: &Applier<'_>, id: i64) -> LeaseEnd {
-        LeaseEnd { id, write: applier.state.begin_write() }
-    }
-
     /// Deletes some of its keys; gives itself back if there may be more.
-    pub(crate) fn go_on(mut self, applier: &mut Applier<'_>) -> Option<LeaseEnd> {
+    fn go_on(mut self, applier: &mut Applier<'_>) -> Option<LeaseEnd> {
         while let Some(key) = applier.state.leases.pop_key(self.id) {
             applier.state.delete(&mut self.write, &key);
             applier.effort.add(2);

@@ -61,10 +61,8 @@ impl Kept {
     /// Some records of the engine, without values, and where to go on.
     fn piece(&self, keyspace: &Keyspace, from: &Bytes) -> Result<(Vec<Record>, Option<Bytes>), Error> {
         let view = keyspace.engine.snapshot();
-        // What is not there any more must not look like what was swept.
-        let stored = StateRecord::stored(view.as_ref(), keyspace.group);
-        let stored = stored.map_err(|error| Error::Storage(error.to_string()))?;
-        if stored.is_none_or(|stored| stored.generation != self.generation) {
+        let stored = StateRecord::of_generation(view.as_ref(), keyspace.group, self.generation);
+        if stored.map_err(|error| Error::Storage(error.to_string()))?.is_none() {
             return Err(replaced());
         }
         let end = (self.revision + 1, 0);

@@ -144,6 +144,15 @@ impl StateRecord {
         bytes.map(|bytes| StateRecord::decode(group, &bytes)).transpose()
     }
 
+    /// The same, if it is of this generation. Who reads on must ask: what is not there any more must not look like what was swept, or never was.
+    pub(crate) fn of_generation(
+        view: &dyn Read,
+        group: u64,
+        generation: u32,
+    ) -> Result<Option<StateRecord>, OpenError> {
+        Ok(StateRecord::stored(view, group)?.filter(|state| state.generation == generation))
+    }
+
     /// Its bytes.
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(STATE_LEN);

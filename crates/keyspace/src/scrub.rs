@@ -150,9 +150,8 @@ impl Scrub {
     /// A view of the engine's present, as long as that is what the scrub began with and what was flushed since.
     fn view(&self) -> Result<(Box<dyn Read>, StateRecord), ScrubError> {
         let view = self.keyspace.engine.snapshot();
-        let state = StateRecord::stored(view.as_ref(), self.keyspace.group)?;
-        let state = state.filter(|state| state.generation == self.generation).ok_or(ScrubError::Replaced)?;
-        Ok((view, state))
+        let state = StateRecord::of_generation(view.as_ref(), self.keyspace.group, self.generation)?;
+        Ok((view, state.ok_or(ScrubError::Replaced)?))
     }
 
     /// Where the next phase begins.

@@ -261,8 +261,7 @@ impl Round {
         chunk: &mut BytesMut,
         max_bytes: usize,
     ) -> Result<u64, SnapshotError> {
-        let state = StateRecord::stored(view, group)?.ok_or(SnapshotError::Replaced)?;
-        if state.generation != self.state.generation {
+        if StateRecord::of_generation(view, group, self.state.generation)?.is_none() {
             return Err(SnapshotError::Replaced);
         }
         let (mut next, mut items, len_before) = (None, 0, chunk.len());

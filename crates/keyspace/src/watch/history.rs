@@ -100,8 +100,7 @@ fn finish(collector: Collector<'_>, last: i64) -> Piece {
     Piece::Events { events: collector.events, next }
 }
 
-/// Offers the engine's records of the revisions `from..=to`, without values; false if they are not there any more, which must not look
-/// as if there had been none.
+/// Offers the engine's records of the revisions `from..=to`, without values; false if they are not there any more.
 fn scan(
     keyspace: &Keyspace,
     generation: u32,
@@ -110,9 +109,8 @@ fn scan(
     collector: &mut Collector<'_>,
 ) -> Result<bool, Error> {
     let view = keyspace.engine.snapshot();
-    let stored = StateRecord::stored(view.as_ref(), keyspace.group);
-    let stored = stored.map_err(|error| Error::Storage(error.to_string()))?;
-    if stored.is_none_or(|stored| stored.generation != generation) {
+    let stored = StateRecord::of_generation(view.as_ref(), keyspace.group, generation);
+    if stored.map_err(|error| Error::Storage(error.to_string()))?.is_none() {
         return Ok(false);
     }
     let from = record::version_key(keyspace.group, generation, (from, 0));

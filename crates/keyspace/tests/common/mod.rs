@@ -56,9 +56,9 @@ impl Replica {
         for (index, (stamp_ms, commands)) in log.iter().enumerate().skip(self.index() as usize) {
             let applied =
                 Applied { term: 1, index: index as u64 + 1, checksum: index as u64, stamp_ms: *stamp_ms };
-            // Through their bytes, as in an entry.
             // Leases end one after the other.
             let is_one = commands.len() == 1 && !matches!(commands[0], Command::LeaseExpire(_));
+            // Through their bytes, as in an entry.
             let commands = commands.iter().map(|c| (Command::decode(c.to_bytes()).unwrap(), is_asked));
             self.keyspace.begin_entry(applied, commands.collect());
             answers = self.carry_out(is_one);

@@ -183,15 +183,12 @@ impl World {
             self.watchers[number].left_at = None;
             self.open_watch(number, any);
         }
-        let taken = self.watchers[number].take();
+        let mut taken = self.watchers[number].take();
         if taken.is_err() && self.watchers[number].left_at.is_some() {
             // What it was to tell is gone.
             self.watchers[number].stream = None;
+            taken = Ok(Taken::default());
         }
-        let taken = taken.or_else(|error| match self.watchers[number].left_at {
-            Some(_) => Ok(Taken::default()),
-            None => Err(error),
-        });
         let stream = self.watchers[number].stream.as_ref();
         let (node, revision) = stream.map_or((0, 0), |(life, keyspace, _)| (life.node, keyspace.revision()));
         let watching = &mut self.watchers[number];

@@ -498,7 +498,7 @@ mod tests {
     #[test]
     fn the_metrics_of_etcd_are_here_or_the_docs_say_why_not() {
         const DOCS: &str = include_str!("../../../docs/metrics.md");
-        const ETCD: &str = include_str!("../tests/metrics-of-etcd.txt");
+        const ETCD: &str = include_str!("../tests/processes/metrics-of-etcd.txt");
         let page = Metrics::default().render();
         let (_, left_out) = DOCS.split_once("## Metrics of etcd that are not here").unwrap();
         for name in ETCD.lines() {

@@ -70,8 +70,11 @@ impl Repository {
     /// Whether a name leads to something; `None` if it is no name of a test, a module or a file.
     fn knows(&self, name: &str) -> Option<bool> {
         if let Some((_, test)) = name.split_once("--test ") {
-            let test = test.split_whitespace().next().unwrap();
-            return Some(self.has_target(test));
+            let mut words = test.split_whitespace();
+            let target = words.next().unwrap();
+            // One target has a room for each thing; of the others, and without its colons, a word is part of a test's name.
+            let room = words.next().and_then(|word| word.split_once("::"));
+            return Some(self.has_target(target) && room.is_none_or(|(room, _)| self.has_room(target, room)));
         }
         if name.starts_with(".ci/") || name.starts_with("crates/") {
             return Some(self.root.join(name).exists());
@@ -90,6 +93,13 @@ impl Repository {
     fn has_target(&self, test: &str) -> bool {
         self.sources.iter().any(|(path, _)| {
             path.ends_with(format!("tests/{test}.rs")) || path.ends_with(format!("tests/{test}/main.rs"))
+        })
+    }
+
+    fn has_room(&self, target: &str, room: &str) -> bool {
+        self.sources.iter().any(|(path, _)| {
+            path.ends_with(format!("tests/{target}/{room}.rs"))
+                || path.ends_with(format!("tests/{target}/{room}/mod.rs"))
         })
     }
 

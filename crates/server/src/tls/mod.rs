@@ -9,7 +9,8 @@
 //! fails. Left out: session resumption over several processes.
 
 #[cfg(test)]
-#[path = "../../tests/support/authority.rs"]
+#[allow(unreachable_pub)]
+#[path = "../../tests/processes/support/authority.rs"]
 pub(crate) mod authority;
 pub mod client;
 pub mod files;

@@ -1,0 +1,107 @@
+//! Torture: a cluster of real processes is hurt by a seeded plan while clients, watchers and holders of leases use it.
+//! What they saw is judged by the checkers of `hadron-sim`; afterwards the cluster must be well again in bounded time.
+//!
+//! `docs/testing.md` has the faults, the environment variables, and what is checked.
+
+mod members;
+mod network;
+mod patient;
+mod plan;
+
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use hadron_sim::checkers::{durable_ack, linearizable, revision_order};
+use hadron_sim::history::{Event, Operation};
+use patient::Patient;
+use plan::Plan;
+
+use crate::support::leases::{self, LeaseClients};
+use crate::support::load::{Load, outages};
+use crate::support::watchers::Watchers;
+use crate::support::{Cluster, complete_history, eventually, hash_kv};
+
+const CLIENTS: u64 = 12;
+const LEASE_CLIENTS: u64 = 4;
+const WATCHERS: usize = 4;
+/// Clients ask another node when an answer takes longer.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(3);
+/// Longer times without an acknowledged write are shown.
+const OUTAGE_SHOWN_US: u64 = 1_500_000;
+/// After the last fault every client must be served within this time.
+const HEALED_WITHIN: Duration = Duration::from_secs(20);
+
+fn variable<T: FromStr>(name: &str, default: T) -> T {
+    let text = std::env::var(name).ok();
+    text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+}
+
+#[tokio::test]
+async fn a_tortured_cluster_keeps_its_promises() {
+    let seed = variable("TORTURE_SEED", rand::random_range(0..1_000_000));
+    let nodes = variable("TORTURE_NODES", 3);
+    let lasts = Duration::from_secs(variable("TORTURE_SECONDS", 25));
+    println!("TORTURE_SEED={seed} TORTURE_NODES={nodes} TORTURE_SECONDS={}", lasts.as_secs());
+    let mut patient = Patient::admit(nodes, seed).await;
+    let endpoints = patient.cluster.endpoints();
+    let load = Load::start_with(&endpoints, CLIENTS, CLIENT_PATIENCE);
+    patient.set_clock(&load);
+    let leases = LeaseClients::start(&endpoints, LEASE_CLIENTS, &load.recorder(), seed);
+    let watchers = Watchers::start(&endpoints, WATCHERS, seed);
+    eventually("the load runs", async || load.writes_since(0) > 100).await;
+
+    let began = Instant::now();
+    for step in Plan::new(seed, nodes).take_while(|_| began.elapsed() < lasts) {
+        patient.suffer(&step, &load).await;
+    }
+    let healed_at = load.now();
+    eventually("every client is served", async || load.all_served_since(healed_at)).await;
+    let healed_after = Duration::from_micros(load.now() - healed_at);
+    patient.assert_alive();
+
+    let stories = leases.finish().await;
+    let operations = load.stop().await;
+    for node in &patient.cluster.nodes {
+        leases::wait_until_none(node).await;
+    }
+    let events = final_history(&patient.cluster).await;
+    println!(
+        "{} operations, {} events, {} leases; all clients served {healed_after:?} after the last fault; {:?}",
+        operations.len(),
+        events.len(),
+        stories.len(),
+        patient.tally,
+    );
+    for (from, to) in outages(&operations).filter(|(from, to)| to - from > OUTAGE_SHOWN_US) {
+        println!(
+            "no write was acknowledged for {:?} before {:.3}",
+            Duration::from_micros(to - from),
+            to as f64 / 1e6
+        );
+    }
+    watchers.finish(&events).await.unwrap();
+    judge(&operations, &events);
+    leases::check(&stories, &operations).unwrap();
+    assert!(healed_after < HEALED_WITHIN, "a client was served only after {healed_after:?}");
+}
+
+/// What all nodes show, which must be the same.
+async fn final_history(cluster: &Cluster) -> Vec<Event> {
+    cluster.wait_until_equal().await;
+    let revision = cluster.nodes[0].status().await.unwrap().header.unwrap().revision;
+    let hashes = join_all(cluster.nodes.iter().map(|node| hash_kv(node, revision))).await;
+    assert!(hashes.iter().all(|hash| *hash == hashes[0]), "the nodes differ: {hashes:?}");
+    let events = complete_history(&cluster.nodes[0], revision).await;
+    for node in &cluster.nodes[1..] {
+        assert!(complete_history(node, revision).await == events, "{} shows another history", node.name);
+    }
+    events
+}
+
+fn judge(operations: &[Operation], events: &[Event]) {
+    durable_ack::check(operations, events).unwrap();
+    revision_order::check_events(events).unwrap();
+    revision_order::check_responses(operations).unwrap();
+    linearizable::check(operations, events).unwrap();
+}

@@ -117,6 +117,13 @@ pub enum Event {
         /// See [`Effects::persist_engine`].
         ticket: u64,
     },
+    /// The [`SnapshotJob`]'s turn has come: its export begins. To be sent before it does.
+    SnapshotBegun {
+        /// The group.
+        group: GroupId,
+        /// The receiving replica.
+        to: ReplicaId,
+    },
     /// A [`SnapshotJob`] ended.
     SnapshotSent {
         /// The group.
@@ -187,6 +194,7 @@ impl Event {
             | Event::Cancel { group, .. }
             | Event::Flushed { group, .. }
             | Event::Swept { group }
+            | Event::SnapshotBegun { group, .. }
             | Event::SnapshotSent { group, .. }
             | Event::SnapshotOffered { group, .. }
             | Event::Opened { group, .. }
@@ -226,7 +234,7 @@ pub struct Effects {
     pub sweeps: Vec<(GroupId, Sweep)>,
     /// Make durable all flushes answered so far, then send [`Event::EnginePersisted`] with this ticket.
     pub persist_engine: Option<u64>,
-    /// Snapshots to stream to other nodes, each to be answered by [`Event::SnapshotSent`].
+    /// Snapshots to stream to other nodes, each to be answered by [`Event::SnapshotBegun`] when its turn comes, and by [`Event::SnapshotSent`].
     pub snapshots: Vec<SnapshotJob>,
     /// Answers to [`Event::SnapshotOffered`]: ticket, and whether to switch to the snapshot (`Importer::finish`, then
     /// [`Event::SnapshotInstalled`]) or to drop it. Between a yes and the installation the

@@ -12,6 +12,7 @@ use hadron_storage::wal::Record;
 use crate::event::{Effects, FlushJob};
 use crate::groups::{Install, Replica};
 use crate::node::Node;
+use crate::snapshot::Feeding;
 
 /// Changes per sweep.
 const SWEEP_CHANGES_MAX: usize = 500;
@@ -310,8 +311,10 @@ impl Replica {
         let (progress, floor) = (self.core.progress(), self.core.floor().index);
         // One that is cut off already is sent another snapshot.
         let is_behind = |one: &&Progress| one.matched < tail && one.matched >= floor;
-        self.catching_up.retain(|to| progress.iter().filter(is_behind).any(|one| one.replica == *to));
-        if self.snapshots_in_flight.is_empty() && !self.feeds(is_alive) {
+        let needs = |to| progress.iter().filter(is_behind).any(|one| one.replica == to);
+        self.fed.retain(|to, feeding| *feeding != Feeding::CatchesUp || needs(*to));
+        let receives = self.fed.values().any(|feeding| *feeding == Feeding::Receives);
+        if !receives && !self.feeds(is_alive) {
             return tail;
         }
         tail.min(self.log_floor_with(snapshot_bytes))
@@ -319,7 +322,8 @@ impl Replica {
 
     /// Whether somebody who has a snapshot is on his way to the log's end.
     fn feeds(&self, is_alive: impl Fn(NodeId) -> bool) -> bool {
-        self.catching_up.iter().filter_map(|to| self.node_of(*to)).any(is_alive)
+        let behind = self.fed.iter().filter(|(_, feeding)| **feeding == Feeding::CatchesUp);
+        behind.filter_map(|(to, _)| self.node_of(*to)).any(is_alive)
     }
 
     /// Where a log begins that keeps `keep_bytes` of what the engine holds durably, and nothing that all others have.
@@ -544,6 +548,8 @@ mod tests {
 
         let third = ReplicaId(3);
         node.send_snapshots(DEFAULT_GROUP, [third].into_iter(), &mut effects);
+        assert_eq!(floor(&mut node), last - 2, "its turn has not come");
+        node.on_snapshot_begun(DEFAULT_GROUP, third);
         assert_eq!(floor(&mut node), last - 30);
         let installed = Some(position(&node, last - 20));
         node.on_snapshot_sent(DEFAULT_GROUP, third, installed, &mut effects);
@@ -557,6 +563,6 @@ mod tests {
         assert_eq!(floor(&mut node), last - 10);
         acknowledge(&mut node, 3, last - 1);
         assert_eq!(floor(&mut node), last - 1);
-        assert!(node.replicas[&DEFAULT_GROUP].catching_up.is_empty());
+        assert!(node.replicas[&DEFAULT_GROUP].fed.is_empty());
     }
 }

@@ -21,6 +21,7 @@ use crate::integrity::Integrity;
 use crate::memory::Pressure;
 use crate::read::Reads;
 use crate::reconfigure::{Places, first_configuration};
+use crate::snapshot::Feeding;
 
 /// A group's replica on this node.
 #[derive(Debug)]
@@ -71,10 +72,8 @@ pub(crate) struct Replica {
     pub(crate) flush: FlushState,
     pub(crate) integrity: Integrity,
     pub(crate) pressure: Pressure,
-    /// Followers that are being sent a snapshot: the log is kept for them.
-    pub(crate) snapshots_in_flight: Vec<ReplicaId>,
-    /// Followers that have a snapshot and need the entries after it: the log is kept for them too.
-    pub(crate) catching_up: Vec<ReplicaId>,
+    /// Followers that need a snapshot, or have one and not yet what was written meanwhile.
+    pub(crate) fed: BTreeMap<ReplicaId, Feeding>,
     /// A snapshot that may be, or is being, installed.
     pub(crate) install: Install,
     /// The request for the leadership transfer in progress, and its target.
@@ -175,8 +174,7 @@ impl Replica {
             flush: FlushState::new(in_engine.index, compacted, now),
             integrity: Integrity::new(now),
             pressure: Pressure::default(),
-            snapshots_in_flight: Vec::new(),
-            catching_up: Vec::new(),
+            fed: BTreeMap::new(),
             install: Install::None,
             transfer: None,
             timer: None,

@@ -228,6 +228,7 @@ impl Node {
             Event::Flushed { group, flush } => self.on_flushed(group, flush, effects),
             Event::Swept { group } => self.on_swept(group, effects),
             Event::EnginePersisted { ticket } => self.on_engine_persisted(ticket, effects),
+            Event::SnapshotBegun { group, to } => self.on_snapshot_begun(group, to),
             Event::SnapshotSent { group, to, position } => {
                 self.on_snapshot_sent(group, to, position, effects)
             }

@@ -105,8 +105,7 @@ impl Node {
         }
         if was_leader && !is_leader {
             replica.forget_checks();
-            replica.snapshots_in_flight.clear();
-            replica.catching_up.clear();
+            replica.fed.clear();
         }
         replica.board.set_status(leader, replica.core.term(), replica.core.commit().0);
         if leader.is_some() {

@@ -17,6 +17,18 @@ use crate::node::Node;
 /// Whatever others need, a log keeps about as much as this.
 const LOG_BYTES_MIN: usize = 1 << 20;
 
+/// How far a follower is that is brought up by a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Feeding {
+    /// Its snapshot has not begun: a node sends another one at a time. It comes with what is in the engine then, and until then
+    /// nothing is kept for it.
+    Waits,
+    /// It is being sent one: the log is kept for it.
+    Receives,
+    /// It has one and needs the entries after it: the log is kept for it as long as it lives.
+    CatchesUp,
+}
+
 impl Node {
     /// The group asks for snapshots for these followers.
     pub(crate) fn send_snapshots(
@@ -31,12 +43,20 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         for to in followers {
             let Some(node) = replica.node_of(to) else { continue };
-            if !replica.snapshots_in_flight.contains(&to) {
-                replica.snapshots_in_flight.push(to);
-                replica.catching_up.retain(|other| *other != to);
+            if !matches!(replica.fed.get(&to), Some(Feeding::Waits | Feeding::Receives)) {
+                replica.fed.insert(to, Feeding::Waits);
                 let keyspace = Arc::clone(&replica.keyspace);
                 effects.snapshots.push(SnapshotJob { group, node, to, keyspace, log_bytes });
             }
+        }
+    }
+
+    /// A transfer begins: from now on the log is kept for it.
+    pub(crate) fn on_snapshot_begun(&mut self, group: GroupId, to: ReplicaId) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        // Who led meanwhile no more keeps nothing for others.
+        if let Some(feeding) = replica.fed.get_mut(&to) {
+            *feeding = Feeding::Receives;
         }
     }
 
@@ -49,9 +69,9 @@ impl Node {
         effects: &mut Effects,
     ) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        replica.snapshots_in_flight.retain(|other| *other != to);
+        replica.fed.remove(&to);
         if position.is_some() && replica.core.is_leader() {
-            replica.catching_up.push(to);
+            replica.fed.insert(to, Feeding::CatchesUp);
         }
         // The transfer held tombstones.
         self.maybe_sweep(group, effects);

@@ -91,7 +91,7 @@ impl Snapshots {
         }))
     }
 
-    /// Streams a snapshot; [`Event::SnapshotSent`] follows.
+    /// Streams a snapshot; [`Event::SnapshotBegun`] and [`Event::SnapshotSent`] follow.
     pub(super) fn send(&self, transport: &Transport, job: SnapshotJob) {
         let (inner, transport) = (self.0.clone(), transport.clone());
         self.0.runtime.spawn(async move {
@@ -163,6 +163,7 @@ impl Inner {
     async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<(LogPosition, u32), Failure> {
         let turn = self.sending.lock().entry(job.node).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
         let _turn = turn.acquire().await.map_err(Failure::other)?;
+        self.inputs.event(Event::SnapshotBegun { group: job.group, to: job.to });
         let (sender, mut chunks) = mpsc::channel(CHUNKS_QUEUED);
         let header = encode_header(job.group, job.to, job.keyspace.db_bytes());
         let mut snapshot = transport.open_snapshot(job.node, header).await?;

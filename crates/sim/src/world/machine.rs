@@ -1,6 +1,6 @@
 //! A machine with one node on it: what survives a process, what does not, and the node's loop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use hadron_consensus::{DEFAULT_GROUP, GroupId, Message, NodeId, Time};
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions, ValueCache};
 use hadron_node::{
     Bootstrap, Config, Effects, Event as NodeEvent, Failure as NodeFailure, GroupConfig, Member, Node,
-    PeerMessage, Reply,
+    PeerMessage, Reply, SnapshotJob,
 };
 use hadron_storage::disk::{Disk, Fault, MemoryDisk};
 use hadron_storage::engine::{Engine, ModelEngine};
@@ -88,6 +88,8 @@ pub(super) struct Process {
     pub(super) asked: BTreeMap<u64, Asked>,
     /// Snapshots that are being received, by ticket.
     pub(super) incoming: BTreeMap<u64, Incoming>,
+    /// Snapshots that wait until the one before them has got to the same node, or not. A node that is sent none is not here.
+    pub(super) outgoing: BTreeMap<u64, VecDeque<SnapshotJob>>,
 }
 
 /// The loop of one of the node's shards.
@@ -201,6 +203,7 @@ impl Process {
             next_token: 1,
             asked: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            outgoing: BTreeMap::new(),
         }
     }
 
@@ -526,7 +529,7 @@ impl World {
             self.queue_engine_job(life, job);
         }
         for job in snapshots {
-            self.send_snapshot(life, job);
+            self.queue_snapshot(life, job);
         }
         for (ticket, yes) in installs {
             self.answer_snapshot(life, ticket, yes);

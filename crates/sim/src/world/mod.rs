@@ -55,8 +55,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use hadron_consensus::{DEFAULT_GROUP, GroupId, LogPosition, ReplicaId};
-use hadron_node::Event as NodeEvent;
+use hadron_consensus::{DEFAULT_GROUP, GroupId, LogPosition};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -80,7 +79,7 @@ use promises::Promises;
 use repairs::Repairs;
 use schedule::Schedule;
 use scrubs::Scrubs;
-use snapshots::Chunk;
+use snapshots::{Chunk, Transfer};
 use trace::Trace;
 use watchers::Watching;
 
@@ -111,7 +110,7 @@ enum Happening {
     /// A part of a snapshot arrives.
     Snapshot(Box<Chunk>),
     /// The sender of a snapshot learns how it ended.
-    SnapshotEnded { sender: Life, group: GroupId, to: ReplicaId, position: Option<LogPosition> },
+    SnapshotEnded(Transfer, Option<LogPosition>),
     /// A client begins its next operation.
     ClientNext(usize),
     /// A client's request arrives.
@@ -422,9 +421,7 @@ impl World {
             Happening::Connect(direction, life) => self.connect(direction, life),
             Happening::FoundDead(direction, number) => self.on_found_dead(direction, number),
             Happening::Snapshot(chunk) => self.on_snapshot_chunk(*chunk),
-            Happening::SnapshotEnded { sender, group, to, position } => {
-                self.deliver(sender, NodeEvent::SnapshotSent { group, to, position });
-            }
+            Happening::SnapshotEnded(transfer, position) => self.on_snapshot_ended(transfer, position),
             Happening::ClientNext(client) => self.client_next(client),
             Happening::Request { operation, life } => self.on_request(operation, life),
             Happening::ServeRead { operation, life } => self.serve_read(operation, life),

@@ -1,5 +1,6 @@
 //! Snapshots on their way: one node's engine, chunk by chunk, into another's.
 
+use std::collections::VecDeque;
 use std::collections::btree_map::Entry;
 
 use bytes::{Bytes, BytesMut};
@@ -23,6 +24,8 @@ pub(super) struct Transfer {
     sender: Life,
     group: GroupId,
     to: ReplicaId,
+    /// The machine of that replica.
+    node: u64,
 }
 
 /// A part of a snapshot, and what makes the others.
@@ -69,10 +72,22 @@ impl Incoming {
 }
 
 impl World {
-    /// Begins a transfer.
-    pub(super) fn send_snapshot(&mut self, sender: Life, job: SnapshotJob) {
+    /// Begins a transfer, once none is under way to that node.
+    pub(super) fn queue_snapshot(&mut self, sender: Life, job: SnapshotJob) {
+        let Some(process) = self.process(sender) else { return };
+        match process.outgoing.entry(job.node.0) {
+            Entry::Occupied(mut waiting) => waiting.get_mut().push_back(job),
+            Entry::Vacant(nobody) => {
+                nobody.insert(VecDeque::new());
+                self.send_snapshot(sender, job);
+            }
+        }
+    }
+
+    fn send_snapshot(&mut self, sender: Life, job: SnapshotJob) {
         let SnapshotJob { group, node, to, keyspace, log_bytes } = job;
-        let transfer = Transfer { sender, group, to };
+        self.deliver(sender, NodeEvent::SnapshotBegun { group, to });
+        let transfer = Transfer { sender, group, to, node: node.0 };
         let Some(receiver) = self.life(node.0) else { return self.snapshot_fails(transfer) };
         let Some(machine) = self.machines.get(&sender.node) else { return };
         let views = self.cut_views(machine.engine.clone(), group);
@@ -272,8 +287,18 @@ impl World {
     }
 
     fn snapshot_ends(&mut self, transfer: Transfer, position: Option<LogPosition>) {
-        let Transfer { sender, group, to } = transfer;
         let delay = self.network.delay(&mut self.rng);
-        self.schedule.after(delay, Happening::SnapshotEnded { sender, group, to, position });
+        self.schedule.after(delay, Happening::SnapshotEnded(transfer, position));
+    }
+
+    /// The sender hears of the end, and begins the next transfer to that node.
+    pub(super) fn on_snapshot_ended(&mut self, transfer: Transfer, position: Option<LogPosition>) {
+        let Transfer { sender, group, to, node } = transfer;
+        self.deliver(sender, NodeEvent::SnapshotSent { group, to, position });
+        let Some(process) = self.process(sender) else { return };
+        match process.outgoing.get_mut(&node).and_then(VecDeque::pop_front) {
+            Some(job) => self.send_snapshot(sender, job),
+            None => drop(process.outgoing.remove(&node)),
+        }
     }
 }

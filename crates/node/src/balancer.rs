@@ -194,9 +194,14 @@ pub fn decide(catalog: &Catalog, planned: &Move, at_ms: i64) -> Option<Decision>
     if let MoveKind::TransferLeader { from, to } = planned.kind {
         return Some(Decision::HandOver { group, from, to, record: Catalog::remember(group, &record) });
     }
+    let is_placed = |node: NodeId| present.replica_on(node).is_some();
+    let (source, destination) = (planned.kind.source(), planned.kind.destination());
+    if destination.is_some_and(is_placed) || source.is_some_and(|node| !is_placed(node)) {
+        return None;
+    }
     let mut nodes: Vec<NodeId> = present.nodes().collect();
-    nodes.retain(|node| Some(*node) != planned.kind.source());
-    nodes.extend(planned.kind.destination());
+    nodes.retain(|node| Some(*node) != source);
+    nodes.extend(destination);
     catalog.place_recorded(group, &nodes, &record).map(Decision::Place)
 }
 
@@ -422,6 +427,22 @@ mod tests {
     fn moving(kind: MoveKind) -> Move {
         let reason = Reason::Drained { node: NodeId(2) };
         Move { group: GROUP, kind, reason, effect: Default::default() }
+    }
+
+    /// While a replica had yet to vote, and the other newcomer was lost, the same one was wanted once more. Its node stood in the placement
+    /// twice, so that the lost one went as one too many: three were counted where two were, for good.
+    #[test]
+    fn nobody_has_a_group_twice() {
+        let world = World::new();
+        let of = |kind| world.decide(&moving(kind));
+        let (second, third, fourth) = (NodeId(2), NodeId(3), NodeId(4));
+        assert!(of(MoveKind::AddReplica { to: third }).is_none());
+        assert!(of(MoveKind::MoveReplica { from: second, to: third }).is_none());
+        assert!(of(MoveKind::MoveReplica { from: fourth, to: NodeId(5) }).is_none());
+        assert!(of(MoveKind::AddReplica { to: fourth }).is_some());
+        let placed = world.board.with_catalog(|catalog| catalog.placement(GROUP).map(|it| it.record.clone()));
+        let again = placed.unwrap().moved_to(&[third, fourth, third, fourth], "");
+        assert_eq!(again.nodes().collect::<Vec<_>>(), [third, fourth]);
     }
 
     #[test]

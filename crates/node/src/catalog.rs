@@ -244,10 +244,13 @@ impl Placement {
         if was_there { voters } else { Vec::new() }
     }
 
-    /// The same group on `nodes`: who stays keeps its replica, who comes gets one that was never used.
+    /// The same group on `nodes`, of which each has it once: who stays keeps its replica, who comes gets one that was never used.
     pub fn moved_to(&self, nodes: &[NodeId], reason: &str) -> Placement {
         let mut next = Placement { places: Vec::new(), reason: reason.to_owned(), ..self.clone() };
-        for node in nodes {
+        for (at, node) in nodes.iter().enumerate() {
+            if nodes[..at].contains(node) {
+                continue;
+            }
             let replica = self.replica_on(*node).map(|replica| replica.0).unwrap_or_else(|| {
                 next.next_replica += 1;
                 next.next_replica - 1

@@ -73,7 +73,7 @@ pub(crate) struct EnginePersist {
     /// What the fsync on its way covers.
     covers: BTreeMap<GroupId, Index>,
     /// Flushed since the last fsync was asked for, or since the start.
-    dirty: bool,
+    pub(crate) dirty: bool,
 }
 
 impl EnginePersist {
@@ -313,8 +313,8 @@ impl Replica {
         let is_behind = |one: &&Progress| one.matched < tail && one.matched >= floor;
         let needs = |to| progress.iter().filter(is_behind).any(|one| one.replica == to);
         self.fed.retain(|to, feeding| *feeding != Feeding::CatchesUp || needs(*to));
-        let receives = self.fed.values().any(|feeding| *feeding == Feeding::Receives);
-        if !receives && !self.feeds(is_alive) {
+        let sends = self.core.is_leader() && self.fed.values().any(|feeding| *feeding == Feeding::Receives);
+        if !sends && !self.feeds(is_alive) {
             return tail;
         }
         tail.min(self.log_floor_with(snapshot_bytes))
@@ -551,8 +551,16 @@ mod tests {
         assert_eq!(floor(&mut node), last - 2, "its turn has not come");
         node.on_snapshot_begun(DEFAULT_GROUP, third);
         assert_eq!(floor(&mut node), last - 30);
+        effects.snapshots.clear();
+        node.send_snapshots(DEFAULT_GROUP, [third].into_iter(), &mut effects);
+        assert!(effects.snapshots.is_empty(), "it is on its way");
+        node.engine_persist.dirty = false;
         let installed = Some(position(&node, last - 20));
         node.on_snapshot_sent(DEFAULT_GROUP, third, installed, &mut effects);
+        assert!(
+            node.engine_persist.dirty,
+            "the log is cut after the next fsync of the engine, also if nothing is written"
+        );
         assert_eq!(floor(&mut node), last - 20, "it needs all after its snapshot");
         acknowledge(&mut node, 3, last - 10);
         assert_eq!(floor(&mut node), last - 10, "and not what it has");

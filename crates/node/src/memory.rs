@@ -208,7 +208,8 @@ mod tests {
     use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType};
 
     use crate::flush::FlushState;
-    use crate::propose::tests::{lead, node};
+    use crate::peer::PeerMessage;
+    use crate::propose::tests::{acknowledge, lead, node};
 
     /// The leader of `group`, the second node, sends one committed entry of so many bytes.
     fn append(node: &mut Node, group: GroupId, bytes: usize) {
@@ -255,6 +256,29 @@ mod tests {
         let applied = Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 };
         node.replicas[&DEFAULT_GROUP].keyspace.apply(applied, vec![alarm]);
         assert_eq!(node.best_successor(DEFAULT_GROUP), Some(ReplicaId(2)));
+    }
+
+    /// It was handed to one that came back and waited for a snapshot: nobody could write until that was given up, and then it was handed over
+    /// again.
+    #[test]
+    fn leadership_is_not_handed_to_one_who_lacks_much() {
+        let mut node = node();
+        lead(&mut node);
+        let (second, replica) = (NodeId(2), ReplicaId(2));
+        node.connected.insert(second, 1);
+        node.liveness.on_heartbeat(node.now, second, 1, true, true);
+        let is_asked = |effects: &Effects| {
+            let asks = |message: &PeerMessage| {
+                matches!(message, PeerMessage::Group { message: Message::TimeoutNow { .. }, .. })
+            };
+            effects.sends.iter().any(|(_, message)| asks(message))
+        };
+        let mut effects = Effects::default();
+        node.hand_over_to(DEFAULT_GROUP, NodeId(1), second, &mut effects);
+        acknowledge(&mut node, replica, &mut effects);
+        assert!(!is_asked(&effects));
+        node.hand_over_to(DEFAULT_GROUP, NodeId(1), second, &mut effects);
+        assert!(is_asked(&effects));
     }
 
     /// A node stood still while its leader went on. All that had come meanwhile was taken in one turn, which ended with

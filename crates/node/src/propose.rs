@@ -372,6 +372,14 @@ pub(crate) mod tests {
         assert!(node.replicas[&DEFAULT_GROUP].core.is_leader());
     }
 
+    /// A follower says that it has all that this leader has.
+    pub(crate) fn acknowledge(node: &mut Node, from: ReplicaId, effects: &mut Effects) {
+        let core = &node.replicas[&DEFAULT_GROUP].core;
+        let (term, matched) = (core.term(), core.last());
+        let message = Message::AppendAck { term, round: 0, matched, full: false, asleep: false };
+        node.step_group(DEFAULT_GROUP, CoreEvent::Message { from, message }, effects);
+    }
+
     fn proposed_in(term: Term) -> Node {
         let mut node = node();
         let replica = node.replicas.get_mut(&DEFAULT_GROUP).unwrap();

@@ -161,14 +161,21 @@ impl Replica {
         true
     }
 
-    fn has_caught_up(&self, replica: ReplicaId) -> bool {
+    /// Whether `replica` is sent this leader's entries as they come. One that needs a snapshot, or has not answered yet, is not.
+    fn follows(&self, replica: ReplicaId) -> bool {
+        self.following(replica).is_some()
+    }
+
+    /// Whether `replica` has all but what is on its way in a moment.
+    pub(crate) fn has_caught_up(&self, replica: ReplicaId) -> bool {
         let last = self.core.last().0;
-        let is_close = |progress: &Progress| {
-            progress.replica == replica
-                && progress.state == ProgressState::Replicate
-                && are_few(last.saturating_sub(progress.matched.0), self.core.entries())
-        };
-        self.core.progress().iter().any(is_close)
+        let missing = |progress: &Progress| last.saturating_sub(progress.matched.0);
+        self.following(replica).is_some_and(|it| are_few(missing(it), self.core.entries()))
+    }
+
+    fn following(&self, replica: ReplicaId) -> Option<&Progress> {
+        let mut all = self.core.progress().iter();
+        all.find(|progress| progress.replica == replica && progress.state == ProgressState::Replicate)
     }
 }
 
@@ -442,7 +449,7 @@ impl Node {
         let (voters, others): (Vec<Seat>, Vec<Seat>) = wanted.seats.iter().partition(|seat| may_vote(seat));
         // A member that was removed goes at once. A replica that moves goes when the one in its place can vote.
         let is_complete = replica.follows_roster || others.is_empty();
-        if is_complete && self.can_decide(&voters) && self.is_any_well(replica, &voters) {
+        if is_complete && self.can_decide(replica, &voters) && self.is_any_well(replica, &voters) {
             return (wanted.revision, ids(&voters), ids(&others));
         }
         // Given to those, the group would be lost, or have fewer replicas for a while: who votes now goes on until enough of the
@@ -458,11 +465,14 @@ impl Node {
         voters.iter().any(|seat| !accused.contains(&seat.node))
     }
 
-    /// Whether a majority of `voters` is alive.
-    fn can_decide(&self, voters: &[Seat]) -> bool {
-        let is_alive =
-            |seat: &&Seat| seat.node == self.config.node || self.liveness.is_alive(self.now, seat.node);
-        2 * voters.iter().filter(is_alive).count() > voters.len()
+    /// Whether a majority of `voters` is alive and follows: given to others, the group could decide nothing before they have a snapshot, and
+    /// what is begun is not taken back.
+    fn can_decide(&self, replica: &Replica, voters: &[Seat]) -> bool {
+        let is_ready = |seat: &&Seat| {
+            seat.node == self.config.node
+                || self.liveness.is_alive(self.now, seat.node) && replica.follows(seat.replica)
+        };
+        2 * voters.iter().filter(is_ready).count() > voters.len()
     }
 
     /// The newest roster that this node knows, and its revision. A group's leader may have left the root group, and then
@@ -548,6 +558,7 @@ mod tests {
     use super::*;
     use crate::event::Event;
     use crate::node::tests::leading;
+    use crate::propose::tests::{acknowledge, lead, node as of_three};
     use crate::roster::Removed;
 
     #[test]
@@ -664,15 +675,32 @@ mod tests {
     /// One of three was dead, a fourth had just come: to remove a second of the three left two voters, one of them dead.
     #[test]
     fn voters_of_whom_no_majority_is_alive_do_not_get_the_group() {
-        let mut node = leading();
-        let member = |id: u64| Member { id, replica: id, ..Member::default() };
-        node.on_roster(NodeId(2), told(9, &[1, 2], &[]));
-        let seat = |id| Seat::of(&member(id));
-        assert!(node.can_decide(&[seat(1)]));
-        assert!(!node.can_decide(&[seat(1), seat(2)]), "never heard");
+        let mut node = of_three();
+        lead(&mut node);
+        acknowledge(&mut node, ReplicaId(2), &mut Effects::default());
+        assert!(can_decide(&node, &[1]));
+        assert!(!can_decide(&node, &[1, 2]), "never heard");
         node.liveness.on_heartbeat(node.now, NodeId(2), 1, true, true);
-        assert!(node.can_decide(&[seat(1), seat(2)]));
-        assert!(!node.can_decide(&[]));
+        assert!(can_decide(&node, &[1, 2]));
+        assert!(!can_decide(&node, &[]));
+    }
+
+    fn can_decide(node: &Node, voters: &[u64]) -> bool {
+        let seat = |id: &u64| Seat::of(&Member { id: *id, replica: *id, ..Member::default() });
+        let seats: Vec<Seat> = voters.iter().map(seat).collect();
+        node.can_decide(&node.replicas[&DEFAULT_GROUP], &seats)
+    }
+
+    /// One of three still received its snapshot, and another was damaged: the group was given to the two that were left, and took no
+    /// write until the snapshot had come; and none for ever if that replica could not be opened.
+    #[test]
+    fn voters_who_lack_a_snapshot_do_not_get_the_group() {
+        let mut node = of_three();
+        lead(&mut node);
+        node.liveness.on_heartbeat(node.now, NodeId(2), 1, true, true);
+        assert!(!can_decide(&node, &[1, 2]), "it has not said what it has");
+        acknowledge(&mut node, ReplicaId(2), &mut Effects::default());
+        assert!(can_decide(&node, &[1, 2]));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::event::{Effects, Failure, Reply};
 use crate::liveness::GroupContacts;
 use crate::node::Node;
 use crate::peer::PeerMessage;
+use crate::snapshot::Feeding;
 
 impl Node {
     /// Steps one group and takes over its effects. Returns the answer to a proposal, if the event was one.
@@ -105,7 +106,8 @@ impl Node {
         }
         if was_leader && !is_leader {
             replica.forget_checks();
-            replica.fed.clear();
+            // What is on its way goes on, and is not begun anew should this replica lead again.
+            replica.fed.retain(|_, feeding| *feeding != Feeding::CatchesUp);
         }
         replica.board.set_status(leader, replica.core.term(), replica.core.commit().0);
         if leader.is_some() {
@@ -145,9 +147,13 @@ impl Node {
             return effects.sends.push((from, PeerMessage::HandOver { group, to }));
         }
         let Some(replica) = self.replicas.get(&group).filter(|replica| replica.core.is_leader()) else {
+            // Whoever plans takes one for the leader where there is none. Once there is one, the next plan says it again.
+            self.wake_for_request(group, effects);
             return;
         };
-        let may_take_over = |to: &ReplicaId| self.successors(replica).any(|other| other.replica == *to);
+        let may_take_over = |to: &ReplicaId| {
+            replica.has_caught_up(*to) && self.successors(replica).any(|other| other.replica == *to)
+        };
         let is_asked = replica.transfer.is_some();
         if let Some(to) = replica.voter_on(to).filter(|to| !is_asked && may_take_over(to)) {
             self.step_group(group, CoreEvent::TransferLeader { to }, effects);

@@ -54,7 +54,6 @@ impl Node {
     /// A transfer begins: from now on the log is kept for it.
     pub(crate) fn on_snapshot_begun(&mut self, group: GroupId, to: ReplicaId) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
-        // Who led meanwhile no more keeps nothing for others.
         if let Some(feeding) = replica.fed.get_mut(&to) {
             *feeding = Feeding::Receives;
         }
@@ -73,6 +72,8 @@ impl Node {
         if position.is_some() && replica.core.is_leader() {
             replica.fed.insert(to, Feeding::CatchesUp);
         }
+        // What was kept of the log may go also if nothing more is written.
+        self.engine_persist.dirty = true;
         // The transfer held tombstones.
         self.maybe_sweep(group, effects);
         self.step_group(group, CoreEvent::SnapshotSent { to, position }, effects);

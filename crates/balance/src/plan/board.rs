@@ -123,7 +123,9 @@ impl<'a> Board<'a> {
         let known = [kind.source(), kind.destination(), kind.leader_after(None)];
         if known.into_iter().flatten().all(|node| self.number(node).is_some()) {
             self.relocate(group, kind);
-            if !self.is_stuck(&self.groups[group]) {
+            // Nobody sends or receives anything of a group that has no leader.
+            let draft = &self.groups[group];
+            if draft.has_quorum && !self.is_stuck(draft) {
                 self.begin(group, kind);
             }
         }

@@ -352,3 +352,13 @@ fn find(directory: &Path, needle: &[u8]) -> Option<(PathBuf, usize)> {
         bytes.windows(needle.len()).position(|window| window == needle).map(|offset| (path, offset))
     })
 }
+
+/// Whoever vanished without a word, with its machine or behind a router that forgot it, held its place for two hours.
+#[test]
+fn accepted_connections_are_asked_whether_there_is_still_somebody() {
+    let listeners = bind(&["127.0.0.1:0".parse().unwrap()], "listen-client-urls", false).unwrap();
+    let client = std::net::TcpStream::connect(listeners[0].local_addr().unwrap()).unwrap();
+    let (accepted, _) = listeners[0].accept().unwrap();
+    let asked = |stream: &std::net::TcpStream| socket2::SockRef::from(stream).keepalive().unwrap();
+    assert_eq!((asked(&accepted), asked(&client)), (true, false));
+}

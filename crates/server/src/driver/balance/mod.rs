@@ -38,8 +38,9 @@ const PLAN_EVERY: u64 = 5;
 const TIDY_EVERY: u64 = 120;
 /// Prefixes and clients that a node tells of.
 const HITTERS_REPORTED: usize = 16;
-/// Moves that are remembered.
+/// Moves that are remembered, and commands at a time that forget older ones.
 const MOVES_KEPT: usize = 1_000;
+const FORGETS_MAX: usize = 100;
 /// Revisions of the root group that are kept.
 const REVISIONS_KEPT: i64 = 10_000;
 
@@ -161,8 +162,11 @@ impl Balance {
     /// The root group's leader forgets old moves, nodes that are no members any more, and old revisions of the root group.
     async fn tidy(&self) {
         let Some(root) = self.0.handle.board().group(ROOT_GROUP).filter(|_| self.leads()) else { return };
-        if let Some(command) = forget_moves(&root.keyspace, MOVES_KEPT) {
-            self.write(command).await;
+        for _ in 0..FORGETS_MAX {
+            let Some(command) = forget_moves(&root.keyspace, MOVES_KEPT) else { break };
+            if self.write(command).await != Some(true) {
+                break;
+            }
         }
         let pool = self.0.handle.board().pool();
         let is_member = |node: hadron_consensus::NodeId| pool.roster.member(node.0).is_some();

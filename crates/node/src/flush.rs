@@ -137,7 +137,8 @@ impl Node {
         }
     }
 
-    /// With every heartbeat: who read what is to go does not say when he is done, and a group that rests has no other occasion.
+    /// With every heartbeat: who read what is to go does not say when he is done, what a crash left unswept nobody asks for, and a group that
+    /// rests has no other occasion.
     pub(crate) fn sweep_again(&mut self, effects: &mut Effects) {
         for group in std::mem::take(&mut self.unswept) {
             self.maybe_sweep(group, effects);

@@ -60,7 +60,7 @@ pub struct Node {
     pub(crate) needs_seen: u64,
     /// What of the root group could not be read when it was read last, and when to try again.
     pub(crate) unread: Option<(String, Time)>,
-    /// Groups of whose former states something is left that somebody reads yet.
+    /// Groups of which something may be left that nobody needs: all that were just opened, and those of whose former states somebody reads yet.
     pub(crate) unswept: BTreeSet<GroupId>,
     pub(crate) log: LogQueue,
     /// Groups for which old segments of the log were kept when somebody last looked.
@@ -116,6 +116,7 @@ impl Node {
             let board = board.add_group(id, keyspace.clone());
             replicas.insert(id, Replica::restore(&config, group, keyspace.clone(), board, log, now)?);
         }
+        let unswept = replicas.keys().copied().collect();
         let residents = Residents::new(recovered);
         let liveness = Liveness::new(config.node, config.election_timeout_us);
         let mut node = Node {
@@ -134,7 +135,7 @@ impl Node {
             is_pool_new: false,
             needs_seen: 0,
             unread: None,
-            unswept: BTreeSet::new(),
+            unswept,
             log: LogQueue::default(),
             pinning: BTreeSet::new(),
             engine_persist: EnginePersist::new(now),

@@ -333,6 +333,7 @@ impl Node {
         match Replica::restore(&self.config, &config, keyspace, board, log, self.now) {
             Ok(opened) => {
                 self.replicas.insert(group, opened);
+                self.unswept.insert(group);
                 self.drop_closed_log(group);
             }
             Err(why) => {

@@ -175,6 +175,11 @@ mod tests {
 
     /// The first of three nodes, and its engine.
     fn first() -> (Node, Arc<ModelEngine>) {
+        let engine = Arc::new(ModelEngine::new());
+        (first_with(&engine), engine)
+    }
+
+    fn first_with(engine: &Arc<ModelEngine>) -> Node {
         let pool = Bootstrap::of((1..=3).map(|id| Member { id, ..Member::default() }).collect());
         let config = Config {
             node: NodeId(1),
@@ -187,10 +192,9 @@ mod tests {
             seed: 1,
             limits: Limits::default(),
         };
-        let engine = Arc::new(ModelEngine::new());
         let open = |id: GroupId| (id, Keyspace::open(engine.clone(), id.0, Default::default()).unwrap());
         let keyspaces = config.groups.iter().map(|group| open(group.group)).collect();
-        (Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap(), engine)
+        Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap()
     }
 
     /// The same; one entry is applied, and its flush is on its way.
@@ -268,6 +272,19 @@ mod tests {
         drop(reader);
         node.sweep_again(&mut effects);
         assert_eq!(effects.sweeps.len(), 1);
+    }
+
+    /// Power was lost before what the former state had left was deleted. It stayed until something was written to the group again.
+    #[test]
+    fn a_former_state_goes_after_a_start_too() {
+        let (mut node, engine) = first();
+        let put = Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..Default::default() });
+        install(&mut node, engine.clone(), at(1), put);
+        drop(node);
+        let mut node = first_with(&engine);
+        let mut effects = Effects::default();
+        node.sweep_again(&mut effects);
+        assert_eq!(effects.sweeps.iter().map(|(group, _)| *group).collect::<Vec<_>>(), [DEFAULT_GROUP]);
     }
 
     /// Until the next entry the group's clock was shown as counted from the node's start.

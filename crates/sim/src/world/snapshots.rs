@@ -146,7 +146,9 @@ impl World {
     /// A sender whose own state is replaced or goes away meanwhile can only begin anew.
     fn export_fails(&mut self, transfer: Transfer, error: &SnapshotError) {
         let is_rotten = error.is_damage() && self.is_rotten(transfer.sender.node, transfer.group);
-        if !matches!(error, SnapshotError::Replaced) && !is_rotten {
+        // While it waited for its turn the replica left, or another came in its place.
+        let is_expected = matches!(error, SnapshotError::Replaced | SnapshotError::Nothing);
+        if !is_expected && !is_rotten {
             let found = format!("n{} cannot export a snapshot: {error}", transfer.sender.node);
             return self.violate(Violation::new("no_fatal", found));
         }

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use hadron_proto::etcdserverpb::PutRequest;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
-use hadron_sim::checkers::{durable_ack, linearizable, revision_order};
 use hadron_sim::history::Operation;
 
 use crate::support;
+use crate::support::judge::{history_of_all, judge};
 use crate::support::load::{Load, longest_outage_us};
-use crate::support::{Cluster, PATIENCE, complete_history, eventually};
+use crate::support::{Cluster, PATIENCE, eventually};
 
 /// Clients that work at the same time.
 const CLIENTS: u64 = 32;
@@ -27,16 +27,7 @@ const MISSED_WRITES: u64 = 50_000;
 /// Holds what the clients saw against what all nodes show now.
 async fn check(cluster: &Cluster, operations: &[Operation]) {
     cluster.wait_until_equal().await;
-    let status = cluster.nodes[0].status().await.unwrap();
-    let revision = status.header.unwrap().revision;
-    let events = complete_history(&cluster.nodes[0], revision).await;
-    for node in &cluster.nodes[1..] {
-        assert!(complete_history(node, revision).await == events, "{} shows another history", node.name);
-    }
-    durable_ack::check(operations, &events).unwrap();
-    revision_order::check_events(&events).unwrap();
-    revision_order::check_responses(operations).unwrap();
-    linearizable::check(operations, &events).unwrap();
+    judge(operations, &history_of_all(&cluster.nodes.iter().collect::<Vec<_>>()).await);
 }
 
 #[tokio::test]

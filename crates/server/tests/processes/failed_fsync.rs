@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use hadron_proto::etcdserverpb::PutRequest;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
-use hadron_sim::checkers::{durable_ack, linearizable, revision_order};
 use hadron_sim::history::Operation;
 use tempfile::TempDir;
 
 use crate::support;
+use crate::support::judge::{history_of_all, judge};
 use crate::support::load::Load;
-use crate::support::{Cluster, complete_history, eventually};
+use crate::support::{Cluster, eventually};
 
 /// Clients that work at the same time.
 const CLIENTS: u64 = 16;
@@ -91,14 +91,7 @@ async fn assert_ends_saying(cluster: &mut Cluster, node: usize, words: &[&str]) 
 /// Holds what the clients saw against what all nodes show now.
 async fn check(cluster: &Cluster, operations: &[Operation]) {
     cluster.wait_until_equal().await;
-    let revision = cluster.nodes[0].status().await.unwrap().header.unwrap().revision;
-    let events = complete_history(&cluster.nodes[0], revision).await;
-    for node in &cluster.nodes[1..] {
-        assert!(complete_history(node, revision).await == events, "{} shows another history", node.name);
-    }
-    durable_ack::check(operations, &events).unwrap();
-    revision_order::check_events(&events).unwrap();
-    linearizable::check(operations, &events).unwrap();
+    judge(operations, &history_of_all(&cluster.nodes.iter().collect::<Vec<_>>()).await);
 }
 
 const LOG_FAILED: [&str; 3] = ["the write-ahead log failed", "Input/output error", "this node stops"];

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use hadron_proto::etcdserverpb as pb;
-use hadron_sim::checkers::{durable_ack, linearizable, revision_order};
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use serde_json::Value;
 
 use crate::support::ctl::{ctl, run};
+use crate::support::judge::judge;
 use crate::support::load::Load;
 use crate::support::{Cluster, Node, complete_history, eventually};
 
@@ -59,9 +59,7 @@ async fn the_last_one_goes_on_with_everything_and_grows_again() {
     cluster.nodes[2].wait_until_serving().await;
     assert_eq!(members(&cluster.nodes[2]).await, ["n2"]);
     let events = complete_history(&cluster.nodes[2], revision).await;
-    durable_ack::check(&operations, &events).unwrap();
-    revision_order::check_events(&events).unwrap();
-    linearizable::check(&operations, &events).unwrap();
+    judge(&operations, &events);
     assert_eq!(put(&cluster.nodes[2], "alone").await, revision + 1);
 
     // Once more with the flag, as a supervisor would.

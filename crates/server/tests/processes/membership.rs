@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use hadron_proto::etcdserverpb as pb;
-use hadron_sim::checkers::{durable_ack, linearizable, revision_order};
 use hadron_sim::history::Operation;
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use tonic::{Code, Status};
 
+use crate::support::judge::{history_of_all, judge};
 use crate::support::load::Load;
-use crate::support::{Cluster, Node, complete_history, eventually};
+use crate::support::{Cluster, Node, eventually};
 
 const CLIENTS: u64 = 16;
 
@@ -54,15 +54,7 @@ async fn put(node: &Node, value: &str) -> Result<(), Status> {
 /// Holds what the clients saw against what the running nodes show now.
 async fn check(cluster: &Cluster, operations: &[Operation]) {
     let running: Vec<&Node> = cluster.nodes.iter().filter(|node| node.is_running()).collect();
-    let revision = running[0].status().await.unwrap().header.unwrap().revision;
-    let events = complete_history(running[0], revision).await;
-    for node in &running[1..] {
-        assert!(complete_history(node, revision).await == events, "{} shows another history", node.name);
-    }
-    durable_ack::check(operations, &events).unwrap();
-    revision_order::check_events(&events).unwrap();
-    revision_order::check_responses(operations).unwrap();
-    linearizable::check(operations, &events).unwrap();
+    judge(operations, &history_of_all(&running).await);
 }
 
 #[tokio::test]

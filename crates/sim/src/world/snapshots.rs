@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use hadron_consensus::{GroupId, Index, LogPosition, ReplicaId, Term};
@@ -89,10 +90,15 @@ impl World {
         self.deliver(sender, NodeEvent::SnapshotBegun { group, to });
         let transfer = Transfer { sender, group, to, node: node.0 };
         let Some(receiver) = self.life(node.0) else { return self.snapshot_fails(transfer) };
+        let board = self.process(sender).map(|process| process.node().board());
+        let here = board.and_then(|board| board.group(group));
+        let is_here = here.is_some_and(|here| Arc::ptr_eq(&here.keyspace, &keyspace));
         let Some(machine) = self.machines.get(&sender.node) else { return };
         let views = self.cut_views(machine.engine.clone(), group);
         let exporter = match Exporter::over(keyspace, log_bytes, views) {
             Ok(exporter) => exporter,
+            // While it waited for its turn the replica left, or another came in its place.
+            Err(SnapshotError::Nothing) if !is_here => return self.snapshot_fails(transfer),
             Err(error) => return self.export_fails(transfer, &error),
         };
         let ticket = self.next_ticket();
@@ -146,9 +152,7 @@ impl World {
     /// A sender whose own state is replaced or goes away meanwhile can only begin anew.
     fn export_fails(&mut self, transfer: Transfer, error: &SnapshotError) {
         let is_rotten = error.is_damage() && self.is_rotten(transfer.sender.node, transfer.group);
-        // While it waited for its turn the replica left, or another came in its place.
-        let is_expected = matches!(error, SnapshotError::Replaced | SnapshotError::Nothing);
-        if !is_expected && !is_rotten {
+        if !matches!(error, SnapshotError::Replaced) && !is_rotten {
             let found = format!("n{} cannot export a snapshot: {error}", transfer.sender.node);
             return self.violate(Violation::new("no_fatal", found));
         }

@@ -6,11 +6,11 @@ use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_proto::etcdserverpb::lease_client::LeaseClient;
 use hadron_proto::etcdserverpb::{LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest};
 use hadron_proto::hadron as pb;
-use hadron_sim::checkers::{durable_ack, linearizable, revision_order};
 use pb::pool_client::PoolClient;
 
 use super::nodes::Pool;
 use super::tenants::{Tenant, is_leader_change, lost, retried};
+use crate::support::judge::judge;
 use crate::support::leases::{self, LeaseClients};
 use crate::support::load::{Load, longest_outage_us};
 use crate::support::watchers::Watchers;
@@ -128,10 +128,7 @@ async fn a_tenant_that_is_moved_goes_on_as_if_nothing_happened() {
         measured.longest,
         measured.retried,
     );
-    revision_order::check_events(events).unwrap();
-    durable_ack::check(&operations, events).unwrap();
-    revision_order::check_responses(&operations).unwrap();
-    linearizable::check(&operations, events).unwrap();
+    judge(&operations, events);
     leases::check(&stories, &operations).unwrap();
     assert_eq!(lost(only, &measured).await, [0; 0]);
     assert!(measured.failures.is_empty(), "{:?}", measured.failures);

@@ -6,6 +6,7 @@ pub mod content;
 pub mod ctl;
 pub mod dns;
 pub mod etcd;
+pub mod judge;
 pub mod leases;
 pub mod load;
 pub mod place;

@@ -12,15 +12,15 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use hadron_sim::checkers::{durable_ack, linearizable, revision_order};
-use hadron_sim::history::{Event, Operation};
+use hadron_sim::history::Event;
 use patient::Patient;
 use plan::Plan;
 
+use crate::support::judge::{history_of_all, judge};
 use crate::support::leases::{self, LeaseClients};
 use crate::support::load::{Load, outages};
 use crate::support::watchers::Watchers;
-use crate::support::{Cluster, complete_history, eventually, hash_kv};
+use crate::support::{Cluster, eventually, hash_kv};
 
 const CLIENTS: u64 = 12;
 const LEASE_CLIENTS: u64 = 4;
@@ -92,16 +92,5 @@ async fn final_history(cluster: &Cluster) -> Vec<Event> {
     let revision = cluster.nodes[0].status().await.unwrap().header.unwrap().revision;
     let hashes = join_all(cluster.nodes.iter().map(|node| hash_kv(node, revision))).await;
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "the nodes differ: {hashes:?}");
-    let events = complete_history(&cluster.nodes[0], revision).await;
-    for node in &cluster.nodes[1..] {
-        assert!(complete_history(node, revision).await == events, "{} shows another history", node.name);
-    }
-    events
-}
-
-fn judge(operations: &[Operation], events: &[Event]) {
-    durable_ack::check(operations, events).unwrap();
-    revision_order::check_events(events).unwrap();
-    revision_order::check_responses(operations).unwrap();
-    linearizable::check(operations, events).unwrap();
+    history_of_all(&cluster.nodes.iter().collect::<Vec<_>>()).await
 }

@@ -25,6 +25,28 @@ pub struct View {
     pub moves: BTreeMap<GroupId, MoveKind>,
 }
 
+impl View {
+    /// Nodes that can be reached and have not told yet what they have.
+    pub fn unheard(&self) -> usize {
+        self.nodes.values().filter(|node| node.state == NodeState::Alive && node.is_unheard()).count()
+    }
+
+    /// What a planner may plan with. Who has not told yet what it has, as all others when their planner has just begun, would be an empty
+    /// node with an endless disk, and share its zone with all that are silent. It counts as one that fell silent just now, in a zone of its
+    /// own: nothing comes to it, and nothing is taken from it.
+    #[must_use]
+    pub fn without_unheard(mut self) -> View {
+        for (id, node) in self.nodes.iter_mut().filter(|(_, node)| node.is_unheard()) {
+            node.zone = format!("of node {:x}", id.0);
+            if node.state == NodeState::Alive {
+                node.state = NodeState::Suspected { since: self.now };
+                node.draining = false;
+            }
+        }
+        self
+    }
+}
+
 /// A node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeView {
@@ -148,6 +170,10 @@ impl GroupView {
 }
 
 impl NodeView {
+    fn is_unheard(&self) -> bool {
+        self.capacity == Capacity::default()
+    }
+
     /// Whether its replicas have to be rebuilt elsewhere. Who is to be emptied and out of reach has no grace.
     pub fn is_lost(&self, now: Time, grace_us: u64) -> bool {
         match self.state {
@@ -156,5 +182,49 @@ impl NodeView {
             NodeState::Suspected { since } => now.micros_since(since) >= grace_us,
             NodeState::Dead => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan;
+    use crate::policy::Policy;
+
+    /// A planner that had just begun filled whoever had not told it yet how full it is, and took replicas apart whose zones it did not know.
+    #[test]
+    fn nothing_is_planned_with_nodes_that_have_told_nothing_yet() {
+        let capacity = Capacity::of(Load::each(|_| 10.0));
+        let heard = |zone: &str| NodeView { zone: zone.into(), capacity, ..NodeView::default() };
+        let mut view = View { now: Time(5), ..View::default() };
+        for (id, zone) in [(1, "a"), (4, "d"), (5, "e")] {
+            view.nodes.insert(NodeId(id), heard(zone));
+        }
+        for id in [2, 3, 6] {
+            view.nodes.insert(NodeId(id), NodeView::default());
+        }
+        view.nodes.entry(NodeId(6)).and_modify(|node| node.draining = true);
+        let load = GroupLoad { replica: Load::each(|_| 2.0), leader: Load::each(|_| 1.0) };
+        let mut place = |id: u64, nodes: &[u64], factor: usize| {
+            let replicas = nodes.iter().map(|node| ReplicaView::voter(NodeId(*node))).collect();
+            let leader = nodes.first().map(|node| NodeId(*node));
+            let load = load.clone();
+            view.groups.insert(GroupId(id), GroupView { factor, replicas, leader, load, ..GroupView::default() });
+        };
+        place(1, &[4, 2, 5, 3, 1], 5);
+        place(2, &[1, 4], 2);
+        place(3, &[1, 5, 6], 3);
+        let policy = Policy::default();
+        assert_eq!(view.unheard(), 3);
+        let destination = |it: &crate::Move| it.kind.destination();
+        let planned = plan(&view, &policy);
+        assert!(planned.iter().any(|it| destination(it).is_some_and(|node| [2, 3].contains(&node.0))));
+        let known = view.without_unheard();
+        assert_eq!(known.unheard(), 0);
+        let planned = plan(&known, &policy);
+        let touches = |it: &crate::Move| {
+            [it.kind.source(), destination(it)].into_iter().flatten().any(|node| [2, 3, 6].contains(&node.0))
+        };
+        assert!(!planned.iter().any(touches), "{planned:?}");
     }
 }

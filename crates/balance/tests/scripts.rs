@@ -77,6 +77,11 @@ fn stuck() {
 }
 
 #[test]
+fn stranded() {
+    check("stranded.txt");
+}
+
+#[test]
 fn learners() {
     check("learners.txt");
 }

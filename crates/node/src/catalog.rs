@@ -550,6 +550,18 @@ impl Catalog {
         Some(Command::Txn(placed))
     }
 
+    /// The command that does what two of this catalog do, or nothing.
+    pub fn together(first: Command, second: Command) -> Command {
+        match (first, second) {
+            (Command::Txn(mut first), Command::Txn(second)) => {
+                first.compare.extend(second.compare);
+                first.success.extend(second.success);
+                Command::Txn(first)
+            }
+            (first, _) => first,
+        }
+    }
+
     /// The command that remembers a move that does not change the placement.
     pub(crate) fn remember(group: GroupId, record: &MoveRecord) -> Command {
         txn(Vec::new(), vec![remembered(group, record)])

@@ -10,6 +10,9 @@ use crate::moves::{Change, Effect, Move, MoveKind, Reason};
 use crate::policy::Policy;
 use crate::view::{Disk, GroupView, NodeState, NodeView, ReplicaRole, ReplicaView, View};
 
+/// Nodes refuse what would leave less of their disks free than 320 MiB, or a twentieth. Of what is on its way a part may be there already.
+const REFUSED_ABOVE: f64 = 0.95;
+
 /// The working copy.
 pub(crate) struct Board<'a> {
     pub(super) policy: &'a Policy,
@@ -80,7 +83,7 @@ impl<'a> Board<'a> {
             moves: Vec::new(),
         };
         view.groups.iter().for_each(|(id, group)| board.add(*id, group));
-        view.moves.iter().for_each(|(id, kind)| board.anticipate(*id, kind));
+        board.anticipate(&view.moves);
         board.seats.iter_mut().for_each(Seat::weigh);
         board
     }
@@ -116,26 +119,35 @@ impl<'a> Board<'a> {
         alive > all / 2
     }
 
-    /// Takes a move in progress for done. One that is stuck keeps its group from nothing: what it waits for is lost or damaged as any
-    /// other replica, and so is mended.
-    fn anticipate(&mut self, id: GroupId, kind: &MoveKind) {
-        let Ok(group) = self.groups.binary_search_by_key(&id, |group| group.id) else { return };
-        let known = [kind.source(), kind.destination(), kind.leader_after(None)];
-        if known.into_iter().flatten().all(|node| self.number(node).is_some()) {
-            self.relocate(group, kind);
-            // Nobody sends or receives anything of a group that has no leader.
-            let draft = &self.groups[group];
-            if draft.has_quorum && !self.is_stuck(draft) {
-                self.begin(group, kind);
+    /// Takes moves in progress for done. One that is stuck keeps its group from nothing: what it waits for is lost or damaged as any
+    /// other replica, or stranded, and so is mended.
+    fn anticipate(&mut self, moves: &BTreeMap<GroupId, MoveKind>) {
+        let mut known: Vec<(usize, &MoveKind)> = Vec::with_capacity(moves.len());
+        for (id, kind) in moves {
+            let ends = [kind.source(), kind.destination(), kind.leader_after(None)];
+            let is_known = ends.into_iter().flatten().all(|node| self.number(node).is_some());
+            if let Ok(group) = self.groups.binary_search_by_key(id, |group| group.id)
+                && is_known
+            {
+                self.relocate(group, kind);
+                known.push((group, kind));
             }
         }
+        // Nobody sends or receives anything of a group that has no leader.
+        known.retain(|(group, _)| {
+            let draft = &self.groups[*group];
+            draft.has_quorum && !self.is_stuck(draft)
+        });
+        known.into_iter().for_each(|(group, kind)| self.begin(group, kind));
     }
 
-    /// Whether a group does not get to the replicas that it shall have: one that has yet to vote is lost or damaged, or a majority is lost.
+    /// Whether a group does not get to the replicas that it shall have: one that has yet to vote is lost, damaged or stranded, or a
+    /// majority is lost.
     fn is_stuck(&self, draft: &Draft<'_>) -> bool {
         let is_lost = |node: &&usize| self.seats[**node].is_lost;
         let cannot_come = |node: &usize| {
-            self.is_half_built(draft, *node) && (is_lost(&node) || self.is_damaged(draft, *node))
+            let is_broken = is_lost(&node) || self.is_damaged(draft, *node);
+            self.is_stranded(draft, *node) || is_broken && self.is_half_built(draft, *node)
         };
         let lost = draft.replicas.iter().filter(is_lost).count();
         draft.replicas.iter().any(cannot_come) || 2 * lost >= draft.replicas.len()
@@ -271,6 +283,14 @@ impl<'a> Board<'a> {
     pub(super) fn has_room(&self, node: &Seat<'_>, bytes: u64) -> bool {
         let Disk { used, total } = node.disk;
         total == 0 || (used + bytes) as f64 <= self.policy.disk_max * total as f64
+    }
+
+    /// Whether a replica is on its way to `node` and cannot come: its disk is too full by itself, and so that it refuses as much.
+    pub(super) fn is_stranded(&self, draft: &Draft<'_>, node: usize) -> bool {
+        let Disk { used, total } = self.seats[node].disk;
+        let is_full = used as f64 > self.policy.disk_max * total as f64;
+        let refuses = (used + draft.view.bytes) as f64 > REFUSED_ABOVE * total as f64;
+        total > 0 && is_full && refuses && self.is_half_built(draft, node)
     }
 
     /// Whether the pool knows the node, and not only a replica on it.

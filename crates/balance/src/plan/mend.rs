@@ -1,4 +1,4 @@
-//! What is broken is mended: too many replicas, lost and damaged ones, too few, nodes to be emptied, zones that are shared, disks that are full.
+//! What is broken is mended: too many replicas, lost, damaged and stranded ones, too few, nodes to be emptied, zones that are shared, disks that are full.
 //!
 //! A group is left alone while it has no leader or no majority: nothing can be changed then, and nothing would be known.
 
@@ -58,6 +58,20 @@ pub(super) fn damaged(board: &mut Board<'_>) {
             board.rebuild(group, from, &load, reason);
         } else if board.may_be_rebuilt_in_place(draft, from) {
             board.decide(group, MoveKind::RemoveReplica { from: board.seats[from].id }, reason);
+        }
+    }
+}
+
+/// Sends elsewhere what was on its way to a node whose disk has become too full for it meanwhile. If it can go nowhere else, it waits, and
+/// nothing else is begun with its group.
+pub(super) fn stranded(board: &mut Board<'_>) {
+    for group in board.idle_groups(|board, draft| board.stranded(draft).is_some()) {
+        let draft = &board.groups[group];
+        let Some(from) = board.stranded(draft) else { continue };
+        let (seat, load) = (&board.seats[from], draft.view.load.replica);
+        let reason = Reason::DiskFull { node: seat.id, used: board.disk_left(seat) };
+        if !board.rebuild(group, from, &load, reason) {
+            board.groups[group].is_busy = true;
         }
     }
 }
@@ -203,6 +217,11 @@ impl Board<'_> {
             replica.is_some_and(|it| it.role == ReplicaRole::Learner) && self.seats[*node].receives()
         };
         draft.replicas.iter().copied().find(is_learner)
+    }
+
+    /// The node of a replica that is stranded.
+    fn stranded(&self, draft: &Draft<'_>) -> Option<usize> {
+        draft.replicas.iter().copied().find(|node| self.is_stranded(draft, *node))
     }
 
     /// The node of a replica that is damaged.

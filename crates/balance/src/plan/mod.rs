@@ -1,8 +1,8 @@
 //! The planner: a [`View`] in, a short list of [`Move`]s out, each with its reason and its expected effect.
 //!
 //! ```text
-//!   surplus ──▶ lost ──▶ damaged ──▶ shortage ──▶ drain ──▶ zones ──▶ disks ──▶ balance
-//!   └───────────── what is broken, the most urgent first ────────────────┘   └ what could be better
+//!   surplus ──▶ lost ──▶ damaged ──▶ stranded ──▶ shortage ──▶ drain ──▶ zones ──▶ disks ──▶ balance
+//!   └────────────────── what is broken, the most urgent first ────────────────────────┘   └ what could be better
 //! ```
 //! Each stage sees what the ones before it decided as if it were done, and so are moves in progress. There is one move at a time for a
 //! group, and there are bounds for the pool and for each node, which the urgent stages use up first.
@@ -37,6 +37,7 @@ pub fn plan(view: &View, policy: &Policy) -> Vec<Move> {
     mend::surplus(&mut board);
     mend::lost(&mut board);
     mend::damaged(&mut board);
+    mend::stranded(&mut board);
     mend::shortage(&mut board);
     mend::drain(&mut board);
     mend::zones(&mut board);

@@ -13,7 +13,6 @@ use super::backend::{Backend, Standing};
 use super::beside;
 use super::context::{Context, mismatch};
 use super::hitters;
-use super::placing::unheard;
 
 /// What people call nodes and keyspaces.
 pub(super) struct Names {
@@ -44,7 +43,7 @@ impl<B: Backend> Context<B> {
     /// W and B of each node, and what is behind them.
     pub(super) fn balance_status(&self) -> pb::BalanceStatusResponse {
         let Standing { view, assessment, reports, waiting } = self.backend.standing();
-        let is_heard = unheard(&view) == 0;
+        let is_heard = view.unheard() == 0;
         let members = self.backend.members();
         let name =
             |node: NodeId| members.iter().find(|member| member.id == node.0).map(|member| &member.name);
@@ -123,7 +122,7 @@ impl<B: Backend> Context<B> {
         }
         let backend = self.backend.clone();
         let Standing { view, waiting, .. } = beside::run(move || backend.standing()).await?;
-        let is_heard = unheard(&view) == 0;
+        let is_heard = view.unheard() == 0;
         Ok(waiting.iter().filter(|_| is_heard).map(|(node, waiting)| (*node, told(waiting))).collect())
     }
 

@@ -76,18 +76,24 @@ impl<B: Backend> Context<B> {
         &self,
         change: &KeyspaceUpdateRequest,
     ) -> Result<KeyspaceRecord, Status> {
-        // Refused before anything is changed, if it cannot be.
-        self.backend.read_barrier(ROOT_GROUP).await?;
-        self.resized(change).await?;
-        self.change_catalog(|catalog| {
-            let present = catalog.record(&change.name);
-            let record = changed(present.cloned().unwrap_or_default(), change);
-            let command = catalog.alter(&record).map_err(refused)?;
-            Ok(Some(command).filter(|_| present != Some(&record)))
-        })
-        .await?;
-        self.resize(change).await?;
-        self.keyspace_record(&change.name)
+        for _ in 0..TRIES_MAX {
+            self.backend.read_barrier(ROOT_GROUP).await?;
+            let resized = self.resized(change).await?;
+            let command = self.backend.with_catalog(|catalog| match resized {
+                // Somebody may have moved it since.
+                Some(seen) if placed(catalog, seen.group) != seen.present => Ok(Change::Stale),
+                seen => altered(catalog, change, seen),
+            })?;
+            let is_done = match command {
+                Change::Stale => false,
+                Change::Nothing => true,
+                Change::Decide(command) => self.decide(command).await?,
+            };
+            if is_done {
+                return self.keyspace_record(&change.name);
+            }
+        }
+        Err(Unavailable::Busy.into())
     }
 
     /// Deletes a keyspace, and returns it as it was.
@@ -106,26 +112,6 @@ impl<B: Backend> Context<B> {
     pub(super) fn keyspace_record(&self, name: &str) -> Result<KeyspaceRecord, Status> {
         let record = self.backend.with_catalog(|catalog| catalog.keyspace(name));
         record.ok_or_else(|| refused(CatalogError::NotFound(name.to_owned())))
-    }
-
-    /// Wants the keyspace on as many nodes as the request says, if it says so.
-    async fn resize(&self, change: &KeyspaceUpdateRequest) -> Result<(), Status> {
-        for _ in 0..TRIES_MAX {
-            self.backend.read_barrier(ROOT_GROUP).await?;
-            let Some(Resized { group, present, nodes }) = self.resized(change).await? else { return Ok(()) };
-            let reason = format!("from {} replicas to {}", present.len(), nodes.len());
-            // Somebody may have moved it since.
-            let command = self.backend.with_catalog(|catalog| {
-                let is_as_seen = placed(catalog, group) == present;
-                is_as_seen.then(|| catalog.place(group, &nodes, &reason))
-            });
-            let Some(command) = command else { continue };
-            let Some(command) = command else { return Ok(()) };
-            if self.decide(command).await? {
-                return Ok(());
-            }
-        }
-        Err(Unavailable::Busy.into())
     }
 
     /// Where the keyspace shall be as the request wants it, if that says.
@@ -202,6 +188,35 @@ impl<B: Backend> Context<B> {
             pool.roster.members.iter().map(|member| (member.node(), member.replica)).collect()
         })
     }
+}
+
+/// What a request about a keyspace comes to.
+enum Change {
+    Decide(Command),
+    Nothing,
+    /// Something else was decided meanwhile.
+    Stale,
+}
+
+/// How a keyspace is changed, its record and its places at once: a planner that saw the one without the other would add or take a replica
+/// by itself.
+fn altered(
+    catalog: &Catalog,
+    change: &KeyspaceUpdateRequest,
+    resized: Option<Resized>,
+) -> Result<Change, Status> {
+    let present = catalog.record(&change.name).cloned().unwrap_or_default();
+    let record = changed(present.clone(), change);
+    let alter = catalog.alter(&record).map_err(refused)?;
+    let place = resized.filter(|resized| resized.group == present.group_id()).and_then(|resized| {
+        let Resized { group, present, nodes } = resized;
+        catalog.place(group, &nodes, &format!("from {} replicas to {}", present.len(), nodes.len()))
+    });
+    Ok(match place {
+        None if record == present => Change::Nothing,
+        None => Change::Decide(alter),
+        Some(place) => Change::Decide(Catalog::together(alter, place)),
+    })
 }
 
 fn changed(record: KeyspaceRecord, change: &KeyspaceUpdateRequest) -> KeyspaceRecord {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use hadron_balance::{Capacity, GroupLoad, NodeState, NodeView, Policy, View, Wanted, place, release};
+use hadron_balance::{GroupLoad, NodeState, NodeView, Policy, View, Wanted, place, release};
 use hadron_consensus::{GroupId, NodeId};
 use tonic::Status;
 
@@ -39,15 +39,9 @@ impl<B: Backend> Context<B> {
     }
 }
 
-/// Nodes that can be reached and have not been heard of.
-pub(super) fn unheard(view: &View) -> usize {
-    let alive = view.nodes.values().filter(|node| node.state == NodeState::Alive);
-    alive.filter(|node| node.capacity == Capacity::default()).count()
-}
-
 impl Placing {
     fn new(view: View, policy: Policy, members: BTreeSet<NodeId>, own: NodeId) -> Placing {
-        let view = if unheard(&view) == 0 { view } else { without_reports(view) };
+        let view = if view.unheard() == 0 { view } else { without_reports(view) };
         Placing { view, policy, members, own }
     }
 
@@ -117,7 +111,7 @@ fn without_reports(mut view: View) -> View {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use hadron_balance::{Disk, GroupView, Load, ReplicaView, Resource};
+    use hadron_balance::{Capacity, Disk, GroupView, Load, ReplicaView, Resource};
     use hadron_consensus::Time;
     use tonic::Code;
 

@@ -12,7 +12,6 @@ use tonic::Status;
 use super::backend::Backend;
 use super::balance::{Names, no_node};
 use super::context::Context;
-use super::placing::unheard;
 
 /// Rounds after which a pool is left as it is then.
 const ROUNDS_MAX: usize = 64;
@@ -38,7 +37,7 @@ impl<B: Backend> Context<B> {
 }
 
 fn check(request: &pb::BalanceSimulateRequest, view: &View) -> Result<(), Status> {
-    let unheard = unheard(view);
+    let unheard = view.unheard();
     if unheard > 0 || view.nodes.is_empty() {
         let text = format!(
             "hadron: {unheard} nodes have not told this one their load: ask again in some seconds, or ask a member that votes"

@@ -5,6 +5,7 @@
 //! A node sends one snapshot at a time to each other node, and receives a bounded number at once.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::{GroupId, Index, LogPosition, NodeId, ReplicaId, Term};
 use hadron_keyspace::{Applied, Exporter, Importer, Loaded, OpenError, SnapshotError as CarryError};
-use hadron_node::{Event, Retired, SnapshotJob};
+use hadron_node::{Board, Event, Retired, SnapshotJob};
 use hadron_storage::engine::Engine;
 use parking_lot::Mutex;
 use tokio::runtime;
@@ -43,19 +44,30 @@ const RECEIVED_AT_ONCE: usize = 2;
 const LOOK_BYTES: usize = 16 << 20;
 /// Nobody is sent what is damaged again before this: by then another may lead, whose state is sound. Nor is who had no room for it.
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
+/// Nor is anybody before this to whom it did not get for another reason: as long as it receives one from a former leader, say, it refuses this.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Sends and receives snapshots. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Snapshots(Arc<Inner>);
 
+/// What snapshots are made of.
+pub(super) struct Setup {
+    /// Where the tasks run.
+    pub(super) runtime: runtime::Handle,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) room: Arc<Room>,
+    pub(super) inputs: Inputs,
+    /// This node, and who leads what.
+    pub(super) me: NodeId,
+    pub(super) board: Arc<Board>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) fatal: Fatal,
+    pub(super) scrubber: Scrubber,
+}
+
 struct Inner {
-    runtime: runtime::Handle,
-    engine: Arc<dyn Engine>,
-    room: Arc<Room>,
-    inputs: Inputs,
-    metrics: Arc<Metrics>,
-    fatal: Fatal,
-    scrubber: Scrubber,
+    setup: Setup,
     /// One permit per receiving node.
     sending: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
     /// Groups of which a snapshot is being received.
@@ -65,25 +77,18 @@ struct Inner {
     next_ticket: AtomicU64,
 }
 
+impl Deref for Inner {
+    type Target = Setup;
+
+    fn deref(&self) -> &Setup {
+        &self.setup
+    }
+}
+
 impl Snapshots {
-    /// Tasks run on `runtime`.
-    pub(super) fn new(
-        runtime: runtime::Handle,
-        engine: Arc<dyn Engine>,
-        room: Room,
-        inputs: Inputs,
-        metrics: Arc<Metrics>,
-        fatal: Fatal,
-        scrubber: Scrubber,
-    ) -> Snapshots {
+    pub(super) fn new(setup: Setup) -> Snapshots {
         Snapshots(Arc::new(Inner {
-            runtime,
-            engine,
-            room: Arc::new(room),
-            inputs,
-            metrics,
-            fatal,
-            scrubber,
+            setup,
             sending: Mutex::default(),
             receiving: Mutex::default(),
             offers: Mutex::default(),
@@ -104,6 +109,7 @@ impl Snapshots {
                 }
                 Err(Failure::Other(error)) => {
                     warn!(group = group.0, %peer, error, "sending a snapshot failed");
+                    sleep(FAILED_PAUSE).await;
                     None
                 }
                 Err(Failure::Damaged(what)) => {
@@ -163,9 +169,17 @@ impl Inner {
     async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<(LogPosition, u32), Failure> {
         let turn = self.sending.lock().entry(job.node).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
         let _turn = turn.acquire().await.map_err(Failure::other)?;
+        // The next leader's would be refused as long as this one came.
+        let leader = self.board.group(job.group).and_then(|group| group.leader());
+        if leader.is_some_and(|leader| leader != self.me) {
+            return Err(Failure::Other("another node leads the group by now".to_owned()));
+        }
         self.inputs.event(Event::SnapshotBegun { group: job.group, to: job.to });
         let (sender, mut chunks) = mpsc::channel(CHUNKS_QUEUED);
-        let header = encode_header(job.group, job.to, job.keyspace.db_bytes());
+        let keyspace = job.keyspace.clone();
+        // It waits for what the keyspace is doing, and others use this thread.
+        let bytes = spawn_blocking(move || keyspace.db_bytes()).await.map_err(Failure::other)?;
+        let header = encode_header(job.group, job.to, bytes);
         let mut snapshot = transport.open_snapshot(job.node, header).await?;
         let export = spawn_blocking(move || export(job, &sender));
         while let Some(chunk) = chunks.recv().await {

@@ -34,7 +34,7 @@ use super::reclaim::Reclaimer;
 use super::room::Room;
 use super::scrub::Scrubber;
 use super::shard::{Outlets, Setup as ShardSetup, Shard};
-use super::snapshots::Snapshots;
+use super::snapshots::{self, Snapshots};
 use super::whole::Places;
 use super::{flush, force, log, observe, opener, reclaim, scrub};
 use crate::api;
@@ -124,15 +124,17 @@ impl Running {
         };
         reclaim::start(reclaims, &engine, place, metrics.clone(), fatal.clone())?;
         let (scrubber, asks) = scrub::queue();
-        let snapshots = Snapshots::new(
-            peers.handle().clone(),
+        let snapshots = Snapshots::new(snapshots::Setup {
+            runtime: peers.handle().clone(),
             engine,
-            Room::at(&config.data_dir),
-            inputs.clone(),
-            metrics.clone(),
-            fatal.clone(),
-            scrubber.clone(),
-        );
+            room: Arc::new(Room::at(&config.data_dir)),
+            inputs: inputs.clone(),
+            me: home.node(),
+            board: board.clone(),
+            metrics: metrics.clone(),
+            fatal: fatal.clone(),
+            scrubber: scrubber.clone(),
+        });
         let (calls, passed_on) = mpsc::channel(CALLS_CONNECTIONS_MAX);
         let pool = home.pool.clone();
         let met = Arc::new(PoolFile::written(Arc::new(RealDisk), config.data_dir.clone(), pool));

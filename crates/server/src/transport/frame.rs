@@ -15,8 +15,12 @@ pub(super) const HEADER_BYTES: usize = 9;
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// The longest body before that: a stranger must not make us allocate.
 pub(super) const HANDSHAKE_BODY_BYTES_MAX: usize = 4 << 10;
-/// A frame of messages is closed, and another one begun, when it has grown to this.
-const MESSAGES_BODY_BYTES: usize = 1 << 20;
+/// A longer frame of messages is sent in parts of at most this: whatever is long, on a link of 50 KiB/s a heartbeat that
+/// overtakes the rest waits no more than about a second for the part that is being written.
+pub(super) const PART_BYTES_MAX: usize = 64 << 10;
+/// A frame of messages is closed, and another one begun, when it has grown to this: many small ones make frames that need not
+/// be cut into parts.
+const MESSAGES_BODY_BYTES: usize = PART_BYTES_MAX / 2;
 /// A body is allocated in steps of at most this, so that a lying length costs nothing before its bytes arrive.
 const READ_STEP_BYTES: usize = 1 << 20;
 
@@ -51,6 +55,10 @@ pub(super) enum Kind {
     MembersInquiry = 13,
     /// Acceptor's answer to it.
     MembersAnswer = 14,
+    /// A part of the body of a long frame of messages. Others may come before the next.
+    Part = 15,
+    /// The last of them.
+    LastPart = 16,
 }
 
 impl Kind {
@@ -70,6 +78,8 @@ impl Kind {
             12 => Kind::Answer,
             13 => Kind::MembersInquiry,
             14 => Kind::MembersAnswer,
+            15 => Kind::Part,
+            16 => Kind::LastPart,
             _ => return None,
         })
     }
@@ -145,6 +155,44 @@ pub(super) fn cut(mut frames: Bytes) -> impl Iterator<Item = Bytes> {
         let frame = frames.split_to((HEADER_BYTES + length).min(frames.len()));
         (!frame.is_empty()).then_some(frame)
     })
+}
+
+/// What is sent instead of `frame`, a whole frame of messages: itself, or the parts of its body.
+pub(super) fn parts(mut frame: Bytes) -> impl Iterator<Item = Bytes> {
+    let is_long = frame.len() > HEADER_BYTES + PART_BYTES_MAX;
+    if is_long {
+        frame.advance(HEADER_BYTES);
+    }
+    std::iter::from_fn(move || {
+        if !is_long {
+            return Some(std::mem::take(&mut frame)).filter(|frame| !frame.is_empty());
+        }
+        let body = frame.split_to(frame.len().min(PART_BYTES_MAX));
+        let kind = if frame.is_empty() { Kind::LastPart } else { Kind::Part };
+        (!body.is_empty()).then(|| encode(kind, &body))
+    })
+}
+
+/// Puts the parts of a long frame together again.
+#[derive(Debug, Default)]
+pub(super) struct Parts(BytesMut);
+
+impl Parts {
+    /// The frame that came, unless it is a part and not the last one.
+    ///
+    /// # Errors
+    /// The parts are longer together than a body may be.
+    pub(super) fn gather(&mut self, kind: Kind, body: Bytes) -> Result<Option<(Kind, Bytes)>, FrameError> {
+        if !matches!(kind, Kind::Part | Kind::LastPart) {
+            return Ok(Some((kind, body)));
+        }
+        let length = self.0.len() + body.len();
+        if length > BODY_BYTES_MAX {
+            return Err(FrameError::TooLong(length));
+        }
+        self.0.extend_from_slice(&body);
+        Ok((kind == Kind::LastPart).then(|| (Kind::Messages, self.0.split().freeze())))
+    }
 }
 
 /// Writes frames, and leaves nothing of them on this side: an encrypted connection may keep something back otherwise.
@@ -308,6 +356,13 @@ mod tests {
         assert!(frames.len() > 1, "long batches are cut into frames");
         let cuts: Vec<Bytes> = cut(bytes.clone()).collect();
         assert_eq!((cuts.len(), cuts.concat()), (frames.len(), bytes.to_vec()));
+        let mut together = Parts::default();
+        let mut bodies = Vec::new();
+        for (kind, body) in read_all(&cut(bytes).flat_map(parts).collect::<Vec<_>>().concat()).await.unwrap() {
+            assert!(body.len() <= PART_BYTES_MAX);
+            bodies.extend(together.gather(kind, body).unwrap());
+        }
+        assert!(bodies == frames, "parts make the same frames");
         let messages: Vec<Bytes> =
             frames.into_iter().flat_map(|(_, body)| Messages::new(body)).map(Result::unwrap).collect();
         let expected: Vec<Vec<u8>> =
@@ -345,6 +400,18 @@ mod tests {
             assert!(matches!(read(&mut &frame[..end], 100).await, Err(FrameError::Io(_))), "{end}");
         }
         assert!(matches!(read(&mut &frame[..0], 100).await, Err(FrameError::Closed)));
+    }
+
+    #[test]
+    fn parts_are_bounded_together() {
+        let mut parts = Parts::default();
+        let part = Bytes::from(vec![0; PART_BYTES_MAX]);
+        for _ in 0..BODY_BYTES_MAX / PART_BYTES_MAX {
+            assert_eq!(parts.gather(Kind::Part, part.clone()).unwrap(), None);
+        }
+        for kind in [Kind::Part, Kind::LastPart] {
+            assert!(matches!(parts.gather(kind, Bytes::from_static(b"1")), Err(FrameError::TooLong(_))));
+        }
     }
 
     #[test]

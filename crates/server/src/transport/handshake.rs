@@ -11,8 +11,10 @@ use super::frame::FrameError;
 
 /// First bytes of every hello.
 pub(super) const MAGIC: &[u8; 8] = b"HADRPEER";
+/// The version since which long frames of messages are sent in parts.
+pub(super) const VERSION_PARTS: u16 = 2;
 /// The newest version of the protocol that this build speaks.
-const VERSION_NEWEST: u16 = 1;
+const VERSION_NEWEST: u16 = VERSION_PARTS;
 /// The oldest version of the protocol that this build speaks.
 const VERSION_OLDEST: u16 = 1;
 /// Longer names are cut: they only serve people.
@@ -319,7 +321,7 @@ mod tests {
     #[test]
     fn strangers_are_told_what_is_wrong() {
         let own = identity(2);
-        assert_eq!(check_hello(&hello(), &own), Ok(1));
+        assert_eq!(check_hello(&hello(), &own), Ok(VERSION_NEWEST));
         let refusal = |change: fn(&mut Hello)| {
             let mut hello = hello();
             change(&mut hello);
@@ -328,14 +330,16 @@ mod tests {
         assert!(refusal(|hello| hello.from.cluster_id = 8).contains("belongs to cluster 8"));
         assert!(refusal(|hello| hello.to = NodeId(3)).contains("this is node 2 (node-2), not node 3"));
         assert!(refusal(|hello| hello.from.node = NodeId(2)).contains("two nodes use one identity"));
-        assert!(refusal(|hello| hello.versions = (2, 5)).contains("upgrade the older one"));
+        assert!(refusal(|hello| hello.versions = (7, 9)).contains("upgrade the older one"));
     }
 
     #[test]
     fn a_newer_node_that_still_speaks_our_version_is_welcome() {
         let mut hello = hello();
         hello.versions = (1, 9);
-        assert_eq!(check_hello(&hello, &identity(2)), Ok(1));
+        assert_eq!(check_hello(&hello, &identity(2)), Ok(VERSION_NEWEST));
+        hello.versions = (1, 1);
+        assert_eq!(check_hello(&hello, &identity(2)), Ok(1), "an older one as well");
     }
 
     #[test]

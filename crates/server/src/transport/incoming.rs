@@ -14,7 +14,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::frame::{self, BODY_BYTES_MAX, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind, Messages};
+use super::frame::{self, BODY_BYTES_MAX, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind, Messages, Parts};
 use super::handshake::{Class, Hello, Identity, Refusal, Welcome, check_hello};
 use super::{Inbound, IncomingSnapshot, Shared, inquiry};
 use crate::metrics::Counter;
@@ -174,39 +174,43 @@ impl Incoming {
         }
         let (reader, writer) = stream.into_split();
         tokio::select! {
-            error = self.read_messages(reader, writer, from.node) => Err(error),
+            ended = self.read_messages(reader, writer, from.node) => ended,
             () = replaced.notified() => Ok(()),
         }
     }
 
-    async fn read_messages(&self, reader: Reader, mut writer: Writer, from: NodeId) -> FrameError {
+    /// Until the connection ends.
+    async fn read_messages(
+        &self,
+        reader: Reader,
+        mut writer: Writer,
+        from: NodeId,
+    ) -> Result<(), FrameError> {
         let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
         let received_bytes = self.received_bytes(from);
         let budget = Arc::new(Semaphore::new(self.shared.options.inbound_bytes_max));
         let silence = self.shared.options.silence_timeout + self.shared.options.ping_interval;
         let pong = frame::encode(Kind::Pong, &[]);
+        let mut parts = Parts::default();
         loop {
-            let (kind, body) = match timeout(silence, frame::read(&mut reader, BODY_BYTES_MAX)).await {
-                Ok(Ok(frame)) => frame,
-                Ok(Err(error)) => return error,
-                Err(_) => return FrameError::TimedOut,
-            };
+            let next = timeout(silence, frame::read(&mut reader, BODY_BYTES_MAX)).await;
+            let (kind, body) = next.map_err(|_| FrameError::TimedOut)??;
             received_bytes.add((frame::HEADER_BYTES + body.len()) as u64);
-            match kind {
-                Kind::Messages => {
+            match parts.gather(kind, body)? {
+                None => {}
+                Some((Kind::Messages, body)) => {
                     let bytes = body.len().min(self.shared.options.inbound_bytes_max) as u32;
-                    let Ok(permit) = budget.clone().acquire_many_owned(bytes).await else {
-                        return FrameError::Closed;
-                    };
+                    let permit =
+                        budget.clone().acquire_many_owned(bytes).await.map_err(|_| FrameError::Closed)?;
                     let messages = Messages::new(body);
                     (self.shared.receive)(from, Inbound::Messages { messages, permit });
                 }
-                Kind::Ping => {
-                    if let Err(error) = frame::write(&mut writer, &pong).await {
-                        return FrameError::Io(error);
-                    }
+                Some((Kind::Ping, _)) => frame::write(&mut writer, &pong).await?,
+                Some(_) => {
+                    return Err(FrameError::Unexpected(
+                        "neither messages nor a ping on an urgent connection",
+                    ));
                 }
-                _ => return FrameError::Unexpected("neither messages nor a ping on an urgent connection"),
             }
         }
     }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::frame::{self, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind};
-use super::handshake::{Cause, Class, Hello, Identity, Refusal, Welcome, check_welcome};
+use super::handshake::{Cause, Class, Hello, Refusal, VERSION_PARTS, Welcome, check_welcome};
 use super::{Inbound, Options, Order, Peer, Shared};
 use crate::metrics::{Counter, Gauge};
 use crate::tls::Stream;
@@ -50,8 +50,8 @@ pub(super) struct Outgoing {
 /// What waits for the connection.
 #[derive(Default)]
 struct Queue {
-    /// There is a connection. Otherwise nothing is queued.
-    is_open: bool,
+    /// The version that is spoken on the connection, if there is one. Otherwise nothing is queued.
+    version: Option<u16>,
     /// They go before all others.
     ahead: VecDeque<Bytes>,
     frames: VecDeque<Bytes>,
@@ -131,21 +131,31 @@ impl Outgoing {
 
     /// Queues frames, or drops them when there is no connection, or too much waits for it already that they do not overtake.
     pub(super) fn send(&self, frames: Bytes, order: Order) {
+        let version = {
+            let queue = self.queue.lock();
+            let Some(version) = queue.version.filter(|_| !frames.is_empty()) else { return };
+            let is_full = queue.bytes + frames.len() > self.shared.options.queue_bytes_max;
+            if order == Order::InTurn && is_full {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            version
+        };
+        // Nobody waits for the lock meanwhile; who queues at the same time may exceed the bound by what is queued at once.
+        let frames: Vec<Bytes> = match order {
+            Order::Ahead => vec![frames],
+            Order::InTurn if version < VERSION_PARTS => frame::cut(frames).collect(),
+            Order::InTurn => frame::cut(frames).flat_map(frame::parts).collect(),
+        };
         let mut queue = self.queue.lock();
-        if !queue.is_open || frames.is_empty() {
-            return;
-        }
-        let has_room = queue.bytes + frames.len() <= self.shared.options.queue_bytes_max;
-        if order == Order::InTurn && !has_room {
-            drop(queue);
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        if queue.version != Some(version) {
             return;
         }
         let was_empty = queue.ahead.is_empty() && queue.frames.is_empty();
-        queue.bytes += frames.len();
+        queue.bytes += frames.iter().map(Bytes::len).sum::<usize>();
         match order {
-            Order::Ahead => queue.ahead.push_back(frames),
-            Order::InTurn => queue.frames.extend(frame::cut(frames)),
+            Order::Ahead => queue.ahead.extend(frames),
+            Order::InTurn => queue.frames.extend(frames),
         }
         drop(queue);
         // Otherwise whoever queued the first one has woken the task, and it has not come to look yet.
@@ -199,10 +209,10 @@ impl Outgoing {
         let mut told_at = Instant::now();
         loop {
             match self.dial(Class::Urgent).await {
-                Ok((stream, other)) => {
+                Ok((stream, welcome)) => {
                     let began = Instant::now();
                     last_error.clear();
-                    self.hold(stream, &other).await;
+                    self.hold(stream, &welcome).await;
                     if began.elapsed() >= GOOD_CONNECTION {
                         backoff.reset();
                     }
@@ -241,16 +251,16 @@ impl Outgoing {
     }
 
     /// Connects to one of the node's addresses and shakes hands.
-    pub(super) async fn dial(&self, class: Class) -> Result<(Stream, Identity), DialError> {
+    pub(super) async fn dial(&self, class: Class) -> Result<(Stream, Welcome), DialError> {
         let mut stream = self.connect().await?;
         let revision = (self.shared.roster_revision)();
         let hello = Hello::new(self.shared.identity.clone(), self.peer.node, class, revision);
         let handshake = shake_hands(&mut stream, &hello);
-        let other = timeout(self.shared.options.connect_timeout, handshake)
+        let welcome = timeout(self.shared.options.connect_timeout, handshake)
             .await
             .map_err(|_| DialError::TimedOut)??;
-        self.shared.admit(&other, 0).await.map_err(DialError::Unwanted)?;
-        Ok((stream, other))
+        self.shared.admit(&welcome.from, 0).await.map_err(DialError::Unwanted)?;
+        Ok((stream, welcome))
     }
 
     async fn connect(&self) -> Result<Stream, DialError> {
@@ -266,10 +276,11 @@ impl Outgoing {
     }
 
     /// Sends on a connection until it ends.
-    async fn hold(&self, stream: Stream, other: &Identity) {
+    async fn hold(&self, stream: Stream, welcome: &Welcome) {
+        let Welcome { version, from: other } = welcome;
         let (peer, name) = (format!("{:x}", other.node.0), &other.name);
         info!(%peer, %name, incarnation = other.incarnation, "connected to peer");
-        self.queue.lock().is_open = true;
+        self.queue.lock().version = Some(*version);
         self.active.set(1.0);
         let up = Inbound::Up { incarnation: other.incarnation, data_dir_id: other.data_dir_id };
         (self.shared.receive)(other.node, up);
@@ -284,7 +295,7 @@ impl Outgoing {
     fn close(&self) {
         let before = std::mem::take(&mut *self.queue.lock());
         self.idle.notify_waiters();
-        if before.is_open {
+        if before.version.is_some() {
             (self.shared.receive)(self.peer.node, Inbound::Down);
         }
         self.active.set(0.0);
@@ -358,7 +369,7 @@ async fn read_pongs(reader: &mut Reader, heard_at: &Mutex<Instant>) -> FrameErro
     }
 }
 
-async fn shake_hands(stream: &mut Stream, hello: &Hello) -> Result<Identity, DialError> {
+async fn shake_hands(stream: &mut Stream, hello: &Hello) -> Result<Welcome, DialError> {
     frame::write(stream, &frame::encode(Kind::Hello, &hello.encode())).await.map_err(FrameError::Io)?;
     let (kind, body) = frame::read(stream, HANDSHAKE_BODY_BYTES_MAX).await?;
     match kind {
@@ -366,7 +377,7 @@ async fn shake_hands(stream: &mut Stream, hello: &Hello) -> Result<Identity, Dia
             let welcome = Welcome::decode(body)?;
             check_welcome(&welcome, &hello.from, hello.to)
                 .map_err(|reason| DialError::Unwanted(reason.into()))?;
-            Ok(welcome.from)
+            Ok(welcome)
         }
         Kind::Refused => Err(DialError::Refused(Refusal::decode(body)?)),
         _ => Err(DialError::Handshake(FrameError::Unexpected("neither a welcome nor a refusal"))),

@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::frame::{self, BODY_BYTES_MAX, Kind};
-use super::handshake::{Class, Hello, Welcome};
+use super::handshake::{Class, Hello, VERSION_PARTS, Welcome};
 use super::{
     Admit, AskError, FrameError, Identity, Inbound, IncomingSnapshot, MembersAnswer, MessageBatch, Messages,
     Options, Order, Peer, PeerTls, Refusal, Rejection, Setup, SnapshotError, Transport, answer, ask,
@@ -183,7 +183,7 @@ async fn welcome(listener: &TcpListener, identity: Identity) -> TcpStream {
     let (kind, body) = frame::read(&mut stream, BODY_BYTES_MAX).await.unwrap();
     assert_eq!(kind, Kind::Hello);
     Hello::decode(body).unwrap();
-    write_frame(&mut stream, Kind::Welcome, &Welcome { version: 1, from: identity }.encode()).await;
+    write_frame(&mut stream, Kind::Welcome, &Welcome { version: VERSION_PARTS, from: identity }.encode()).await;
     stream
 }
 
@@ -196,12 +196,22 @@ async fn connected(options: Options) -> (TestNode, TcpStream) {
     (node, stream)
 }
 
-/// The next frame of messages; pings are passed over.
+fn messages(body: Bytes) -> Vec<Bytes> {
+    Messages::new(body).map(Result::unwrap).collect()
+}
+
+/// The next messages, in however many parts they come; pings are passed over.
 async fn read_messages(stream: &mut TcpStream) -> Vec<Bytes> {
+    read_between(stream, &mut frame::Parts::default()).await
+}
+
+/// The same, where messages may come between the parts of others.
+async fn read_between(stream: &mut TcpStream, parts: &mut frame::Parts) -> Vec<Bytes> {
     loop {
-        match frame::read(stream, BODY_BYTES_MAX).await.unwrap() {
-            (Kind::Ping, _) => {}
-            (Kind::Messages, body) => return Messages::new(body).map(Result::unwrap).collect(),
+        let (kind, body) = frame::read(stream, BODY_BYTES_MAX).await.unwrap();
+        match parts.gather(kind, body).unwrap() {
+            None | Some((Kind::Ping, _)) => {}
+            Some((Kind::Messages, body)) => return messages(body),
             other => panic!("{other:?}"),
         }
     }
@@ -378,16 +388,64 @@ async fn what_goes_ahead_does_not_wait_for_what_is_long() {
 
     let long = vec![7; 1 << 20];
     a.send(B, &[&long[..]; 40]);
-    let mut lengths: Vec<usize> = read_messages(&mut stream).await.iter().map(Bytes::len).collect();
+    let mut parts = frame::Parts::default();
+    let first = read_between(&mut stream, &mut parts).await;
+    let mut lengths: Vec<usize> = first.iter().map(Bytes::len).collect();
     for message in [b"1", b"2"] {
         a.transport.send(B, batch(&[message]), Order::Ahead);
     }
     while lengths.len() < 42 {
-        lengths.extend(read_messages(&mut stream).await.iter().map(Bytes::len));
+        lengths.extend(read_between(&mut stream, &mut parts).await.iter().map(Bytes::len));
     }
     let overtaken = lengths.iter().rev().take_while(|length| **length > 1).count();
     assert!(overtaken >= 20, "the kernel holds a few of them: {lengths:?}");
     assert_eq!(lengths.iter().filter(|length| **length == long.len()).count(), 40);
+}
+
+/// It waited for the whole of a message that had begun, and the connection was given up meanwhile: again and again, as it is sent again.
+#[tokio::test]
+async fn what_goes_ahead_does_not_wait_for_one_long_message() {
+    let (a, mut stream) = connected(quick()).await;
+    let long = vec![7; 40 << 20];
+    a.send(B, &[&long]);
+    let mut parts = frame::Parts::default();
+    let (mut sent, mut came, mut behind) = (false, false, 0);
+    let whole = loop {
+        let (kind, body) = frame::read(&mut stream, BODY_BYTES_MAX).await.unwrap();
+        match (kind, parts.gather(kind, body).unwrap()) {
+            (Kind::Part, _) if !sent => {
+                a.transport.send(B, batch(&[b"heartbeat"]), Order::Ahead);
+                sent = true;
+            }
+            (Kind::Part, _) => behind += usize::from(came),
+            (Kind::LastPart, Some((_, body))) => break body,
+            (Kind::Messages, Some((_, body))) => {
+                assert_eq!(messages(body), ["heartbeat"]);
+                came = true;
+            }
+            (kind, _) => assert_eq!(kind, Kind::Ping),
+        }
+    };
+    assert!(behind > 320, "the kernel holds a few megabytes, and no more: {behind} parts came behind");
+    assert_eq!(messages(whole), [long]);
+}
+
+/// A node of the first version does not know parts.
+#[tokio::test]
+async fn an_older_node_is_sent_whole_messages() {
+    let (listener, address) = listen().await;
+    let mut a = start_on(listen().await.0, identity(A), vec![peer(B, address)], quick());
+    let (mut stream, _) = listener.accept().await.unwrap();
+    frame::read(&mut stream, BODY_BYTES_MAX).await.unwrap();
+    write_frame(&mut stream, Kind::Welcome, &Welcome { version: 1, from: identity(B) }.encode()).await;
+    a.up().await;
+    a.send(B, &[&[7; 300 << 10]]);
+    loop {
+        match frame::read(&mut stream, BODY_BYTES_MAX).await.unwrap() {
+            (Kind::Ping, _) => {}
+            (kind, body) => break assert_eq!((kind, messages(body)[0].len()), (Kind::Messages, 300 << 10)),
+        }
+    }
 }
 
 /// A ping did not fit beside them, and so a healthy connection was given up.

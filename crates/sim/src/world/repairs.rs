@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use hadron_balance::{Policy, plan};
+use hadron_balance::{Policy, Resource, plan};
 use hadron_consensus::{GroupId, NodeId, ROOT_GROUP, ReplicaId, Time};
 use hadron_keyspace::Command;
 use hadron_node::{
@@ -71,7 +71,9 @@ impl World {
         let (board, me) = (self.board(life)?, NodeId(life.node));
         let led = board.groups().into_iter().filter(|(_, group)| group.leader() == Some(me));
         let leads = led.map(|(group, _)| group.0).collect();
-        Some(Report { leads, settled: settled(&board, me), damaged: damaged(&board), ..Report::default() })
+        let capacity = vec![1.0; Resource::ALL.len()];
+        let (settled, damaged) = (settled(&board, me), damaged(&board));
+        Some(Report { leads, settled, damaged, capacity, ..Report::default() })
     }
 
     /// Names one replica of a group whose replicas are where they shall be, and of which no other accused one is left: of two voters, one of them
@@ -148,7 +150,7 @@ impl World {
         let Some(board) = self.board(life) else { return };
         let policy = Policy { balance: false, ..Policy::default() };
         let view = Balancer::default().view(Time(self.schedule.now()), &board, NodeId(life.node));
-        for planned in plan(&view, &policy) {
+        for planned in plan(&view.without_unheard(), &policy) {
             let decided = board.with_catalog(|catalog| decide(catalog, &planned, 0));
             let Some(Decision::Place(command)) = decided else { continue };
             self.repairs.decided += u64::from(planned.reason.name() == "damaged-replica");

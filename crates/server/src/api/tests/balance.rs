@@ -3,7 +3,7 @@
 use hadron_balance::{
     Capacity, Disk, GroupLoad, GroupView, Load, NodeState, NodeView, ReplicaView, Resource, View,
 };
-use hadron_consensus::{GroupId, NodeId, Time};
+use hadron_consensus::{GroupId, NodeId, ROOT_GROUP, Time};
 use hadron_proto::etcdserverpb as etcd;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_proto::etcdserverpb::lease_client::LeaseClient;
@@ -12,6 +12,7 @@ use pb::pool_client::PoolClient;
 use tonic::Code;
 
 use super::harness::{Harness, OTHER, OWN};
+use crate::api::Backend as _;
 
 fn cpu(cores: f64) -> Load {
     Load::ZERO.with(Resource::Cpu, cores)
@@ -116,7 +117,11 @@ fn a_keyspace_comes_to_the_node_with_the_least_load() {
             replicas: Some(replicas),
             ..Default::default()
         };
+        // The number first and the places later, the planner added a replica in between.
+        let revision = || harness.backend.keyspace(ROOT_GROUP).unwrap().revision();
+        let before = revision();
         client.keyspace_update(resize(2)).await.unwrap();
+        assert_eq!(revision(), before + 1, "the number of replicas and their places change at once");
         assert_eq!(nodes(&mut client).await, [OWN.0, OTHER.0]);
         let mut down = view();
         down.nodes.get_mut(&OTHER).unwrap().state = NodeState::Suspected { since: Time(1) };

@@ -70,7 +70,15 @@ impl Balance {
             // They fade by the second.
             let heaviest = self.0.handle.hitters().take(HITTERS_REPORTED);
             if tick >= due {
-                due = tick + 1 + (self.report(&mut measure, heaviest, &metrics) / REPLICAS_PER_SECOND) as u64;
+                let (balance, metrics) = (self.clone(), metrics.clone());
+                // It asks every keyspace, and the system about the disk, and others use this thread.
+                let measuring = spawn_blocking(move || {
+                    let carrying = balance.report(&mut measure, heaviest, &metrics);
+                    (measure, carrying)
+                });
+                let Ok((back, carrying)) = measuring.await else { return };
+                measure = back;
+                due = tick + 1 + (carrying / REPLICAS_PER_SECOND) as u64;
             }
             if tick % PLAN_EVERY == PLAN_EVERY - 1 {
                 self.plan_if_leading(&metrics).await;
@@ -105,7 +113,8 @@ impl Balance {
         }
         let handle = self.0.handle.clone();
         // Thousands of groups take a while, and others use this thread.
-        let Ok(moves) = spawn_blocking(move || plan(&handle.view(), &handle.policy())).await else { return };
+        let planning = spawn_blocking(move || plan(&handle.view().without_unheard(), &handle.policy()));
+        let Ok(moves) = planning.await else { return };
         for planned in moves {
             // Each write takes its time, and others may lead by now.
             if !self.leads() {

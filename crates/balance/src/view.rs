@@ -209,7 +209,8 @@ mod tests {
             let replicas = nodes.iter().map(|node| ReplicaView::voter(NodeId(*node))).collect();
             let leader = nodes.first().map(|node| NodeId(*node));
             let load = load.clone();
-            view.groups.insert(GroupId(id), GroupView { factor, replicas, leader, load, ..GroupView::default() });
+            view.groups
+                .insert(GroupId(id), GroupView { factor, replicas, leader, load, ..GroupView::default() });
         };
         place(1, &[4, 2, 5, 3, 1], 5);
         place(2, &[1, 4], 2);

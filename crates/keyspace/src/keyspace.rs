@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
@@ -60,6 +61,7 @@ pub struct Keyspace {
     pub(crate) former: Arc<Former>,
     /// The highest generation that was begun before this was opened: whatever is in those but the present one is swept.
     begun_before: u32,
+    was_current: AtomicBool,
 }
 
 impl std::fmt::Debug for Keyspace {
@@ -86,10 +88,23 @@ impl Keyspace {
             former: Former::new(dropped),
             begun_before: highest.max(state.generation),
             shown_auth: ShownAuth::of(&state),
+            was_current: AtomicBool::new(false),
             state: RwLock::new(state),
             engine,
             options,
         }))
+    }
+
+    /// Says that it has applied all that was committed at some time since it was opened.
+    pub fn note_current(&self) {
+        if !self.was_current() {
+            self.was_current.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether [`Keyspace::note_current`] was called. Before that it may be as old as the last flush of a process that was killed, or empty.
+    pub fn was_current(&self) -> bool {
+        self.was_current.load(Ordering::Relaxed)
     }
 
     /// Switches to the state that an [`crate::Importer`] loaded and finished. Watchers go on from the revision they are

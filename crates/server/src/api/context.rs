@@ -337,7 +337,10 @@ impl<B: Backend> Context<B> {
         match self.backend.read_barrier(self.group).await {
             // Of another one that came in its place nobody has said so.
             Ok(()) => match self.keyspace()? {
-                keyspace if before.is_some_and(|before| Arc::ptr_eq(&before, &keyspace)) => Ok(keyspace),
+                keyspace if before.is_some_and(|before| Arc::ptr_eq(&before, &keyspace)) => {
+                    keyspace.note_current();
+                    Ok(keyspace)
+                }
                 _ => Err(EtcdError::Unhealthy.into()),
             },
             Err(error) => {

@@ -12,6 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::Stream;
 use futures::stream::unfold;
+use hadron_keyspace::Keyspace;
 use hadron_proto::etcdserverpb as pb;
 use ring::digest;
 use tokio::sync::OwnedSemaphorePermit;
@@ -51,13 +52,13 @@ impl<B: Backend> Context<B> {
         let turn = Arc::clone(&self.snapshots).try_acquire_owned();
         let turn = turn.map_err(|_| EtcdError::TooManyRequests)?;
         let began = Instant::now();
+        let keyspace = self.keyspace_to_save().await?;
         let (backend, group) = (self.backend.clone(), self.group);
         let cluster_version = self.backend.identity().cluster_version.clone();
         let members = Members { all: self.members(None), cluster_version };
         let directory = Arc::clone(&self.snapshot_dir);
         // One at a time, so that no other one takes the room that was found.
         let build = move |is_given_up: &dyn Fn() -> bool| {
-            let keyspace = backend.keyspace(group).ok_or(EtcdError::Unhealthy)?;
             check_room(&directory, keyspace.db_bytes()).map_err(Failure::File)?;
             let clock_ms = backend.group_clock_ms(group);
             let (file, bytes) = build(&keyspace, clock_ms, &members, &directory, is_given_up)?;
@@ -67,6 +68,25 @@ impl<B: Backend> Context<B> {
         let hash = digest::Context::new(&digest::SHA256);
         let metrics = Arc::clone(&self.metrics);
         Ok(unfold(Some(Sending { file, left, hash, began, metrics, _turn: turn }), next))
+    }
+}
+
+impl<B: Backend> Context<B> {
+    /// The replica with all that is committed. If nobody can tell what that is, the last resort of one whose others are gone: as it is, but
+    /// not before it was there once since the start. Until then it may lack what was acknowledged, or have nothing at all.
+    async fn keyspace_to_save(&self) -> Result<Arc<Keyspace>, Status> {
+        let error = match self.keyspace_after_barrier().await {
+            Ok(keyspace) => return Ok(keyspace),
+            Err(error) => error,
+        };
+        let keyspace = self.keyspace()?;
+        if keyspace.was_current() {
+            return Ok(keyspace);
+        }
+        Err(Status::unavailable(format!(
+            "hadron: this node has not caught up with the others since it was started, so that a backup might lack what was written:              ask another node, or try again later ({})",
+            error.message()
+        )))
     }
 }
 

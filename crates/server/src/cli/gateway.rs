@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::discovery::Discovery;
-use super::logging;
+use super::{complain, logging};
 use crate::client::endpoint_parts;
 use crate::config::{Log, LogFormat, LogOutput};
 use crate::dns::{self, Place};
@@ -80,13 +80,13 @@ pub fn run(command: Gateway) -> ExitCode {
     let outputs = vec![LogOutput::Stderr];
     let log = Log { level: tracing::Level::INFO, format: LogFormat::Json, outputs, rotation: None };
     if let Err(error) = logging::start(&log) {
-        eprintln!("error: {error}");
+        complain(&error);
         return ExitCode::FAILURE;
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start a runtime: {error}");
+            complain(&format_args!("cannot start a runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -95,7 +95,7 @@ pub fn run(command: Gateway) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
-            eprintln!("error: {text}");
+            complain(&text);
             ExitCode::FAILURE
         }
     }

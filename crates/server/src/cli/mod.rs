@@ -30,6 +30,8 @@ pub mod simulate;
 pub mod utl;
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -75,6 +77,11 @@ enum Command {
     Bench(Box<bench::Options>),
     /// Run clusters in a simulated world, with faults, and check what they promise
     Simulate(simulate::Options),
+}
+
+/// Says why a program that serves does not. Unlike `eprintln!` it does not end the process if nobody can be told.
+fn complain(error: &dyn Display) {
+    let _ = writeln!(io::stderr(), "error: {error}");
 }
 
 /// Parses the command line, runs what it asks for and says how the process should exit.

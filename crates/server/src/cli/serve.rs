@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
-use super::logging;
+use super::{complain, logging};
 use crate::api::backend::ETCD_VERSION;
 use crate::config::{Asked, Config, Settings, flags};
 use crate::driver::RunError;
@@ -94,7 +94,7 @@ fn print(text: &str) -> ExitCode {
 
 /// Flags that cannot be used: a mistake of the command line, whenever it is noticed.
 fn refuse(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("error: {error}");
+    complain(&error);
     ExitCode::from(2)
 }
 

@@ -358,7 +358,8 @@ mod tests {
         assert_eq!((cuts.len(), cuts.concat()), (frames.len(), bytes.to_vec()));
         let mut together = Parts::default();
         let mut bodies = Vec::new();
-        for (kind, body) in read_all(&cut(bytes).flat_map(parts).collect::<Vec<_>>().concat()).await.unwrap() {
+        for (kind, body) in read_all(&cut(bytes).flat_map(parts).collect::<Vec<_>>().concat()).await.unwrap()
+        {
             assert!(body.len() <= PART_BYTES_MAX);
             bodies.extend(together.gather(kind, body).unwrap());
         }

@@ -183,7 +183,8 @@ async fn welcome(listener: &TcpListener, identity: Identity) -> TcpStream {
     let (kind, body) = frame::read(&mut stream, BODY_BYTES_MAX).await.unwrap();
     assert_eq!(kind, Kind::Hello);
     Hello::decode(body).unwrap();
-    write_frame(&mut stream, Kind::Welcome, &Welcome { version: VERSION_PARTS, from: identity }.encode()).await;
+    write_frame(&mut stream, Kind::Welcome, &Welcome { version: VERSION_PARTS, from: identity }.encode())
+        .await;
     stream
 }
 

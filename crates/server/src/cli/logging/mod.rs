@@ -43,7 +43,9 @@ pub(super) fn start(log: &Log) -> Result<(), CannotLog> {
     let outputs = Arc::new(log.outputs.iter().map(open).collect::<Result<Vec<_>, _>>()?);
     let filter = EnvFilter::new(log.level.to_string().to_lowercase());
     let writer = move || Lines(Arc::clone(&outputs));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    // It would tell on standard error that it could not be told there, and a panic about that would end the process.
+    let builder = tracing_subscriber::fmt().log_internal_errors(false);
+    let builder = builder.with_env_filter(filter).with_writer(writer);
     let started = match log.format {
         LogFormat::Json => builder.event_format(EtcdJson).try_init(),
         LogFormat::Console => builder.with_ansi(false).try_init(),
@@ -116,18 +118,19 @@ fn open(output: &LogOutput, rotation: Option<Rotation>) -> Result<Output, Cannot
     file.map(Output::File).map_err(failed)
 }
 
-/// Writes each line to all outputs, in one piece.
+/// Writes each line to all outputs, in one piece. One that cannot be written to, as its disk is full, keeps it from no other, and nothing
+/// but the log from going on.
 struct Lines(Arc<Vec<Output>>);
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         for output in self.0.iter() {
-            match output {
-                Output::Stderr => io::stderr().write_all(line)?,
-                Output::Stdout => io::stdout().write_all(line)?,
-                Output::File(file) => (&*file).write_all(line)?,
-                Output::Rotating(file) => file.lock().write(line, SystemTime::now())?,
-            }
+            let _ = match output {
+                Output::Stderr => io::stderr().write_all(line),
+                Output::Stdout => io::stdout().write_all(line),
+                Output::File(file) => (&*file).write_all(line),
+                Output::Rotating(file) => file.lock().write(line, SystemTime::now()),
+            };
         }
         Ok(line.len())
     }
@@ -235,6 +238,20 @@ mod tests {
             "{\"level\":\"info\",\"ts\":\"2026-11-23T02:00:00.000125Z\",\"caller\":\"driver/run.rs:38\",\
              \"msg\":\"ready to serve \\\"client\\\" requests\",\"port\":2379}"
         );
+    }
+
+    /// The journal was told nothing either, when the disk of a file of the log was full.
+    #[cfg(target_os = "linux")]
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn a_full_output_keeps_a_line_from_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let outputs = [PathBuf::from("/dev/full"), path.clone()];
+        let outputs = outputs.map(|path| open(&LogOutput::File(path), None).unwrap());
+        let mut lines = Lines(Arc::new(outputs.into()));
+        assert_eq!(lines.write(b"a line\n").unwrap(), 7);
+        assert_eq!(std::fs::read(path).unwrap(), b"a line\n");
     }
 
     #[test]

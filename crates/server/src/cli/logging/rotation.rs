@@ -7,6 +7,8 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Sender};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use flate2::Compression;
@@ -23,10 +25,10 @@ const STAMP_LEN: usize = 23;
 /// The file that is written now.
 #[derive(Debug)]
 pub(super) struct RotatingFile {
-    path: PathBuf,
+    backups: Backups,
     file: File,
     bytes: u64,
-    rotation: Rotation,
+    tidier: Tidier,
 }
 
 impl RotatingFile {
@@ -37,7 +39,9 @@ impl RotatingFile {
     pub(super) fn open(path: &Path, rotation: Rotation) -> io::Result<RotatingFile> {
         let file = append(path)?;
         let bytes = file.metadata()?.len();
-        Ok(RotatingFile { path: path.to_path_buf(), file, bytes, rotation })
+        let backups = Backups { path: path.to_path_buf(), rotation };
+        let tidier = Tidier::start(backups.clone())?;
+        Ok(RotatingFile { backups, file, bytes, tidier })
     }
 
     /// Writes a line, to a new file if it does not fit.
@@ -46,7 +50,7 @@ impl RotatingFile {
     /// The line cannot be written.
     pub(super) fn write(&mut self, line: &[u8], now: SystemTime) -> io::Result<()> {
         let length = line.len() as u64;
-        if self.bytes > 0 && self.bytes + length > self.rotation.bytes {
+        if self.bytes > 0 && self.bytes + length > self.backups.rotation.bytes {
             // A file that stays too long is better than no log.
             let _ = self.rotate(now);
         }
@@ -56,25 +60,70 @@ impl RotatingFile {
     }
 
     fn rotate(&mut self, now: SystemTime) -> io::Result<()> {
-        let backup = self.backup_name(now);
-        fs::rename(&self.path, &backup)?;
-        self.file = append(&self.path)?;
+        let path = &self.backups.path;
+        fs::rename(path, self.backups.name(now))?;
+        self.file = append(path)?;
         self.bytes = 0;
-        if self.rotation.compresses {
-            compress(&backup)?;
-        }
-        self.remove_old(now)
+        self.tidier.tidy(now);
+        Ok(())
+    }
+}
+
+/// The thread that looks after full files: whoever logs does not wait until one is compressed.
+#[derive(Debug)]
+struct Tidier {
+    /// `None` at the end.
+    asks: Option<Sender<SystemTime>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Tidier {
+    fn start(backups: Backups) -> io::Result<Tidier> {
+        let (asks, asked) = mpsc::channel();
+        let work = move || {
+            while let Ok(now) = asked.recv() {
+                // What is left is looked at with the next full file.
+                let _ = backups.tidy(now);
+            }
+        };
+        let thread = thread::Builder::new().name("log-rotation".into()).spawn(work)?;
+        Ok(Tidier { asks: Some(asks), thread: Some(thread) })
     }
 
-    fn backup_name(&self, now: SystemTime) -> PathBuf {
+    fn tidy(&self, now: SystemTime) {
+        if let Some(asks) = &self.asks {
+            // It ends with this alone.
+            let _ = asks.send(now);
+        }
+    }
+}
+
+impl Drop for Tidier {
+    fn drop(&mut self) {
+        self.asks = None;
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// The full files.
+#[derive(Clone, Debug)]
+struct Backups {
+    /// The file that is written now.
+    path: PathBuf,
+    rotation: Rotation,
+}
+
+impl Backups {
+    /// What the file is called that became full at `now`.
+    fn name(&self, now: SystemTime) -> PathBuf {
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let stamp = utc(since.as_micros() as i64, 3).replace(':', "-");
         let (stem, extension) = parts(&self.path);
         self.path.with_file_name(format!("{stem}-{}{extension}", stamp.trim_end_matches('Z')))
     }
 
-    /// The full files, newest first.
-    fn backups(&self) -> io::Result<Vec<PathBuf>> {
+    /// All of them, newest first.
+    fn all(&self) -> io::Result<Vec<PathBuf>> {
         let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let (stem, extension) = parts(&self.path);
         let is_backup = |name: &OsStr| {
@@ -96,8 +145,18 @@ impl RotatingFile {
         Ok(backups)
     }
 
+    /// Removes those that are too many or too old, and compresses the others if that is wanted.
+    fn tidy(&self, now: SystemTime) -> io::Result<()> {
+        self.remove_old(now)?;
+        let is_plain = |path: &PathBuf| !path.as_os_str().to_string_lossy().ends_with(COMPRESSED);
+        if self.rotation.compresses {
+            self.all()?.iter().filter(|path| is_plain(path)).try_for_each(|path| compress(path))?;
+        }
+        Ok(())
+    }
+
     fn remove_old(&self, now: SystemTime) -> io::Result<()> {
-        let backups = self.backups()?;
+        let backups = self.all()?;
         let is_old = |path: &PathBuf, age: Duration| {
             let written = path.metadata().and_then(|metadata| metadata.modified());
             written.is_ok_and(|written| now.duration_since(written).is_ok_and(|since| since > age))
@@ -157,6 +216,7 @@ mod tests {
             let line = format!("{minute:039}\n");
             file.write(line.as_bytes(), start + Duration::from_secs(60 * minute)).unwrap();
         }
+        drop(file);
         let names = fs::read_dir(directory.path()).unwrap();
         let mut names: Vec<String> =
             names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -185,6 +245,7 @@ mod tests {
             RotatingFile::open(&directory.path().join("etcd.log"), Rotation { age: Some(DAY), ..rotation() })
                 .unwrap();
         file.write(&[b'x'; 99], SystemTime::now() + 2 * DAY).unwrap();
+        drop(file);
         let left = fs::read_dir(directory.path()).unwrap().count();
         assert_eq!(left, 2, "the file and the notes");
     }

@@ -36,7 +36,7 @@ use tracing::{Level, info, warn};
 
 use super::ctl::secure::Secure;
 use super::discovery::Discovery;
-use super::logging;
+use super::{complain, logging};
 use crate::api::Connections;
 use crate::api::server::{connection_builder, open};
 use crate::client::Client;
@@ -225,13 +225,13 @@ pub fn run(command: Proxy) -> ExitCode {
     let level = if options.debug { Level::DEBUG } else { Level::INFO };
     let log = Log { level, format: LogFormat::Json, outputs: vec![LogOutput::Stderr], rotation: None };
     if let Err(error) = logging::start(&log) {
-        eprintln!("error: {error}");
+        complain(&error);
         return ExitCode::FAILURE;
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start a runtime: {error}");
+            complain(&format_args!("cannot start a runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -240,7 +240,7 @@ pub fn run(command: Proxy) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
-            eprintln!("error: {text}");
+            complain(&text);
             ExitCode::FAILURE
         }
     }

@@ -76,10 +76,12 @@ impl Keyspace {
         backup: &Backup,
         show: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        let compacted = backup.compact_revision;
+        // Who watches from the compacted revision on is told what was deleted in it, as by etcd since 3.5.16.
         let counts = |state: &State, record: &Record| {
             let version = &record.version;
-            version.main > backup.compact_revision
-                || is_newest_at(state, record, backup.compact_revision) && !version.is_tombstone()
+            let is_wanted = !version.is_tombstone() || version.main == compacted;
+            version.main > compacted || is_wanted && is_newest_at(state, record, compacted)
         };
         backup.kept.visit(self, counts, show)
     }

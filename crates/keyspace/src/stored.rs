@@ -49,7 +49,8 @@ pub(crate) fn read_stored(key: &[u8], value: Bytes) -> Result<Result<Record, i64
         _ => return Err("a key that is no revision"),
     };
     let (main, separator, sub) = (number.get_i64(), number.get_u8(), number.get_i64());
-    let sub = u32::try_from(sub).map_err(|_| "a revision of too many changes")?;
+    let sub =
+        u32::try_from(sub).ok().filter(|sub| *sub < u32::MAX).ok_or("a revision of too many changes")?;
     if separator != b'_' || !(1..=REVISION_MAX).contains(&main) {
         return Err("a key that is no revision");
     }
@@ -69,7 +70,7 @@ pub(crate) fn read_stored(key: &[u8], value: Bytes) -> Result<Result<Record, i64
 
 fn living(main: i64, sub: u32, stored: &KeyValue) -> Result<Version, &'static str> {
     let fits = stored.mod_revision == main && (1..=main).contains(&stored.create_revision);
-    if !fits || stored.version < 1 {
+    if !fits || !(1..=REVISION_MAX).contains(&stored.version) {
         return Err("a version with revisions that cannot be");
     }
     let value_len = u32::try_from(stored.value.len()).map_err(|_| "a value that is too large")?;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use hadron_consensus::NodeId;
 
-use crate::disk::{DirectoryLock, Disk, LOCK_FILE, read_all, write_atomically};
+use crate::disk::{DirectoryLock, Disk, LOCK_FILE, read_all, sync_parent, write_atomically};
 
 /// The newest format of a data directory that this code reads, and the one it writes.
 pub const FORMAT: u32 = 1;
@@ -217,9 +217,7 @@ impl LockedDir {
         };
         identity.incarnation += 1;
         write_atomically(&**disk, &path, IDENTITY, identity.encode().as_bytes()).map_err(failed)?;
-        if let Some(parent) = path.parent() {
-            disk.sync_dir(parent).map_err(failed)?;
-        }
+        sync_parent(&**disk, &path).map_err(failed)?;
         Ok(DataDir { path, identity, created, _lock: lock })
     }
 }

@@ -22,7 +22,7 @@ use super::backend::Backend;
 use super::beside;
 use super::context::Context;
 use super::error::{EtcdError, refusal};
-use crate::backup::{Failure, Members, build};
+use crate::backup::{Failure, Members, Progress, build};
 use crate::metrics::Metrics;
 
 /// Bytes of the file in one answer.
@@ -59,9 +59,13 @@ impl<B: Backend> Context<B> {
         let directory = Arc::clone(&self.snapshot_dir);
         // One at a time, so that no other one takes the room that was found.
         let build = move |is_given_up: &dyn Fn() -> bool| {
-            check_room(&directory, keyspace.db_bytes()).map_err(Failure::File)?;
+            // It may have been found damaged meanwhile.
+            backend.keyspace(group).filter(|now| Arc::ptr_eq(now, &keyspace)).ok_or(EtcdError::Unhealthy)?;
+            // Pages that are not full make a backup up to twice as large as what is in it.
+            check_room(&directory, keyspace.db_bytes().saturating_mul(2)).map_err(Failure::File)?;
             let clock_ms = backend.group_clock_ms(group);
-            let (file, bytes) = build(&keyspace, clock_ms, &members, &directory, is_given_up)?;
+            let progress = Progress { is_given_up, check_room: &|| check_room(&directory, 0) };
+            let (file, bytes) = build(&keyspace, clock_ms, &members, &directory, &progress)?;
             Ok::<_, Status>((file, bytes, turn))
         };
         let (file, left, turn) = self.backups.run(build).await??;
@@ -90,11 +94,11 @@ impl<B: Backend> Context<B> {
     }
 }
 
-/// Refuses what would leave too little room on the disk. Pages that are not full make a backup larger than what is in it.
-fn check_room(directory: &Path, db_bytes: u64) -> io::Result<()> {
+/// Refuses what would leave too little room on the disk if so many bytes came.
+fn check_room(directory: &Path, bytes: u64) -> io::Result<()> {
     let disk = rustix::fs::statvfs(directory)?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    let needed = (db_bytes / 2).saturating_add(db_bytes).saturating_add(LEFT_FREE_BYTES);
+    let needed = bytes.saturating_add(LEFT_FREE_BYTES);
     if needed <= free {
         return Ok(());
     }

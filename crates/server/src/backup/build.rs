@@ -15,6 +15,8 @@ use super::StoredLease;
 
 /// Bytes written to the file at a time.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Bytes that are written before one looks again whether there is room for more.
+const LOOK_BYTES: usize = 16 << 20;
 
 /// Why there is no backup.
 pub(crate) enum Failure {
@@ -46,23 +48,38 @@ pub(crate) struct Members {
     pub(crate) cluster_version: String,
 }
 
-/// A backup of what the keyspace is now, in a file without a name in `directory`, and its size. `clock_ms` is the group's clock. It is left
-/// unfinished once it `is_given_up`.
+/// What a backup asks while it is built.
+pub(crate) struct Progress<'a> {
+    /// Whether nobody wants it any more: then it is left unfinished.
+    pub(crate) is_given_up: &'a dyn Fn() -> bool,
+    /// Whether the disk has room for more: others write there too, and how full its pages get nobody knows before.
+    pub(crate) check_room: &'a dyn Fn() -> io::Result<()>,
+}
+
+/// A backup of what the keyspace is now, in a file without a name in `directory`, and its size. `clock_ms` is the group's clock.
 pub(crate) fn build(
     keyspace: &Keyspace,
     clock_ms: u64,
     members: &Members,
     directory: &Path,
-    is_given_up: &dyn Fn() -> bool,
+    progress: &Progress<'_>,
 ) -> Result<(File, u64), Failure> {
     let backup = keyspace.backup(clock_ms);
     let file = tempfile::tempfile_in(directory)?;
     let mut writer = Writer::new(BufWriter::with_capacity(BUFFER_BYTES, file))?;
     write_tables(&mut writer, &backup, members)?;
     let mut history = writer.bucket(b"key");
-    keyspace.visit_backup(&backup, |key, value| match is_given_up() {
-        true => Err(Failure::GivenUp),
-        false => Ok(history.put(key, value)?),
+    let mut unseen = 0;
+    keyspace.visit_backup(&backup, |key, value| {
+        if (progress.is_given_up)() {
+            return Err(Failure::GivenUp);
+        }
+        unseen += key.len() + value.len();
+        if unseen >= LOOK_BYTES {
+            unseen = 0;
+            (progress.check_room)()?;
+        }
+        Ok(history.put(key, value)?)
     })?;
     history.finish()?;
     let (file, bytes) = writer.finish()?;

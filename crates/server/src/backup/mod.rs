@@ -18,7 +18,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use build::{Failure, Members, build};
+pub(crate) use build::{Failure, Members, Progress, build};
 pub(crate) use file::{BackupFile, FileError};
 pub(crate) use load::{LoadError, Loaded, load};
 pub(crate) use status::{HashKv, Status, hash_kv, status};

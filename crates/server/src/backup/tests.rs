@@ -14,11 +14,13 @@ use prost::Message as _;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::{BackupFile, Failure, Members, build, hash_kv, load, status};
+use super::{BackupFile, Failure, Members, Progress, build, hash_kv, load, status};
 
 const GROUP: u64 = 1;
 /// Damaged files in CI; `BACKUP_FILES` says how many otherwise.
 const FILES: u64 = 400;
+
+const UNHINDERED: Progress<'static> = Progress { is_given_up: &|| false, check_room: &|| Ok(()) };
 
 /// A keyspace with something of everything, as a file without its SHA-256.
 fn file() -> Vec<u8> {
@@ -42,9 +44,14 @@ fn file() -> Vec<u8> {
     }
     commands.push(Command::Compact(pb::CompactionRequest { revision: 100, ..Default::default() }));
     keyspace.apply(Applied { term: 1, index: 1, checksum: 1, stamp_ms: 5 }, commands);
+    backup_of(&keyspace)
+}
+
+/// A backup as a file without its SHA-256.
+fn backup_of(keyspace: &Keyspace) -> Vec<u8> {
     let members = Members { all: Vec::new(), cluster_version: "3.6.0".into() };
     let (mut file, _) =
-        build(&keyspace, 10, &members, std::env::temp_dir().as_path(), &|| false).ok().unwrap();
+        build(keyspace, 10, &members, std::env::temp_dir().as_path(), &UNHINDERED).ok().unwrap();
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).unwrap();
     bytes
@@ -72,19 +79,60 @@ fn restored(bytes: &[u8]) -> Option<Arc<Keyspace>> {
 fn a_backup_that_is_given_up_is_left_unfinished() {
     let keyspace = restored(&file()).unwrap();
     let members = Members { all: Vec::new(), cluster_version: "3.6.0".into() };
-    let built = build(&keyspace, 0, &members, std::env::temp_dir().as_path(), &|| true);
+    let given_up = Progress { is_given_up: &|| true, ..UNHINDERED };
+    let built = build(&keyspace, 0, &members, std::env::temp_dir().as_path(), &given_up);
     assert!(matches!(built, Err(Failure::GivenUp)));
+}
+
+/// A client that had seen the revision before kept the key for ever.
+#[test]
+fn what_was_deleted_in_the_compacted_revision_is_told_to_who_watches_from_there() {
+    let keyspace = Keyspace::open(Arc::new(ModelEngine::new()), GROUP, Options::default()).unwrap();
+    let put = || Command::Put(pb::PutRequest { key: "a".into(), ..Default::default() });
+    let delete = |key: &'static str| {
+        Command::DeleteRange(pb::DeleteRangeRequest { key: key.into(), ..Default::default() })
+    };
+    let compact = Command::Compact(pb::CompactionRequest { revision: 4, ..Default::default() });
+    let commands = vec![put(), put(), delete("a"), compact];
+    keyspace.apply(Applied { term: 1, index: 1, checksum: 1, stamp_ms: 5 }, commands);
+    let bytes = backup_of(&keyspace);
+    let back = restored(&bytes).unwrap();
+    assert_eq!((back.revision(), back.compact_revision(), back.len()), (4, 4, 0));
+    assert_eq!(back.hash_kv(0).unwrap().hash, keyspace.hash_kv(0).unwrap().hash);
+    assert_eq!(hash_kv(&mut open(&bytes).unwrap(), 0).unwrap().hash, keyspace.hash_kv(0).unwrap().hash);
+    let stored = buckets_of(&bytes);
+    assert_eq!(stored[&b"key".to_vec()].len(), 1, "the deletion");
+    let again = buckets_of(&backup_of(&back));
+    assert_eq!(again[&b"key".to_vec()], stored[&b"key".to_vec()]);
+}
+
+#[test]
+fn a_backup_ends_when_the_disk_gets_full_meanwhile() {
+    let keyspace = Keyspace::open(Arc::new(ModelEngine::new()), GROUP, Options::default()).unwrap();
+    let put = |number: u8| {
+        Command::Put(pb::PutRequest {
+            key: vec![number].into(),
+            value: vec![0; 1 << 20].into(),
+            ..Default::default()
+        })
+    };
+    keyspace.apply(Applied { term: 1, index: 1, checksum: 1, stamp_ms: 5 }, (0..40).map(put).collect());
+    let looks = std::cell::Cell::new(0);
+    let full = || {
+        looks.set(looks.get() + 1);
+        if looks.get() < 2 { Ok(()) } else { Err(std::io::ErrorKind::StorageFull.into()) }
+    };
+    let progress = Progress { check_room: &full, ..UNHINDERED };
+    let members = Members { all: Vec::new(), cluster_version: "3.6.0".into() };
+    let built = build(&keyspace, 0, &members, std::env::temp_dir().as_path(), &progress);
+    assert!(matches!(built, Err(Failure::File(error)) if error.kind() == std::io::ErrorKind::StorageFull));
 }
 
 #[test]
 fn what_comes_back_is_what_was_there() {
     let bytes = file();
     let keyspace = restored(&bytes).unwrap();
-    let members = Members { all: Vec::new(), cluster_version: "3.6.0".into() };
-    let (mut again, _) =
-        build(&keyspace, 0, &members, std::env::temp_dir().as_path(), &|| false).ok().unwrap();
-    let mut once_more = Vec::new();
-    again.read_to_end(&mut once_more).unwrap();
+    let once_more = backup_of(&keyspace);
     let hash = |bytes: &[u8]| hash_kv(&mut open(bytes).unwrap(), 0).unwrap();
     assert_eq!(hash(&bytes), hash(&once_more));
     assert_eq!(hash(&bytes).hash, keyspace.hash_kv(0).unwrap().hash);
@@ -98,8 +146,8 @@ fn what_comes_back_is_what_was_there() {
 
 type Buckets = BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<u8>>>;
 
-/// The same file with other contents.
-fn rewritten(bytes: &[u8], change: impl FnOnce(&mut Buckets)) -> Vec<u8> {
+/// What is in a file.
+fn buckets_of(bytes: &[u8]) -> Buckets {
     let mut reader = Reader::new(Cursor::new(bytes), bytes.len() as u64).unwrap();
     let mut buckets = Buckets::new();
     for name in reader.buckets().unwrap() {
@@ -110,6 +158,12 @@ fn rewritten(bytes: &[u8], change: impl FnOnce(&mut Buckets)) -> Vec<u8> {
         };
         reader.visit(&name, add).unwrap();
     }
+    buckets
+}
+
+/// The same file with other contents.
+fn rewritten(bytes: &[u8], change: impl FnOnce(&mut Buckets)) -> Vec<u8> {
+    let mut buckets = buckets_of(bytes);
     change(&mut buckets);
     let mut writer = Writer::new(Cursor::new(Vec::new())).unwrap();
     for (name, contents) in buckets {

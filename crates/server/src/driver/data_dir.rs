@@ -12,6 +12,8 @@
 //! A node that never got as far as writing to its log never voted: it may start again, with the identity that it made
 //! first, and asks again.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use hadron_consensus::NodeId;
@@ -36,6 +38,18 @@ pub(super) struct Home {
     pub(super) pool: Bootstrap,
 }
 
+/// Who made the directory may want it so.
+fn warn_of_readers(directory: &Path) {
+    let mode = std::fs::metadata(directory).map_or(0, |metadata| metadata.permissions().mode());
+    if mode & 0o077 != 0 {
+        let mode = format!("{:o}", mode & 0o777);
+        warn!(
+            directory = %directory.display(), mode,
+            "the data directory may be read by others, and with it all values and what tokens are made of: its mode should be 700"
+        );
+    }
+}
+
 impl Home {
     /// Opens the directory, or makes it, if it is the configured node's; counts this start.
     pub(super) fn open(
@@ -44,6 +58,7 @@ impl Home {
         others: &dyn Others,
     ) -> Result<(Home, Places), RunError> {
         let locked = LockedDir::open(disk, &config.data_dir)?;
+        warn_of_readers(&config.data_dir);
         let (data_dir, wal_dir) = (config.data_dir.clone(), config.wal_dir.clone());
         let places = Places::look(disk, data_dir, wal_dir, locked.engine_path())?;
         let stored = pool_file::read(&**disk, &config.data_dir)?;

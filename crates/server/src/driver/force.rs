@@ -59,17 +59,17 @@ pub(super) fn go_on_alone(
     opened: &Opened<'_>,
     recovered: &BTreeMap<GroupId, RecoveredGroup>,
     wal: &mut Wal,
-) -> Result<bool, RunError> {
+) -> Result<(), RunError> {
     if recovered.is_empty() {
         warn!("--force-new-cluster means nothing at a first start: there is nothing to go on with");
-        return Ok(false);
+        return Ok(());
     }
     let forced = opened.forced(home, recovered);
     let Forced { records, lost, lost_keyspaces, unusable_keyspaces } =
         forced.map_err(|what| RunError::Unusable(format!("--force-new-cluster: {what}")))?;
     if records.is_empty() {
         info!("--force-new-cluster has nothing to do: this node is alone. Take the flag away");
-        return Ok(false);
+        return Ok(());
     }
     let asked = Bootstrap { members: lost.clone(), ..home.pool.clone() };
     let own = own_identity(config, home.node(), &home.pool, Some(home.directory.identity()));
@@ -101,7 +101,7 @@ pub(super) fn go_on_alone(
              make it anew from a backup"
         );
     }
-    Ok(true)
+    Ok(())
 }
 
 impl Opened<'_> {

@@ -20,8 +20,8 @@ use hadron_storage::wal::{Options as WalOptions, Record, Wal};
 
 use super::data_dir::derive;
 use super::error::RunError;
-use super::pool_file::{self, POOL_FILE};
-use super::whole::{MARK, Places};
+use super::pool_file;
+use super::whole::Places;
 use crate::backup::{BackupFile, FileError, LoadError, Loaded, load};
 use crate::config::{ConfigError, Initial};
 
@@ -95,8 +95,9 @@ pub(crate) fn restore(plan: &Plan) -> Result<Made, RestoreFailure> {
     let mut file = BackupFile::open(&plan.file, plan.checks)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     [&plan.data_dir, &plan.wal_dir].into_iter().try_for_each(|directory| check_empty(directory))?;
-    let mut leftovers = Leftovers::of(plan);
+    let directories = [&plan.data_dir, &plan.wal_dir].map(|path| (path.clone(), path.exists()));
     let locked = LockedDir::open(&disk, &plan.data_dir).map_err(RunError::from)?;
+    let mut leftovers = Leftovers { directories: directories.into() };
     let engine_dir = locked.engine_path();
     let mut places = Places::look(&disk, plan.data_dir.clone(), plan.wal_dir.clone(), engine_dir.clone())?;
 
@@ -112,7 +113,7 @@ pub(crate) fn restore(plan: &Plan) -> Result<Made, RestoreFailure> {
     let claim =
         Claim { cluster: pool.cluster_id, node, node_name: plan.name.clone(), new_directory: data_dir_id };
     locked.claim(&disk, &claim).map_err(RunError::from)?;
-    leftovers.paths.clear();
+    leftovers.directories.clear();
     Ok(Made { cluster_id: pool.cluster_id, node_id: node.0, restored, alarms })
 }
 
@@ -141,11 +142,14 @@ fn begin_log(
     wal.seal()
 }
 
+/// What a file system has at its top from the start.
+const LOST_AND_FOUND: &str = "lost+found";
+
 fn check_empty(directory: &Path) -> Result<(), RestoreFailure> {
     let failed = RunError::files("reading", directory);
     match std::fs::read_dir(directory) {
         Ok(mut entries) => {
-            match entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found")) {
+            match entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOST_AND_FOUND)) {
                 true => Ok(()),
                 false => Err(RestoreFailure::InUse(directory.to_path_buf())),
             }
@@ -155,28 +159,28 @@ fn check_empty(directory: &Path) -> Result<(), RestoreFailure> {
     }
 }
 
-/// What is taken away unless all went well.
+/// What is taken away unless all went well: directories that were not there before, and all that is in those that were empty.
 struct Leftovers {
-    paths: Vec<PathBuf>,
-}
-
-impl Leftovers {
-    /// What a restore makes: all of a directory that is not there yet, and in one that is there what it puts in it.
-    fn of(plan: &Plan) -> Leftovers {
-        let pieces = ["LOCK", "engine", POOL_FILE, MARK];
-        let own = match plan.data_dir.exists() {
-            true => pieces.iter().map(|piece| plan.data_dir.join(piece)).collect(),
-            false => vec![plan.data_dir.clone()],
-        };
-        Leftovers { paths: [own, vec![plan.wal_dir.clone()]].concat() }
-    }
+    directories: Vec<(PathBuf, bool)>,
 }
 
 impl Drop for Leftovers {
     fn drop(&mut self) {
-        for path in &self.paths {
-            // The first error has been said; what stays is not a node's directory.
-            let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        // The first error has been said; what stays is not a node's directory.
+        for (directory, was_there) in &self.directories {
+            if !was_there {
+                let _ = std::fs::remove_dir_all(directory);
+                continue;
+            }
+            for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.file_name() != LOST_AND_FOUND {
+                    let _ = remove(&entry.path());
+                }
+            }
         }
     }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }

@@ -298,9 +298,9 @@ impl Stored {
         let mut keyspaces = open_keyspaces(&engine, &home, &options)?;
         places.check_opened(&recovered, &keyspaces)?;
         let opened = force::Opened { engine: &engine, options: &options, keyspaces: &keyspaces };
-        if force::is_wanted(config, &home)
-            && force::go_on_alone(config, &home, network, &opened, &recovered.groups, &mut wal)?
-        {
+        if force::is_wanted(config, &home) {
+            force::go_on_alone(config, &home, network, &opened, &recovered.groups, &mut wal)?;
+            // To see who is left, the log was read into the keyspaces, whatever came of it.
             drop(wal);
             (wal, recovered) = open_log(&disk, config, &home)?;
             keyspaces = open_keyspaces(&engine, &home, &options)?;

@@ -271,6 +271,8 @@ async fn a_data_directory_that_is_a_file_or_cannot_be_written_is_refused_by_name
     put(&cluster.nodes[0]).await;
     cluster.nodes[0].kill();
     let data_dir = cluster.nodes[0].data_dir();
+    let mode = fs::metadata(&data_dir).unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0, "what is stored is nobody else's to read");
     let place = data_dir.display().to_string();
     let away = wipe(&cluster.nodes[0]);
     fs::write(&data_dir, "mine").unwrap();
@@ -286,6 +288,7 @@ async fn a_data_directory_that_is_a_file_or_cannot_be_written_is_refused_by_name
     set_mode(&data_dir, 0o755);
     cluster.nodes[0].start();
     assert_has_what_was_put(&cluster.nodes[0]).await;
+    assert!(cluster.nodes[0].log().contains("may be read by others"));
 }
 
 /// The program, started as somebody whom permissions mean something to: root may write everywhere.

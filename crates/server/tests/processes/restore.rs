@@ -3,6 +3,7 @@
 //! Coming from etcd needs `ETCD`, the path of a binary of etcd 3.4 or later with its tools beside it. `BACKUP_KEYS` says how much there is to carry.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -241,8 +242,20 @@ async fn a_bad_file_is_refused_and_leaves_nothing() {
         assert!(text.starts_with("Error: ") && text.contains(expected), "{expected}: {text}");
         assert!(!node.data_dir().exists(), "{expected}");
     }
+    // Noticed at the end, when everything is there already.
     fs::write(&file, &good).unwrap();
+    fs::create_dir(node.data_dir()).unwrap();
+    let refused = restore(node, &file, &["--bump-revision", "9000000000000000000", "--mark-compacted"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(
+        fs::read_dir(node.data_dir()).unwrap().count(),
+        0,
+        "a directory that was there stays, and is empty"
+    );
+    fs::remove_dir(node.data_dir()).unwrap();
     succeed(&restore(node, &file, &[]));
+    let mode = fs::metadata(node.data_dir()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0, "what is stored is nobody else's to read");
     let again = restore(node, &file, &[]);
     assert!(String::from_utf8_lossy(&again.stderr).contains("is not empty"));
     fs::remove_dir_all(file.parent().unwrap()).unwrap();

@@ -106,6 +106,15 @@ pub fn write_atomically(disk: &dyn Disk, directory: &Path, name: &str, bytes: &[
     disk.sync_dir(directory)
 }
 
+/// Makes the name of `directory` durable in the one above it. Who may not read that has been given a directory that was there before.
+pub(crate) fn sync_parent(disk: &dyn Disk, directory: &Path) -> io::Result<()> {
+    let Some(parent) = directory.parent() else { return Ok(()) };
+    match disk.sync_dir(parent) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// Creates or extends the file at `path` to `bytes` bytes that really take up space, durably: room that can be
 /// had back by removing the file when the disk is full.
 pub fn write_ballast(disk: &dyn Disk, path: &Path, bytes: u64) -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! The operating system's file system.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         Ok(Arc::new(file))
     }
 
@@ -50,7 +50,8 @@ impl Disk for RealDisk {
     fn create_dir(&self, directory: &Path) -> io::Result<()> {
         let missing = directory.ancestors().take_while(|part| !part.as_os_str().is_empty() && !part.exists());
         let missing: Vec<&Path> = missing.collect();
-        fs::create_dir_all(directory)?;
+        // What is stored is nobody else's to read: values, and what passwords and tokens are made of. As etcd's.
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         // Each of them is a name in the one above it.
         missing.iter().rev().filter_map(|part| part.parent()).try_for_each(|above| self.sync_dir(above))
     }
@@ -63,7 +64,7 @@ impl Disk for RealDisk {
 
     fn lock(&self, directory: &Path) -> io::Result<Box<dyn DirectoryLock>> {
         let path = directory.join(LOCK_FILE);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Box::new(RealLock(file))),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),

@@ -50,7 +50,7 @@ use self::index::LiveIndex;
 use self::pool::{Listing, Pool, Retired, Segment};
 use self::recover::Outcome;
 use crate::TornTail;
-use crate::disk::{DirectoryLock, Disk, is_full, write_ballast};
+use crate::disk::{DirectoryLock, Disk, is_full, sync_parent, write_ballast};
 
 pub use self::pool::Preparer;
 
@@ -254,9 +254,7 @@ impl Wal {
         make_durable(&outcome)?;
         let usual =
             (options.segment_bytes.next_multiple_of(FIRST_BATCH).max(4 * FIRST_BATCH), options.log_id);
-        if let Some(parent) = directory.parent() {
-            disk.sync_dir(parent).map_err(failed)?;
-        }
+        sync_parent(&*disk, directory).map_err(failed)?;
         let pool = Pool::new(Arc::clone(&disk), directory.to_path_buf(), usual, listing, outcome.spare)
             .map_err(failed)?;
         pool.put_away_now(outcome.unused).map_err(failed)?;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use hadron_proto::etcdserverpb::AlarmType;
+use hadron_proto::etcdserverpb::{AlarmMember, AlarmType};
 use http::header::{HeaderName, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
@@ -45,9 +45,7 @@ impl Check {
     async fn run<B: Backend>(self, context: &Context<B>) -> Result<(), String> {
         match self {
             Check::DataCorruption => {
-                let keyspace = context.backend.keyspace(context.group);
-                let alarms = keyspace.map_or_else(Vec::new, |keyspace| keyspace.alarms());
-                match alarms.iter().any(|alarm| alarm.alarm() == AlarmType::Corrupt) {
+                match alarms(context).iter().any(|alarm| alarm.alarm() == AlarmType::Corrupt) {
                     true => Err("alarm activated: CORRUPT".to_owned()),
                     false => Ok(()),
                 }
@@ -176,14 +174,21 @@ fn failure(body: &str) -> Response<Body> {
     response
 }
 
+/// The alarms that keep this node from serving. Where another node's replica is damaged, this one goes on.
+fn alarms<B: Backend>(context: &Context<B>) -> Vec<AlarmMember> {
+    let own = context.backend.identity().member_id.0;
+    let concerns = |alarm: &AlarmMember| alarm.alarm() != AlarmType::Corrupt || alarm.member_id == own;
+    let alarms = context.backend.keyspace(context.group).map_or_else(Vec::new, |keyspace| keyspace.alarms());
+    alarms.into_iter().filter(concerns).collect()
+}
+
 /// Why this node is not healthy; `None` when it is.
 async fn illness<B: Backend>(
     context: &Context<B>,
     serializable: bool,
     excluded: &BTreeSet<&str>,
 ) -> Option<String> {
-    let alarms = context.backend.keyspace(context.group).map_or_else(Vec::new, |keyspace| keyspace.alarms());
-    for alarm in alarms {
+    for alarm in alarms(context) {
         let name = alarm.alarm().as_str_name();
         if alarm.alarm() != AlarmType::None && !excluded.contains(name) {
             return Some(format!("ALARM {name}"));

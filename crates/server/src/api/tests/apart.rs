@@ -5,11 +5,12 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use futures::{FutureExt as _, poll};
-use hadron_consensus::GroupId;
+use hadron_consensus::{DEFAULT_GROUP, GroupId};
 use hadron_proto::etcdserverpb::RangeRequest;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_proto::hadron::BalanceSimulateRequest;
 use hadron_proto::hadron::pool_client::PoolClient;
+use tonic::Code;
 
 use super::harness::{Harness, runtime};
 use crate::api::snapshot;
@@ -68,13 +69,28 @@ fn a_backup_looks_for_room_when_that_of_another_keyspace_is_built() {
 fn a_backup_that_is_given_up_counts_until_its_building_has_ended() {
     let harness = Harness::start();
     let free = || harness.context.snapshots.available_permits();
-    let replicas = harness.backend.hold_replicas();
+    let clock = harness.backend.hold_clock();
     assert!(harness.context.snapshot().now_or_never().is_none());
     assert_eq!(free(), snapshot::AT_ONCE - 1);
     // The second one waits for its turn: nothing is left of it.
     assert!(harness.context.snapshot().now_or_never().is_none());
     assert_eq!(free(), snapshot::AT_ONCE - 1);
-    drop(replicas);
+    drop(clock);
     let all = runtime().block_on(harness.context.snapshots.acquire_many(snapshot::AT_ONCE as u32));
     assert!(all.is_ok());
+}
+
+/// A node that had just started saved what its last process had flushed, or nothing, and called it a backup.
+#[test]
+fn a_backup_is_of_a_replica_that_has_caught_up_once() {
+    let harness = Harness::start();
+    let save = || runtime().block_on(harness.context.snapshot()).map(drop).map_err(|status| status.code());
+    harness.backend.set_cannot_read(true);
+    assert_eq!(save(), Err(Code::Unavailable));
+    harness.backend.set_cannot_read(false);
+    assert_eq!(save(), Ok(()));
+    harness.backend.set_cannot_read(true);
+    assert_eq!(save(), Ok(()), "what is left of a cluster that lost its quorum can be saved");
+    harness.backend.replace(DEFAULT_GROUP);
+    assert_eq!(save(), Err(Code::Unavailable), "another replica came in its place");
 }

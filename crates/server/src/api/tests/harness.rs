@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use hadron_balance::{NodeState, NodeView, Policy, View, assess, waiting};
@@ -13,7 +13,7 @@ use hadron_keyspace::{Applied, Command, Keyspace, Options};
 use hadron_node::{Catalog, KeyspaceRecord, Pool, Report};
 use hadron_proto::{etcdserverpb, hadron};
 use hadron_storage::engine::ModelEngine;
-use parking_lot::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::transport::Channel;
@@ -34,7 +34,7 @@ pub(super) struct TestBackend(Arc<Inner>);
 struct Inner {
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     catalog: RwLock<Catalog>,
-    clock_ms: AtomicU64,
+    clock_ms: Mutex<u64>,
     leads: AtomicBool,
     /// The groups sleep without a leader, and have one once somebody asks for something.
     asleep: AtomicBool,
@@ -82,7 +82,7 @@ impl TestBackend {
         TestBackend(Arc::new(Inner {
             groups: RwLock::new(groups.into()),
             catalog: RwLock::default(),
-            clock_ms: AtomicU64::new(1000),
+            clock_ms: Mutex::new(1000),
             leads: AtomicBool::new(true),
             asleep: AtomicBool::new(false),
             woken: Notify::new(),
@@ -173,9 +173,9 @@ impl TestBackend {
         self.0.view.lock()
     }
 
-    /// Nobody finds a replica while this is held.
-    pub(super) fn hold_replicas(&self) -> RwLockWriteGuard<'_, impl Sized> {
-        self.0.groups.write()
+    /// Nobody learns what time it is while this is held.
+    pub(super) fn hold_clock(&self) -> MutexGuard<'_, u64> {
+        self.0.clock_ms.lock()
     }
 
     /// What a planner sees that was told nothing: OWN alone is alive.
@@ -235,7 +235,7 @@ impl TestBackend {
         let there = self.group(group).ok_or(Unavailable::NoSuchGroup)?;
         let mut applied = there.applied.lock();
         *applied += 1;
-        let stamp_ms = self.0.clock_ms.load(Ordering::Relaxed);
+        let stamp_ms = *self.0.clock_ms.lock();
         let position = Applied { term: TERM.0, index: *applied, checksum: 0, stamp_ms };
         let response = there.keyspace.apply(position, vec![command]).pop().unwrap();
         self.0.applied.notify_one();
@@ -275,12 +275,12 @@ impl TestBackend {
 
     /// There is another leader.
     pub(super) fn change_leader(&self) {
-        self.0.clock_ms.store(self.logged_ms(), Ordering::Relaxed);
+        *self.0.clock_ms.lock() = self.logged_ms();
     }
 
     /// Lets time pass in the group.
     pub(super) fn advance_ms(&self, millis: u64) {
-        self.0.clock_ms.fetch_add(millis, Ordering::Relaxed);
+        *self.0.clock_ms.lock() += millis;
     }
 }
 
@@ -324,7 +324,7 @@ impl Backend for TestBackend {
     }
 
     fn group_clock_ms(&self, _: GroupId) -> u64 {
-        self.0.clock_ms.load(Ordering::Relaxed)
+        *self.0.clock_ms.lock()
     }
 
     fn members(&self) -> Vec<etcdserverpb::Member> {

@@ -5,11 +5,13 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hadron_proto::etcdserverpb::PutRequest;
+use hadron_keyspace::Command;
+use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
+use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, PutRequest};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::harness::{Harness, runtime};
+use super::harness::{Harness, OTHER, OWN, runtime};
 use crate::api::{Access, Connections, Listener, ServerOptions, Traffic, Unavailable};
 use crate::tls::authority::Authority;
 use crate::tls::client::ClientFiles;
@@ -51,6 +53,23 @@ fn health_says_what_is_wrong() {
     harness.backend.sleep_without_leader();
     assert_eq!(get(&harness, "/health"), healthy, "whoever asks wakes it");
     assert_eq!(get(&harness, "/health?serializable=true&exclude=NOSPACE"), healthy);
+}
+
+/// One damaged replica took all nodes from their load balancers, and their supervisors restarted them again and again.
+#[test]
+fn a_node_is_healthy_while_another_ones_replica_is_damaged() {
+    let harness = Harness::start();
+    let raise = |member_id| {
+        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
+        harness.backend.apply_to_default(Command::Alarm(AlarmRequest { action, member_id, alarm }));
+    };
+    raise(OTHER.0);
+    for page in ["/health", "/readyz", "/livez"] {
+        assert_eq!(get(&harness, page).0, OK, "{page}");
+    }
+    raise(OWN.0);
+    assert!(get(&harness, "/health").1.contains("ALARM CORRUPT"));
+    assert!(get(&harness, "/readyz").1.contains("alarm activated: CORRUPT"));
 }
 
 #[test]

@@ -4,8 +4,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -97,7 +97,9 @@ async fn save(client: &Client, file: &Path) -> Result<String, Failure> {
 /// A file that is not complete, removed when it does not become so.
 struct Part {
     path: PathBuf,
+    /// Locked, so that nobody else writes it at the same time.
     file: File,
+    is_complete: bool,
 }
 
 impl Part {
@@ -106,9 +108,8 @@ impl Part {
         let mut path = file.as_os_str().to_owned();
         path.push(OsStr::new(".part"));
         let path = PathBuf::from(path);
-        let created = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
-        match created {
-            Ok(file) => Ok(Part { path, file }),
+        match open_alone(&path) {
+            Ok(file) => Ok(Part { path, file, is_complete: false }),
             Err(error) => {
                 let (path, text) = (path.to_string_lossy(), error.to_string());
                 let reason = text.split(" (os error").next().unwrap_or(&text).to_lowercase();
@@ -117,11 +118,12 @@ impl Part {
         }
     }
 
-    fn become_file(self, file: &Path) -> Result<(), Failure> {
+    fn become_file(mut self, file: &Path) -> Result<(), Failure> {
         let failed = |what: String| move |error| Failure::error(format_args!("{what} ({error})"));
         self.file.sync_all().map_err(failed("could not fsync snapshot".to_owned()))?;
         let (from, to) = (self.path.to_string_lossy(), file.to_string_lossy());
         fs::rename(&self.path, file).map_err(failed(format!("could not rename {from} to {to}")))?;
+        self.is_complete = true;
         // A name is on disk when its directory is.
         let directory = file.parent().filter(|directory| !directory.as_os_str().is_empty());
         let synced =
@@ -132,9 +134,22 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // Nothing is there once it has its name.
-        let _ = fs::remove_file(&self.path);
+        if !self.is_complete {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Opens a file that nobody else writes, and empties it.
+fn open_alone(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let is_still = |file: &File| Ok::<_, io::Error>(file.metadata()?.ino() == fs::metadata(path)?.ino());
+    // It may have got its name meanwhile, and is somebody's snapshot then.
+    if file.try_lock().is_err() || !is_still(&file).unwrap_or(false) {
+        return Err(io::Error::other("another snapshot is being saved there"));
+    }
+    file.set_len(0)?;
+    Ok(file)
 }
 
 /// Compares what comes with the SHA-256 at its end, without knowing beforehand where that is.
@@ -181,6 +196,22 @@ mod tests {
         let mut check = Check::new();
         pieces.iter().for_each(|piece| check.add(piece));
         check.finish()
+    }
+
+    /// Two at a time wrote one file, and the one that ended first said that it was saved.
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn one_file_is_saved_by_one_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("backup.db");
+        let create = || Part::create(&file).map_err(|failure| failure.text.unwrap_or_default());
+        let first = create().unwrap();
+        (&first.file).write_all(b"first").unwrap();
+        assert!(create().map(drop).unwrap_err().contains("another snapshot is being saved there"));
+        first.become_file(&file).map_err(|failure| failure.text.unwrap_or_default()).unwrap();
+        drop(create().unwrap());
+        assert_eq!(fs::read(&file).unwrap(), b"first");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]

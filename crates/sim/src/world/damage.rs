@@ -45,11 +45,13 @@ impl World {
         let node = self.any_node();
         let kinds = [Damage::LogFlip, Damage::LogFlip, Damage::EngineFlip, Damage::EngineFlip, Damage::Wipe];
         let damage = *pick(&mut self.rng, &kinds);
-        let stop = if self.rng.random_bool(0.5) { Stop::PowerLoss } else { Stop::Killed };
-        if self.too_many_changed() || self.life(node).is_none() {
-            return;
+        let stop = *pick(&mut self.rng, &[Stop::PowerLoss, Stop::Killed, Stop::Asked]);
+        let Some(life) = self.life(node).filter(|_| !self.too_many_changed()) else { return };
+        match stop {
+            Stop::Asked if !self.end_in_order(life) => return,
+            Stop::Asked => {}
+            _ => self.stop(node, stop),
         }
-        self.stop(node, stop);
         if let Some(machine) = self.machines.get_mut(&node) {
             machine.damage = Some(damage);
         }
@@ -66,7 +68,11 @@ impl World {
             Some(Damage::EngineFlip) => self.flip_in_engine(node),
         };
         match fate {
-            Ok(None) => true,
+            Ok(None) => {
+                // The bit may be one of the seal, which then is as if it had not been.
+                self.machines.get_mut(&node).into_iter().for_each(|machine| machine.is_sealed = false);
+                true
+            }
             Ok(Some(why)) => {
                 if let Some(machine) = self.machines.get_mut(&node) {
                     machine.is_gone = true;
@@ -104,7 +110,7 @@ impl World {
     /// damage, or the damage is in the one place where it looks like the torn tail of a crash.
     fn flip_in_log(&mut self, node: u64) -> Result<Option<String>, Violation> {
         let Some(machine) = self.machines.get(&node) else { return Ok(None) };
-        let disk = machine.disk.clone();
+        let (disk, is_sealed) = (machine.disk.clone(), machine.is_sealed);
         let violation = |found: String| Violation::new("damage_named", format!("n{node}: {found}"));
         let whole = self.read_log(&disk.fork(), node).map_err(|error| violation(error.to_string()))?;
         let Some((file, offset)) = self.a_written_byte(&disk) else { return Ok(None) };
@@ -113,6 +119,9 @@ impl World {
         let place = format!("bit {bit} of byte {offset} of {}", file.display());
         match self.read_log(&disk.fork(), node) {
             Ok(recovered) if recovered.groups == whole.groups => Ok(None),
+            Ok(_) if is_sealed => {
+                Err(violation(format!("{place} of a sealed log flipped, and it says nothing")))
+            }
             Ok(recovered) if recovered.torn_tail.is_some() && whole.torn_tail.is_none() => {
                 Ok(Some(format!("{place} flipped in its last batch")))
             }

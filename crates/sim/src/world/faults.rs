@@ -24,6 +24,8 @@ pub struct Weights {
     pub stop_two: u32,
     /// All do.
     pub stop_all: u32,
+    /// One is asked to stop, and does so in good order.
+    pub stop_asked: u32,
     /// The network is cut.
     pub partition: u32,
     /// Connections of a node break.
@@ -49,6 +51,7 @@ impl Weights {
             stop_one: 25,
             stop_two: 7,
             stop_all: 4,
+            stop_asked: 8,
             partition: 24,
             connections: 10,
             slow_disks: 10,
@@ -73,10 +76,11 @@ impl World {
             return;
         }
         let weights = self.settings.weights.clone();
-        let kinds: [(u32, Fault); 11] = [
+        let kinds: [(u32, Fault); 12] = [
             (weights.stop_one, |world| world.stop_some(1)),
             (weights.stop_two, |world| world.stop_some(2)),
             (weights.stop_all, |world| world.stop_some(usize::MAX)),
+            (weights.stop_asked, World::ask_to_stop),
             (weights.partition, World::partition),
             (weights.connections, World::break_connections),
             (weights.slow_disks, World::slow_disks),
@@ -242,7 +246,7 @@ impl World {
         }
     }
 
-    fn boot_soon(&mut self, node: u64) {
+    pub(super) fn boot_soon(&mut self, node: u64) {
         let down_us = self.rng.random_range(1_000..200_000);
         self.schedule.after(down_us, Happening::Boot(node));
     }
@@ -311,8 +315,15 @@ impl World {
         let Some(life) = self.leader().and_then(|leader| self.life(leader)) else { return };
         let to = self.any_node();
         self.tell(StoryEvent::HandsOver { from: life.node, to });
-        // Nobody waits for the answer.
-        let event = NodeEvent::TransferLeader { token: 0, group: DEFAULT_GROUP, to: NodeId(to) };
-        self.deliver(life, event);
+        let (group, from, to) = (DEFAULT_GROUP, NodeId(life.node), NodeId(to));
+        // Nobody waits for the answer. What a planner wants, any node passes on.
+        let teller = self.any_node();
+        match self.rng.random_bool(0.5) {
+            true => self.deliver(life, NodeEvent::TransferLeader { token: 0, group, to }),
+            false => {
+                let Some(teller) = self.life(teller) else { return };
+                self.deliver(teller, NodeEvent::HandOverTo { group, from, to });
+            }
+        }
     }
 }

@@ -57,6 +57,8 @@ pub(super) struct Machine {
     pub(super) is_ailing: bool,
     /// What is to happen to it before it starts again.
     pub(super) damage: Option<Damage>,
+    /// Its last process ended in good order, and its log is sealed.
+    pub(super) is_sealed: bool,
     /// It never comes back.
     pub(super) is_gone: bool,
     /// How it came to the pool, if not at the beginning.
@@ -125,6 +127,7 @@ impl Machine {
             clock_rate: if settings.lie == Some(Lie::EarlyExpiry) { 1_500_000 } else { clock_rate },
             is_ailing: false,
             damage: None,
+            is_sealed: false,
             is_gone: false,
             joined: None,
             memories: Memories::default(),
@@ -327,10 +330,14 @@ impl World {
         }
         let clock_rate = machine.clock_rate;
         let torn = recovered.torn_tail.is_some();
+        if torn && machine.is_sealed {
+            return Err("its log was sealed and has a torn end".to_owned());
+        }
         let positions: Vec<u64> = keyspaces.values().map(|keyspace| keyspace.applied().index).collect();
         self.logs.recovered(node, &recovered.groups);
         let shell = Node::shards(&config, shards, recovered.groups, &keyspaces, Time(1))?;
         if let Some(machine) = self.machines.get_mut(&node) {
+            machine.is_sealed = false;
             machine.process = Some(Process::new(shell, wal, keyspace_options, now, clock_rate));
         }
         self.sweep_all_destroyed(life)?;
@@ -664,7 +671,9 @@ impl World {
     pub(super) fn stop(&mut self, node: u64, cause: Stop) {
         let now = self.schedule.now();
         // After a failure of the disk the machine is started anew, or the process alone.
-        let power_loss = cause == Stop::PowerLoss || cause == Stop::Disk && self.rng.random_bool(0.5);
+        // And who was asked to stop may be switched off.
+        let may_lose_power = matches!(cause, Stop::Disk | Stop::Asked);
+        let power_loss = cause == Stop::PowerLoss || may_lose_power && self.rng.random_bool(0.5);
         let (seed, keep_all) = (self.rng.random(), !power_loss && self.rng.random_bool(0.5));
         let kept_share: f64 = self.rng.random();
         let Some(machine) = self.machines.get_mut(&node) else { return };

@@ -41,6 +41,7 @@ mod scenario;
 mod schedule;
 mod scrubs;
 mod settings;
+mod shutdown;
 pub mod sickness;
 mod silence;
 mod snapshots;
@@ -101,6 +102,10 @@ enum Happening {
     Message { direction: Direction, number: u64, to: Life, bytes: Bytes },
     /// The log thread's write and sync end.
     LogSynced(Life),
+    /// The log may have had nothing to do since it had written so many batches.
+    LogIdle { life: Life, batches: u64 },
+    /// A node that was asked to stop looks whether it may.
+    ShutDown { life: Life, until: u64 },
     /// The engine thread's job ends.
     EngineDone(Life),
     /// `direction.0` tries to connect.
@@ -417,6 +422,8 @@ impl World {
                 self.on_message(direction, number, to, bytes)
             }
             Happening::LogSynced(life) => self.on_log_synced(life),
+            Happening::LogIdle { life, batches } => self.seal_idle_log(life, batches),
+            Happening::ShutDown { life, until } => self.shut_down(life, until),
             Happening::EngineDone(life) => self.on_engine_done(life),
             Happening::Connect(direction, life) => self.connect(direction, life),
             Happening::FoundDead(direction, number) => self.on_found_dead(direction, number),

@@ -118,6 +118,11 @@ pub enum StoryEvent {
         /// What it has.
         ailment: Ailment,
     },
+    /// A node is asked to stop.
+    AskedToStop {
+        /// The node.
+        node: u64,
+    },
     /// A leader is asked to hand over.
     HandsOver {
         /// The node that leads.
@@ -242,6 +247,8 @@ pub enum Stop {
     Disk,
     /// The node stopped itself because it was told that it was removed.
     Removed,
+    /// The node was asked to, and did so in good order.
+    Asked,
 }
 
 impl fmt::Display for Story {
@@ -281,6 +288,7 @@ impl fmt::Display for StoryEvent {
                 write!(f, "shard {shard} of n{node} stands still for {} ms", for_us / 1_000)
             }
             StoryEvent::Ails { node, ailment } => write!(f, "n{node} is sick: {ailment}"),
+            StoryEvent::AskedToStop { node } => write!(f, "n{node} is asked to stop"),
             StoryEvent::HandsOver { from, to } => write!(f, "n{from} is to hand over to n{to}"),
             StoryEvent::Snapshot { group, from, to, index, rounds } => {
                 write!(f, "n{to} has n{from}'s snapshot of group {group} at index {index}")?;
@@ -333,6 +341,7 @@ impl fmt::Display for Stop {
             Stop::Killed => "is killed",
             Stop::Disk => "stops: its disk failed",
             Stop::Removed => "stops: it was removed",
+            Stop::Asked => "stops in good order",
         })
     }
 }

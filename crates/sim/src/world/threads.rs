@@ -29,6 +29,8 @@ pub(super) struct LogThread {
     waiting_sequences: BTreeMap<usize, u64>,
     /// The newest batch of each shard in the write that is under way: written, not yet synced.
     pub(super) writing: Option<BTreeMap<usize, u64>>,
+    /// Batches that were written.
+    pub(super) batches: u64,
     looked_at: u64,
 }
 
@@ -65,6 +67,11 @@ impl EngineJob {
 }
 
 impl EngineThread {
+    /// What is to be done next.
+    pub(super) fn next(&mut self) -> Option<EngineJob> {
+        self.jobs.pop_front()
+    }
+
     /// The snapshots that it was told to switch to.
     pub(super) fn installing(&self) -> impl Iterator<Item = &Incoming> {
         self.jobs.iter().filter_map(|job| match job {
@@ -82,7 +89,17 @@ impl LogThread {
 
     pub(super) fn new(wal: Wal) -> LogThread {
         let waiting_sequences = BTreeMap::new();
-        LogThread { wal, waiting: Vec::new(), waiting_sequences, writing: None, looked_at: 0 }
+        LogThread { wal, waiting: Vec::new(), waiting_sequences, writing: None, batches: 0, looked_at: 0 }
+    }
+
+    /// Takes what waits for the next write, which begins with that.
+    pub(super) fn take_waiting(&mut self) -> Option<Vec<Record>> {
+        if self.writing.is_some() || self.waiting.is_empty() {
+            return None;
+        }
+        self.writing = Some(std::mem::take(&mut self.waiting_sequences));
+        self.batches += 1;
+        Some(std::mem::take(&mut self.waiting))
     }
 }
 
@@ -122,13 +139,7 @@ impl World {
 
     /// Writes everything that waits as one batch, unless a write is under way.
     fn write_log(&mut self, life: Life) {
-        let Some(process) = self.process(life) else { return };
-        let log = &mut process.log;
-        if log.writing.is_some() || log.waiting.is_empty() {
-            return;
-        }
-        let records = std::mem::take(&mut log.waiting);
-        log.writing = Some(std::mem::take(&mut log.waiting_sequences));
+        let Some(records) = self.process(life).and_then(|process| process.log.take_waiting()) else { return };
         self.promises.write(life.node);
         let Some(LogThread { wal, .. }) = self.process(life).map(|process| &mut process.log) else { return };
         if let Err(error) = wal.append(&records) {
@@ -171,6 +182,7 @@ impl World {
             self.deliver(life, NodeEvent::LogPinned { groups: pinning });
         }
         self.write_log(life);
+        self.rest_log(life);
     }
 
     /// Tells each shard that its batches are durable up to the one beside.
@@ -220,7 +232,7 @@ impl World {
             return self.schedule.at(until, Happening::EngineDone(life));
         }
         process.engine.busy = false;
-        let Some(job) = process.engine.jobs.pop_front() else { return };
+        let Some(job) = process.engine.next() else { return };
         let transfer = job.transfer();
         if let Err(what) = self.do_engine_job(life, job) {
             // Whoever sent the snapshot hears that its connection is gone.
@@ -238,7 +250,7 @@ impl World {
         }
     }
 
-    fn do_engine_job(&mut self, life: Life, job: EngineJob) -> Result<(), String> {
+    pub(super) fn do_engine_job(&mut self, life: Life, job: EngineJob) -> Result<(), String> {
         let Some(machine) = self.machines.get(&life.node) else { return Ok(()) };
         let engine = machine.engine.clone();
         match job {
@@ -326,7 +338,7 @@ impl World {
     }
 
     /// The node stops when its disk fails, as it should; that is a violation only if nothing was wrong with the disk.
-    fn on_disk_failure(&mut self, life: Life, what: &str) {
+    pub(super) fn on_disk_failure(&mut self, life: Life, what: &str) {
         let is_ailing = self.machines.get(&life.node).is_some_and(|machine| machine.is_ailing);
         if is_ailing {
             self.trace.note(self.schedule.now(), format_args!("n{} {what}", life.node));

@@ -305,15 +305,23 @@ impl Wal {
     }
 
     /// Syncs and leaves a durable mark after the last batch, so that damage to it cannot pass for a torn tail. For an
-    /// idle log and for a clean stop; does nothing when there is such a mark already, or no room for it.
+    /// idle log and for a clean stop; does nothing when there is such a mark already, nothing to be marked, or no room for it
+    /// on the disk. Behind a torn tail and at the end of a full segment the mark begins the next segment.
     pub fn seal(&mut self) -> Result<(), WalError> {
         self.sync()?;
         const LENGTH: usize = 1;
-        if self.sealed || !self.current.as_ref().is_some_and(|current| current.fits(LENGTH)) {
+        if self.sealed || self.segments.is_empty() {
             return Ok(());
         }
+        let at_head = match self.make_room(LENGTH) {
+            Err(WalError::Full { .. }) => return Ok(()),
+            room => room?,
+        };
         self.poison_on_error(|wal| {
             wal.encoder.begin();
+            if at_head {
+                wal.encoder.table(wal.index.table());
+            }
             wal.encoder.seal();
             wal.write_batch()?;
             wal.sync_current()

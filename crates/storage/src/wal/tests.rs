@@ -548,6 +548,34 @@ fn the_last_batch_is_a_torn_tail_until_it_is_sealed() {
     assert!(matches!(refusal(&disk), WalError::Damaged { .. }));
 }
 
+/// It could not be sealed before something was written to it again: as long as all rested, damage to its last batch passed for one more
+/// torn tail, and with it went what had been acknowledged.
+#[test]
+fn a_log_with_a_torn_tail_is_sealed_when_it_rests() {
+    let disk = MemoryDisk::new();
+    let (mut wal, _) = open(&disk).unwrap();
+    fill(&mut wal, GROUP, LogPosition::default(), 5, 100);
+    drop(wal);
+    let flip_last_byte = |before: u64| {
+        let file = files(&disk)[0].clone();
+        let mut bytes = vec![0; before as usize];
+        disk.open(&file).unwrap().read_at(0, &mut bytes).unwrap();
+        let last = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64;
+        disk.flip_bit(&file, last, 0).unwrap();
+    };
+    flip_last_byte(16 << 10);
+    let (mut wal, recovered) = open(&disk).unwrap();
+    assert_eq!(recovered.groups[&GROUP].entries.len(), 4);
+    let tail = recovered.torn_tail.unwrap();
+    wal.seal().unwrap();
+    wal.seal().unwrap();
+    drop(wal);
+    let (_, again) = open(&disk).unwrap();
+    assert_eq!((again.groups, again.torn_tail), (recovered.groups, None));
+    flip_last_byte(tail.offset);
+    assert!(matches!(refusal(&disk), WalError::Damaged { .. }));
+}
+
 #[test]
 fn a_log_that_is_open_is_refused() {
     let disk = MemoryDisk::new();

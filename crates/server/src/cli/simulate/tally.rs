@@ -61,6 +61,7 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
         StoryEvent::Election { won: false, .. } => "elections nobody won",
         StoryEvent::Stops { cause: Stop::PowerLoss, .. } => "power losses",
         StoryEvent::Stops { cause: Stop::Killed, .. } => "processes killed",
+        StoryEvent::Stops { cause: Stop::Asked, .. } => "nodes stopped in good order",
         StoryEvent::Stops { cause: Stop::Disk, .. } => "nodes stopped by their disks",
         StoryEvent::Gone { .. } => "machines damaged for good",
         StoryEvent::Partition { .. } => "partitions",

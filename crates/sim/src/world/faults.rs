@@ -30,6 +30,8 @@ pub struct Weights {
     pub partition: u32,
     /// Connections of a node break.
     pub connections: u32,
+    /// Queues to other nodes are full.
+    pub queues: u32,
     /// One disk becomes slow, or all do.
     pub slow_disks: u32,
     /// A disk is full, or fails a write or an fsync; or the engine fails. The node stops, and restarts when all is well.
@@ -54,6 +56,7 @@ impl Weights {
             stop_asked: 8,
             partition: 24,
             connections: 10,
+            queues: 6,
             slow_disks: 10,
             bad_disk: 6,
             damage: 1,
@@ -76,13 +79,14 @@ impl World {
             return;
         }
         let weights = self.settings.weights.clone();
-        let kinds: [(u32, Fault); 12] = [
+        let kinds: [(u32, Fault); 13] = [
             (weights.stop_one, |world| world.stop_some(1)),
             (weights.stop_two, |world| world.stop_some(2)),
             (weights.stop_all, |world| world.stop_some(usize::MAX)),
             (weights.stop_asked, World::ask_to_stop),
             (weights.partition, World::partition),
             (weights.connections, World::break_connections),
+            (weights.queues, World::fill_queues),
             (weights.slow_disks, World::slow_disks),
             (weights.bad_disk, World::spoil_a_disk),
             (weights.damage, World::damage_a_machine),
@@ -216,6 +220,20 @@ impl World {
             }
             if self.rng.random_bool(0.7) {
                 self.disconnect((other, victim));
+            }
+        }
+    }
+
+    /// What a node has to say to some others does not fit into its queues, or some of it.
+    fn fill_queues(&mut self) {
+        let victim = self.victim();
+        let for_us = *super::settings::pick(&mut self.rng, &[100_000, 500_000, 2_000_000]);
+        let share = *super::settings::pick(&mut self.rng, &[0.2, 0.6, 1.0]);
+        self.tell(StoryEvent::QueuesFull { node: victim, for_us });
+        let until = self.schedule.now() + for_us;
+        for other in self.nodes().into_iter().filter(|other| *other != victim) {
+            if self.rng.random_bool(0.6) {
+                self.network.fill((victim, other), until, share);
             }
         }
     }

@@ -4,6 +4,7 @@
 //!   others, as they do in the server's transport.
 //! - A new connection knows nothing of the one before it, so stragglers of the old one may arrive after messages of the
 //!   new one, if `stragglers` allows it.
+//! - A sender whose queue is full drops what does not overtake, and the connection goes on.
 //! - A blocked direction swallows what is sent. The sender learns of it late, when its connection times out.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,8 @@ pub(super) struct Network {
     delays: Delays,
     connections: BTreeMap<Direction, Connection>,
     blocked: BTreeSet<Direction>,
+    /// Until when the queue of a direction is full, and how much of what is sent finds it so.
+    full: BTreeMap<Direction, (u64, f64)>,
 }
 
 #[derive(Default)]
@@ -60,7 +63,7 @@ pub(super) enum Fate {
 
 impl Network {
     pub(super) fn new(delays: Delays) -> Network {
-        Network { delays, connections: BTreeMap::new(), blocked: BTreeSet::new() }
+        Network { delays, connections: BTreeMap::new(), blocked: BTreeSet::new(), full: BTreeMap::new() }
     }
 
     /// How long something takes that is not bound to a connection.
@@ -80,6 +83,10 @@ impl Network {
     ) -> Fate {
         let delay = self.delay(rng);
         let blocked = self.blocked.contains(&direction);
+        let full = self.full.get(&direction).filter(|(until, _)| now < *until && !goes_ahead);
+        if full.is_some_and(|(_, share)| rng.random_bool(*share)) {
+            return Fate::Lost;
+        }
         let connection = self.connections.entry(direction).or_default();
         if !connection.up || connection.has_hole {
             return Fate::Lost;
@@ -150,9 +157,15 @@ impl Network {
         self.blocked.insert(direction);
     }
 
+    /// The queue of this direction is full until then: a share of what is sent is dropped.
+    pub(super) fn fill(&mut self, direction: Direction, until: u64, share: f64) {
+        self.full.insert(direction, (until, share));
+    }
+
     /// Lets everything through again. Connections with a hole stay dead until their ends notice.
     pub(super) fn heal(&mut self) {
         self.blocked.clear();
+        self.full.clear();
     }
 
     pub(super) fn is_blocked(&self, direction: Direction) -> bool {
@@ -198,6 +211,17 @@ mod tests {
             (last, overtook) = (heartbeat, overtook | (heartbeat < other));
         }
         assert!(overtook);
+    }
+
+    #[test]
+    fn a_full_queue_drops_what_does_not_go_ahead_and_the_connection_stays() {
+        let (mut network, mut rng) = network();
+        network.connect((1, 2));
+        network.fill((1, 2), 100, 1.0);
+        assert_eq!(network.send(&mut rng, 99, (1, 2), false), Fate::Lost);
+        assert!(matches!(network.send(&mut rng, 99, (1, 2), true), Fate::Arrives(_, 1)));
+        assert!(matches!(network.send(&mut rng, 99, (2, 1), true), Fate::Lost), "nobody is connected there");
+        assert!(matches!(network.send(&mut rng, 100, (1, 2), false), Fate::Arrives(_, 1)));
     }
 
     #[test]

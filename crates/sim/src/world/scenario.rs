@@ -109,7 +109,8 @@ impl Scenario {
                 settings.lock_clients = 3;
             }
             Scenario::Partitions => {
-                *weights = Weights { partition: 80, connections: 15, transfer: 5, ..Weights::none() };
+                *weights =
+                    Weights { partition: 70, connections: 15, queues: 10, transfer: 5, ..Weights::none() };
                 settings.fault_pause_us = 600_000;
             }
             Scenario::Crashes => {

@@ -118,6 +118,13 @@ pub enum StoryEvent {
         /// What it has.
         ailment: Ailment,
     },
+    /// What a node sends to some others finds its queues full.
+    QueuesFull {
+        /// The node.
+        node: u64,
+        /// For how long.
+        for_us: u64,
+    },
     /// A node is asked to stop.
     AskedToStop {
         /// The node.
@@ -288,6 +295,9 @@ impl fmt::Display for StoryEvent {
                 write!(f, "shard {shard} of n{node} stands still for {} ms", for_us / 1_000)
             }
             StoryEvent::Ails { node, ailment } => write!(f, "n{node} is sick: {ailment}"),
+            StoryEvent::QueuesFull { node, for_us } => {
+                write!(f, "n{node} has full queues to some others for {} ms", for_us / 1_000)
+            }
             StoryEvent::AskedToStop { node } => write!(f, "n{node} is asked to stop"),
             StoryEvent::HandsOver { from, to } => write!(f, "n{from} is to hand over to n{to}"),
             StoryEvent::Snapshot { group, from, to, index, rounds } => {

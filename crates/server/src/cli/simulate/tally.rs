@@ -66,6 +66,7 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
         StoryEvent::Gone { .. } => "machines damaged for good",
         StoryEvent::Partition { .. } => "partitions",
         StoryEvent::ConnectionsBreak { .. } => "broken connections",
+        StoryEvent::QueuesFull { .. } => "full queues",
         StoryEvent::SlowDisk { .. } => "slow disks",
         StoryEvent::FullDisk { .. } => "full disks",
         StoryEvent::FailingDisk { .. } => "failing disks",

@@ -132,6 +132,9 @@ impl World {
             if self.settings.placement_changes_us > 0 && made < self.settings.keyspaces {
                 return Err(format!("{made} of {} keyspaces are made", self.settings.keyspaces));
             }
+            if let Some(node) = catalog.draining().next() {
+                return Err(format!("{node:?} is still to be emptied"));
+            }
             if catalog.leaving_count() > 0 {
                 return Err(format!("{} replicas have not left yet", catalog.leaving_count()));
             }

@@ -8,7 +8,7 @@ use hadron_balance::{Policy, Resource, plan};
 use hadron_consensus::{GroupId, NodeId, ROOT_GROUP, ReplicaId, Time};
 use hadron_keyspace::Command;
 use hadron_node::{
-    Balancer, Board, Decision, Event as NodeEvent, PeerMessage, Report, damaged, decide, settled,
+    Balancer, Board, Catalog, Decision, Event as NodeEvent, PeerMessage, Report, damaged, decide, settled,
 };
 use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
 use rand::Rng;
@@ -19,6 +19,8 @@ use super::{Happening, Life, World};
 
 /// Between two plans.
 const PLAN_US: u64 = 300_000;
+/// Nodes are to be emptied, or not any more, once in so many plans.
+const DRAINED_ONE_IN: u32 = 8;
 /// Nodes that a group has at least whose replica is accused: what is on one alone would be lost.
 const REPLICAS_MIN: usize = 3;
 
@@ -48,6 +50,9 @@ impl World {
         let pause = self.settings.accusations_us / PLAN_US;
         if self.faults_on && self.rng.random_range(0..pause.max(1)) == 0 {
             self.accuse();
+        }
+        if !self.faults_on || self.rng.random_range(0..DRAINED_ONE_IN) == 0 {
+            self.drain_or_not();
         }
         self.name_all_rotten();
         self.see_who_is_named();
@@ -118,6 +123,21 @@ impl World {
         self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group, command });
     }
 
+    /// Somebody wants a node emptied, or not any more; in the end none.
+    fn drain_or_not(&mut self) {
+        let (asked, other) = (self.any_node(), self.any_node());
+        let Some(life) = self.life(asked) else { return };
+        let Some(board) = self.board(life) else { return };
+        let (node, wanted) = match board.with_catalog(|catalog| catalog.draining().next()) {
+            Some(node) => (node, false),
+            None if self.faults_on => (NodeId(other), true),
+            None => return,
+        };
+        self.tell(StoryEvent::DrainWanted { node: node.0, wanted });
+        let command = Catalog::drain(node, wanted).to_bytes();
+        self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
+    }
+
     /// What a node says of its digest is not so, if its replica is to be strange.
     pub(super) fn change_digest(&self, life: Life, message: &mut PeerMessage) {
         if let PeerMessage::Digest { group, live, answer: true, .. } = message
@@ -152,7 +172,14 @@ impl World {
         let view = Balancer::default().view(Time(self.schedule.now()), &board, NodeId(life.node));
         for planned in plan(&view.without_unheard(), &policy) {
             let decided = board.with_catalog(|catalog| decide(catalog, &planned, 0));
-            let Some(Decision::Place(command)) = decided else { continue };
+            let command = match decided {
+                None => continue,
+                Some(Decision::Place(command)) => command,
+                Some(Decision::HandOver { group, from, to, record }) => {
+                    self.deliver(life, NodeEvent::HandOverTo { group, from, to });
+                    record
+                }
+            };
             self.repairs.decided += u64::from(planned.reason.name() == "damaged-replica");
             self.tell(StoryEvent::MoveDecided { planned: planned.to_string() });
             let command = command.to_bytes();

@@ -125,6 +125,13 @@ pub enum StoryEvent {
         /// For how long.
         for_us: u64,
     },
+    /// Somebody wants a node emptied, or not any more.
+    DrainWanted {
+        /// The node.
+        node: u64,
+        /// Whether it is to be emptied.
+        wanted: bool,
+    },
     /// A node is asked to stop.
     AskedToStop {
         /// The node.
@@ -298,6 +305,8 @@ impl fmt::Display for StoryEvent {
             StoryEvent::QueuesFull { node, for_us } => {
                 write!(f, "n{node} has full queues to some others for {} ms", for_us / 1_000)
             }
+            StoryEvent::DrainWanted { node, wanted: true } => write!(f, "n{node} is to be emptied"),
+            StoryEvent::DrainWanted { node, wanted: false } => write!(f, "n{node} is no more to be emptied"),
             StoryEvent::AskedToStop { node } => write!(f, "n{node} is asked to stop"),
             StoryEvent::HandsOver { from, to } => write!(f, "n{from} is to hand over to n{to}"),
             StoryEvent::Snapshot { group, from, to, index, rounds } => {

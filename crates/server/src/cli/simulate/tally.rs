@@ -67,6 +67,7 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
         StoryEvent::Partition { .. } => "partitions",
         StoryEvent::ConnectionsBreak { .. } => "broken connections",
         StoryEvent::QueuesFull { .. } => "full queues",
+        StoryEvent::DrainWanted { wanted: true, .. } => "nodes to be emptied",
         StoryEvent::SlowDisk { .. } => "slow disks",
         StoryEvent::FullDisk { .. } => "full disks",
         StoryEvent::FailingDisk { .. } => "failing disks",

@@ -1,38 +1,49 @@
 //! A client of a cluster, Hadron's or etcd's: the endpoints are tried in turn, and errors are told in `etcdctl`'s words.
 //!
+//! - [`endpoints`]: which of them is asked first; [`replies`]: what one says in a stream.
 //! - [`security`]: how endpoints are spoken to; [`identity`]: as whom.
 //! - [`links`]: connections over which the calls of others are passed on.
 
+mod endpoints;
 pub(crate) mod identity;
 pub(crate) mod links;
+mod replies;
 pub(crate) mod security;
 
+use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryFutureExt as _;
+use futures::stream::{BoxStream, StreamExt as _, unfold};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Response, Status, Streaming};
 use tower::service_fn;
 
+use crate::api::error::EtcdError;
 use crate::tls::{ClientTls, Stream};
+pub(crate) use endpoints::Endpoints;
 pub(crate) use identity::{Connection, Identity, KEYSPACE, Shown, Token};
+pub(crate) use replies::Replies;
 pub(crate) use security::Security;
 
 /// As in Go's gRPC: etcd hangs up on clients that ping more often than every 5 s.
 const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
+/// Requests of a stream that wait to be sent.
+const REQUESTS_MAX: usize = 16;
 
 /// Where to connect, and for how long to try.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     /// `host:port` or `http://host:port`, never empty.
-    pub(crate) endpoints: Vec<String>,
+    pub(crate) endpoints: Endpoints,
     /// How they are spoken to.
     pub(crate) security: Security,
     /// As whom.
@@ -74,6 +85,30 @@ impl fmt::Display for CallError {
     }
 }
 
+impl CallError {
+    /// Whether servers or connections failed, and not the call: later, or on another server, it may succeed.
+    pub(crate) fn is_outage(&self) -> bool {
+        match self {
+            CallError::Unreachable(_) | CallError::Timeout => true,
+            CallError::Login(_) => false,
+            CallError::Refused(status) => is_outage(status),
+        }
+    }
+}
+
+fn is_outage(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::Internal | Code::DeadlineExceeded => true,
+        // Either the connection broke, or it is one of etcd's services that are clients themselves, whose errors have lost their codes.
+        Code::Unknown | Code::Cancelled => status.source().is_some() || is_text_of_outage(status.message()),
+        _ => false,
+    }
+}
+
+fn is_text_of_outage(text: &str) -> bool {
+    EtcdError::ALL.iter().any(|error| error.code() == Code::Unavailable && error.text() == text)
+}
+
 /// The text of a status as etcd's client shows it: etcd's own errors bare, others with their code.
 pub(crate) fn status_text(status: &Status) -> String {
     let message = status.message();
@@ -89,26 +124,29 @@ pub(crate) fn status_text(status: &Status) -> String {
 impl Client {
     /// A client of one of the endpoints only.
     pub(crate) fn only(&self, endpoint: &str) -> Client {
-        Client { endpoints: vec![endpoint.to_owned()], ..self.clone() }
+        Client { endpoints: vec![endpoint.to_owned()].into(), ..self.clone() }
     }
 
-    /// Connects to the first endpoint that accepts, from the one at `first` on.
-    async fn connect_from(&self, first: usize) -> Result<(usize, Connection), CallError> {
+    /// Connects to the first of these endpoints that accepts.
+    async fn connect_in(
+        &self,
+        turns: &mut impl Iterator<Item = usize>,
+    ) -> Result<(usize, Connection), CallError> {
         let mut attempts = Vec::new();
-        for (position, endpoint) in self.endpoints.iter().enumerate().skip(first) {
+        for position in turns {
+            let endpoint = &self.endpoints[position];
             let reason = match self.connect_to(endpoint).await {
                 Ok(channel) => match self.log_in(&channel).await {
                     Ok(token) => {
                         let shown = Shown { token, keyspace: self.keyspace.clone() };
                         return Ok((position, Connection::new(channel, shown)));
                     }
-                    Err(status) if status.code() != Code::Unavailable => {
-                        return Err(CallError::Login(status));
-                    }
+                    Err(status) if !is_outage(&status) => return Err(CallError::Login(status)),
                     Err(status) => status_text(&status),
                 },
                 Err(reason) => reason,
             };
+            self.endpoints.leave(position);
             attempts.push((endpoint.clone(), reason));
         }
         Err(CallError::Unreachable(attempts))
@@ -153,9 +191,9 @@ impl Client {
             .map_err(|error| innermost_reason(&error))
     }
 
-    /// Connects to the first endpoint that accepts.
+    /// Connects to an endpoint that accepts.
     pub(crate) async fn connect(&self) -> Result<Connection, CallError> {
-        self.connect_from(0).await.map(|(_, channel)| channel)
+        self.connect_in(&mut self.endpoints.turns()).await.map(|(_, channel)| channel)
     }
 
     /// Makes a call that changes something: sent at most once, since its outcome is unknown when the connection breaks.
@@ -163,25 +201,80 @@ impl Client {
         &self,
         call: impl AsyncFnOnce(Connection) -> Result<Response<T>, Status>,
     ) -> Result<T, CallError> {
-        let channel = self.connect().await?;
-        self.bounded(call(channel)).await
+        let (position, channel) = self.connect_in(&mut self.endpoints.turns()).await?;
+        let result = self.bounded(call(channel)).await;
+        if result.as_ref().is_err_and(CallError::is_outage) {
+            self.endpoints.leave(position);
+        }
+        result
     }
 
-    /// Makes a call that changes nothing: tried on the next endpoint when one is unavailable.
+    /// Makes a call that changes nothing: tried on the next endpoint when one fails.
     pub(crate) async fn read<T>(
         &self,
         call: impl AsyncFn(Connection) -> Result<Response<T>, Status>,
     ) -> Result<T, CallError> {
-        let mut first = 0;
+        let call = async |channel| self.bounded(call(channel)).await;
+        self.in_turn(call).await.map(|(_, reply)| reply)
+    }
+
+    /// Makes a call that may be made again, and takes as long as it takes: tried on the next endpoint when one fails.
+    pub(crate) async fn wait<T>(
+        &self,
+        call: impl AsyncFn(Connection) -> Result<Response<T>, Status>,
+    ) -> Result<T, CallError> {
+        let call = async |channel| call(channel).await.map_err(CallError::Refused);
+        self.in_turn(call).await.map(|(_, reply)| reply.into_inner())
+    }
+
+    /// Asks for a stream, which may take as long as it takes.
+    pub(crate) async fn listen<T>(
+        &self,
+        call: impl AsyncFn(Connection) -> Result<Response<Streaming<T>>, Status>,
+    ) -> Result<Replies<T>, CallError> {
+        let call = async |channel| call(channel).await.map_err(CallError::Refused);
+        let (position, stream) = self.in_turn(call).await?;
+        Ok(Replies { endpoints: self.endpoints.clone(), position, stream: stream.into_inner() })
+    }
+
+    /// Opens a stream of requests and replies with its first request, without which etcd would not answer at all.
+    pub(crate) async fn converse<Q: Clone + Send + 'static, A>(
+        &self,
+        first: &Q,
+        call: impl AsyncFn(Connection, BoxStream<'static, Q>) -> Result<Response<Streaming<A>>, Status>,
+    ) -> Result<(mpsc::Sender<Q>, Replies<A>), CallError> {
+        let call = async |channel| {
+            let (sender, receiver) = mpsc::channel(REQUESTS_MAX);
+            // The channel is empty and its receiver lives: this cannot fail.
+            let _ = sender.try_send(first.clone());
+            let requests = unfold(receiver, async |mut receiver: mpsc::Receiver<Q>| {
+                receiver.recv().await.map(|request| (request, receiver))
+            });
+            self.bounded(call(channel, requests.boxed())).await.map(|replies| (sender, replies))
+        };
+        let (position, (requests, stream)) = self.in_turn(call).await?;
+        Ok((requests, Replies { endpoints: self.endpoints.clone(), position, stream }))
+    }
+
+    /// Makes a call on one endpoint after the other, on each at most once, until one does not fail. Returns which one.
+    async fn in_turn<T>(
+        &self,
+        call: impl AsyncFn(Connection) -> Result<T, CallError>,
+    ) -> Result<(usize, T), CallError> {
+        let mut turns = self.endpoints.turns();
+        let mut failed = None;
         loop {
-            let (position, channel) = self.connect_from(first).await?;
-            let result = self.bounded(call(channel)).await;
-            let unavailable =
-                matches!(&result, Err(CallError::Refused(status)) if status.code() == Code::Unavailable);
-            if !unavailable || position + 1 == self.endpoints.len() {
-                return result;
+            let (position, channel) = match self.connect_in(&mut turns).await {
+                Ok(connected) => connected,
+                // What one said that was reached says more.
+                Err(error @ CallError::Unreachable(_)) => return Err(failed.unwrap_or(error)),
+                Err(error) => return Err(error),
+            };
+            match call(channel).await {
+                Err(error) if error.is_outage() => failed = Some(error),
+                result => return result.map(|reply| (position, reply)),
             }
-            first = position + 1;
+            self.endpoints.leave(position);
         }
     }
 
@@ -273,6 +366,17 @@ mod tests {
     }
 
     #[test]
+    fn outages_are_told_from_refusals() {
+        let is_outage = |code, message: &str| is_outage(&Status::new(code, message));
+        assert!(is_outage(Code::Unavailable, "etcdserver: no leader") && is_outage(Code::Internal, "x"));
+        assert!(!is_outage(Code::InvalidArgument, "etcdserver: user name is empty"));
+        // As a server says it that is a client itself.
+        assert!(is_outage(Code::Unknown, "etcdserver: request timed out"));
+        assert!(!is_outage(Code::Unknown, "mutex: session is expired"));
+        assert!(CallError::Refused(Status::from_error(io::Error::other("broken pipe").into())).is_outage());
+    }
+
+    #[test]
     fn endpoints_need_no_scheme() {
         assert_eq!(endpoint_parts("127.0.0.1:2379").unwrap(), (None, "127.0.0.1:2379".to_owned()));
         assert_eq!(endpoint_parts("http://h:1/").unwrap(), (Some(false), "h:1".to_owned()));
@@ -284,7 +388,7 @@ mod tests {
         // Bound and dropped: nobody listens there.
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let client = Client {
-            endpoints: vec![address.to_string(), "ftp://x".to_owned()],
+            endpoints: vec![address.to_string(), "ftp://x".to_owned()].into(),
             security: Security::default(),
             identity: Identity::default(),
             keyspace: None,

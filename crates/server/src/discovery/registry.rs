@@ -9,7 +9,6 @@
 //! full. A node whose start failed comes back under its own key and so keeps its turn. What fails for want of the service is tried again for as
 //! long as it takes, less and less often.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -164,16 +163,10 @@ impl Registry {
             pb::WatchCreateRequest { key, range_end, start_revision: revision + 1, ..Default::default() };
         let create = pb::watch_request::RequestUnion::CreateRequest(create);
         let request = pb::WatchRequest { request_union: Some(create) };
-        // The requests never end: the end of them would be the end of the watch.
-        let mut first = VecDeque::from([request]);
-        let requests = futures::stream::poll_fn(move |_| match first.pop_front() {
-            Some(request) => std::task::Poll::Ready(Some(request)),
-            None => std::task::Poll::Pending,
-        });
-        let connection = self.client.connect().await?;
-        let stream = WatchClient::new(connection).watch(requests).await.map_err(CallError::Refused)?;
-        let mut stream = stream.into_inner();
-        while let Some(answer) = stream.message().await.map_err(CallError::Refused)? {
+        let call = async |connection, requests| WatchClient::new(connection).watch(requests).await;
+        // The end of the requests would be the end of the watch.
+        let (_requests, mut answers) = self.client.converse(&request, call).await?;
+        while let Some(answer) = answers.message().await? {
             // A canceled watch, of revisions that are gone for example, is as good a reason to look again.
             if !answer.events.is_empty() || answer.canceled {
                 return Ok(());

@@ -77,7 +77,7 @@ fn client(there: &config::Registry) -> Client {
     };
     let user = there.user.clone();
     Client {
-        endpoints: there.endpoints.clone(),
+        endpoints: there.endpoints.clone().into(),
         security: Security::new(files, there.insecure_transport),
         identity: user.map_or(Identity::Nobody, |(name, password)| Identity::User { name, password }),
         keyspace: None,

@@ -1,15 +1,21 @@
 //! Commands of `hadron ctl` that hold something until they are told to stop, against a real node.
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Cluster, eventually};
+use crate::support::{Cluster, PATIENCE, eventually};
 
 fn ctl(cluster: &Cluster, words: &[&str]) -> Command {
+    ctl_at(&cluster.endpoints(), words)
+}
+
+fn ctl_at(endpoints: &[String], words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hadron"));
-    command.args(["ctl", "--endpoints", &cluster.endpoints().join(",")]).args(words).stdin(Stdio::null());
+    command.args(["ctl", "--endpoints", &endpoints.join(",")]).args(words).stdin(Stdio::null());
     command
 }
 
@@ -26,26 +32,39 @@ fn count(cluster: &Cluster, prefix: &str) -> usize {
 /// A command that goes on until it gets a signal.
 struct Running {
     child: Child,
-    stdout: BufReader<ChildStdout>,
+    lines: mpsc::Receiver<String>,
 }
 
 impl Running {
     fn start(cluster: &Cluster, words: &[&str]) -> Running {
-        let mut command = ctl(cluster, words);
+        Running::spawn(ctl(cluster, words))
+    }
+
+    fn spawn(mut command: Command) -> Running {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        Running { child, stdout }
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line.unwrap() + "\n")));
+        Running { child, lines }
     }
 
     fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        line
+        self.lines.recv_timeout(PATIENCE).unwrap()
+    }
+
+    /// Waits until it has ended by itself.
+    async fn ended(&mut self) -> (Option<i32>, String) {
+        eventually("the command ends", async || self.child.try_wait().unwrap().is_some()).await;
+        self.outcome()
     }
 
     /// Exit code and standard error.
     fn interrupt(&mut self) -> (Option<i32>, String) {
         kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
+        self.outcome()
+    }
+
+    fn outcome(&mut self) -> (Option<i32>, String) {
         let code = self.child.wait().unwrap().code();
         let mut complaint = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut complaint).unwrap();
@@ -216,4 +235,119 @@ async fn a_cluster_is_checked_and_left_as_it_was() {
     assert!(text(&refused.stderr).contains("has keys. Delete with"), "{}", text(&refused.stderr));
     assert_eq!(count(&cluster, "/etcdctl-check-perf/"), 1);
     assert_eq!(output(&["check", "perf", "--load=huge"]).status.code(), Some(4));
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_elsewhere_when_its_node_has_no_leader() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    // A cluster of its own.
+    let well = cluster.prepare_to_join();
+    let address = format!("n{well}=http://{}", cluster.nodes[well].peer_address);
+    cluster.nodes[well].set_argument("--initial-cluster", &address);
+    cluster.nodes[well].set_argument("--initial-cluster-state", "new");
+    cluster.nodes[well].start();
+    cluster.nodes[well].wait_until_serving().await;
+    let endpoints = cluster.endpoints();
+    let put = |number: usize, value: &str| {
+        let output = ctl_at(&endpoints[number..=number], &["put", "k", value]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    let both = [endpoints[0].clone(), endpoints[well].clone()];
+    let mut watch = Running::spawn(ctl_at(&both, &["watch", "k", "--rev=2"]));
+    put(0, "there");
+    assert_eq!([watch.line(), watch.line(), watch.line()], ["PUT\n", "k\n", "there\n"]);
+    cluster.nodes[1].kill();
+    cluster.nodes[2].kill();
+    // Two, as the watch goes on behind the first.
+    put(well, "unseen");
+    put(well, "elsewhere");
+    assert_eq!([watch.line(), watch.line(), watch.line()], ["PUT\n", "k\n", "elsewhere\n"]);
+
+    // It may begin there as well.
+    let mut late = Running::spawn(ctl_at(&both, &["watch", "k", "--rev=3"]));
+    assert_eq!([late.line(), late.line(), late.line()], ["PUT\n", "k\n", "elsewhere\n"]);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_lock_goes_on_elsewhere_when_its_node_dies() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let mut endpoints = cluster.endpoints();
+    endpoints.reverse();
+    let mut first = Running::spawn(ctl_at(&endpoints, &["lock", "l", "--ttl=60"]));
+    assert!(first.line().starts_with("l/"));
+    let mut second = Running::start(&cluster, &["lock", "l", "--ttl=60"]);
+    eventually("the second waits", async || count(&cluster, "l/") == 2).await;
+    cluster.nodes[0].kill();
+    cluster.leader().await;
+    assert_eq!(first.interrupt(), (Some(0), String::new()));
+    assert!(second.line().starts_with("l/"));
+    assert_eq!(second.interrupt(), (Some(0), String::new()));
+    assert_eq!(count(&cluster, "l/"), 0);
+}
+
+#[tokio::test]
+async fn a_node_that_hangs_keeps_nobody_from_the_others() {
+    let cluster = Cluster::start(3, &[]).await;
+    assert!(ctl(&cluster, &["put", "k", "value"]).status().unwrap().success());
+    let hangs = (cluster.leader().await + 1) % 3;
+    let mut endpoints = cluster.endpoints();
+    endpoints.swap(0, hangs);
+    let mut holder = Running::spawn(ctl_at(&endpoints, &["lock", "l", "--ttl=6"]));
+    assert!(holder.line().starts_with("l/"));
+    cluster.nodes[hangs].signal(Signal::STOP);
+    // It may have been taken, so nobody else is told.
+    let put = ctl_at(&endpoints, &["put", "k", "another", "--command-timeout=1s"]).output().unwrap();
+    assert_eq!(
+        (put.status.code(), text(&put.stderr).as_str()),
+        (Some(1), "Error: context deadline exceeded\n")
+    );
+    let get = ctl_at(&endpoints, &["get", "k", "--command-timeout=2s"]).output().unwrap();
+    assert_eq!((text(&get.stdout).as_str(), text(&get.stderr).as_str()), ("k\nvalue\n", ""));
+    // More than the lease has to live without renewals.
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert_eq!(holder.interrupt(), (Some(0), String::new()));
+    cluster.nodes[hangs].signal(Signal::CONT);
+}
+
+#[tokio::test]
+async fn renewals_that_are_refused_end_with_why() {
+    let cluster = Cluster::start(1, &[]).await;
+    let run = |words: &[&str]| {
+        let output = ctl(&cluster, words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let granted = run(&["lease", "grant", "600"]);
+    let lease = granted.split(' ').nth(1).unwrap();
+    run(&["user", "add", "root:pw"]);
+    run(&["user", "grant-role", "root", "root"]);
+    run(&["auth", "enable"]);
+    let mut refused = Running::start(&cluster, &["lease", "keep-alive", lease]);
+    assert_eq!(refused.ended().await, (Some(2), "Error: etcdserver: user name is empty\n".to_owned()));
+    let mut renewals = Running::start(&cluster, &["lease", "keep-alive", lease, "--user=root:pw"]);
+    assert!(renewals.line().contains("keepalived with TTL(600)"));
+}
+
+#[tokio::test]
+async fn renewals_go_on_when_a_node_is_back_in_time() {
+    let mut cluster = Cluster::start(1, &[]).await;
+    let granted = text(&ctl(&cluster, &["lease", "grant", "15"]).output().unwrap().stdout);
+    let lease = granted.split(' ').nth(1).unwrap();
+    let mut renewals = Running::start(&cluster, &["lease", "keep-alive", lease]);
+    let mut listener = Running::start(&cluster, &["elect", "--listen", "e"]);
+    let renewed = format!("lease {lease} keepalived with TTL(15)\n");
+    assert_eq!(renewals.line(), renewed);
+    cluster.nodes[0].kill();
+    // The next renewal finds nobody.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    cluster.nodes[0].start();
+    assert_eq!(renewals.line(), renewed);
+    let mut leader = Running::start(&cluster, &["elect", "e", "one"]);
+    assert!(leader.line().starts_with("e/"));
+    assert!(listener.line().starts_with("e/"));
+    assert_eq!(listener.line(), "one\n");
+    drop(renewals);
+    assert!(ctl(&cluster, &["lease", "revoke", lease]).status().unwrap().success());
+    let gone = ctl(&cluster, &["lease", "keep-alive", lease]).output().unwrap();
+    assert_eq!(text(&gone.stdout), format!("lease {lease} expired or revoked.\n"));
 }

@@ -122,9 +122,11 @@ struct Common {
 impl Common {
     /// Where to connect, how, and as whom.
     fn client(&self) -> Result<Client, String> {
+        let endpoints = self.endpoints.split(',').map(|endpoint| endpoint.trim().to_owned());
+        let endpoints: Vec<String> = endpoints.collect();
         let told = |failure: Failure| failure.text.unwrap_or_default();
         Ok(Client {
-            endpoints: self.endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect(),
+            endpoints: endpoints.into(),
             security: self.secure.clone().security(None).map_err(told)?,
             identity: self.login.clone().identity().map_err(told)?,
             keyspace: self.keyspace.value().map_err(told)?,

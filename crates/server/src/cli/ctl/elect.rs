@@ -5,12 +5,15 @@ use std::ffi::OsString;
 use bytes::Bytes;
 use hadron_proto::etcdserverpb::{RangeRequest, RangeResponse};
 use hadron_proto::v3electionpb::election_client::ElectionClient;
-use hadron_proto::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, ResignRequest};
+use hadron_proto::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, LeaderResponse, ResignRequest};
+use tokio::time::sleep;
 
 use super::failure::Failure;
 use super::hold::{Interrupts, KeptLease};
 use super::kv::{self, into_bytes};
+use super::retry::{RETRY, until_answered};
 use super::{Global, Session};
+use crate::client::CallError;
 
 /// Seconds until a leader that dies is one no more.
 const TTL: i64 = 60;
@@ -54,21 +57,26 @@ async fn observe(session: &Session, name: Bytes) -> Result<(), Failure> {
 
 /// Shows each leader once, on another server when one goes away.
 async fn follow(session: &Session, name: Bytes) -> Result<(), Failure> {
+    let request = LeaderRequest { name };
+    let call = async |connection| ElectionClient::new(connection).observe(request.clone()).await;
+    let lost = |error| match error {
+        CallError::Refused(_) => Failure::error("elect: observer lost"),
+        error => error.into(),
+    };
+    let mut leaders = session.client.listen(call).await.map_err(lost)?;
     let mut shown = 0;
     loop {
-        let mut client = ElectionClient::new(session.client.connect().await?);
-        let Ok(leaders) = client.observe(LeaderRequest { name: name.clone() }).await else {
-            return Err(Failure::error("elect: observer lost"));
-        };
-        let mut leaders = leaders.into_inner();
-        while let Ok(Some(leader)) = leaders.message().await {
-            let Some(kv) = leader.kv else { continue };
-            if kv.mod_revision > shown {
-                shown = kv.mod_revision;
-                let reply =
-                    RangeResponse { header: leader.header, kvs: vec![kv], ..RangeResponse::default() };
-                session.printer.print(&reply)?;
+        match leaders.message().await {
+            Err(error) if !error.is_outage() => return Err(lost(error)),
+            Ok(None) | Err(_) => {
+                sleep(RETRY).await;
+                leaders = until_answered(async || session.client.listen(call).await).await.map_err(lost)?;
             }
+            Ok(Some(LeaderResponse { header, kv: Some(kv) })) if kv.mod_revision > shown => {
+                shown = kv.mod_revision;
+                session.printer.print(&RangeResponse { header, kvs: vec![kv], ..Default::default() })?;
+            }
+            Ok(Some(_)) => {}
         }
     }
 }

@@ -32,7 +32,7 @@ impl Election {
         let session = Session::of_pool(global)?;
         let request = ElectionHistoryRequest { keyspace };
         let (mut records, mut shares, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-        for endpoint in &session.client.endpoints {
+        for endpoint in session.client.endpoints.iter() {
             let call = async |channel| PoolClient::new(channel).election_history(request.clone()).await;
             match session.client.only(endpoint).read(call).await {
                 Ok(reply) => {

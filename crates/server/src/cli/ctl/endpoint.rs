@@ -58,7 +58,7 @@ impl Scope {
     /// The endpoints to ask.
     pub(super) async fn endpoints(&self, client: &Client) -> Result<Vec<String>, Failure> {
         if !self.cluster {
-            return Ok(client.endpoints.clone());
+            return Ok(client.endpoints.to_vec());
         }
         let list = member::members(client, true).await.map_err(|error| {
             Failure::error(format_args!("failed to fetch endpoints from etcd cluster member list: {error}"))

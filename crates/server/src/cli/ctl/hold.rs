@@ -8,19 +8,17 @@ use std::io;
 use std::time::Duration;
 
 use hadron_proto::etcdserverpb::lease_client::LeaseClient;
-use hadron_proto::etcdserverpb::{LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest};
+use hadron_proto::etcdserverpb::{LeaseGrantRequest, LeaseRevokeRequest};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Code, Response, Status};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::Instant;
+use tonic::{Response, Status};
 
 use super::failure::Failure;
-use super::lease::{KeepAliveStream, RENEWALS_PER_TTL, open_stream};
+use super::lease::Renewals;
+use super::retry::until_answered;
 use crate::client::Connection;
 use crate::client::{CallError, Client};
-
-/// Time between attempts to reach a server again.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// A lease that is renewed beside everything else.
 pub(super) struct KeptLease {
@@ -37,8 +35,9 @@ impl KeptLease {
         let request = LeaseGrantRequest { ttl, id: 0 };
         let call = async |connection| LeaseClient::new(connection).lease_grant(request).await;
         let granted = client.write(call).await?;
-        let until = asked + Duration::from_secs(granted.ttl.unsigned_abs());
-        let renewals = tokio::spawn(renew(client.clone(), granted.id, until));
+        let ttl = Duration::from_secs(granted.ttl.unsigned_abs());
+        let mut renewals = Renewals::of(client, granted.id).since(asked, ttl);
+        let renewals = spawn_local(async move { while !matches!(renewals.next().await, Ok(None)) {} });
         Ok(KeptLease { id: granted.id, client: client.clone(), renewals })
     }
 
@@ -48,21 +47,7 @@ impl KeptLease {
         call: impl AsyncFn(Connection) -> Result<Response<T>, Status>,
     ) -> Option<Result<T, CallError>> {
         let client = self.client.clone();
-        let attempts = async {
-            loop {
-                let result = match client.connect().await {
-                    Ok(connection) => call(connection).await.map_err(CallError::Refused),
-                    Err(error) => Err(error),
-                };
-                match result {
-                    Err(CallError::Unreachable(_)) => sleep(RETRY).await,
-                    Err(CallError::Refused(status)) if status.code() == Code::Unavailable => {
-                        sleep(RETRY).await;
-                    }
-                    other => return other.map(Response::into_inner),
-                }
-            }
-        };
+        let attempts = until_answered(async || client.wait(&call).await);
         tokio::select! {
             result = attempts => Some(result),
             () = self.ended() => None,
@@ -84,44 +69,6 @@ impl KeptLease {
         let call = async |connection| LeaseClient::new(connection).lease_revoke(request).await;
         self.client.write(call).await.map(|_| ())
     }
-}
-
-/// Renews a lease until it is gone, or its time is over without word of it.
-async fn renew(client: Client, id: i64, mut until: Instant) {
-    let mut stream = None;
-    loop {
-        let asked = Instant::now();
-        match timeout_at(until, renewal(&client, id, &mut stream)).await {
-            Ok(Ok(Some(ttl))) => {
-                until = asked + ttl;
-                sleep(ttl / RENEWALS_PER_TTL).await;
-            }
-            Ok(Err(_)) => sleep(RETRY).await,
-            Ok(Ok(None)) | Err(_) => return,
-        }
-    }
-}
-
-/// One renewal: how long the lease has to live now, `None` if it is gone. A stream that broke is not put back.
-async fn renewal(
-    client: &Client,
-    id: i64,
-    stream: &mut Option<KeepAliveStream>,
-) -> Result<Option<Duration>, CallError> {
-    let request = LeaseKeepAliveRequest { id };
-    let (requests, mut replies) = match stream.take() {
-        Some((requests, replies)) => {
-            // If nobody takes it, there is no answer either.
-            let _ = requests.send(request).await;
-            (requests, replies)
-        }
-        None => open_stream(client, request).await?,
-    };
-    let reply = replies.message().await.map_err(CallError::Refused)?;
-    let reply = reply.ok_or_else(|| CallError::Refused(Status::unavailable("the stream ended")))?;
-    *stream = Some((requests, replies));
-    let ttl = u64::try_from(reply.ttl).ok().filter(|ttl| *ttl > 0);
-    Ok(ttl.map(Duration::from_secs))
 }
 
 /// SIGINT and SIGTERM, which end no command while this lives.

@@ -3,24 +3,25 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use futures::stream::unfold;
 use hadron_proto::etcdserverpb::lease_client::LeaseClient;
 use hadron_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseRevokeRequest,
     LeaseTimeToLiveRequest,
 };
 use tokio::sync::mpsc;
-use tonic::{Status, Streaming};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tonic::{Code, Status};
 
 use super::failure::{Exit, Failure};
 use super::print::lease::{Revoked, TimeToLive};
 use super::print::{Format, write_out};
+use super::retry::RETRY;
 use super::{Global, Session, go_text};
 use crate::client::Connection;
-use crate::client::{CallError, Client};
+use crate::client::{CallError, Client, Replies};
 
 /// Leases are renewed when a third of their time is over, so that two attempts may fail.
-pub(super) const RENEWALS_PER_TTL: u32 = 3;
+const RENEWALS_PER_TTL: u32 = 3;
 
 /// Subcommands of `lease`.
 #[derive(Debug, Subcommand)]
@@ -115,73 +116,119 @@ async fn list(global: Global) -> Result<(), Failure> {
 async fn keep_alive(global: Global, arguments: &[String], once: bool) -> Result<(), Failure> {
     let id = lease_id(single(arguments, "lease keep-alive command needs lease ID as argument")?)?;
     let session = Session::new(global)?;
+    let mut renewals = Renewals::of(&session.client, id);
     loop {
-        let alive = renew(&session, id, once).await;
-        match alive {
-            // The connection broke: the lease may well live on, so try the endpoints again until it cannot.
-            Ok(Renewal::Disconnected) if !once => continue,
-            Ok(Renewal::Gone) if once => {
+        match renewals.next().await {
+            Ok(Some(reply)) => session.printer.print(&reply)?,
+            Ok(None) if once => {
                 return Err(
                     Failure::error("etcdserver: requested lease not found").exiting(Exit::BadConnection)
                 );
             }
-            Ok(Renewal::Gone) if session.printer.format == Format::Simple => {
+            Ok(None) if session.printer.format == Format::Simple => {
                 return write_out(format!("lease {id:016x} expired or revoked.\n").as_bytes());
             }
-            Ok(_) => return Ok(()),
-            Err(failure) => return Err(failure),
+            Ok(None) => return Ok(()),
+            Err(error) if renewals.may_go_on_after(&error) => continue,
+            Err(error) => return Err(bad_connection(error)),
         }
-    }
-}
-
-/// How a stream of renewals ended.
-enum Renewal {
-    Done,
-    Gone,
-    Disconnected,
-}
-
-/// Renews a lease over one connection: once, or for as long as it lives and the connection holds.
-async fn renew(session: &Session, id: i64, once: bool) -> Result<Renewal, Failure> {
-    let opened = open_stream(&session.client, LeaseKeepAliveRequest { id }).await;
-    let (requests, mut replies) = opened.map_err(bad_connection)?;
-    loop {
-        let reply = match replies.message().await {
-            Ok(Some(reply)) => reply,
-            Ok(None) => return Ok(Renewal::Disconnected),
-            Err(status) if once => return Err(bad_connection(CallError::Refused(status))),
-            Err(_) => return Ok(Renewal::Disconnected),
-        };
-        let Some(ttl) = u64::try_from(reply.ttl).ok().filter(|ttl| *ttl > 0) else {
-            return Ok(Renewal::Gone);
-        };
-        session.printer.print(&reply)?;
         if once {
-            return Ok(Renewal::Done);
-        }
-        tokio::time::sleep(Duration::from_secs(ttl) / RENEWALS_PER_TTL).await;
-        if requests.send(LeaseKeepAliveRequest { id }).await.is_err() {
-            return Ok(Renewal::Disconnected);
+            return Ok(());
         }
     }
 }
 
-/// Both ends of a stream of renewals.
-pub(super) type KeepAliveStream = (mpsc::Sender<LeaseKeepAliveRequest>, Streaming<LeaseKeepAliveResponse>);
+/// The renewals of a lease, on another server when one goes away.
+pub(super) struct Renewals {
+    client: Client,
+    id: i64,
+    /// Both ends of the stream, unless that broke.
+    stream: Option<(mpsc::Sender<LeaseKeepAliveRequest>, Replies<LeaseKeepAliveResponse>)>,
+    /// When it is time for the next.
+    due: Instant,
+    /// When the lease has ended unless it is renewed; unknown before there is word of it.
+    until: Option<Instant>,
+}
 
-/// Opens a stream with its first request, without which etcd would not answer at all.
-pub(super) async fn open_stream(
-    client: &Client,
-    first: LeaseKeepAliveRequest,
-) -> Result<KeepAliveStream, CallError> {
-    let channel = client.connect().await?;
-    let (sender, receiver) = mpsc::channel(1);
-    // The channel is empty and its receiver lives: this cannot fail.
-    let _ = sender.try_send(first);
-    let requests =
-        unfold(receiver, async |mut receiver| receiver.recv().await.map(|request| (request, receiver)));
-    let opened: Result<_, Status> = LeaseClient::new(channel).lease_keep_alive(Box::pin(requests)).await;
-    Ok((sender, opened.map_err(CallError::Refused)?.into_inner()))
+impl Renewals {
+    /// Of a lease that nothing is known of.
+    pub(super) fn of(client: &Client, id: i64) -> Renewals {
+        Renewals { client: client.clone(), id, stream: None, due: Instant::now(), until: None }
+    }
+
+    /// The same of one that had so long to live when somebody asked.
+    pub(super) fn since(mut self, asked: Instant, ttl: Duration) -> Renewals {
+        self.note(asked, ttl);
+        self
+    }
+
+    fn note(&mut self, asked: Instant, ttl: Duration) {
+        self.until = Some(asked + ttl);
+        // A server that does not answer leaves time to ask another.
+        self.client.command_timeout = self.client.command_timeout.min(ttl / RENEWALS_PER_TTL);
+    }
+
+    /// Renews the lease when it is time for that. `None` when it is gone, or its time is over without word of it.
+    ///
+    /// # Errors
+    /// It was not renewed. The next attempt is on a new connection, after a pause.
+    pub(super) async fn next(&mut self) -> Result<Option<LeaseKeepAliveResponse>, CallError> {
+        match self.until {
+            None => self.renew().await,
+            Some(until) => timeout_at(until, self.renew()).await.unwrap_or(Ok(None)),
+        }
+    }
+
+    /// Whether the next attempt may succeed, and the lease is known to live for as long as that.
+    fn may_go_on_after(&self, error: &CallError) -> bool {
+        let is_token = |status: &Status| status.code() == Code::Unauthenticated;
+        // A token that ended is replaced with the connection.
+        let passes = error.is_outage() || matches!(error, CallError::Refused(status) if is_token(status));
+        passes && self.until.is_some()
+    }
+
+    async fn renew(&mut self) -> Result<Option<LeaseKeepAliveResponse>, CallError> {
+        sleep_until(self.due).await;
+        let asked = Instant::now();
+        match self.ask().await {
+            Ok(reply) if reply.ttl > 0 => {
+                let ttl = Duration::from_secs(reply.ttl.unsigned_abs());
+                self.note(asked, ttl);
+                self.due = Instant::now() + ttl / RENEWALS_PER_TTL;
+                Ok(Some(reply))
+            }
+            Ok(_) => Ok(None),
+            Err(error) => {
+                self.stream = None;
+                self.due = Instant::now() + RETRY;
+                Err(error)
+            }
+        }
+    }
+
+    async fn ask(&mut self) -> Result<LeaseKeepAliveResponse, CallError> {
+        let request = LeaseKeepAliveRequest { id: self.id };
+        let (_, replies) = match &mut self.stream {
+            Some(stream) => {
+                // If nobody takes it, there is no answer either.
+                let _ = stream.0.send(request).await;
+                stream
+            }
+            None => {
+                let call = async |connection, requests| {
+                    LeaseClient::new(connection).lease_keep_alive(requests).await
+                };
+                self.stream.insert(self.client.converse(&request, call).await?)
+            }
+        };
+        match timeout(self.client.command_timeout, replies.message()).await {
+            Ok(reply) => reply?.ok_or_else(|| CallError::Refused(Status::unavailable("the stream ended"))),
+            Err(_) => {
+                replies.leave();
+                Err(CallError::Timeout)
+            }
+        }
+    }
 }
 
 fn big(client: LeaseClient<Connection>) -> LeaseClient<Connection> {

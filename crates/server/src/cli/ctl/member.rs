@@ -222,7 +222,7 @@ impl MoveLeader {
 }
 
 async fn find_leader(client: &Client) -> Result<Option<(Client, u64)>, CallError> {
-    for endpoint in &client.endpoints {
+    for endpoint in client.endpoints.iter() {
         let client = client.only(endpoint);
         let call = async |channel| MaintenanceClient::new(channel).status(StatusRequest::default()).await;
         let status = client.read(call).await?;

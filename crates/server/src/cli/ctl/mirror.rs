@@ -106,7 +106,7 @@ impl MakeMirror {
         let secure =
             Secure::of(self.dest_cacert, self.dest_cert, self.dest_key, self.dest_insecure_transport);
         let destination = Client {
-            endpoints: vec![endpoint],
+            endpoints: vec![endpoint].into(),
             security: secure.security(None)?,
             identity: Login::of(self.dest_user, self.dest_password).identity()?,
             keyspace: KeyspaceFlag::of(self.dest_keyspace).value()?,

@@ -21,6 +21,7 @@ mod member;
 mod mirror;
 pub(super) mod print;
 mod removal;
+mod retry;
 pub(super) mod secure;
 mod snapshot;
 mod txn;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use hadron_node::DEFAULT_KEYSPACE;
+use tokio::task::LocalSet;
 
 use crate::client::Client;
 use crate::go_text;
@@ -247,7 +249,7 @@ impl Session {
             false => global.endpoints.iter().map(|endpoint| endpoint.trim().to_owned()).collect(),
         };
         let client = Client {
-            endpoints,
+            endpoints: endpoints.into(),
             security: global.secure.security(global.discovery.server_name())?,
             identity: global.login.identity()?,
             keyspace: global.keyspace.value()?,
@@ -264,7 +266,7 @@ impl Session {
 pub fn run(options: Options, arguments: &[OsString]) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.map_err(Failure::error).and_then(|runtime| {
-        let result = runtime.block_on(dispatch(options, arguments));
+        let result = LocalSet::new().block_on(&runtime, dispatch(options, arguments));
         // A thread may still be reading standard input: the process does not wait for it.
         runtime.shutdown_background();
         result

@@ -6,26 +6,25 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::BufRead as _;
-use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
-use futures::stream::unfold;
 use hadron_proto::etcdserverpb::watch_client::WatchClient;
 use hadron_proto::etcdserverpb::watch_request::RequestUnion;
 use hadron_proto::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
 use hadron_proto::mvccpb::Event;
 use tokio::sync::mpsc;
-use tonic::{Code, Request, Status, Streaming};
+use tokio::time::sleep;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Status};
 
 use super::failure::{Exit, Failure};
 use super::print::kv::event_type;
 use super::print::{Printer, write_out};
+use super::retry::{RETRY, until_answered};
 use super::{Global, Session, go_text, kv, txn};
-use crate::client::{CallError, Client, status_text};
+use crate::client::{CallError, Client, Replies, status_text};
 
-/// Pause between attempts to reconnect a watch.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// The watch id in answers that concern every watch of a stream.
 const EVERY_WATCH: i64 = -1;
 pub(super) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
@@ -161,11 +160,7 @@ impl Follow {
         let response = loop {
             match self.stream.replies.message().await {
                 Ok(Some(response)) => break response,
-                Err(status)
-                    if !matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal) =>
-                {
-                    return Err(CallError::Refused(status).into());
-                }
+                Err(error) if !error.is_outage() => return Err(error.into()),
                 Ok(None) | Err(_) => self.stream = resume(&self.client, &self.create).await?,
             }
         };
@@ -182,39 +177,29 @@ impl Follow {
 }
 
 /// Starts the watch again on an endpoint that answers, for as long as that takes.
-async fn resume(client: &Client, create: &WatchCreateRequest) -> Result<Stream, Failure> {
-    loop {
-        tokio::time::sleep(RECONNECT_PAUSE).await;
-        match Stream::open(client, create_request(create)).await {
-            Ok(stream) => return Ok(stream),
-            Err(CallError::Unreachable(_) | CallError::Timeout) => {}
-            Err(CallError::Refused(status)) if status.code() == Code::Unavailable => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+async fn resume(client: &Client, create: &WatchCreateRequest) -> Result<Stream, CallError> {
+    sleep(RETRY).await;
+    until_answered(async || Stream::open(client, create_request(create)).await).await
 }
 
 /// A stream of watches.
 struct Stream {
     requests: mpsc::Sender<WatchRequest>,
-    replies: Streaming<WatchResponse>,
+    replies: Replies<WatchResponse>,
 }
 
 impl Stream {
-    /// Opens a stream with its first request, without which etcd would not answer at all.
+    /// Opens a stream with its first request.
     async fn open(client: &Client, first: WatchRequest) -> Result<Stream, CallError> {
-        let channel = client.connect().await?;
-        let (sender, receiver) = mpsc::channel(16);
-        // The channel is empty and its receiver lives: this cannot fail.
-        let _ = sender.try_send(first);
-        let outgoing =
-            unfold(receiver, async |mut receiver| receiver.recv().await.map(|request| (request, receiver)));
-        let mut request = Request::new(Box::pin(outgoing));
-        // A node without a leader would let the watch starve in silence; so it ends it, and we go elsewhere.
-        request.metadata_mut().insert("hasleader", tonic::metadata::MetadataValue::from_static("true"));
-        let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
-        let replies = client.watch(request).await.map_err(CallError::Refused)?.into_inner();
-        Ok(Stream { requests: sender, replies })
+        let call = async |connection, requests| {
+            let mut request = Request::new(requests);
+            // A node without a leader would let the watch starve in silence; so it ends it, and we go elsewhere.
+            request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+            let client = WatchClient::new(connection);
+            client.max_decoding_message_size(usize::MAX).watch(request).await
+        };
+        let (requests, replies) = client.converse(&first, call).await?;
+        Ok(Stream { requests, replies })
     }
 
     /// Sends a request over the stream, which is opened if there is none yet.
@@ -234,7 +219,7 @@ impl Stream {
     /// The next response; of no stream, none ever.
     async fn next(stream: &mut Option<Stream>) -> Result<Option<WatchResponse>, CallError> {
         match stream {
-            Some(open) => open.replies.message().await.map_err(CallError::Refused),
+            Some(open) => open.replies.message().await,
             None => std::future::pending().await,
         }
     }

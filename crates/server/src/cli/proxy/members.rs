@@ -148,7 +148,7 @@ pub(super) async fn follow_nodes(client: Client, interval: Duration, upstream: &
     }
     loop {
         tokio::time::sleep(interval).await;
-        let client = Client { endpoints: upstream.endpoints(), ..client.clone() };
+        let client = Client { endpoints: upstream.endpoints().into(), ..client.clone() };
         let list = pb::MemberListRequest { linearizable: true };
         match client.read(async |it| ClusterClient::new(it).member_list(list).await).await {
             Ok(list) => {

@@ -472,7 +472,7 @@ impl Start {
     /// Something that makes the proxy's own calls.
     fn client(&self) -> Result<Client, String> {
         Ok(Client {
-            endpoints: self.endpoints.clone(),
+            endpoints: self.endpoints.clone().into(),
             security: self.calling.security()?,
             identity: Identity::Nobody,
             keyspace: None,

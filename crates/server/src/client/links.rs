@@ -2,10 +2,12 @@
 //!
 //! Each client has connections of its own to the nodes, made when they are needed and passed on to others when it leaves: a node
 //! makes no more answers for a connection that does not take those it has, so one slow client would hold up all that share one.
+//!
+//! Invariant: a node that could not be connected costs no client time until it can be again. A task tries that, nobody's call does.
 
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -17,14 +19,14 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::tls::Stream;
 
 /// How long a node may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a node that could not be connected is left alone.
+/// Wait before a node that could not be connected is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// What a client that reads slowly may have waiting for it.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -61,8 +63,8 @@ pub(crate) struct Target<B> {
     places: Option<Arc<Semaphore>>,
     /// Connections that no client has.
     idle: Mutex<Vec<Sender<B>>>,
-    /// When it could not be connected last, and why; `None` since it could.
-    failed: Mutex<Option<(Instant, String)>>,
+    /// Why it could not be connected, until it can be again: a task tries.
+    failed: Mutex<Option<String>>,
 }
 
 /// The connections that one client has.
@@ -144,40 +146,52 @@ where
         place.transpose().map_err(|_| io::Error::other("this node has as many connections as it may"))
     }
 
-    /// Whether it could not be connected a moment ago.
+    /// Whether it could not be connected, and has not been since.
     pub(crate) fn is_down(&self) -> bool {
-        self.failed.lock().as_ref().is_some_and(|(since, _)| since.elapsed() < RETRY_DELAY)
+        self.failed.lock().is_some()
     }
 
     /// A connection that no client has, or a new one.
-    async fn sender(&self) -> Result<Sender<B>, String> {
+    async fn sender(self: &Arc<Self>) -> Result<Sender<B>, String> {
         let idle = std::iter::from_fn(|| self.idle.lock().pop()).find(|sender| !sender.is_closed());
         if let Some(sender) = idle {
             return Ok(sender);
         }
-        if let Some((_, reason)) =
-            self.failed.lock().as_ref().filter(|(since, _)| since.elapsed() < RETRY_DELAY)
-        {
+        if let Some(reason) = self.failed.lock().as_ref() {
             return Err(reason.clone());
         }
-        let connected = timeout(CONNECT_TIMEOUT, self.connect()).await;
-        let connected = connected.unwrap_or_else(|elapsed| Err(elapsed.into()));
-        let mut failed = self.failed.lock();
-        match connected {
+        let connected = self.connect_in_time().await;
+        connected.map_err(|error| self.fail(&error))
+    }
+
+    /// From now on it is down, for this reason.
+    fn fail(self: &Arc<Self>, error: &io::Error) -> String {
+        let reason = error.to_string();
+        if self.failed.lock().replace(reason.clone()).is_none() {
+            warn!(endpoint = self.name, %error, "deactivated endpoint");
+            tokio::spawn(try_again(Arc::downgrade(self)));
+        }
+        reason
+    }
+
+    /// Tries whether it can be connected again. If so the next client has that connection.
+    async fn is_back(&self) -> bool {
+        match self.connect_in_time().await {
             Ok(sender) => {
-                if failed.take().is_some() {
-                    info!(endpoint = self.name, "activated");
-                }
-                Ok(sender)
+                self.idle.lock().push(sender);
+                *self.failed.lock() = None;
+                info!(endpoint = self.name, "activated");
+                true
             }
             Err(error) => {
-                if failed.is_none() {
-                    warn!(endpoint = self.name, %error, "deactivated endpoint");
-                }
-                *failed = Some((Instant::now(), error.to_string()));
-                Err(error.to_string())
+                *self.failed.lock() = Some(error.to_string());
+                false
             }
         }
+    }
+
+    async fn connect_in_time(&self) -> io::Result<Sender<B>> {
+        timeout(CONNECT_TIMEOUT, self.connect()).await?
     }
 
     async fn connect(&self) -> io::Result<Sender<B>> {
@@ -202,6 +216,20 @@ where
             }
         });
         Ok(sender)
+    }
+}
+
+/// Tries a node that is down now and then, until it can be connected or nobody knows it any more.
+async fn try_again<B>(target: Weak<Target<B>>)
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
+{
+    loop {
+        sleep(RETRY_DELAY).await;
+        let Some(target) = target.upgrade() else { return };
+        if target.is_back().await {
+            return;
+        }
     }
 }
 

@@ -108,7 +108,7 @@ impl Upstream {
         Err(Status::unavailable(format!("no node can be connected ({})", attempts.join("; "))))
     }
 
-    /// All nodes, those last that could not be connected a moment ago: they only say why.
+    /// All nodes, those last that could not be connected: unless they just could, they only say why.
     fn in_turn(&self) -> Vec<Arc<Node>> {
         let mut nodes = self.all.lock().clone();
         let first = self.next.fetch_add(1, Ordering::Relaxed) % nodes.len().max(1);
@@ -133,5 +133,103 @@ impl Node {
         let connect = move || dial(address.clone(), tls.clone()).boxed();
         let target = Arc::new(Target::new(endpoint.to_owned(), keepalive, connect));
         Ok(Node { authority, scheme, target })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::convert::Infallible;
+    use std::io;
+    use std::time::{Duration, Instant};
+
+    use bytes::Bytes;
+    use futures::future::{BoxFuture, ready};
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper::server::conn::http2;
+    use hyper::service::service_fn;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::net::TcpListener;
+    use tokio::sync::watch;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::tls::Stream;
+
+    const KEEPALIVE: Keepalive =
+        Keepalive { interval: None, timeout: Duration::from_secs(1), while_idle: false };
+
+    /// Answers every call with its name in a header.
+    async fn serve(name: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let answer = service_fn(move |_: Request<Incoming>| {
+            let answer = Response::builder().header("name", name).body(Empty::<Bytes>::new());
+            ready(Ok::<_, Infallible>(answer.unwrap()))
+        });
+        tokio::spawn(async move {
+            loop {
+                let stream = TokioIo::new(listener.accept().await.unwrap().0);
+                tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(stream, answer));
+            }
+        });
+        address
+    }
+
+    fn node(
+        name: &str,
+        connect: impl Fn() -> BoxFuture<'static, io::Result<Stream>> + Send + Sync + 'static,
+    ) -> Arc<Node> {
+        let target = Arc::new(Target::new(name.to_owned(), KEEPALIVE, connect));
+        Arc::new(Node { authority: Authority::from_static("test"), scheme: Scheme::HTTP, target })
+    }
+
+    /// Who answered a call of a new client.
+    async fn answered_by(upstream: &Upstream) -> String {
+        let body = Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync();
+        let answer = upstream.send(Request::new(body), &Links::default()).await.unwrap();
+        answer.headers()["name"].to_str().unwrap().to_owned()
+    }
+
+    /// A node whose first connection is refused at once, and all others wait until `is_light`. Counts how often it is dialled.
+    fn dark(address: String, is_light: watch::Receiver<bool>, dials: watch::Sender<usize>) -> Arc<Node> {
+        node("first", move || {
+            dials.send_modify(|dials| *dials += 1);
+            let (is_first, address, mut is_light) = (*dials.borrow() == 1, address.clone(), is_light.clone());
+            async move {
+                if is_first {
+                    return Err(io::ErrorKind::ConnectionRefused.into());
+                }
+                is_light.wait_for(|is_light| *is_light).await.map_err(io::Error::other)?;
+                dial(address, None).await
+            }
+            .boxed()
+        })
+    }
+
+    /// A second after each failure the next call whose turn it was waited until the node had not answered for 5 s once more.
+    #[tokio::test]
+    async fn a_node_that_is_dark_costs_no_call_time_until_it_is_back() {
+        let (first, second) = (serve("first").await, serve("second").await);
+        let ((light, is_light), (dials, dialled)) = (watch::channel(false), watch::channel(0));
+        let bright = node("second", move || dial(second.clone(), None).boxed());
+        let upstream = Upstream {
+            all: Mutex::new(vec![dark(first, is_light, dials), bright]),
+            next: AtomicUsize::new(0),
+            security: Security::default(),
+            keepalive: KEEPALIVE,
+        };
+        for _ in 0..20 {
+            let began = Instant::now();
+            assert_eq!(answered_by(&upstream).await, "second");
+            assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+            sleep(Duration::from_millis(125)).await;
+        }
+        assert_eq!(*dialled.borrow(), 2, "one attempt at a time");
+        light.send_replace(true);
+        while answered_by(&upstream).await != "first" {
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 }

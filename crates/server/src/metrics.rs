@@ -231,7 +231,11 @@ impl Render for Gauge {
     const KIND: &'static str = "gauge";
 
     fn render(&self, out: &mut String, name: &str, labels: &str) {
-        write_sample(out, name, "", labels, self.get());
+        match self.get() {
+            // As Prometheus spells it.
+            f64::INFINITY => write_sample(out, name, "", labels, "+Inf"),
+            value => write_sample(out, name, "", labels, value),
+        }
     }
 }
 
@@ -344,7 +348,7 @@ metrics! {
     learner_promotion_failures: Family<Counter>["Reason"] = "etcd_server_learner_promote_failures", "Promotions of learners that this node refused, by the error.";
     client_requests: Family<Counter>["client_api_version", "type"] = "etcd_server_client_requests_total", "Calls that began, by the version that the client says it is made for, and by type: unary or stream.";
     range_duration: Family<Histogram>["success"] = "etcd_server_range_duration_seconds", "Time of ranges, waiting for a quorum included.";
-    quota_bytes: Gauge = "etcd_server_quota_backend_bytes", "Bytes that the keyspace `default` may have; -1 for no bound.";
+    quota_bytes: Gauge = "etcd_server_quota_backend_bytes", "Bytes that the keyspace `default` may have; +Inf for no bound.";
     snapshots_installing: Gauge = "etcd_server_snapshot_apply_in_progress_total", "Snapshots of other nodes that are being received or installed.";
     lease_expired: Counter = "etcd_debugging_server_lease_expired_total", "Leases that expired while this node led their group.";
     health_success: Counter = "etcd_server_health_success", "Health checks over HTTP that succeeded.";
@@ -359,8 +363,9 @@ metrics! {
     backup_duration: LongHistogram = "etcd_disk_backend_snapshot_duration_seconds", "Time of backups that were sent to their end.";
     snapshot_save_duration: LongHistogram = "etcd_snap_db_save_total_duration_seconds", "Time to receive and install a snapshot of another node.";
     defragmentations: Gauge = "etcd_disk_defrag_inflight", "Whether what deleted values take on the disk is being given back.";
-    db_total_bytes: Gauge = "etcd_mvcc_db_total_size_in_bytes", "Bytes that the engine takes on disk, all keyspaces together, as of its last commit.";
-    db_in_use_bytes: Gauge = "etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of the versions of the keyspace `default` that are kept: keys, values and metadata.";
+    db_total_bytes: Gauge = "etcd_mvcc_db_total_size_in_bytes", "The size of the keyspace `default`, as its status tells: bytes of the versions that are kept.";
+    db_in_use_bytes: Gauge = "etcd_mvcc_db_total_size_in_use_in_bytes", "The same: what is not kept counts nowhere.";
+    engine_disk_bytes: Gauge = "hadron_engine_disk_bytes", "Bytes that the engine takes on disk, all keyspaces together, as of its last commit.";
 
     range_total: Counter = "etcd_mvcc_range_total", "Ranges asked of this node.";
     put_total: Counter = "etcd_mvcc_put_total", "Puts asked of this node.";
@@ -446,9 +451,11 @@ mod tests {
         metrics.has_leader.set_bool(true);
         metrics.election_vote_share.with(&["1", "2"]).set(0.75);
         metrics.server_id.with(&["a\"b\\c\nd"]).set(1.0);
+        metrics.quota_bytes.set(f64::INFINITY);
         let page = metrics.render();
         assert!(page.contains("# TYPE etcd_mvcc_put_total counter\netcd_mvcc_put_total 3\n"));
         assert!(page.contains("# TYPE etcd_server_has_leader gauge\netcd_server_has_leader 1\n"));
+        assert!(page.contains("etcd_server_quota_backend_bytes +Inf\n"));
         assert!(page.contains("hadron_election_vote_share{group=\"1\",candidate=\"2\"} 0.75\n"));
         assert!(page.contains("etcd_server_id{server_id=\"a\\\"b\\\\c\\nd\"} 1\n"));
     }

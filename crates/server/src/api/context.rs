@@ -32,6 +32,8 @@ use crate::metrics::Metrics;
 
 /// How soon whoever waits for something in a keyspace hears that it is gone.
 const GONE_INTERVAL: Duration = Duration::from_secs(1);
+/// What a keyspace without keys is said to take, and every other beside its keys. etcdctl divides by the size.
+const EMPTY_DB_BYTES: u64 = 4 << 10;
 
 /// What one request may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,6 +263,12 @@ impl<B: Backend> Context<B> {
     pub(super) fn quota_bytes(&self) -> Result<Option<u64>, Status> {
         let own = Some(self.terms()?.bytes_max).filter(|bytes| *bytes > 0);
         Ok(own.or(self.limits.quota_bytes))
+    }
+
+    /// The size that clients and dashboards are told of, in bytes: of the versions that are kept.
+    pub(super) fn db_size(&self) -> u64 {
+        let bytes = self.backend.keyspace(self.group).map_or(0, |keyspace| keyspace.db_bytes());
+        bytes.saturating_add(EMPTY_DB_BYTES)
     }
 
     /// The members as the keyspace's clients see them. Those of `default` see all there is to see; those of others the nodes that

@@ -139,13 +139,15 @@ fn metrics<B: Backend>(context: &Context<B>) -> String {
     metrics.is_learner.set_bool(status.is_learner);
     metrics.proposals_committed.set_integer(status.commit.0);
     metrics.proposals_applied.set_integer(status.applied.0);
-    metrics.quota_bytes.set(context.limits.quota_bytes.map_or(-1.0, |quota| quota as f64));
+    let quota = context.quota_bytes().ok().flatten();
+    metrics.quota_bytes.set(quota.map_or(f64::INFINITY, |quota| quota as f64));
+    metrics.db_total_bytes.set_integer(context.db_size());
+    metrics.db_in_use_bytes.set_integer(context.db_size());
     if let Some(keyspace) = context.backend.keyspace(context.group) {
         metrics.auth_revision.set(keyspace.auth_revision() as f64);
         metrics.current_revision.set(keyspace.revision() as f64);
         metrics.compact_revision.set(keyspace.compact_revision() as f64);
         metrics.keys_total.set(keyspace.len() as f64);
-        metrics.db_in_use_bytes.set(keyspace.db_bytes() as f64);
         let watchers = keyspace.watcher_counts();
         metrics.watchers.set_integer(watchers.all as u64);
         metrics.slow_watchers.set_integer(watchers.lagging as u64);

@@ -20,9 +20,6 @@ use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::EtcdError;
 
-/// What a keyspace without keys is said to take, and every other beside its keys. etcdctl divides by the size.
-const EMPTY_DB_BYTES: u64 = 4 << 10;
-
 /// The service.
 pub(super) struct Maintenance<B> {
     context: Arc<Context<B>>,
@@ -62,8 +59,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
             Some(keyspace) => errors.extend(keyspace.alarms().iter().map(describe)),
             None => errors.push("hadron: this node's replica is not readable".to_owned()),
         }
-        let db_bytes = keyspace.as_ref().map_or(0, |keyspace| keyspace.db_bytes());
-        let db_size = db_bytes.saturating_add(EMPTY_DB_BYTES).try_into().unwrap_or(i64::MAX);
+        let db_size = self.context.db_size().try_into().unwrap_or(i64::MAX);
         Ok(Response::new(pb::StatusResponse {
             header: Some(self.context.header_now()),
             version: identity.etcd_version.clone(),

@@ -67,7 +67,7 @@ pub(super) fn start(
     let (sender, jobs) = unbounded();
     let run = move || {
         let outcome: Result<(), OpenError> = (|| {
-            metrics.db_total_bytes.set_integer(engine.disk_bytes());
+            metrics.engine_disk_bytes.set_integer(engine.disk_bytes());
             for job in jobs {
                 carry_out(&*engine, job, &metrics, &inputs)?;
             }
@@ -101,7 +101,7 @@ fn carry_out(engine: &dyn Engine, job: Job, metrics: &Metrics, inputs: &Inputs) 
             let began = Instant::now();
             engine.persist()?;
             metrics.backend_commit_duration.observe(began.elapsed());
-            metrics.db_total_bytes.set_integer(engine.disk_bytes());
+            metrics.engine_disk_bytes.set_integer(engine.disk_bytes());
             inputs.to_shard(shard, Event::EnginePersisted { ticket });
         }
     }

@@ -128,6 +128,12 @@ pub struct Histogram<const FIRST_BOUND_MICROS: u64 = 16> {
 /// Of what may take minutes: from 10 ms to 87 minutes.
 pub type LongHistogram = Histogram<10_000>;
 
+/// Of round trips between nodes, in the buckets that etcd has, and some more: from 100 µs to 52 s.
+pub type RoundTripHistogram = Histogram<100>;
+
+/// Of snapshots on their way, in the buckets that etcd has, and some more: from 100 ms to 15 hours.
+pub type TransferHistogram = Histogram<100_000>;
+
 /// Of the lives of leases: from 1 s to 6 days.
 pub type LifeHistogram = Histogram<1_000_000>;
 
@@ -351,6 +357,7 @@ metrics! {
     quota_bytes: Gauge = "etcd_server_quota_backend_bytes", "Bytes that the keyspace `default` may have; +Inf for no bound.";
     snapshots_installing: Gauge = "etcd_server_snapshot_apply_in_progress_total", "Snapshots of other nodes that are being received or installed.";
     lease_expired: Counter = "etcd_debugging_server_lease_expired_total", "Leases that expired while this node led their group.";
+    alarms: Family<Gauge>["server_id", "alarm_type"] = "etcd_debugging_server_alarms", "1 for each alarm of the keyspace `default` that is raised.";
     health_success: Counter = "etcd_server_health_success", "Health checks over HTTP that succeeded.";
     health_failures: Counter = "etcd_server_health_failures", "Health checks over HTTP that failed.";
     health_check: Family<Gauge>["name", "type"] = "etcd_server_healthcheck", "The last result of each check of `/livez` and `/readyz`: 1 or 0.";
@@ -390,6 +397,18 @@ metrics! {
 
     peer_sent_bytes: Family<Counter>["To"] = "etcd_network_peer_sent_bytes_total", "Bytes sent to a node, snapshots included.";
     peer_received_bytes: Family<Counter>["From"] = "etcd_network_peer_received_bytes_total", "Bytes received from a node, snapshots included.";
+    peer_round_trips: Family<RoundTripHistogram>["To"] = "etcd_network_peer_round_trip_time_seconds", "Time from a ping to a node to its answer.";
+    peer_sent_failures: Family<Counter>["To"] = "etcd_network_peer_sent_failures_total", "Connections to a node that could not be made or were lost, and messages to it that were dropped.";
+    peer_received_failures: Family<Counter>["From"] = "etcd_network_peer_received_failures_total", "Connections of a node that broke off.";
+    disconnected_peers: Family<Counter>["Local", "Remote"] = "etcd_network_disconnected_peers_total", "Connections to a node that were lost.";
+    snapshots_sending: Family<Gauge>["To"] = "etcd_network_snapshot_send_inflights_total", "Snapshots that are being sent to a node.";
+    snapshot_sends: Family<Counter>["To"] = "etcd_network_snapshot_send_success", "Snapshots sent to a node and installed there.";
+    snapshot_send_failures: Family<Counter>["To"] = "etcd_network_snapshot_send_failures", "Snapshots that did not get to a node.";
+    snapshot_send_duration: Family<TransferHistogram>["To"] = "etcd_network_snapshot_send_total_duration_seconds", "Time to send a snapshot to a node, until it was installed there.";
+    snapshots_receiving: Family<Gauge>["From"] = "etcd_network_snapshot_receive_inflights_total", "Snapshots of a node that are being received or installed.";
+    snapshot_receives: Family<Counter>["From"] = "etcd_network_snapshot_receive_success", "Snapshots of a node that were installed.";
+    snapshot_receive_failures: Family<Counter>["From"] = "etcd_network_snapshot_receive_failures", "Snapshots of a node that were not installed.";
+    snapshot_receive_duration: Family<TransferHistogram>["From"] = "etcd_network_snapshot_receive_total_duration_seconds", "Time to receive and install a snapshot of a node.";
     active_peers: Family<Gauge>["Local", "Remote"] = "etcd_network_active_peers", "Whether a node is connected: 1 or 0.";
     known_peers: Family<Gauge>["Local", "Remote"] = "etcd_network_known_peers", "Whether a node is a member that this one talks to: 1 or 0.";
     client_received_bytes: Counter = "etcd_network_client_grpc_received_bytes_total", "Bytes received from clients, without those of TLS.";

@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hadron_proto::etcdserverpb::AlarmMember;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -148,6 +149,10 @@ fn metrics<B: Backend>(context: &Context<B>) -> String {
         metrics.current_revision.set(keyspace.revision() as f64);
         metrics.compact_revision.set(keyspace.compact_revision() as f64);
         metrics.keys_total.set(keyspace.len() as f64);
+        let labels = |alarm: &AlarmMember| {
+            vec![format!("{:x}", alarm.member_id), alarm.alarm().as_str_name().to_owned()]
+        };
+        metrics.alarms.replace(keyspace.alarms().iter().map(|alarm| (labels(alarm), 1.0)));
         let watchers = keyspace.watcher_counts();
         metrics.watchers.set_integer(watchers.all as u64);
         metrics.slow_watchers.set_integer(watchers.lagging as u64);

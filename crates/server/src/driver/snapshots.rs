@@ -26,7 +26,7 @@ use super::fatal::Fatal;
 use super::inputs::Inputs;
 use super::room::Room;
 use super::scrub::Scrubber;
-use crate::metrics::Metrics;
+use crate::metrics::{Counter, Family, Gauge, Metrics, TransferHistogram};
 use crate::transport::{IncomingSnapshot, Rejection, SnapshotError, Transport};
 
 /// Version of the header.
@@ -134,7 +134,7 @@ impl Snapshots {
         self.0.runtime.spawn(async move {
             let peer = format!("{:x}", from.0);
             let (began, installing) = (Instant::now(), inner.metrics.snapshots_installing.hold());
-            let outcome = inner.take(&mut snapshot).await;
+            let outcome = Tally::of_received(&inner.metrics).count(&peer, inner.take(&mut snapshot)).await;
             drop(installing);
             match &outcome {
                 Ok(_) => inner.metrics.snapshot_save_duration.observe(began.elapsed()),
@@ -165,7 +165,7 @@ impl Inner {
         self.runtime.spawn_blocking(move || drop(retired));
     }
 
-    /// Where the receiver is now, and in how many rounds it came there.
+    /// Sends a snapshot when it is its turn. Where the receiver is then, and in how many rounds it came there.
     async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<(LogPosition, u32), Failure> {
         let turn = self.sending.lock().entry(job.node).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
         let _turn = turn.acquire().await.map_err(Failure::other)?;
@@ -175,6 +175,15 @@ impl Inner {
             return Err(Failure::Other("another node leads the group by now".to_owned()));
         }
         self.inputs.event(Event::SnapshotBegun { group: job.group, to: job.to });
+        let peer = format!("{:x}", job.node.0);
+        Tally::of_sent(&self.metrics).count(&peer, self.stream_now(transport, job)).await
+    }
+
+    async fn stream_now(
+        &self,
+        transport: &Transport,
+        job: SnapshotJob,
+    ) -> Result<(LogPosition, u32), Failure> {
         let (sender, mut chunks) = mpsc::channel(CHUNKS_QUEUED);
         let keyspace = job.keyspace.clone();
         // It waits for what the keyspace is doing, and others use this thread.
@@ -280,6 +289,49 @@ impl Inner {
     async fn install(&self, importer: Importer) -> Result<(), String> {
         let install = spawn_blocking(move || importer.finish());
         install.await.map_err(text)?.map(drop).map_err(text)
+    }
+}
+
+/// Where the snapshots of one direction are counted, by the other node.
+struct Tally<'a> {
+    in_flight: &'a Family<Gauge>,
+    successes: &'a Family<Counter>,
+    failures: &'a Family<Counter>,
+    duration: &'a Family<TransferHistogram>,
+}
+
+impl Tally<'_> {
+    fn of_sent(metrics: &Metrics) -> Tally<'_> {
+        Tally {
+            in_flight: &metrics.snapshots_sending,
+            successes: &metrics.snapshot_sends,
+            failures: &metrics.snapshot_send_failures,
+            duration: &metrics.snapshot_send_duration,
+        }
+    }
+
+    fn of_received(metrics: &Metrics) -> Tally<'_> {
+        Tally {
+            in_flight: &metrics.snapshots_receiving,
+            successes: &metrics.snapshot_receives,
+            failures: &metrics.snapshot_receive_failures,
+            duration: &metrics.snapshot_receive_duration,
+        }
+    }
+
+    /// Counts one.
+    async fn count<T, E>(&self, peer: &str, transfer: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let (began, in_flight) = (Instant::now(), self.in_flight.with(&[peer]));
+        let _held = in_flight.hold();
+        let outcome = transfer.await;
+        match &outcome {
+            Ok(_) => {
+                self.successes.with(&[peer]).inc();
+                self.duration.with(&[peer]).observe(began.elapsed());
+            }
+            Err(_) => self.failures.with(&[peer]).inc(),
+        }
+        outcome
     }
 }
 

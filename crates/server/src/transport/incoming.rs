@@ -84,6 +84,8 @@ impl Incoming {
             Err(FrameError::Closed) => return debug!(%address, "peer connection closed before its handshake"),
             Err(error) => return warn!(%address, %error, "peer connection without a valid handshake"),
         };
+        let peer = format!("{:x}", hello.from.node.0);
+        let failures = self.shared.metrics.peer_received_failures.with(&[&peer]);
         let error = match hello.class {
             Class::Urgent => self.serve_urgent(stream, &hello.from).await,
             Class::Bulk => self.serve_bulk(stream, &hello.from).await,
@@ -93,12 +95,14 @@ impl Incoming {
             }
         };
         let Err(error) = error else { return };
-        let peer = format!("{:x}", hello.from.node.0);
         match error {
             FrameError::Closed => {
                 info!(%peer, name = %hello.from.name, %address, "peer closed its connection")
             }
-            error => warn!(%peer, name = %hello.from.name, %address, %error, "connection from peer ended"),
+            error => {
+                failures.inc();
+                warn!(%peer, name = %hello.from.name, %address, %error, "connection from peer ended");
+            }
         }
     }
 

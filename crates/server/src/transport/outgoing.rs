@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::frame::{self, FrameError, HANDSHAKE_BODY_BYTES_MAX, Kind};
 use super::handshake::{Cause, Class, Hello, Refusal, VERSION_PARTS, Welcome, check_welcome};
 use super::{Inbound, Options, Order, Peer, Shared};
-use crate::metrics::{Counter, Gauge};
+use crate::metrics::{Counter, Gauge, RoundTripHistogram};
 use crate::tls::Stream;
 use crate::tls::stream::{Reader, Writer};
 
@@ -43,6 +43,9 @@ pub(super) struct Outgoing {
     stop: Notify,
     dropped: AtomicU64,
     sent_bytes: Arc<Counter>,
+    round_trips: Arc<RoundTripHistogram>,
+    failures: Arc<Counter>,
+    disconnections: Arc<Counter>,
     active: Arc<Gauge>,
     known: Arc<Gauge>,
 }
@@ -88,6 +91,34 @@ impl Line {
     }
 }
 
+/// The pings of a connection, each of which is answered, in order.
+struct Pings {
+    /// When something came back last, or the connection was made.
+    heard_at: Instant,
+    /// Those that wait for their turn.
+    queued: usize,
+    /// When those had it that are not answered yet.
+    sent: VecDeque<Instant>,
+}
+
+impl Pings {
+    fn new() -> Pings {
+        Pings { heard_at: Instant::now(), queued: 0, sent: VecDeque::new() }
+    }
+
+    /// All that was queued is written now, and pings before the rest.
+    fn on_taken(&mut self) {
+        let now = Instant::now();
+        self.sent.extend(std::iter::repeat_n(now, std::mem::take(&mut self.queued)));
+    }
+
+    /// How long the one took that is answered.
+    fn on_pong(&mut self) -> Option<Duration> {
+        self.heard_at = Instant::now();
+        self.sent.pop_front().map(|sent| self.heard_at - sent)
+    }
+}
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
@@ -113,6 +144,9 @@ impl Outgoing {
         let label = format!("{:x}", peer.node.0);
         let own = format!("{:x}", shared.identity.node.0);
         let sent_bytes = shared.metrics.peer_sent_bytes.with(&[&label]);
+        let round_trips = shared.metrics.peer_round_trips.with(&[&label]);
+        let failures = shared.metrics.peer_sent_failures.with(&[&label]);
+        let disconnections = shared.metrics.disconnected_peers.with(&[&own, &label]);
         let active = shared.metrics.active_peers.with(&[&own, &label]);
         let known = shared.metrics.known_peers.with(&[&own, &label]);
         Outgoing {
@@ -124,6 +158,9 @@ impl Outgoing {
             stop: Notify::new(),
             dropped: AtomicU64::new(0),
             sent_bytes,
+            round_trips,
+            failures,
+            disconnections,
             active,
             known,
         }
@@ -137,6 +174,7 @@ impl Outgoing {
             let is_full = queue.bytes + frames.len() > self.shared.options.queue_bytes_max;
             if order == Order::InTurn && is_full {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
+                self.failures.inc();
                 return;
             }
             version
@@ -219,6 +257,7 @@ impl Outgoing {
                     sleep(backoff.next()).await;
                 }
                 Err(error) => {
+                    self.failures.inc();
                     // Said once, not with every attempt; where the reasons alternate, each now and then.
                     let text = error.to_string();
                     let needs_people = matches!(error, DialError::Refused(_) | DialError::Unwanted(_));
@@ -288,6 +327,8 @@ impl Outgoing {
         let error = self.session(stream).await;
 
         warn!(%peer, %name, %error, "connection to peer ended");
+        self.failures.inc();
+        self.disconnections.inc();
         self.close();
     }
 
@@ -303,28 +344,29 @@ impl Outgoing {
 
     async fn session(&self, stream: Stream) -> FrameError {
         let (mut reader, mut writer) = stream.into_split();
-        let heard_at = Mutex::new(Instant::now());
+        let pings = Mutex::new(Pings::new());
         tokio::select! {
-            error = self.write_queued(&mut writer) => FrameError::Io(error),
-            error = read_pongs(&mut reader, &heard_at) => error,
-            error = self.watch(&heard_at) => error,
+            error = self.write_queued(&mut writer, &pings) => FrameError::Io(error),
+            error = self.read_pongs(&mut reader, &pings) => error,
+            error = self.watch(&pings) => error,
         }
     }
 
-    async fn write_queued(&self, writer: &mut Writer) -> io::Error {
+    async fn write_queued(&self, writer: &mut Writer, pings: &Mutex<Pings>) -> io::Error {
         let mut line = Line::default();
         loop {
             self.wake.notified().await;
-            if let Err(error) = self.write_line(&mut line, writer).await {
+            if let Err(error) = self.write_line(&mut line, writer, pings).await {
                 return error;
             }
         }
     }
 
     /// Writes until nothing is queued any more.
-    async fn write_line(&self, line: &mut Line, writer: &mut Writer) -> io::Result<()> {
+    async fn write_line(&self, line: &mut Line, writer: &mut Writer, pings: &Mutex<Pings>) -> io::Result<()> {
         loop {
             line.take(&mut self.queue.lock());
+            pings.lock().on_taken();
             if line.frames.is_empty() {
                 return Ok(());
             }
@@ -347,24 +389,28 @@ impl Outgoing {
     }
 
     /// Pings now and then, and ends when no pong comes back.
-    async fn watch(&self, heard_at: &Mutex<Instant>) -> FrameError {
+    async fn watch(&self, pings: &Mutex<Pings>) -> FrameError {
         let ping = frame::encode(Kind::Ping, &[]);
         loop {
+            pings.lock().queued += 1;
             self.send(ping.clone(), Order::Ahead);
             sleep(self.shared.options.ping_interval).await;
-            if heard_at.lock().elapsed() >= self.shared.options.silence_timeout {
+            if pings.lock().heard_at.elapsed() >= self.shared.options.silence_timeout {
                 return FrameError::TimedOut;
             }
         }
     }
-}
 
-async fn read_pongs(reader: &mut Reader, heard_at: &Mutex<Instant>) -> FrameError {
-    loop {
-        match frame::read(reader, 0).await {
-            Ok((Kind::Pong, _)) => *heard_at.lock() = Instant::now(),
-            Ok(_) => return FrameError::Unexpected("only pongs come back on an urgent connection"),
-            Err(error) => return error,
+    async fn read_pongs(&self, reader: &mut Reader, pings: &Mutex<Pings>) -> FrameError {
+        loop {
+            match frame::read(reader, 0).await {
+                Ok((Kind::Pong, _)) => {
+                    let round_trip = pings.lock().on_pong();
+                    round_trip.into_iter().for_each(|it| self.round_trips.observe(it));
+                }
+                Ok(_) => return FrameError::Unexpected("only pongs come back on an urgent connection"),
+                Err(error) => return error,
+            }
         }
     }
 }

@@ -686,4 +686,9 @@ async fn bytes_are_counted_per_peer() {
     transport.drained().await;
     assert!(metrics.peer_sent_bytes.with(&["b"]).get() >= batch(&[b"hello"]).len() as u64);
     assert_eq!(metrics.active_peers.with(&["a", "b"]).get(), 1.0);
+    let round_trips = metrics.peer_round_trips.with(&["b"]);
+    while round_trips.count() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(round_trips.sum_us() < 1_000_000);
 }

@@ -259,6 +259,8 @@ async fn wait_for_the_network(node: &Node) {
     until_page(node, "two connected peers that talk", |page| {
         talk(page, "etcd_network_peer_sent_bytes_total")
             && talk(page, "etcd_network_peer_received_bytes_total")
+            && talk(page, "etcd_network_peer_round_trip_time_seconds_count")
+            && page.all("etcd_network_peer_sent_failures_total", "").len() == 2
             && page.all("etcd_network_active_peers", "") == [1.0, 1.0]
             && page.value("hadron_client_connections") >= 1.0
     })
@@ -404,6 +406,9 @@ async fn elections_and_failures_are_counted() {
     }
     cluster.wait_until_equal().await;
     let before = Page::of(&cluster.nodes[third]).await;
+    let dead = cluster.nodes[first].status().await.unwrap().header.unwrap().member_id;
+    let failures =
+        |page: &Page, id: u64| page.value(&format!("etcd_network_peer_sent_failures_total{{To=\"{id:x}\"}}"));
     cluster.nodes[first].kill();
     until_page(&cluster.nodes[third], "another leader is seen and its election counted", |page| {
         page.value(changes) > before.value(changes)
@@ -411,6 +416,16 @@ async fn elections_and_failures_are_counted() {
             && is_one(&page.all("hadron_election_vote_share", "group=\"1\""))
     })
     .await;
+
+    for node in [second, third] {
+        let seen = failures(&Page::of(&cluster.nodes[node]).await, dead);
+        until_page(&cluster.nodes[node], "each attempt to connect the dead one is counted", |page| {
+            failures(page, dead) >= seen + 2.0
+        })
+        .await;
+    }
+    let alive = cluster.nodes[second].status().await.unwrap().header.unwrap().member_id;
+    assert_eq!(failures(&Page::of(&cluster.nodes[third]).await, alive), failures(&before, alive));
 
     // A new leader used to take those that it had not heard of yet for empty ones.
     let leader = cluster.leader().await;

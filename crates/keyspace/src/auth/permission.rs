@@ -1,6 +1,9 @@
 //! Who may do what. The same checks are made twice: on the replica that a client talks to, so that what is not allowed is never
 //! proposed, and in the order of the log, where they decide.
 
+use std::collections::BTreeSet;
+use std::ops::Bound::{Included, Unbounded};
+
 use bytes::Bytes;
 use hadron_proto::authpb::{Permission, User, permission::Type};
 use hadron_proto::etcdserverpb as pb;
@@ -8,7 +11,7 @@ use pb::request_op::Request;
 
 use super::{Auth, AuthCommand, AuthError, Caller, Need, ROOT_ROLE, has_role};
 use crate::command::Command;
-use crate::lease::Leases;
+use crate::lease::{Lease, Leases};
 use crate::mvcc::KeyRange;
 use crate::state::State;
 
@@ -62,7 +65,7 @@ impl State {
             Need::WriteLease(id) => check.lease(id, Deed::Write),
             Need::ReadLeases => {
                 check.user()?;
-                self.leases.iter().try_for_each(|lease| check.lease(lease.id, Deed::Read))
+                check.leases(self.leases.iter(), Deed::Read)
             }
             Need::SameUser(user) if name == Some(user) => Ok(()),
             Need::SameRole(role) if check.holds(role) => Ok(()),
@@ -93,32 +96,44 @@ impl Check<'_> {
         user.is_some_and(|user| has_role(user, role))
     }
 
-    fn keys(&self, key: &Bytes, range_end: &Bytes, deed: Deed) -> Result<(), AuthError> {
+    /// The user, as users and roles are now.
+    fn present_user(&self) -> Result<&User, AuthError> {
         let caller = self.user()?;
         if caller.auth_revision < self.auth.switch.revision {
             return Err(AuthError::AuthOldRevision);
         }
-        let user = self.auth.users.get(&caller.name).ok_or(AuthError::PermissionDenied)?;
+        self.auth.users.get(&caller.name).ok_or(AuthError::PermissionDenied)
+    }
+
+    fn keys(&self, key: &Bytes, range_end: &Bytes, deed: Deed) -> Result<(), AuthError> {
+        let user = self.present_user()?;
         let is_allowed = has_role(user, ROOT_ROLE) || self.covers(user, &KeyRange::new(key, range_end), deed);
         if is_allowed { Ok(()) } else { Err(AuthError::PermissionDenied) }
     }
 
-    /// Whether the user's permissions, all roles together, cover the range without a gap.
-    fn covers(&self, user: &User, range: &KeyRange, deed: Deed) -> bool {
+    /// What the user's permissions allow, all roles together.
+    fn allowed(&self, user: &User, deed: Deed) -> impl Iterator<Item = KeyRange> {
         let roles = user.roles.iter().filter_map(|role| self.auth.roles.get(role));
         let permissions = roles.flat_map(|role| &role.key_permission);
-        let ranges =
-            permissions.filter(|one| allows(one, deed)).map(|one| KeyRange::new(&one.key, &one.range_end));
+        permissions.filter(move |one| allows(one, deed)).map(|one| KeyRange::new(&one.key, &one.range_end))
+    }
+
+    /// Whether they cover the range without a gap.
+    fn covers(&self, user: &User, range: &KeyRange, deed: Deed) -> bool {
+        let mut ranges = self.allowed(user, deed);
         match range {
-            KeyRange::One(key) => ranges.into_iter().any(|range| range.contains(key)),
-            KeyRange::Span { from, to } => covers_span(ranges.collect(), from, to.as_deref()),
+            KeyRange::One(key) => ranges.any(|range| range.contains(key)),
+            KeyRange::Span { from, to } => merge(ranges).cover_span(from, to.as_deref()),
         }
     }
 
     fn put(&self, put: &pb::PutRequest) -> Result<(), AuthError> {
+        self.put_key(put)?;
+        self.lease_keys([put.lease], Deed::Write)
+    }
+
+    fn put_key(&self, put: &pb::PutRequest) -> Result<(), AuthError> {
         self.keys(&put.key, &Bytes::new(), Deed::Write)?;
-        // Whoever may not end the lease must not bind a key to it either.
-        self.lease_keys(put.lease, Deed::Write)?;
         if put.prev_kv { self.keys(&put.key, &Bytes::new(), Deed::Read) } else { Ok(()) }
     }
 
@@ -132,6 +147,13 @@ impl Check<'_> {
 
     /// Both branches, whichever will be taken: else a refusal would tell how the comparisons came out.
     fn txn(&self, txn: &pb::TxnRequest) -> Result<(), AuthError> {
+        let mut leases = BTreeSet::new();
+        self.operations(txn, &mut leases)?;
+        self.lease_keys(leases, Deed::Write)
+    }
+
+    /// All of a txn but the keys of the leases that its puts name: a thousand puts may name the same one, which has any number.
+    fn operations(&self, txn: &pb::TxnRequest, leases: &mut BTreeSet<i64>) -> Result<(), AuthError> {
         for compare in &txn.compare {
             self.keys(&compare.key, &compare.range_end, Deed::Read)?;
         }
@@ -140,9 +162,12 @@ impl Check<'_> {
                 Some(Request::RequestRange(range)) => {
                     self.keys(&range.key, &range.range_end, Deed::Read)?;
                 }
-                Some(Request::RequestPut(put)) => self.put(put)?,
+                Some(Request::RequestPut(put)) => {
+                    self.put_key(put)?;
+                    leases.insert(put.lease);
+                }
                 Some(Request::RequestDeleteRange(delete)) => self.delete(delete)?,
-                Some(Request::RequestTxn(txn)) => self.txn(txn)?,
+                Some(Request::RequestTxn(txn)) => self.operations(txn, leases)?,
                 None => {}
             }
         }
@@ -151,21 +176,25 @@ impl Check<'_> {
 
     fn lease(&self, id: i64, deed: Deed) -> Result<(), AuthError> {
         self.user()?;
-        self.lease_keys(id, deed)
+        self.lease_keys([id], deed)
     }
 
-    fn lease_keys(&self, id: i64, deed: Deed) -> Result<(), AuthError> {
-        let Some(lease) = self.leases.get(id) else { return Ok(()) };
-        if self.root().is_ok() {
+    /// Whoever may not end a lease must not bind a key to it either.
+    fn lease_keys(&self, ids: impl IntoIterator<Item = i64>, deed: Deed) -> Result<(), AuthError> {
+        self.leases(ids.into_iter().filter_map(|id| self.leases.get(id)), deed)
+    }
+
+    /// Whether all keys of these leases may be read or written. They may be many.
+    fn leases<'a>(&self, leases: impl Iterator<Item = &'a Lease>, deed: Deed) -> Result<(), AuthError> {
+        let mut leases = leases.filter(|lease| !lease.keys.is_empty()).peekable();
+        if leases.peek().is_none() || self.root().is_ok() {
             return Ok(());
         }
-        // Mostly one permission covers all of them, and they may be many.
-        if let (Some(first), Some(last)) = (lease.keys.first(), lease.keys.last())
-            && self.keys(first, &[last, &b"\0"[..]].concat().into(), deed).is_ok()
-        {
-            return Ok(());
-        }
-        lease.keys.iter().try_for_each(|key| self.keys(key, &Bytes::new(), deed))
+        let allowed = merge(self.allowed(self.present_user()?, deed));
+        let is_allowed = leases.all(|lease| {
+            allowed.cover_keys(|from| lease.keys.range::<[u8], _>((Included(from), Unbounded)).next())
+        });
+        if is_allowed { Ok(()) } else { Err(AuthError::PermissionDenied) }
     }
 }
 
@@ -176,38 +205,63 @@ fn allows(permission: &Permission, deed: Deed) -> bool {
     }
 }
 
-/// Whether the ranges together hold every key from `from` up to `to`. A span that can hold no key needs its first one all the same.
-fn covers_span(mut ranges: Vec<KeyRange>, from: &[u8], to: Option<&[u8]>) -> bool {
-    ranges.sort_unstable_by(|a, b| first(a).cmp(first(b)));
-    // Every key before it is covered.
-    let mut reached = from.to_vec();
-    let mut is_first_covered = false;
-    for range in &ranges {
-        if first(range) > reached.as_slice() {
-            break;
+/// Ranges without any key between them in one: where each begins and ends (`None`: nowhere), in order and with a gap between two.
+struct Merged(Vec<(Bytes, Option<Bytes>)>);
+
+fn merge(ranges: impl Iterator<Item = KeyRange>) -> Merged {
+    let spans = ranges.filter(|range| !range.is_empty()).map(|range| match range {
+        // No key is between a key and the same with a zero byte behind it.
+        KeyRange::One(key) => (key.clone(), Some([&key, &b"\0"[..]].concat().into())),
+        KeyRange::Span { from, to } => (from, to),
+    });
+    let mut spans: Vec<(Bytes, Option<Bytes>)> = spans.collect();
+    spans.sort_unstable();
+    spans.dedup_by(|(from, to), (_, reached)| {
+        let Some(end) = reached else { return true };
+        let is_joined = from <= end;
+        if is_joined {
+            *reached = to.take().map(|to| to.max(end.clone()));
         }
-        let end = match range {
-            KeyRange::Span { to: None, .. } => return true,
-            KeyRange::Span { to: Some(to), .. } => to.to_vec(),
-            // No key is between a key and the same with a zero byte behind it.
-            KeyRange::One(key) => [key, &b"\0"[..]].concat(),
-        };
-        is_first_covered |= end.as_slice() > from;
-        reached = reached.max(end);
-    }
-    is_first_covered && to.is_some_and(|to| reached.as_slice() >= to)
+        is_joined
+    });
+    Merged(spans)
 }
 
-fn first(range: &KeyRange) -> &[u8] {
-    match range {
-        KeyRange::One(key) | KeyRange::Span { from: key, .. } => key,
+impl Merged {
+    /// Where the range ends that holds a key.
+    fn end(&self, key: &[u8]) -> Option<Option<&[u8]>> {
+        let (_, end) = self.0.get(self.0.partition_point(|(from, _)| from <= key).checked_sub(1)?)?;
+        end.as_ref().is_none_or(|end| key < end).then_some(end.as_deref())
+    }
+
+    /// Whether every key from `from` up to `to` is in a range. A span that can hold no key needs its first one all the same.
+    fn cover_span(&self, from: &[u8], to: Option<&[u8]>) -> bool {
+        self.end(from).is_some_and(|end| end.is_none_or(|end| to.is_some_and(|to| end >= to)))
+    }
+
+    /// Whether every key of a set is in a range. `first` gives the first key at or after another; it is asked once for each range at most, however many
+    /// keys are in that.
+    fn cover_keys<'a>(&self, first: impl Fn(&[u8]) -> Option<&'a Bytes>) -> bool {
+        let mut next = first(&[]);
+        while let Some(key) = next {
+            next = match self.end(key) {
+                None => return false,
+                Some(None) => return true,
+                Some(Some(end)) => first(end),
+            };
+        }
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
     use super::*;
+
+    use hadron_proto::authpb::Role;
+    use proptest::collection::{btree_set, vec};
+    use proptest::prelude::*;
 
     fn ranges(pairs: &[(&str, &str)]) -> Vec<KeyRange> {
         let range = |(key, end): &(&str, &str)| {
@@ -220,7 +274,7 @@ mod tests {
     fn spans_are_covered_by_several_permissions_without_a_gap() {
         let covers = |pairs: &[(&str, &str)], from: &str, to: &str| {
             let to = if to == "*" { None } else { Some(to.as_bytes()) };
-            covers_span(ranges(pairs), from.as_bytes(), to)
+            merge(ranges(pairs).into_iter()).cover_span(from.as_bytes(), to)
         };
         assert!(covers(&[("a", "c")], "a", "c"));
         assert!(covers(&[("b", "d"), ("a", "b")], "a", "d"));
@@ -236,5 +290,85 @@ mod tests {
         assert!(!covers(&[], "b", "a"), "an empty span is not free");
         assert!(!covers(&[("a", "b")], "c", "a"));
         assert!(covers(&[("a", "d")], "c", "a"));
+    }
+
+    const KEYS: u32 = 100_000;
+
+    fn role(permissions: &[(&'static str, &'static str)]) -> Role {
+        let permission = |(key, range_end): &(&'static str, &'static str)| Permission {
+            perm_type: Type::Readwrite as i32,
+            key: (*key).into(),
+            range_end: (*range_end).into(),
+        };
+        let key_permission = permissions.iter().map(permission).collect();
+        Role { name: "some".into(), key_permission }
+    }
+
+    /// `alice`, who may write what begins with `a/` and `c/`, and a lease with many keys of both kinds.
+    fn with_lease() -> (State, Caller) {
+        let mut state = State::new(0);
+        state.set_role(role(&[("a/", "a0"), ("c/", "c0")]));
+        state.set_user(User { name: "alice".into(), roles: vec!["some".into()], ..User::default() });
+        state.auth.switch.enabled = true;
+        state.leases.set(7, 60, 60_000);
+        for number in 0..KEYS {
+            let kind = if number % 2 == 0 { "a" } else { "c" };
+            state.leases.attach(7, &format!("{kind}/{number}").into());
+        }
+        let auth_revision = state.auth.switch.revision;
+        (state, Caller { name: "alice".into(), auth_revision })
+    }
+
+    /// Each key of the lease was compared with each permission, and again for each put: under the state's lock, on every replica.
+    #[test]
+    fn a_lease_with_many_keys_costs_little_however_many_puts_name_it() {
+        let (mut state, alice) = with_lease();
+        let put = pb::PutRequest { key: "c/new".into(), lease: 7, ..Default::default() };
+        let operation = pb::RequestOp { request: Some(Request::RequestPut(put)) };
+        let txn = pb::TxnRequest { success: vec![operation; 5000], ..Default::default() };
+        let command = Command::Txn(txn);
+        let begun = std::time::Instant::now();
+        assert_eq!(state.permit_command(Some(&alice), &command), Ok(()));
+        state.leases.attach(7, &"b/".into());
+        assert_eq!(state.permit_command(Some(&alice), &command), Err(AuthError::PermissionDenied));
+        assert!(begun.elapsed().as_secs() < 10, "it took {:?}, and minutes before", begun.elapsed());
+    }
+
+    #[test]
+    fn a_lease_is_looked_at_once_for_each_range() {
+        let (state, _) = with_lease();
+        let keys = &state.leases.get(7).unwrap().keys;
+        let looked = std::cell::Cell::new(0);
+        let first = |from: &[u8]| {
+            looked.set(looked.get() + 1);
+            keys.range::<[u8], _>((Included(from), Unbounded)).next()
+        };
+        assert!(
+            merge(ranges(&[("a/", "a0"), ("b", ""), ("c/", "c0"), ("d", "")]).into_iter()).cover_keys(first)
+        );
+        assert_eq!(looked.take(), 3);
+        assert!(!merge(ranges(&[("a/", "a0")]).into_iter()).cover_keys(first));
+    }
+
+    /// Short keys of few letters: ranges touch, overlap, are empty, and begin where others end.
+    fn some_key() -> impl Strategy<Value = Bytes> {
+        vec(0..3_u8, 1..4).prop_map(Bytes::from)
+    }
+
+    proptest! {
+        #[test]
+        fn merged_ranges_cover_the_keys_that_one_of_them_holds(
+            pairs in vec((some_key(), prop_oneof![Just(Bytes::new()), Just(Bytes::from_static(&[0])), some_key()]), 0..6),
+            keys in btree_set(some_key(), 0..5),
+        ) {
+            let ranges: Vec<KeyRange> = pairs.iter().map(|(key, end)| KeyRange::new(key, end)).collect();
+            let merged = merge(ranges.iter().cloned());
+            let is_held = |key: &Bytes| ranges.iter().any(|range| range.contains(key));
+            for key in &keys {
+                prop_assert_eq!(merged.end(key).is_some(), is_held(key));
+            }
+            let first = |from: &[u8]| keys.range::<[u8], _>((Included(from), Unbounded)).next();
+            prop_assert_eq!(merged.cover_keys(first), keys.iter().all(is_held));
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Entry, Replica};
+use common::{Client, Entry, Replica};
 use hadron_keyspace::auth::{
     AuthCommand, AuthError, Caller, NAME_BYTES_MAX, Need, RECORD_BYTES_MAX, STORED_NAME_BYTES_MAX,
 };
@@ -510,4 +510,28 @@ fn all_of_it_survives_restarts_and_snapshots_and_is_in_the_digest() {
     }
     story.auth_as("root", revoke_role("alice", "some")).unwrap();
     assert_ne!(story.keyspace().digest(), digest);
+}
+
+/// It was checked as of the auth revision that was seen when the check began: a change in between ended every watch, those of root too.
+#[test]
+fn a_watch_is_of_a_user_whatever_changes_while_that_is_checked() {
+    let mut story = Story::with_alice();
+    let mut client = Client::new(&story.replica.keyspace);
+    for watch_id in [1, 2] {
+        let (key, range_end) = if watch_id == 1 { ("a", "c") } else { ("k", "") };
+        let (key, range_end) = (key.into(), range_end.into());
+        client.stream.create(pb::WatchCreateRequest { key, range_end, watch_id, ..Default::default() });
+    }
+    assert_eq!(client.drain().len(), 2);
+    let reason = |error: &Error| error.to_string();
+    for user in ["alice", "root"] {
+        story.auth_as("root", add_role(user)).unwrap();
+        assert!(client.stream.end_forbidden(Some(user), reason).is_empty(), "{user} may watch both");
+    }
+    story.auth_as("root", forbid("some", "k", "")).unwrap();
+    assert_eq!(client.stream.end_forbidden(Some("alice"), reason), [2]);
+    let ends = client.drain();
+    assert_eq!((ends[0].watch_id, ends[0].canceled), (2, true));
+    assert!(ends[0].cancel_reason.contains("permission denied"), "{ends:?}");
+    assert_eq!(client.stream.end_forbidden(None, reason), [1]);
 }

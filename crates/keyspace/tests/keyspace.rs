@@ -6,6 +6,7 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use common::{Client, Entry, FailingEngine, Fault, GROUP, Replica};
@@ -17,6 +18,7 @@ use hadron_proto::etcdserverpb as pb;
 use hadron_storage::engine::{Change, Engine, KEY_BYTES_MAX, ModelEngine, Read, Space};
 use pb::compare;
 use pb::request_op::Request;
+use prost::Message;
 
 fn put(key: &str, value: impl Into<bytes::Bytes>) -> Command {
     Command::Put(pb::PutRequest { key: key.to_owned().into(), value: value.into(), ..Default::default() })
@@ -570,6 +572,78 @@ fn a_watcher_of_a_state_that_is_gone_is_not_told_that_nothing_was() {
     client.stream.request_progress();
     let told = client.drain();
     assert_eq!(told.len(), 1, "created, and nothing else: {told:?}");
+}
+
+/// Up to 160,000 records in a poll, on a thread that serves others as well.
+#[test]
+fn a_watcher_that_lags_reads_little_of_history_in_a_poll() {
+    const RECORDS: usize = 5_000;
+    let replica = Replica::new(Options::default());
+    let puts = (0..RECORDS).map(|number| put(&format!("k{number:04}"), "v")).collect();
+    replica.follow(&[(0, puts)]);
+    replica.flush_all();
+    for (key, events) in [("k", RECORDS), ("x", 0)] {
+        let mut client = Client::new(&replica.keyspace);
+        let (key, range_end, start_revision) = (key.into(), "y".into(), 2);
+        client.stream.create(pb::WatchCreateRequest { key, range_end, start_revision, ..Default::default() });
+        let begun = replica.engine.bytes_read();
+        let (mut seen, mut most, mut polls) = (0, 0, 0);
+        while replica.keyspace.watcher_counts().lagging > 0 || seen < events {
+            let before = replica.engine.bytes_read();
+            let polled = client.stream.poll_next(&mut Context::from_waker(Waker::noop()));
+            most = most.max(replica.engine.bytes_read() - before);
+            if let Poll::Ready(response) = polled {
+                assert!(response.events.len() <= 250, "each has a value that is read");
+                seen += response.events.len();
+                if !response.created {
+                    // Whoever takes responses as long as there are any must not go on with history.
+                    let rests = client.stream.poll_next(&mut Context::from_waker(Waker::noop()));
+                    assert!(rests.is_pending());
+                }
+            }
+            polls += 1;
+        }
+        let record = (replica.engine.bytes_read() - begun) / RECORDS;
+        assert!(most <= 1_010 * record, "{most} bytes in a poll, {record} for a record");
+        assert!(polls < 100, "it comes forward: {polls} polls");
+        assert_eq!(seen, events);
+    }
+}
+
+/// Only the values that were put counted: of deletions with what was there before, 1,000 came in one response.
+#[test]
+fn what_was_before_counts_when_history_is_told() {
+    const KEYS: usize = 50;
+    const VALUE: usize = 1 << 20;
+    let replica = Replica::new(Options::default());
+    let key = |number: usize| format!("k{number:02}");
+    let puts = (0..KEYS).map(|number| put(&key(number), vec![7; VALUE])).collect();
+    let delete = |number| {
+        let key = key(number).into();
+        Command::DeleteRange(pb::DeleteRangeRequest { key, ..Default::default() })
+    };
+    replica.follow(&[(0, puts), (1, (0..KEYS).map(delete).collect())]);
+    replica.flush_all();
+    let mut client = Client::new(&replica.keyspace);
+    client.stream.create(pb::WatchCreateRequest {
+        key: "k".into(),
+        range_end: "l".into(),
+        start_revision: KEYS as i64 + 2,
+        prev_kv: true,
+        ..Default::default()
+    });
+    let mut told = Vec::new();
+    for response in client.drain() {
+        let bytes: usize = response.events.iter().map(Message::encoded_len).sum();
+        assert!(bytes < 2 * VALUE, "{bytes} bytes");
+        told.extend(response.events);
+    }
+    assert_eq!(told.len(), KEYS);
+    for (number, event) in told.into_iter().enumerate() {
+        let (kv, before) = (event.kv.unwrap(), event.prev_kv.unwrap());
+        assert_eq!(kv.mod_revision, (KEYS + number) as i64 + 2);
+        assert_eq!((kv.key, before.value.len()), (key(number).into_bytes().into(), VALUE));
+    }
 }
 
 #[test]

@@ -87,6 +87,17 @@ impl Keyspace {
         Ok(self.state.read().permit(caller, need)?)
     }
 
+    /// The same for somebody of whom only the name matters: whose call began when users and roles were others.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn permit_user(&self, user: Option<&str>, need: Need<'_>) -> Result<(), Error> {
+        let state = self.state.read();
+        let auth_revision = state.auth.switch.revision;
+        let caller = user.map(|name| Caller { name: name.to_owned(), auth_revision });
+        Ok(state.permit(caller.as_ref(), need)?)
+    }
+
     /// Refuses to grant more to a user or role that is as large as may be ([`RECORD_BYTES_MAX`]). To be asked before a command is proposed: what is in
     /// the log is carried out.
     ///

@@ -12,12 +12,12 @@ use crate::keyspace::Keyspace;
 use crate::mvcc::Record;
 use crate::record::{self, StateRecord};
 
-/// Records looked at in a piece.
-const PIECE_RECORDS: usize = 10_000;
-/// Events in a piece; the last revision is finished beyond it.
-const PIECE_EVENTS: usize = 1000;
+/// Records looked at in a piece; the last revision is finished beyond it. Whoever reads one has nobody else served meanwhile.
+const PIECE_RECORDS: usize = 1000;
+/// Events in a piece, the value of each of which is read; the last revision is finished beyond it.
+const PIECE_EVENTS: usize = 250;
 /// Bytes of the events in a piece; the last revision is finished beyond it.
-const PIECE_BYTES: usize = 1 << 20;
+pub(super) const PIECE_BYTES: usize = 1 << 20;
 
 /// What a piece of history held.
 #[derive(Debug)]

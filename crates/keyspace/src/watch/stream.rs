@@ -10,16 +10,16 @@ use hadron_proto::mvccpb::{Event, KeyValue, event::EventType};
 use pb::watch_create_request::FilterType;
 use prost::Message;
 
-use super::history::{self, Piece};
+use super::history::{self, PIECE_BYTES, Piece};
 use super::hub::{Delivery, Interest, Mailbox};
 use super::matcher::WatcherNumber;
-use crate::auth::{Caller, Need};
+use crate::auth::Need;
 use crate::error::Error;
 use crate::keyspace::Keyspace;
 use crate::mvcc::{KeyRange, Record};
 use crate::range::{header, key_value};
 
-/// Pieces of history or deliveries without effect per poll, before other tasks get their turn.
+/// Deliveries without effect per poll, before other tasks get their turn.
 const STEPS_PER_POLL: usize = 16;
 /// The id in responses that concern no watcher, or all.
 const NO_WATCH_ID: i64 = -1;
@@ -51,6 +51,8 @@ pub struct WatchStream {
     next_id: i64,
     /// The last lagging watcher that was served, so that each gets its turn.
     last_served: i64,
+    /// History was read since other tasks last had their turn.
+    has_read: bool,
     /// The rest of a response that was split.
     fragments: VecDeque<pb::WatchResponse>,
     fragment_bytes: usize,
@@ -88,6 +90,8 @@ enum Place {
 enum Step {
     Ready(pb::WatchResponse),
     Again,
+    /// It is other tasks' turn.
+    Rest,
     Idle,
 }
 
@@ -102,6 +106,7 @@ impl Keyspace {
             ids: BTreeMap::new(),
             next_id: 0,
             last_served: i64::MIN,
+            has_read: false,
             fragments: VecDeque::new(),
             progress_requested: false,
         }
@@ -183,12 +188,12 @@ impl WatchStream {
         self.refuse(self.keyspace.hub.revision(), reason);
     }
 
-    /// Ends the watches of what `caller` may not read: nothing of them follows the response that says why, in the words of
+    /// Ends the watches of what `user` may not read now: nothing of them follows the response that says why, in the words of
     /// `reason`. Returns which. A response that was taken before is the caller's to withhold.
-    pub fn end_forbidden(&mut self, caller: Option<&Caller>, reason: impl Fn(&Error) -> String) -> Vec<i64> {
+    pub fn end_forbidden(&mut self, user: Option<&str>, reason: impl Fn(&Error) -> String) -> Vec<i64> {
         let forbidden = |(id, watcher): (&i64, &Watcher)| {
             let (key, range_end) = watcher.interest.range.encoded();
-            let error = self.keyspace.permit(caller, Need::Read(&key, &range_end)).err()?;
+            let error = self.keyspace.permit_user(user, Need::Read(&key, &range_end)).err()?;
             Some((*id, reason(&error)))
         };
         let ended: Vec<(i64, String)> = self.watchers.iter().filter_map(forbidden).collect();
@@ -217,7 +222,8 @@ impl WatchStream {
         self.wake();
     }
 
-    /// The next response, or the promise to wake the task once there is one. Never ends.
+    /// The next response, or the promise to wake the task once there is one. Never ends. Between two pieces of history the task is woken at once and
+    /// has nothing: many lag at a time, and others have their turn then.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<pb::WatchResponse> {
         if let Some(fragment) = self.fragments.pop_front() {
             return Poll::Ready(fragment);
@@ -226,6 +232,7 @@ impl WatchStream {
             match self.step(cx) {
                 Step::Ready(response) => return Poll::Ready(response),
                 Step::Again => {}
+                Step::Rest => break,
                 Step::Idle => return Poll::Pending,
             }
         }
@@ -239,6 +246,9 @@ impl WatchStream {
             return self.respond(delivery);
         }
         if let Some(id) = self.next_lagging() {
+            if std::mem::take(&mut self.has_read) {
+                return Step::Rest;
+            }
             self.last_served = id;
             return self.catch_up(id);
         }
@@ -295,6 +305,7 @@ impl WatchStream {
         match history::read(&self.keyspace, &watcher.interest, next, present) {
             Ok(Piece::Events { events, next }) => {
                 watcher.place = Place::Lagging(next);
+                self.has_read = true;
                 if events.is_empty() { Step::Again } else { self.send_events(id, present, events) }
             }
             Ok(Piece::Compacted(compact_revision)) => {
@@ -333,10 +344,13 @@ impl WatchStream {
     fn send_events(&mut self, id: i64, revision: i64, records: Vec<Record>) -> Step {
         let Some(watcher) = self.watchers.get_mut(&id) else { return Step::Again };
         watcher.is_quiet = false;
-        let events = match to_events(&self.keyspace, records, watcher.prev_kv) {
+        let (events, left_out) = match to_events(&self.keyspace, records, watcher.prev_kv) {
             Ok(events) => events,
             Err(error) => return self.fail(id, &error.to_string()),
         };
+        if let Some(next) = left_out {
+            watcher.place = Place::Lagging(next);
+        }
         let response =
             pb::WatchResponse { header: header(revision), watch_id: id, events, ..Default::default() };
         if !watcher.fragment {
@@ -414,12 +428,21 @@ fn progress(watch_id: i64, revision: i64) -> pb::WatchResponse {
 }
 
 /// The events as clients see them. What a key was before is looked up now; if it is compacted, the event goes without. If it
-/// cannot be read there are no events: one without what came before would say that it is compacted.
-fn to_events(keyspace: &Keyspace, records: Vec<Record>, prev_kv: bool) -> Result<Vec<Event>, Error> {
+/// cannot be read there are no events: one without what came before would say that it is compacted. With what keys were before, a piece of history
+/// may be larger than it was read: then it ends with a revision, and the first one that is left out is named.
+fn to_events(
+    keyspace: &Keyspace,
+    records: Vec<Record>,
+    prev_kv: bool,
+) -> Result<(Vec<Event>, Option<i64>), Error> {
     let mut events = Vec::with_capacity(records.len());
+    let mut bytes = 0;
     let mut records = records.into_iter().peekable();
     while let Some(first) = records.next() {
         let revision = first.version.main;
+        if bytes >= PIECE_BYTES {
+            return Ok((events, Some(revision)));
+        }
         let mut same = vec![first];
         while let Some(next) = records.next_if(|next| next.version.main == revision) {
             same.push(next);
@@ -435,10 +458,13 @@ fn to_events(keyspace: &Keyspace, records: Vec<Record>, prev_kv: bool) -> Result
         }
         for record in same {
             let previous = if is_creation(&record) { None } else { before.get(&record.key).cloned() };
-            events.push(to_event(record, previous.map(|row| key_value(row, false))));
+            let previous = previous.map(|row| key_value(row, false));
+            bytes += record.key.len() + record.value.len();
+            bytes += previous.as_ref().map_or(0, |previous| previous.key.len() + previous.value.len());
+            events.push(to_event(record, previous));
         }
     }
-    Ok(events)
+    Ok((events, None))
 }
 
 fn is_creation(record: &Record) -> bool {

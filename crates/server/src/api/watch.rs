@@ -76,6 +76,12 @@ fn cancel_reason(status: &Status) -> String {
     format!("rpc error: code = {} desc = {}", code_name(status.code()), status.message())
 }
 
+/// Whether a response may be given out although these watches have ended: it is of another, or tells no more than that a watch began or ended. Clients
+/// wait for both.
+fn may_be_shown(response: &pb::WatchResponse, ended: &[i64]) -> bool {
+    response.created || response.canceled || !ended.contains(&response.watch_id)
+}
+
 fn auth_revision(keyspace: &Keyspace) -> Option<u64> {
     keyspace.is_auth_enabled().then(|| keyspace.auth_revision())
 }
@@ -167,14 +173,15 @@ impl<B: Backend> WatchCall<B> {
             return Vec::new();
         }
         self.rights.seen = now;
-        let Some(auth_revision) = now else { return Vec::new() };
+        if now.is_none() {
+            return Vec::new();
+        }
         if self.rights.user.is_none() {
             let caller = self.context.caller(&self.keyspace, &self.rights.claim).unwrap_or(None);
             self.rights.user = caller.map(|caller| caller.name);
         }
-        let caller = self.rights.user.clone().map(|name| Caller { name, auth_revision });
         let reason = |error: &hadron_keyspace::Error| cancel_reason(&refusal(error.clone()));
-        self.watches.end_forbidden(caller.as_ref(), reason)
+        self.watches.end_forbidden(self.rights.user.as_deref(), reason)
     }
 
     /// The next response that may be given out.
@@ -183,7 +190,8 @@ impl<B: Backend> WatchCall<B> {
         loop {
             let response = ready!(self.watches.poll_next(task));
             // Permissions may have changed since, and before these events.
-            if !self.end_forbidden().contains(&response.watch_id) || response.canceled {
+            let ended = self.end_forbidden();
+            if may_be_shown(&response, &ended) {
                 return Poll::Ready(response);
             }
         }
@@ -234,21 +242,21 @@ impl<B: Backend> Stream for WatchCall<B> {
         while self.progress_ticks.poll_tick(task).is_ready() {
             self.watches.tick_progress();
         }
-        loop {
-            // One request, then a response: so neither side of the stream can starve the other, and a client that
-            // only sends requests cannot pile answers up.
-            let request = self.poll_request(task);
-            if let Poll::Ready(Err(error)) = request {
-                self.ended = true;
-                return Poll::Ready(Some(Err(error)));
-            }
-            if let Poll::Ready(response) = self.poll_response(task) {
-                return Poll::Ready(Some(Ok(self.complete(response))));
-            }
-            if request.is_pending() {
-                return Poll::Pending;
-            }
+        // One request, then a response: so neither side of the stream can starve the other, and a client that only sends requests cannot
+        // pile answers up.
+        let request = self.poll_request(task);
+        if let Poll::Ready(Err(error)) = request {
+            self.ended = true;
+            return Poll::Ready(Some(Err(error)));
         }
+        if let Poll::Ready(response) = self.poll_response(task) {
+            return Poll::Ready(Some(Ok(self.complete(response))));
+        }
+        if request.is_ready() {
+            // There may be another one; other calls have their turn before.
+            task.waker().wake_by_ref();
+        }
+        Poll::Pending
     }
 }
 
@@ -268,5 +276,21 @@ impl<B: Backend> pb::watch_server::Watch for Watch<B> {
         let (metadata, _, requests) = request.into_parts();
         let call = WatchCall::new(Arc::clone(&self.context), Arc::clone(&keyspace), claim, requests);
         Ok(Response::new(WhileLed::new(Arc::clone(&self.context), &metadata, call).on(keyspace)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that is not told that its watch began waits for that, and the ones after it with it.
+    #[test]
+    fn of_a_watch_that_ended_nothing_is_withheld_that_clients_wait_for() {
+        let plain = pb::WatchResponse { watch_id: 3, ..Default::default() };
+        let created = pb::WatchResponse { created: true, ..plain.clone() };
+        let canceled = pb::WatchResponse { canceled: true, ..plain.clone() };
+        assert!(may_be_shown(&plain, &[]) && may_be_shown(&plain, &[4]));
+        assert!(!may_be_shown(&plain, &[3]));
+        assert!(may_be_shown(&created, &[3]) && may_be_shown(&canceled, &[3]));
     }
 }

@@ -209,6 +209,22 @@ impl State {
         Some(lease)
     }
 
+    /// The keys of a lease at the newest revision, in order. What an unfinished command did to them shows when it is whole.
+    pub(crate) fn keys_of(&self, lease: &Lease) -> Vec<Bytes> {
+        let mut hidden = self.unflushed.since(self.revision + 1).peekable();
+        if hidden.peek().is_none() {
+            return lease.keys.iter().cloned().collect();
+        }
+        let mut keys = lease.keys.clone();
+        for record in hidden {
+            match self.index.at(&record.key, self.revision) {
+                Some((key, before)) if before.lease == lease.id => keys.insert(key.clone()),
+                _ => keys.remove(&record.key),
+            };
+        }
+        keys.into_iter().collect()
+    }
+
     /// Raises an alarm; false if it was raised already.
     pub(crate) fn raise_alarm(&mut self, member: u64, alarm: i32) -> bool {
         let is_new = self.alarms.insert((member, alarm));

@@ -385,10 +385,14 @@ fn a_lease_is_ended_only_by_whoever_may_write_all_its_keys() {
     assert_eq!(refused(story.apply_as("alice", revoke(1))), AuthError::PermissionDenied);
     assert_eq!(refused(story.apply(revoke(2))), AuthError::UserEmpty);
     let (alice, root) = (story.caller("alice"), story.caller("root"));
+    let [one, two] = [1, 2].map(|id| story.keyspace().lease_time_to_live(id, true, 0).keys);
+    let hers = ["a".into(), "b".into(), "k".into()];
     let permit = |caller: &Caller, need| story.keyspace().permit(Some(caller), need);
-    assert_eq!(refused(permit(&alice, Need::ReadLease(1))), AuthError::PermissionDenied);
+    assert_eq!(refused(permit(&alice, Need::ReadKeys(&one))), AuthError::PermissionDenied);
     assert_eq!(refused(permit(&alice, Need::ReadLeases)), AuthError::PermissionDenied);
-    permit(&alice, Need::ReadLease(2)).unwrap();
+    permit(&alice, Need::ReadKeys(&two)).unwrap();
+    permit(&alice, Need::ReadKeys(&hers)).unwrap();
+    permit(&alice, Need::ReadKeys(&[])).unwrap();
     permit(&alice, Need::WriteLease(2)).unwrap();
     permit(&root, Need::ReadLeases).unwrap();
     story.apply_as("alice", revoke(2)).unwrap();

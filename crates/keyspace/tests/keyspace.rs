@@ -879,9 +879,39 @@ fn a_lease_with_many_keys_ends_piece_by_piece() {
             break answers;
         }
         assert_eq!(replica.keyspace.leases(), [1], "one after the other");
+        assert_eq!(replica.keyspace.lease_time_to_live(1, true, 0).keys.len(), 3_000);
         assert_eq!(replica.keyspace.range(&all(0)).unwrap().kvs.len(), 3_000);
     };
     assert_eq!(pieces, 7);
     assert_eq!(answers, [Ok(Response::LeaseExpire(vec![2, 1]))]);
     assert!(replica.keyspace.leases().is_empty() && replica.keyspace.is_empty());
+}
+
+/// The middle of a deletion showed, and what a txn had bound to the lease before it was whole.
+#[test]
+fn the_keys_of_a_lease_are_those_of_whole_commands() {
+    let replica = Replica::new(Options::default());
+    let bound = |key: &str| pb::PutRequest {
+        key: key.to_owned().into(),
+        value: "v".into(),
+        lease: 1,
+        ..Default::default()
+    };
+    let grant = Command::LeaseGrant(pb::LeaseGrantRequest { id: 1, ttl: 60 });
+    let puts = (0..3_000).map(|number| Command::Put(bound(&format!("k{number:04}"))));
+    replica.follow(&[(0, std::iter::once(grant).chain(puts).collect())]);
+    let keys = || replica.keyspace.lease_time_to_live(1, true, 0).keys;
+    let before = keys();
+    let delete = pb::DeleteRangeRequest { key: "k".into(), range_end: "l".into(), ..Default::default() };
+    let operations = [Request::RequestPut(bound("new")), Request::RequestDeleteRange(delete)];
+    let success = operations.map(|one| pb::RequestOp { request: Some(one) }).into();
+    let txn = Command::Txn(pb::TxnRequest { success, ..Default::default() });
+    replica.keyspace.begin_entry(Applied { term: 1, index: 2, ..Applied::default() }, vec![(txn, true)]);
+    let mut pieces = 0;
+    while replica.keyspace.go_on(1_000).1.is_none() {
+        assert_eq!(keys(), before);
+        pieces += 1;
+    }
+    assert!(pieces > 1, "{pieces}");
+    assert_eq!(keys(), ["new"]);
 }

@@ -54,8 +54,8 @@ pub enum Need<'a> {
     Root,
     /// A user who may read these keys: etcd's pair of `key` and `range_end`.
     Read(&'a Bytes, &'a Bytes),
-    /// A user who may read all keys of a lease.
-    ReadLease(i64),
+    /// A user who may read each of these keys, which are in order.
+    ReadKeys(&'a [Bytes]),
     /// A user who may write all keys of a lease.
     WriteLease(i64),
     /// A user who may read all keys of all leases.

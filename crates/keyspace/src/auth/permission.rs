@@ -33,7 +33,7 @@ impl State {
             Command::Put(put) => check.put(put),
             Command::DeleteRange(delete) => check.delete(delete),
             Command::Txn(txn) => check.txn(txn),
-            Command::LeaseRevoke(revoke) => check.lease(revoke.id, Deed::Write),
+            Command::LeaseRevoke(revoke) => check.lease(revoke.id),
             // Nobody can have a token before there is a secret, and where there is one this does nothing.
             Command::Auth(AuthCommand::Secret(_)) => Ok(()),
             // As earlier versions chose a secret after a restore.
@@ -61,8 +61,11 @@ impl State {
             Need::User => check.user().map(drop),
             Need::Root => check.root(),
             Need::Read(key, range_end) => check.keys(key, range_end, Deed::Read),
-            Need::ReadLease(id) => check.lease(id, Deed::Read),
-            Need::WriteLease(id) => check.lease(id, Deed::Write),
+            Need::ReadKeys(keys) => {
+                check.user()?;
+                check.all_keys(keys, Deed::Read)
+            }
+            Need::WriteLease(id) => check.lease(id),
             Need::ReadLeases => {
                 check.user()?;
                 check.leases(self.leases.iter(), Deed::Read)
@@ -129,7 +132,7 @@ impl Check<'_> {
 
     fn put(&self, put: &pb::PutRequest) -> Result<(), AuthError> {
         self.put_key(put)?;
-        self.lease_keys([put.lease], Deed::Write)
+        self.lease_keys([put.lease])
     }
 
     fn put_key(&self, put: &pb::PutRequest) -> Result<(), AuthError> {
@@ -149,7 +152,7 @@ impl Check<'_> {
     fn txn(&self, txn: &pb::TxnRequest) -> Result<(), AuthError> {
         let mut leases = BTreeSet::new();
         self.operations(txn, &mut leases)?;
-        self.lease_keys(leases, Deed::Write)
+        self.lease_keys(leases)
     }
 
     /// All of a txn but the keys of the leases that its puts name: a thousand puts may name the same one, which has any number.
@@ -174,14 +177,23 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn lease(&self, id: i64, deed: Deed) -> Result<(), AuthError> {
+    fn lease(&self, id: i64) -> Result<(), AuthError> {
         self.user()?;
-        self.lease_keys([id], deed)
+        self.lease_keys([id])
     }
 
     /// Whoever may not end a lease must not bind a key to it either.
-    fn lease_keys(&self, ids: impl IntoIterator<Item = i64>, deed: Deed) -> Result<(), AuthError> {
-        self.leases(ids.into_iter().filter_map(|id| self.leases.get(id)), deed)
+    fn lease_keys(&self, ids: impl IntoIterator<Item = i64>) -> Result<(), AuthError> {
+        self.leases(ids.into_iter().filter_map(|id| self.leases.get(id)), Deed::Write)
+    }
+
+    fn all_keys(&self, keys: &[Bytes], deed: Deed) -> Result<(), AuthError> {
+        if keys.is_empty() || self.root().is_ok() {
+            return Ok(());
+        }
+        let allowed = merge(self.allowed(self.present_user()?, deed));
+        let is_allowed = allowed.cover_keys(|from| keys.get(keys.partition_point(|key| key < from)));
+        if is_allowed { Ok(()) } else { Err(AuthError::PermissionDenied) }
     }
 
     /// Whether all keys of these leases may be read or written. They may be many.

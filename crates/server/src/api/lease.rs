@@ -125,10 +125,18 @@ impl<B: Backend> pb::lease_server::Lease for Lease<B> {
         let _counting = self.context.count_read(&claim, None);
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
         let keyspace = self.context.keyspace_after_barrier().await?;
-        let need = if keys { Need::ReadLease(id) } else { Need::User };
-        let permit = self.context.permit(&claim, need).await?;
+        let permit = self.context.permit(&claim, Need::User).await?;
         let clock_ms = self.context.backend.group_clock_ms(self.context.group);
-        let mut response = keyspace.lease_time_to_live(id, keys, clock_ms);
+        let mut response = match keys {
+            true => {
+                let beside = Arc::clone(&keyspace);
+                let read = move || Ok(beside.lease_time_to_live(id, keys, clock_ms));
+                self.context.read_beside(read).await?
+            }
+            false => keyspace.lease_time_to_live(id, keys, clock_ms),
+        };
+        // Of what is shown: the lease may have other keys by now.
+        self.context.permit(&claim, Need::ReadKeys(&response.keys)).await?;
         permit.check_still(&keyspace)?;
         self.context.complete(&mut response.header, self.context.status().term);
         Ok(unsent::answer(response))

@@ -3,6 +3,9 @@
 //! Whatever order the tables come in, the history comes in its own. Memory holds what it holds of a keyspace that runs: the
 //! metadata of all versions, and no values. Everything that comes in is hashed, in the order in which it comes; so whoever restores
 //! the same backup in the same way gets the same [`Restored::checksum`], and nobody else does.
+//!
+//! A key that lives on a lease which is not in the backup is on none: were it left as it is, and a lease of that id granted, the replicas that are
+//! opened after that would bind the key to it and the others would not. History keeps the ids of leases that have ended.
 
 use std::sync::Arc;
 
@@ -16,6 +19,7 @@ use crate::auth::{AuthStatus, Switch};
 use crate::backup::BackupLease;
 use crate::error::OpenError;
 use crate::keyspace::first_generation;
+use crate::mvcc::Version;
 use crate::record::{self, StateRecord};
 use crate::state::{Applied, State};
 use crate::stored::{REVISION_MAX, read_stored};
@@ -55,6 +59,8 @@ pub struct Restored {
     pub keys: usize,
     /// Leases.
     pub leases: usize,
+    /// Keys that were on leases which are not in the backup, and are on none now.
+    pub unbound: usize,
     /// The term of the entry that the state counts as.
     pub term: u64,
     /// Its index.
@@ -164,6 +170,7 @@ impl Restore {
             (0, _) => -1,
         };
         self.write_tables()?;
+        let unbound = self.unbind()?;
         let (term, index) = RESTORED;
         let checksum = self.hash.digest().max(1);
         let state = StateRecord {
@@ -178,7 +185,32 @@ impl Restore {
         self.engine.persist()?;
         let State { revision, compact_revision, .. } = self.state;
         let (keys, leases) = (self.state.index.live(), self.state.leases.iter().count());
-        Ok(Restored { revision, compact_revision, keys, leases, term, index, checksum })
+        Ok(Restored { revision, compact_revision, keys, leases, unbound, term, index, checksum })
+    }
+
+    /// Takes the keys that live off the leases that there are not. How many.
+    fn unbind(&mut self) -> Result<usize, RestoreError> {
+        // What a batch has twice has no order.
+        self.write()?;
+        let State { index, leases, .. } = &self.state;
+        let is_lost = |version: &Version| version.lease != 0 && leases.get(version.lease).is_none();
+        let lost = index.living().filter(|(_, version)| is_lost(version));
+        let lost: Vec<Bytes> = lost.map(|(key, _)| key.clone()).collect();
+        for key in &lost {
+            let Some(version) = self.state.index.latest_mut(key) else { continue };
+            version.lease = 0;
+            let at = record::version_key(self.group, self.state.generation, version.place());
+            self.batch_bytes += key.len() + RECORD_BYTES;
+            self.batch.push(Change::Put(Space::Versions, at, record::encode_version(key, version)));
+            if self.batch_bytes >= BATCH_BYTES {
+                self.write()?;
+            }
+        }
+        if !lost.is_empty() {
+            // Versions that left the keys as they were must not join.
+            self.count("unbound", &[]);
+        }
+        Ok(lost.len())
     }
 
     fn write_tables(&mut self) -> Result<(), RestoreError> {

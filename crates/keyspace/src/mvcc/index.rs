@@ -109,6 +109,11 @@ impl Index {
         self.keys.get(key)?.back().filter(|version| !version.is_tombstone())
     }
 
+    /// The same, to be changed while nobody has seen it; what it occupies stays.
+    pub(crate) fn latest_mut(&mut self, key: &[u8]) -> Option<&mut Version> {
+        self.keys.get_mut(key)?.back_mut().filter(|version| !version.is_tombstone())
+    }
+
     /// The version of `key` that a reader at `revision` sees.
     pub(crate) fn at(&self, key: &[u8], revision: i64) -> Option<(&Bytes, &Version)> {
         let (key, versions) = self.keys.get_key_value(key)?;

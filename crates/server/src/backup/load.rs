@@ -1,7 +1,8 @@
 //! A keyspace from a file that etcd 3.4 to 3.7 or Hadron made.
 //!
 //! Taken over: the history with its revisions, what was compacted, leases with the time that they had left (or all of it, if the file does
-//! not tell), users, roles and whether authentication is on. Not taken over: members, and alarms, which were theirs.
+//! not tell), users, roles and whether authentication is on. Not taken over: members, and alarms, which were theirs. A key on a lease that is not in
+//! the file is on none.
 
 use hadron_keyspace::auth::{AuthStatus, STORED_NAME_BYTES_MAX};
 use hadron_keyspace::{BackupLease, Restore, RestoreError, Restored};

@@ -9,7 +9,7 @@ use hadron_bolt::{Damage, Reader, Writer};
 use hadron_keyspace::auth::{AuthCommand, STORED_NAME_BYTES_MAX};
 use hadron_keyspace::{Applied, Command, Keyspace, Options, Restore};
 use hadron_proto::{authpb, etcdserverpb as pb};
-use hadron_storage::engine::ModelEngine;
+use hadron_storage::engine::{Engine as _, ModelEngine};
 use prost::Message as _;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -262,4 +262,34 @@ fn a_damaged_file_is_refused_or_means_something_else_and_never_hurts() {
         }
     }
     assert!(refused > 0 && opened > 0, "{refused} refused, {opened} opened");
+}
+
+/// Such a key kept the id. When a lease of that id was granted, replicas that were opened after that bound the key to it, and deleted it when the lease
+/// ended; the others did not.
+#[test]
+fn a_key_on_a_lease_that_is_not_in_the_file_is_on_none() {
+    let bytes = file();
+    let without = rewritten(&bytes, |buckets| buckets.get_mut(&b"lease"[..]).unwrap().clear());
+    let engine = Arc::new(ModelEngine::new());
+    let restore = Restore::new(engine.clone(), GROUP).unwrap();
+    let loaded = load(&mut open(&without).unwrap(), restore, 0).unwrap();
+    let open = || Keyspace::open(engine.clone(), GROUP, Options::default()).unwrap();
+    let (keyspace, whole) = (open(), restored(&bytes).unwrap());
+    let bound = |keyspace: &Keyspace, revision| {
+        let key: bytes::Bytes = vec![0].into();
+        let all = pb::RangeRequest { range_end: key.clone(), key, revision, ..Default::default() };
+        keyspace.range(&all).unwrap().kvs.iter().filter(|kv| kv.lease == 7).count()
+    };
+    assert_eq!((loaded.restored.leases, loaded.restored.unbound), (0, bound(&whole, 0)));
+    assert_eq!(bound(&keyspace, 0), 0);
+    assert!(bound(&keyspace, 150) > 0, "history is as it was");
+    let grant = Command::LeaseGrant(pb::LeaseGrantRequest { ttl: 60, id: 7 });
+    keyspace.apply(Applied { term: 1, index: 2, checksum: 1, stamp_ms: 5 }, vec![grant]);
+    let flush = keyspace.take_flush(2, usize::MAX).unwrap();
+    engine.write(flush.batch()).unwrap();
+    keyspace.flush_done(flush);
+    for keyspace in [keyspace, open()] {
+        let lease = keyspace.lease_time_to_live(7, true, 5);
+        assert_eq!((lease.granted_ttl, lease.keys.len()), (60, 0), "also on a replica that was opened since");
+    }
 }

@@ -137,6 +137,12 @@ fn tell(plan: &Plan, made: &Made, name: Name) {
         plan.data_dir.display(),
         plan.name
     );
+    if restored.unbound > 0 {
+        eprintln!(
+            "{} keys were on leases that are not in the snapshot, and are on none now.",
+            restored.unbound
+        );
+    }
     for alarm in alarms {
         eprintln!(
             "The snapshot had the alarm {} of member {:x}, which is not restored.",

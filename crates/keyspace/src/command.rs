@@ -121,6 +121,11 @@ impl Command {
         }
     }
 
+    /// Whether these are the bytes of a [`Command::LeaseKeepAlive`].
+    pub fn is_keep_alive(bytes: &[u8]) -> bool {
+        bytes.first() == Some(&LEASE_KEEP_ALIVE)
+    }
+
     /// How many bytes [`Command::encode`] appends.
     pub fn encoded_len(&self) -> usize {
         1 + match self {
@@ -241,6 +246,7 @@ mod tests {
         for command in commands {
             let bytes = command.to_bytes();
             assert_eq!(bytes.len(), command.encoded_len());
+            assert_eq!(Command::is_keep_alive(&bytes), matches!(command, Command::LeaseKeepAlive(_)));
             assert_eq!(Command::decode(bytes).unwrap(), command);
         }
     }

@@ -12,11 +12,17 @@ use crate::node::Node;
 const EXPIRY_RETRY_US: u64 = 1_000_000;
 
 impl Node {
-    /// Leader: proposes the expiry of leases whose time has come.
+    /// Leader: proposes the expiry of leases whose time has come, unless it would refuse to let them live.
     pub(crate) fn maybe_expire_leases(&mut self, group: GroupId, effects: &mut Effects) {
         let (now, limit) = (self.now, self.config.limits.expiries_per_entry);
-        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let Some(replica) = self.replicas.get(&group) else { return };
         if replica.expiry_deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        let is_full = self.is_full_of_log(replica);
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if is_full {
+            replica.expiry_pending_until = Some(now.plus_micros(EXPIRY_RETRY_US));
             return;
         }
         let expired = replica.keyspace.expired_leases(replica.clock.now_ms(now), limit);
@@ -37,5 +43,86 @@ impl Replica {
         }
         let expiry = self.clock.time_of(self.keyspace.next_expiry()?);
         Some(self.expiry_pending_until.map_or(expiry, |pending| expiry.max(pending)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::mem::take;
+
+    use hadron_consensus::DEFAULT_GROUP;
+    use hadron_proto::etcdserverpb as pb;
+
+    use super::*;
+    use crate::event::{Event, Failure, Reply};
+    use crate::node::tests::leading;
+
+    /// Does what there is to do but flushes; the replies.
+    fn settle(node: &mut Node, now: Time, effects: &mut Effects) -> Vec<(u64, Reply)> {
+        for _ in 0..3 {
+            node.settle(now, effects);
+            node.step(now, Event::LogDurable { sequence: effects.log_sequence }, effects);
+        }
+        take(&mut effects.replies)
+    }
+
+    fn ask(node: &mut Node, now: Time, token: u64, command: &Command, effects: &mut Effects) {
+        node.step(now, Event::Write { token, group: DEFAULT_GROUP, command: command.to_bytes() }, effects);
+    }
+
+    /// While its engine stood still a leader refused what would have let leases live, and had them end all the same.
+    #[test]
+    fn a_leader_that_is_full_lets_leases_live() {
+        let mut node = leading();
+        let mut effects = Effects::default();
+        let second = |number: u64| Time(10).plus_micros(number * 1_000_000);
+        node.config.limits.flush_bytes = 1;
+        let grant = Command::LeaseGrant(pb::LeaseGrantRequest { id: 7, ttl: 10 });
+        ask(&mut node, second(0), 1, &grant, &mut effects);
+        assert!(matches!(settle(&mut node, second(0), &mut effects)[..], [(1, Reply::Written { .. })]));
+        // The engine holds on to what it was given.
+        node.config.limits.unflushed_bytes = 1;
+        let jobs = take(&mut effects.flushes);
+        assert!(!jobs.is_empty());
+
+        let put = pb::PutRequest { key: "k".into(), ..Default::default() };
+        ask(&mut node, second(9), 2, &Command::Put(put), &mut effects);
+        ask(&mut node, second(9), 3, &Command::LeaseKeepAlive(vec![7]), &mut effects);
+        let replies = settle(&mut node, second(9), &mut effects);
+        assert_eq!(replies, [(2, Reply::Failed(Failure::Busy))]);
+        settle(&mut node, second(12), &mut effects);
+        assert!(effects.flushes.is_empty());
+
+        for job in jobs {
+            node.step(second(12), Event::Flushed { group: job.group, flush: job.flush }, &mut effects);
+        }
+        node.config.limits.unflushed_bytes = 1 << 20;
+        let replies = settle(&mut node, second(12), &mut effects);
+        assert!(matches!(replies[..], [(3, Reply::Written { .. })]), "{replies:?}");
+        let keyspace = &node.replicas[&DEFAULT_GROUP].keyspace;
+        assert_eq!((keyspace.leases(), keyspace.next_expiry()), (vec![7], Some(19_000)));
+    }
+
+    /// Neither is in the log, which has no room.
+    #[test]
+    fn a_leader_without_room_in_its_log_ends_no_leases() {
+        let mut node = leading();
+        let mut effects = Effects::default();
+        let grant = Command::LeaseGrant(pb::LeaseGrantRequest { id: 7, ttl: 10 });
+        ask(&mut node, Time(10), 1, &grant, &mut effects);
+        settle(&mut node, Time(10), &mut effects);
+        let now = Time(10).plus_micros(20_000_000);
+        let room = std::mem::replace(&mut node.config.limits.node_log_bytes, 0);
+        ask(&mut node, now, 2, &Command::LeaseKeepAlive(vec![7]), &mut effects);
+        let replies = settle(&mut node, now, &mut effects);
+        assert_eq!(replies, [(2, Reply::Failed(Failure::Busy))]);
+        assert_eq!(node.replicas[&DEFAULT_GROUP].keyspace.leases(), [7]);
+        node.config.limits.node_log_bytes = room;
+        let now = now.plus_micros(EXPIRY_RETRY_US);
+        node.step(now, Event::Timer, &mut effects);
+        settle(&mut node, now, &mut effects);
+        assert!(node.replicas[&DEFAULT_GROUP].keyspace.leases().is_empty());
     }
 }

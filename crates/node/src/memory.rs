@@ -6,7 +6,8 @@
 //! it has no quorum, keeps half of the budget at most, and every other group may still have as much as that one.
 //!
 //! A follower over its bound takes no entries. A leader over its bound refuses proposals; if that lasts for an election
-//! timeout it hands over to a replica that keeps up.
+//! timeout it hands over to a replica that keeps up. As long as its log has room it takes keep-alives of leases all the same: they are small, and it
+//! would end the leases by itself.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -86,8 +87,12 @@ impl Node {
 
     /// Whether a replica may take no more: for the applied state that it holds, or for its log.
     pub(crate) fn is_full(&self, replica: &Replica) -> bool {
-        let log_is_full = replica.log_is_full(self.log_bytes_free());
-        log_is_full || replica.keyspace.unflushed_bytes() >= self.unflushed_bytes_max()
+        self.is_full_of_log(replica) || replica.keyspace.unflushed_bytes() >= self.unflushed_bytes_max()
+    }
+
+    /// Whether it may take no more for its log: not even that leases are to live, or have ended.
+    pub(crate) fn is_full_of_log(&self, replica: &Replica) -> bool {
+        replica.log_is_full(self.log_bytes_free())
     }
 
     /// Brings the sums up to date with what `group` holds now.

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use hadron_consensus::{Event as CoreEvent, GroupId, NodeId, Outcome, Refusal, ReplicaId, Term};
+use hadron_keyspace::Command;
 
 use crate::envelope::{self, Origin};
 use crate::event::{Effects, Failure, Reply};
@@ -154,8 +155,12 @@ impl Node {
         gathered.extend(own.map(|(token, command)| (Origin { node: me, incarnation, token }, command)));
         refuse(group, stale.into_iter().map(|(meant, origin, _)| (meant, origin)), false, effects);
 
-        if self.replicas.get(&group).is_some_and(|replica| self.is_full(replica)) {
-            return self.refuse_gathered(group, gathered, Refusal::Busy, term, effects);
+        if let Some(replica) = self.replicas.get(&group).filter(|replica| self.is_full(replica)) {
+            let has_room = !self.is_full_of_log(replica);
+            let (kept, refused): (Gathered, Gathered) =
+                gathered.into_iter().partition(|(_, command)| has_room && Command::is_keep_alive(command));
+            gathered = kept;
+            self.refuse_gathered(group, refused, Refusal::Busy, term, effects);
         }
         for commands in split(gathered, self.config.limits.entry_bytes) {
             self.propose_entry(group, commands, effects);

@@ -7,7 +7,7 @@ use super::{ConfigError, Settings, parts, switch};
 use crate::tls::client::ClientFiles;
 use crate::tls::files::KeyPair;
 use crate::tls::server::ServerFiles;
-use crate::tls::{ClientTls, Protocol, ServerTls, TlsError, own};
+use crate::tls::{ClientTls, Names, Protocol, ServerTls, TlsError, own};
 
 /// How a port is secured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,10 +20,8 @@ pub struct Security {
     trusted: Option<PathBuf>,
     /// Certificates that are trusted no more.
     revoked: Option<PathBuf>,
-    /// Host names of which a certificate must have one, if there are any.
-    allowed_hosts: Vec<String>,
-    /// Common names of which a certificate must have one, if there are any.
-    allowed_names: Vec<String>,
+    /// What others' certificates must have.
+    allowed: Names,
     /// Whether common names are names of users: certificates were demanded by the flag for that.
     names_users: bool,
     /// What may be agreed on.
@@ -138,8 +136,7 @@ fn read(
         calling,
         trusted,
         revoked,
-        allowed_hosts,
-        allowed_names,
+        allowed: Names { hosts: allowed_hosts, common_names: allowed_names },
         names_users,
         protocol,
         server_name: None,
@@ -196,8 +193,7 @@ impl Security {
             own: self.own()?,
             trusted: self.trusted.clone(),
             revoked: self.revoked.clone(),
-            allowed_hosts: self.allowed_hosts.clone(),
-            allowed_names: self.allowed_names.clone(),
+            allowed: self.allowed.clone(),
             names_users: self.names_users,
             protocol: self.protocol.clone(),
         };
@@ -209,17 +205,22 @@ impl Security {
     /// # Errors
     /// What is wrong with the files.
     pub fn client(&self) -> Result<Arc<ClientTls>, TlsError> {
+        ClientTls::new(self.client_files()?).map(Arc::new)
+    }
+
+    fn client_files(&self) -> Result<ClientFiles, TlsError> {
         let own = self.calling.clone().map_or_else(|| self.own(), Ok)?;
-        let files = ClientFiles {
+        // Each has a certificate that only it knows.
+        let is_made = matches!(self.certificate, Certificate::Made { .. });
+        Ok(ClientFiles {
             own: Some(own),
             trusted: self.trusted.clone(),
-            // Each has a certificate that only it knows.
-            skip_verify: matches!(self.certificate, Certificate::Made { .. }),
+            skip_verify: is_made,
             server_name: self.server_name.clone(),
+            allowed: if is_made { Names::default() } else { self.allowed.clone() },
             speaks: Vec::new(),
             protocol: self.protocol.clone(),
-        };
-        ClientTls::new(files).map(Arc::new)
+        })
     }
 
     /// The named cipher suites that do not exist here.
@@ -318,5 +319,18 @@ mod tests {
             [true, false]
         );
         assert_eq!(config.peers_security, None);
+    }
+
+    #[test]
+    fn nodes_that_are_called_must_have_the_allowed_names_unless_theirs_are_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = format!("--data-dir={}", directory.path().display());
+        let allowed = |flags: &[&str]| {
+            let common = [data_dir.as_str(), "--peer-trusted-ca-file=t", "--peer-cert-allowed-cn=a"];
+            let config = config(&[&common[..], flags].concat()).unwrap();
+            config.peers_security.unwrap().client_files().unwrap().allowed.common_names
+        };
+        assert_eq!(allowed(&["--peer-cert-file=c", "--peer-key-file=k"]), ["a"]);
+        assert_eq!(allowed(&["--peer-auto-tls"]), [""; 0]);
     }
 }

@@ -12,8 +12,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use super::allowed::Allowed;
 use super::files::{self, Following, KeyPair, TlsError};
-use super::{HANDSHAKE_TIMEOUT, Protocol, Stream};
+use super::{HANDSHAKE_TIMEOUT, Names, Protocol, Stream};
 
 /// What a caller shows, and whom it believes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,6 +27,8 @@ pub struct ClientFiles {
     pub skip_verify: bool,
     /// Whom a server must be, whatever the host that is called; the host if there is none.
     pub server_name: Option<String>,
+    /// What a server must have beside that.
+    pub allowed: Names,
     /// Protocols to speak, the preferred one first.
     pub speaks: Vec<Vec<u8>>,
     /// What may be agreed on.
@@ -36,6 +39,7 @@ pub struct ClientFiles {
 pub struct ClientTls {
     config: Following<ClientConfig>,
     server_name: Option<String>,
+    allowed: Allowed,
 }
 
 impl std::fmt::Debug for ClientTls {
@@ -52,8 +56,9 @@ impl ClientTls {
     pub fn new(files: ClientFiles) -> Result<ClientTls, TlsError> {
         let mut paths: Vec<PathBuf> = files.own.iter().flat_map(KeyPair::paths).collect();
         paths.extend(files.trusted.clone());
-        let server_name = files.server_name.clone();
-        Ok(ClientTls { config: Following::new(paths, move || config(&files))?, server_name })
+        let (server_name, allowed) = (files.server_name.clone(), Allowed::new(&files.allowed)?);
+        let config = Following::new(paths, move || config(&files))?;
+        Ok(ClientTls { config, server_name, allowed })
     }
 
     /// Shakes hands with a server that must be `host`, a name or an IP address, unless the files name another one.
@@ -66,6 +71,7 @@ impl ClientTls {
         let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let connector = TlsConnector::from(self.config.get());
         let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await??;
+        self.allowed.check(stream.get_ref().1.peer_certificates().unwrap_or_default())?;
         Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
     }
 }

@@ -2,16 +2,18 @@
 //!
 //! - [`files`]: certificates and keys in files, read again when they change.
 //! - [`server`], [`client`]: the two sides of a handshake; [`stream`]: what comes of it.
-//! - [`name`]: the common name of a certificate.
+//! - [`name`]: the common name of a certificate; `allowed`: the names that it must have.
 //! - [`own`]: certificates made here, for `--auto-tls`.
 //!
 //! Invariants: a handshake is made with what the files held when they last made sense; a handshake that does not end in time
-//! fails. Left out: session resumption over several processes.
+//! fails; whoever shows a certificate is checked by it at each handshake. Left out: session resumption where certificates are demanded, and over
+//! several processes.
 
 #[cfg(test)]
 #[allow(unreachable_pub)]
 #[path = "../../tests/processes/support/authority.rs"]
 pub(crate) mod authority;
+mod allowed;
 pub mod client;
 pub mod files;
 pub mod name;
@@ -27,6 +29,7 @@ use std::time::Duration;
 use rustls::crypto::CryptoProvider;
 use rustls::{SupportedProtocolVersion, version};
 
+pub use allowed::Names;
 pub use client::ClientTls;
 pub use files::TlsError;
 pub use server::ServerTls;

@@ -1,20 +1,21 @@
 //! The side of a handshake that is called.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::verify_server_name;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ServerConfig, server::danger::ClientCertVerifier};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsStream};
+use webpki::{CertRevocationList, EndEntityCert, OwnedCertRevocationList};
 
+use super::allowed::{Allowed, denied};
 use super::files::{self, Following, KeyPair, TlsError};
 use super::name::common_name;
-use super::{HANDSHAKE_TIMEOUT, Protocol, Stream};
+use super::{HANDSHAKE_TIMEOUT, Names, Protocol, Stream};
 
 /// What a listener shows, and what it demands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +26,8 @@ pub struct ServerFiles {
     pub trusted: Option<PathBuf>,
     /// Certificates that are trusted no more.
     pub revoked: Option<PathBuf>,
-    /// Whoever connects must have one of these host names, if there are any.
-    pub allowed_hosts: Vec<String>,
-    /// Whoever connects must have one of these common names, if there are any.
-    pub allowed_names: Vec<String>,
+    /// What whoever connects must have.
+    pub allowed: Names,
     /// Whether common names are names of users.
     pub names_users: bool,
     /// What may be agreed on.
@@ -43,8 +42,7 @@ impl ServerFiles {
             own,
             trusted,
             revoked: None,
-            allowed_hosts: Vec::new(),
-            allowed_names: Vec::new(),
+            allowed: Names::default(),
             names_users: false,
             protocol: Protocol::default(),
         }
@@ -53,11 +51,19 @@ impl ServerFiles {
 
 /// Accepts encrypted connections.
 pub struct ServerTls {
-    config: Following<ServerConfig>,
-    allowed_hosts: Vec<ServerName<'static>>,
-    allowed_names: Vec<String>,
+    reading: Following<Reading>,
+    allowed: Allowed,
     names_users: bool,
 }
+
+/// What the files hold.
+struct Reading {
+    config: Arc<ServerConfig>,
+    revoked: Revoked,
+}
+
+/// The serial numbers that are listed as revoked, whoever has given them out: as etcd takes them.
+struct Revoked(Vec<CertRevocationList<'static>>);
 
 impl ServerTls {
     /// Reads the files for the first time.
@@ -65,17 +71,12 @@ impl ServerTls {
     /// # Errors
     /// What is wrong with them.
     pub fn new(files: ServerFiles) -> Result<ServerTls, TlsError> {
-        let name = |name: &String| {
-            ServerName::try_from(name.clone())
-                .map_err(|_| TlsError::Config(format!("bad host name {name:?}")))
-        };
-        let allowed_names = files.allowed_names.clone();
-        let allowed_hosts = files.allowed_hosts.iter().map(name).collect::<Result<_, _>>()?;
+        let allowed = Allowed::new(&files.allowed)?;
         let names_users = files.names_users;
         let mut paths = files.own.paths().to_vec();
         paths.extend(files.trusted.iter().chain(&files.revoked).cloned());
-        let config = Following::new(paths, move || config(&files))?;
-        Ok(ServerTls { config, allowed_hosts, allowed_names, names_users })
+        let reading = Following::new(paths, move || Reading::new(&files).map(Arc::new))?;
+        Ok(ServerTls { reading, allowed, names_users })
     }
 
     /// The user that the certificate of whoever connected names, if it does.
@@ -89,57 +90,79 @@ impl ServerTls {
     /// # Errors
     /// What the other end did wrong, or that it did nothing.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<Stream> {
-        let acceptor = TlsAcceptor::from(self.config.get());
+        let reading = self.reading.get();
+        let acceptor = TlsAcceptor::from(Arc::clone(&reading.config));
         let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
-        self.check_name(stream.get_ref().1.peer_certificates())?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        self.allowed.check(chain)?;
+        reading.revoked.check(chain)?;
         Ok(Stream::Tls(Box::new(TlsStream::Server(stream))))
-    }
-
-    fn check_name(&self, chain: Option<&[CertificateDer<'_>]>) -> io::Result<()> {
-        let certificate = chain.and_then(<[_]>::first);
-        let has_host = |certificate: &CertificateDer<'_>| {
-            let Ok(certificate) = ParsedCertificate::try_from(certificate) else { return false };
-            self.allowed_hosts.iter().any(|host| verify_server_name(&certificate, host).is_ok())
-        };
-        let has_name = |certificate: &CertificateDer<'_>| {
-            common_name(certificate).is_some_and(|name| self.allowed_names.contains(&name))
-        };
-        let denied = |what| Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
-        if !self.allowed_hosts.is_empty() && !certificate.is_some_and(has_host) {
-            return denied("the certificate has none of the allowed host names");
-        }
-        if !self.allowed_names.is_empty() && !certificate.is_some_and(has_name) {
-            return denied("the certificate has none of the allowed common names");
-        }
-        Ok(())
     }
 }
 
-fn config(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
+impl Reading {
+    fn new(files: &ServerFiles) -> Result<Reading, TlsError> {
+        // Nobody shows a certificate who is not asked for one.
+        let revoked = files.trusted.as_ref().and(files.revoked.as_deref());
+        let lists = revoked.map_or(Ok(Vec::new()), files::revocations)?;
+        Ok(Reading { revoked: Revoked::new(&lists)?, config: config(files, lists)? })
+    }
+}
+
+impl Revoked {
+    fn new(lists: &[CertificateRevocationListDer<'_>]) -> Result<Revoked, TlsError> {
+        let read = |list: &CertificateRevocationListDer<'_>| {
+            let read = OwnedCertRevocationList::from_der(list);
+            read.map(Into::into).map_err(|error| TlsError::Config(format!("bad revocation list: {error}")))
+        };
+        lists.iter().map(read).collect::<Result<_, _>>().map(Revoked)
+    }
+
+    /// Refuses a chain with a certificate that is listed. The handshake looks only at those that it needs, in the list of their issuer.
+    fn check(&self, chain: &[CertificateDer<'_>]) -> io::Result<()> {
+        match !self.0.is_empty() && chain.iter().any(|certificate| self.has(certificate)) {
+            true => denied("the certificate, or that of an authority beside it, is revoked"),
+            false => Ok(()),
+        }
+    }
+
+    /// One that cannot be read was of no use in the handshake either.
+    fn has(&self, certificate: &CertificateDer<'_>) -> bool {
+        let Ok(certificate) = EndEntityCert::try_from(certificate) else { return false };
+        self.0.iter().any(|list| !matches!(list.find_serial(certificate.serial()), Ok(None)))
+    }
+}
+
+fn config(
+    files: &ServerFiles,
+    lists: Vec<CertificateRevocationListDer<'static>>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = files.protocol.provider();
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&files.protocol.versions())?;
     let builder = match &files.trusted {
         None => builder.with_no_client_auth(),
-        Some(_) => builder.with_client_cert_verifier(verifier(files)?),
+        Some(trusted) => builder.with_client_cert_verifier(verifier(files, trusted, lists)?),
     };
     let (chain, key) = files.own.read()?;
     let mut config = builder.with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    if files.trusted.is_some() {
+        // Whoever resumed a session would not be asked for its certificate, which may have ended since.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
     Ok(Arc::new(config))
 }
 
-fn verifier(files: &ServerFiles) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let Some(trusted) = &files.trusted else {
-        return Err(TlsError::Config("no trusted certificates to check clients against".to_owned()));
-    };
+fn verifier(
+    files: &ServerFiles,
+    trusted: &Path,
+    lists: Vec<CertificateRevocationListDer<'static>>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let roots = Arc::new(files::roots(trusted)?);
-    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, files.protocol.provider());
-    if let Some(revoked) = &files.revoked {
-        // Only what is listed is refused: lists of the CAs in between are not asked for.
-        let lists = files::revocations(revoked)?;
-        builder =
-            builder.with_crls(lists).only_check_end_entity_revocation().allow_unknown_revocation_status();
-    }
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, files.protocol.provider());
+    // Only what is listed is refused: lists of the CAs in between are not asked for.
+    let builder = builder.with_crls(lists).allow_unknown_revocation_status();
     builder.build().map_err(|error| TlsError::Config(error.to_string()))
 }

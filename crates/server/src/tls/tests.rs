@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::SystemTime;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -72,15 +73,15 @@ async fn a_trusted_authority_demands_certificates_with_allowed_names() {
     let foreign = with(Some(sign(&Authority::new(), "client", &["a.example"])));
     shake(&demanding, &foreign, "localhost").await.unwrap_err();
 
-    let allowed_hosts = vec!["a.example".to_owned()];
-    let choosy = ServerTls::new(ServerFiles { allowed_hosts, ..files.clone() }).unwrap();
+    let allowed = Names { hosts: vec!["a.example".to_owned()], ..Names::default() };
+    let choosy = ServerTls::new(ServerFiles { allowed, ..files.clone() }).unwrap();
     shake(&choosy, &good, "localhost").await.unwrap();
     let other = with(Some(sign(&authority, "other", &["b.example"])));
     let error = shake(&choosy, &other, "localhost").await.unwrap_err();
     assert!(error.contains("none of the allowed host names"), "{error}");
 
-    let allowed_names = vec!["client".to_owned()];
-    let choosy = ServerTls::new(ServerFiles { allowed_names, ..files }).unwrap();
+    let allowed = Names { common_names: vec!["client".to_owned()], ..Names::default() };
+    let choosy = ServerTls::new(ServerFiles { allowed, ..files }).unwrap();
     shake(&choosy, &good, "localhost").await.unwrap();
     let error = shake(&choosy, &other, "localhost").await.unwrap_err();
     assert!(error.contains("none of the allowed common names"), "{error}");
@@ -102,6 +103,80 @@ async fn revoked_certificates_are_refused_from_the_moment_they_are_listed() {
     authority.revoke(&["one"]);
     shake(&checking, &one, "localhost").await.unwrap_err();
     shake(&checking, &other, "localhost").await.unwrap();
+}
+
+/// Whoever had another server's certificate and key was believed to be the one that was called.
+#[tokio::test]
+async fn who_is_called_must_have_an_allowed_name_too() {
+    let authority = Authority::new();
+    let own = sign(&authority, "server", &["localhost"]);
+    let server = ServerTls::new(ServerFiles::of(own, None)).unwrap();
+    let choosy = |hosts: &[&str], common_names: &[&str]| {
+        let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        let allowed = Names { hosts: owned(hosts), common_names: owned(common_names) };
+        ClientTls::new(ClientFiles { allowed, ..client(&authority.trusted(), None) }).unwrap()
+    };
+    for good in [choosy(&[], &["other", "server"]), choosy(&["localhost"], &[])] {
+        shake(&server, &good, "localhost").await.unwrap();
+    }
+    let error = shake(&server, &choosy(&[], &["other"]), "localhost").await.unwrap_err();
+    assert!(error.contains("none of the allowed common names"), "{error}");
+    let error = shake(&server, &choosy(&["a.example"], &[]), "localhost").await.unwrap_err();
+    assert!(error.contains("none of the allowed host names"), "{error}");
+}
+
+/// A pair of a certificate with that of the authority which signed it.
+fn with_chain(authority: &Authority, name: &str) -> KeyPair {
+    let own = sign(authority, name, &["a.example"]);
+    let chain = [fs::read(&own.certificate).unwrap(), fs::read(authority.trusted()).unwrap()].concat();
+    fs::write(&own.certificate, chain).unwrap();
+    own
+}
+
+/// Only the certificates at the ends of chains were looked up in the lists.
+#[tokio::test]
+async fn what_a_revoked_authority_signed_is_refused() {
+    let root = Authority::new();
+    let (middle, other) = (root.vouch("middle"), root.vouch("other"));
+    let with = |authority: &Authority, name: &str| {
+        ClientTls::new(client(&root.trusted(), Some(with_chain(authority, name)))).unwrap()
+    };
+    let (one, two) = (with(&middle, "one"), with(&other, "two"));
+    let own = sign(&root, "server", &["localhost"]);
+    let files = ServerFiles { revoked: Some(root.revoke(&[])), ..ServerFiles::of(own, Some(root.trusted())) };
+    let checking = ServerTls::new(files.clone()).unwrap();
+    shake(&checking, &one, "localhost").await.unwrap();
+    root.revoke(&["middle"]);
+    shake(&checking, &one, "localhost").await.unwrap_err();
+    shake(&checking, &two, "localhost").await.unwrap();
+
+    // As in etcd it does not help the authority that it is trusted itself.
+    let both = [fs::read(root.trusted()).unwrap(), fs::read(middle.trusted()).unwrap()].concat();
+    let trusted = root.directory.path().join("both.pem");
+    fs::write(&trusted, both).unwrap();
+    let checking = ServerTls::new(ServerFiles { trusted: Some(trusted), ..files }).unwrap();
+    let error = shake(&checking, &one, "localhost").await.unwrap_err();
+    assert!(error.contains("is revoked"), "{error}");
+    shake(&checking, &two, "localhost").await.unwrap();
+}
+
+/// Who came again soon enough resumed its session, for which no certificate is shown.
+#[tokio::test]
+async fn a_certificate_that_has_ended_is_refused_also_from_whom_it_was_taken_before() {
+    let authority = Authority::new();
+    let own = sign(&authority, "server", &["localhost"]);
+    let checking = ServerTls::new(ServerFiles::of(own, Some(authority.trusted()))).unwrap();
+    let end = SystemTime::now() + Duration::from_secs(4);
+    let (certificate, key) = authority.sign_until(end, "client", &["a.example"]);
+    let own = KeyPair { certificate, key };
+    let brief = ClientTls::new(client(&authority.trusted(), Some(own))).unwrap();
+    shake(&checking, &brief, "localhost").await.unwrap();
+    // Its end is a whole second.
+    while SystemTime::now() < end + Duration::from_secs(1) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let error = shake(&checking, &brief, "localhost").await.unwrap_err();
+    assert!(error.contains("expired"), "{error}");
 }
 
 #[tokio::test]

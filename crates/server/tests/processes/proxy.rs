@@ -203,6 +203,24 @@ async fn calls_go_to_the_nodes_that_are_there() {
     assert!(head.starts_with("HTTP/1.1 503"), "{head}");
 }
 
+/// Whoever reached it could call what the other listener demands certificates for.
+#[tokio::test]
+async fn the_listener_for_metrics_answers_no_calls() {
+    let cluster = Cluster::start(1, &[]).await;
+    let port = Port::hold();
+    let url = port.url();
+    let proxy = start(&cluster.endpoints(), &[&format!("--metrics-addr={url}")]);
+    put(&proxy.channel(), "k", "v").await.unwrap();
+    let range = pb::RangeRequest { key: "k".into(), ..Default::default() };
+    let refused = KvClient::new(support::channel(&url)).range(range).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented, "{refused:?}");
+    let address = port.address().to_string();
+    let (_, health) = page(&address, "/health").await;
+    assert_eq!(health, r#"{"health":"true","reason":""}"#);
+    let (_, of_a_node) = page(&address, "/metrics").await;
+    assert!(of_a_node.contains("etcd_server_has_leader 1"), "{of_a_node}");
+}
+
 #[tokio::test]
 async fn a_watch_ends_with_its_client() {
     let cluster = Cluster::start(1, &[]).await;

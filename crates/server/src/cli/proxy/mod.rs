@@ -48,7 +48,7 @@ use crate::discovery::srv::Node;
 use crate::tls::files::KeyPair;
 use crate::tls::name::common_name;
 use crate::tls::server::ServerFiles;
-use crate::tls::{Protocol, ServerTls, own};
+use crate::tls::{Names, Protocol, ServerTls, own};
 use crate::{go_text, notify};
 use members::Members;
 use messages::{AnyBody, Messages};
@@ -204,6 +204,15 @@ struct Pings {
     grpc_keepalive_timeout: Duration,
 }
 
+/// What a listener of the proxy serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Traffic {
+    /// Calls and pages.
+    Everything,
+    /// Metrics and health, which may be asked for without what clients must show.
+    Pages,
+}
+
 /// Passes calls on.
 struct Forwarder {
     upstream: Upstream,
@@ -266,7 +275,7 @@ async fn start(mut options: Start) -> Result<(), String> {
     };
     let connections = options.pings.connections(options.max_concurrent_streams);
     if let Some((listener, tls)) = metrics {
-        tokio::spawn(accept(listener, tls, connections, Arc::clone(&forwarder)));
+        tokio::spawn(accept(listener, tls, connections, Traffic::Pages, Arc::clone(&forwarder)));
     }
     let (client, interval) = (options.client()?, options.endpoints_auto_sync_interval);
     info!(address = %address, endpoints = options.endpoints.join(","), "started gRPC proxy");
@@ -278,7 +287,7 @@ async fn start(mut options: Start) -> Result<(), String> {
         }
     };
     tokio::select! {
-        () = accept(listener, tls, connections, Arc::clone(&forwarder)) => {}
+        () = accept(listener, tls, connections, Traffic::Everything, Arc::clone(&forwarder)) => {}
         () = announced => {}
         () = members::follow_nodes(client, interval, &forwarder.upstream) => {}
         _ = terminate.recv() => {}
@@ -316,13 +325,14 @@ async fn accept(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
     connections: Connections,
+    traffic: Traffic,
     forwarder: Arc<Forwarder>,
 ) {
     loop {
         match listener.accept().await {
             Ok((socket, address)) => {
                 let (tls, forwarder) = (tls.clone(), Arc::clone(&forwarder));
-                tokio::spawn(async move { serve(socket, address, tls, connections, forwarder).await });
+                tokio::spawn(serve(socket, address, tls, connections, traffic, forwarder));
             }
             Err(error) => {
                 warn!(%error, "cannot accept a client connection");
@@ -337,6 +347,7 @@ async fn serve(
     address: SocketAddr,
     tls: Option<Arc<ServerTls>>,
     connections: Connections,
+    traffic: Traffic,
     forwarder: Arc<Forwarder>,
 ) {
     let Ok(socket) = socket.into_std() else { return };
@@ -344,7 +355,7 @@ async fn serve(
     let links = Arc::new(Links::default());
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let (forwarder, links) = (Arc::clone(&forwarder), Arc::clone(&links));
-        async move { Ok::<_, Infallible>(forwarder.answer(request.map(boxed), &links).await) }
+        async move { Ok::<_, Infallible>(forwarder.answer(request.map(boxed), traffic, &links).await) }
     });
     if let Err(error) = connection_builder(connections).serve_connection(TokioIo::new(stream), service).await
     {
@@ -393,10 +404,16 @@ impl Forwarder {
         })
     }
 
-    /// Answers a call or a page.
-    async fn answer(&self, request: Request<AnyBody>, links: &Links) -> Response<AnyBody> {
+    /// Answers a call, where these are served, or a page.
+    async fn answer(
+        &self,
+        request: Request<AnyBody>,
+        traffic: Traffic,
+        links: &Links,
+    ) -> Response<AnyBody> {
         let kind = request.headers().get(CONTENT_TYPE);
-        match kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        let is_call = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        match is_call && traffic == Traffic::Everything {
             true => self.call(request, links).await,
             false => {
                 let (parts, _) = request.into_parts();
@@ -525,8 +542,7 @@ impl Listening {
             own,
             trusted: self.trusted_ca_file.clone(),
             revoked: self.client_crl_file.clone(),
-            allowed_hosts: Vec::new(),
-            allowed_names: Vec::new(),
+            allowed: Names::default(),
             names_users: false,
             protocol: self.protocol()?,
         };

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
@@ -18,12 +19,22 @@ pub struct Authority {
 impl Authority {
     /// A new one, which nobody trusts yet.
     pub fn new() -> Authority {
-        let directory = tempfile::tempdir().unwrap();
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "test authority");
+        let (params, key) = (of_authority("test authority"), rcgen::KeyPair::generate().unwrap());
         let certificate = params.self_signed(&key).unwrap();
+        Authority::with(certificate, params, key)
+    }
+
+    /// Another one, whom this one vouches for under that name.
+    #[allow(dead_code, reason = "by tests of the server alone, which have this file too")]
+    pub fn vouch(&self, name: &str) -> Authority {
+        let (mut params, key) = (of_authority(name), rcgen::KeyPair::generate().unwrap());
+        params.serial_number = Some(serial(name));
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Authority::with(certificate, params, key)
+    }
+
+    fn with(certificate: rcgen::Certificate, params: CertificateParams, key: rcgen::KeyPair) -> Authority {
+        let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("ca.pem"), certificate.pem()).unwrap();
         Authority { directory, issuer: Issuer::new(params, key) }
     }
@@ -65,12 +76,18 @@ impl Authority {
 
     /// The same for a certificate whose common name is another one than that of its files.
     pub fn sign_as(&self, name: &str, common_name: &str, hosts: &[&str]) -> (PathBuf, PathBuf) {
-        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
-        let mut params = CertificateParams::new(hosts).unwrap();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.serial_number = Some(serial(name));
+        self.write(name, of_holder(name, common_name, hosts))
+    }
+
+    /// The same for a certificate that is good until then.
+    #[allow(dead_code, reason = "by tests of the server alone, which have this file too")]
+    pub fn sign_until(&self, end: SystemTime, name: &str, hosts: &[&str]) -> (PathBuf, PathBuf) {
+        let mut params = of_holder(name, name, hosts);
+        params.not_after = end.into();
+        self.write(name, params)
+    }
+
+    fn write(&self, name: &str, params: CertificateParams) -> (PathBuf, PathBuf) {
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let path = |kind: &str| self.directory.path().join(format!("{name}.{kind}.pem"));
@@ -78,6 +95,25 @@ impl Authority {
         fs::write(path("cert"), certificate.pem()).unwrap();
         (path("cert"), path("key"))
     }
+}
+
+/// What a certificate of an authority says.
+fn of_authority(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
+
+/// What a certificate of somebody else says.
+fn of_holder(name: &str, common_name: &str, hosts: &[&str]) -> CertificateParams {
+    let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+    let mut params = CertificateParams::new(hosts).unwrap();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.serial_number = Some(serial(name));
+    params
 }
 
 /// The serial number of what is signed under a name.

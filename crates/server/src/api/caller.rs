@@ -30,7 +30,7 @@ pub(super) struct CommonName(pub(super) Arc<str>);
 /// How often a write is offered in a caller's name while users and roles change.
 const OFFERS_MAX: usize = 5;
 /// Where tokens are: gRPC's way, and HTTP's.
-const TOKEN_KEYS: [&str; 2] = ["token", "authorization"];
+pub(super) const TOKEN_KEYS: [&str; 2] = ["token", "authorization"];
 
 /// What a call shows of who makes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -84,6 +84,10 @@ async fn campaign<B: Backend>(
 /// Sends what leaders say until the observer is gone or something fails.
 async fn observe<B: Backend>(session: Session<B>, name: Bytes, sender: mpsc::Sender<Proclamation>) {
     let follow = async {
+        let session = match session.by_name(&name).await {
+            Ok(session) => session,
+            Err(status) => return status,
+        };
         loop {
             if let Err(status) = follow_leader(&session, &name, &sender).await {
                 return status;

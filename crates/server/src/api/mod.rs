@@ -80,5 +80,5 @@ pub use choice::{CertificateRule, KeyspaceOptions};
 pub use compactor::Retention;
 pub use context::Limits;
 pub use membership::MembershipOptions;
-pub use server::{Connections, Listener, Server, ServerOptions, Traffic};
+pub use server::{Connections, Listener, PassedOn, Server, ServerOptions, Traffic};
 pub use tokens::{JwtOptions, TokenError, TokenOptions, Tokens};

@@ -46,6 +46,7 @@ use super::tokens::Tokens;
 use super::unsent::Unsent;
 use crate::metrics::Metrics;
 use crate::tls::{ServerTls, Stream};
+use crate::transport::Presence;
 use hadron_consensus::DEFAULT_GROUP;
 use hadron_node::DEFAULT_KEYSPACE;
 
@@ -180,8 +181,11 @@ enum Accepted {
     /// A client's.
     Client(StdTcpStream, Manner),
     /// That of another node, which passes calls of its clients on.
-    Node(Stream),
+    Node(PassedOn),
 }
+
+/// A connection of another node, and how long that is a member.
+pub type PassedOn = (Stream, Presence);
 
 /// etcd's interval of progress notifications.
 const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -272,7 +276,7 @@ impl<B: Backend> Server<B> {
     pub async fn serve(
         self,
         listeners: Vec<Listener>,
-        passed_on: mpsc::Receiver<Stream>,
+        passed_on: mpsc::Receiver<PassedOn>,
         shutdown: impl Future<Output = ()>,
     ) -> io::Result<()> {
         let listeners = listeners.into_iter().map(into_tokio).collect::<io::Result<Vec<_>>>()?;
@@ -366,7 +370,7 @@ async fn accept(listener: TcpListener, manner: Manner, places: Places, workers: 
 
 /// Hands connections of other nodes to the workers in turn, as long as there may be more. Without a place they are hung up: the other node
 /// says so to its client, or asks another one.
-async fn take(mut passed_on: mpsc::Receiver<Stream>, places: Places, workers: Vec<mpsc::Sender<Placed>>) {
+async fn take(mut passed_on: mpsc::Receiver<PassedOn>, places: Places, workers: Vec<mpsc::Sender<Placed>>) {
     for worker in workers.iter().cycle() {
         let (stream, place) = loop {
             let Some(stream) = passed_on.recv().await else { return };
@@ -499,6 +503,8 @@ struct Opened {
     user: Option<CommonName>,
     /// The client's address.
     caller: Option<Caller>,
+    /// `None` for a client.
+    presence: Option<Presence>,
 }
 
 impl Opened {
@@ -510,16 +516,17 @@ impl Opened {
     ) -> Option<Opened> {
         let (socket, Manner { traffic, tls, keyspace }) = match accepted {
             Accepted::Client(socket, manner) => (socket, manner),
-            Accepted::Node(stream) => {
+            Accepted::Node((stream, presence)) => {
                 let (traffic, entrance) = (Traffic::Everything, Entrance::of_node());
-                return Some(Opened { stream, traffic, entrance, user: None, caller: None });
+                let presence = Some(presence);
+                return Some(Opened { stream, traffic, entrance, user: None, caller: None, presence });
             }
         };
         let caller = socket.peer_addr().ok().map(Caller);
         let stream = open(socket, tls.as_deref(), first_word_timeout).await?;
         let user = tls.and_then(|tls| tls.user_of(&stream)).map(|name| CommonName(name.into()));
         let entrance = Entrance::new(&stream, keyspace.as_ref(), front.keyspace_options());
-        Some(Opened { stream, traffic, entrance, user, caller })
+        Some(Opened { stream, traffic, entrance, user, caller, presence: None })
     }
 }
 
@@ -541,6 +548,14 @@ async fn silence(end: End, first_word_timeout: Duration) {
     }
 }
 
+/// Returns when the node that a connection is of is no member any more: it may say in whose name its calls are.
+async fn removed(presence: Option<Presence>) {
+    match presence {
+        Some(presence) => presence.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn serve_connection<B: Backend>(
     (builder, first_word_timeout): (auto::Builder<TokioExecutor>, Duration),
     (accepted, _place): Placed,
@@ -552,7 +567,7 @@ async fn serve_connection<B: Backend>(
         opened = Opened::new(accepted, first_word_timeout, &front) => opened,
         _ = stopping.changed() => return,
     };
-    let Some(Opened { stream, traffic, entrance, user, caller }) = opened else { return };
+    let Some(Opened { stream, traffic, entrance, user, caller, presence }) = opened else { return };
     let (socket, end) = Socket::new(stream, metrics);
     let silence = silence(end.clone(), first_word_timeout);
     let connection = Connection { traffic, entrance, end, unsent: Unsent::default(), links: Arc::default() };
@@ -572,6 +587,7 @@ async fn serve_connection<B: Backend>(
         biased;
         result = connection.as_mut() => result,
         () = silence => return,
+        () = removed(presence) => return,
         _ = stopping.changed() => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -28,7 +28,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
-use super::caller::{Claim, CommonName};
+use super::caller::{Claim, CommonName, TOKEN_KEYS};
 use super::context::Context;
 use super::kv::Kv;
 use super::lease::Lease;
@@ -41,7 +41,7 @@ const LEASE_TTL: i64 = 60;
 pub(super) struct Session<B> {
     context: Arc<Context<B>>,
     metadata: MetadataMap,
-    /// What the connection knows of the caller, and where that is.
+    /// Who the caller is without a token, and where that is.
     common_name: Option<CommonName>,
     caller: Option<Caller>,
 }
@@ -108,6 +108,19 @@ impl<B: Backend> Session<B> {
         let (common_name, caller) =
             (request.extensions().get().cloned(), request.extensions().get().copied());
         Session { context: Arc::clone(context), metadata: request.metadata().clone(), common_name, caller }
+    }
+
+    /// The same in the name of whoever that is now, who may read the queue: a token may end, or be older than a change of users, and what was begun
+    /// with it does not end for that.
+    pub(super) async fn by_name(mut self, name: &[u8]) -> Result<Session<B>, Status> {
+        let claim = Claim::of(&self.request(()));
+        let need = (prefix(name), end_of_prefix(name));
+        let permit = self.context.permit(&claim, Need::Read(&need.0, &need.1)).await?;
+        if let Some(caller) = permit.caller {
+            self.common_name = Some(CommonName(caller.name.into()));
+            TOKEN_KEYS.iter().for_each(|key| drop(self.metadata.remove(*key)));
+        }
+        Ok(self)
     }
 
     fn request<T>(&self, message: T) -> Request<T> {

@@ -41,7 +41,6 @@ use crate::api;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
 use crate::process::Descriptors;
-use crate::tls::Stream;
 use crate::transport::{self, Cause, Inbound, MembersAnswer, Peer, PeerTls, Refusal, Setup, Transport};
 
 /// etcd's time-out of a request, to which two election timeouts are added.
@@ -61,7 +60,7 @@ const HAND_OVER_POLL: Duration = Duration::from_millis(10);
 pub struct Running {
     handle: Handle,
     /// Connections of other nodes that pass calls on.
-    passed_on: mpsc::Receiver<Stream>,
+    passed_on: mpsc::Receiver<api::PassedOn>,
     inputs: Inputs,
     ready: watch::Receiver<bool>,
     fatal: Fatal,
@@ -213,7 +212,7 @@ impl Running {
     }
 
     /// Connections of other nodes that pass calls of their clients on, for whoever answers calls; none after the first time.
-    pub fn passed_on(&mut self) -> mpsc::Receiver<Stream> {
+    pub fn passed_on(&mut self) -> mpsc::Receiver<api::PassedOn> {
         std::mem::replace(&mut self.passed_on, mpsc::channel(1).1)
     }
 
@@ -449,7 +448,7 @@ pub(super) fn peer_urls(member: &Member) -> Result<Vec<Url>, RunError> {
 fn receive(
     inputs: Inputs,
     snapshots: Snapshots,
-    calls: mpsc::Sender<Stream>,
+    calls: mpsc::Sender<api::PassedOn>,
     met: Arc<PoolFile>,
     fatal: Fatal,
 ) -> transport::Receive {
@@ -464,7 +463,7 @@ fn receive(
             Inbound::Outdated { reason } => fatal.report(met.outdated(reason).to_string()),
             Inbound::Snapshot(snapshot) => snapshots.receive(from, snapshot),
             // Hung up if too many wait: the other node tries again, or another one.
-            Inbound::Calls(stream) => drop(calls.try_send(stream)),
+            Inbound::Calls(stream, presence) => drop(calls.try_send((stream, presence))),
         }
     })
 }

@@ -9,11 +9,11 @@
 //! fails; whoever shows a certificate is checked by it at each handshake. Left out: session resumption where certificates are demanded, and over
 //! several processes.
 
+mod allowed;
 #[cfg(test)]
 #[allow(unreachable_pub)]
 #[path = "../../tests/processes/support/authority.rs"]
 pub(crate) mod authority;
-mod allowed;
 pub mod client;
 pub mod files;
 pub mod name;

@@ -10,7 +10,7 @@ use hadron_consensus::NodeId;
 use parking_lot::Mutex;
 use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -32,8 +32,36 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub(super) struct Incoming {
     shared: Arc<Shared>,
     strangers: Arc<Semaphore>,
+    /// The nodes whose connections may stay.
+    wanted: watch::Sender<BTreeSet<NodeId>>,
     /// How to end the urgent connection of each node.
     current: Mutex<HashMap<NodeId, Arc<Notify>>>,
+}
+
+/// Tells when a node with a connection is no member any more.
+#[derive(Debug)]
+pub struct Presence {
+    node: NodeId,
+    wanted: watch::Receiver<BTreeSet<NodeId>>,
+}
+
+impl Presence {
+    /// Returns when the connection must end. One that came from a node that was not known yet stays until members are told of without it.
+    pub async fn ended(mut self) {
+        while self.wanted.changed().await.is_ok() {
+            if !self.wanted.borrow_and_update().contains(&self.node) {
+                return;
+            }
+        }
+        // Everything stops.
+        std::future::pending().await
+    }
+
+    /// Of a node, as long as it is among those.
+    #[cfg(test)]
+    pub(crate) fn among(node: NodeId, wanted: &watch::Sender<BTreeSet<NodeId>>) -> Presence {
+        Presence { node, wanted: wanted.subscribe() }
+    }
 }
 
 /// How a connection began.
@@ -50,7 +78,12 @@ enum Opening {
 
 impl Incoming {
     pub(super) fn new(shared: Arc<Shared>) -> Incoming {
-        Incoming { shared, strangers: Arc::new(Semaphore::new(STRANGERS_MAX)), current: Mutex::default() }
+        Incoming {
+            shared,
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            wanted: watch::Sender::default(),
+            current: Mutex::default(),
+        }
     }
 
     /// Accepts connections, for ever.
@@ -72,6 +105,8 @@ impl Incoming {
     }
 
     async fn serve(self: Arc<Self>, stream: TcpStream, address: SocketAddr, stranger: OwnedSemaphorePermit) {
+        // Before it is asked whether the node is a member: what changes afterwards is noticed.
+        let wanted = self.wanted.subscribe();
         let handshake = timeout(self.shared.options.connect_timeout, self.open(stream, address)).await;
         drop(stranger);
         let (stream, hello) = match handshake.unwrap_or(Err(FrameError::TimedOut)) {
@@ -86,11 +121,12 @@ impl Incoming {
         };
         let peer = format!("{:x}", hello.from.node.0);
         let failures = self.shared.metrics.peer_received_failures.with(&[&peer]);
+        let presence = Presence { node: hello.from.node, wanted };
         let error = match hello.class {
-            Class::Urgent => self.serve_urgent(stream, &hello.from).await,
+            Class::Urgent => self.serve_urgent(stream, &hello.from, presence).await,
             Class::Bulk => self.serve_bulk(stream, &hello.from).await,
             Class::Calls => {
-                (self.shared.receive)(hello.from.node, Inbound::Calls(stream));
+                (self.shared.receive)(hello.from.node, Inbound::Calls(stream, presence));
                 Ok(())
             }
         };
@@ -163,14 +199,17 @@ impl Incoming {
         Ok(version)
     }
 
-    /// Ends the connections of nodes that are not among `wanted`.
-    pub(super) fn keep_only(&self, wanted: &BTreeSet<NodeId>) {
-        let current = self.current.lock();
-        let unwanted = current.iter().filter(|(node, _)| !wanted.contains(node));
-        unwanted.for_each(|(_, end)| end.notify_one());
+    /// Ends the connections of nodes that are not among `wanted`, but for snapshots.
+    pub(super) fn keep_only(&self, wanted: BTreeSet<NodeId>) {
+        self.wanted.send_replace(wanted);
     }
 
-    async fn serve_urgent(&self, stream: Stream, from: &Identity) -> Result<(), FrameError> {
+    async fn serve_urgent(
+        &self,
+        stream: Stream,
+        from: &Identity,
+        presence: Presence,
+    ) -> Result<(), FrameError> {
         let replaced = Arc::new(Notify::new());
         let previous = self.current.lock().insert(from.node, replaced.clone());
         if let Some(previous) = previous {
@@ -180,6 +219,7 @@ impl Incoming {
         tokio::select! {
             ended = self.read_messages(reader, writer, from.node) => ended,
             () = replaced.notified() => Ok(()),
+            () = presence.ended() => Ok(()),
         }
     }
 

@@ -57,6 +57,7 @@ use crate::config::Url;
 use crate::metrics::Metrics;
 use crate::tls::Stream;
 use incoming::Incoming;
+pub use incoming::Presence;
 use outgoing::Outgoing;
 
 /// Decides whether a node with this identity may be talked to, and may remember that it was; the error says why not, and
@@ -103,8 +104,9 @@ pub enum Inbound {
     },
     /// The node sends a snapshot. Read it in a task of its own.
     Snapshot(IncomingSnapshot),
-    /// The node passes calls of its clients on: whoever answers them has the connection from here on.
-    Calls(Stream),
+    /// The node passes calls of its clients on: whoever answers them has the connection from here on, and ends it when the node is no member any
+    /// more.
+    Calls(Stream, Presence),
 }
 
 /// When something that is sent to a node leaves.
@@ -255,7 +257,7 @@ impl Transport {
 
     /// From now on these are the other nodes. Connections with others end; those with nodes whose URLs changed begin anew.
     pub fn set_peers(&self, peers: Vec<Peer>) {
-        self.incoming.keep_only(&peers.iter().map(|peer| peer.node).collect());
+        self.incoming.keep_only(peers.iter().map(|peer| peer.node).collect());
         let mut outgoing = self.outgoing.write();
         outgoing.retain(|_, present| {
             let stays = peers.contains(present.peer());

@@ -520,6 +520,26 @@ async fn the_newest_connection_of_a_node_counts() {
     assert_eq!(b.messages().await.0, ["still here"]);
 }
 
+/// It could go on giving calls in the names of users.
+#[tokio::test]
+async fn a_node_that_is_removed_passes_no_calls_on_any_more() {
+    let (mut a, b) = pair().await;
+    let mut stream = b.transport.open_calls(A).await.unwrap();
+    let (from, Inbound::Calls(accepted, presence)) = a.next().await else { panic!("no calls") };
+    assert_eq!(from, B);
+    let served = tokio::spawn(async move {
+        presence.ended().await;
+        drop(accepted);
+    });
+    let peers = a.transport.outgoing.read().values().map(|peer| peer.peer().clone()).collect();
+    a.transport.set_peers(peers);
+    tokio::time::timeout(Duration::from_millis(50), stream.read_u8()).await.unwrap_err();
+    a.transport.set_peers(Vec::new());
+    let end = tokio::time::timeout(Duration::from_secs(20), stream.read_u8()).await.unwrap();
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+    served.await.unwrap();
+}
+
 #[tokio::test]
 async fn garbage_closes_the_connection_and_nothing_else() {
     let mut b = start(identity(B), vec![]).await;

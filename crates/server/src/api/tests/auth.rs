@@ -223,7 +223,7 @@ fn converse(address: SocketAddr) -> String {
 }
 
 /// Passwords are not what is tested here.
-fn options() -> ServerOptions {
+pub(super) fn options() -> ServerOptions {
     ServerOptions { threads: 1, bcrypt_cost: 4, ..ServerOptions::default() }
 }
 
@@ -247,13 +247,13 @@ fn the_conversation_is_etcds() {
 
 /// A client with a token, or without.
 #[derive(Clone)]
-struct Client {
-    channel: Channel,
+pub(super) struct Client {
+    pub(super) channel: Channel,
     token: Option<String>,
 }
 
 impl Client {
-    fn request<T>(&self, message: T) -> Request<T> {
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(token) = &self.token {
             request.metadata_mut().insert("token", token.parse().unwrap());
@@ -262,7 +262,7 @@ impl Client {
     }
 
     /// The same connection with a user's token.
-    async fn log_in(&self, name: &str, password: &str) -> Result<Client, Status> {
+    pub(super) async fn log_in(&self, name: &str, password: &str) -> Result<Client, Status> {
         let request = pb::AuthenticateRequest { name: name.into(), password: password.into() };
         let answer = AuthClient::new(self.channel.clone()).authenticate(request).await?;
         Ok(Client { channel: self.channel.clone(), token: Some(answer.into_inner().token) })
@@ -292,7 +292,12 @@ impl Client {
         self.auth().role_grant_permission(self.request(request)).await.map(drop)
     }
 
-    async fn revoke(&self, role: &str, key: &'static str, range_end: &'static str) -> Result<(), Status> {
+    pub(super) async fn revoke(
+        &self,
+        role: &str,
+        key: &'static str,
+        range_end: &'static str,
+    ) -> Result<(), Status> {
         let request = pb::AuthRoleRevokePermissionRequest {
             role: role.into(),
             key: key.into(),
@@ -329,7 +334,7 @@ async fn next(stream: &mut Streaming<pb::WatchResponse>) -> pb::WatchResponse {
 }
 
 /// `root` with the password `r`, and `alice`, who has the role `ab` for the keys from `a` to `b`, with the password `a`. On.
-async fn switched_on(channel: Channel) -> (Client, Client, Client) {
+pub(super) async fn switched_on(channel: Channel) -> (Client, Client, Client) {
     let nobody = Client { channel, token: None };
     nobody.add_user("root", "r", "root").await.unwrap();
     nobody.add_user("alice", "a", "ab").await.unwrap();

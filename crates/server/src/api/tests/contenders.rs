@@ -11,7 +11,9 @@ use pb::lease_client::LeaseClient;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use super::auth::{Client, options, switched_on};
 use super::harness::Harness;
+use crate::api::Traffic;
 
 async fn grant(channel: &Channel, id: i64) {
     let request = pb::LeaseGrantRequest { ttl: 600, id };
@@ -207,5 +209,41 @@ fn observers_see_what_each_leader_says() {
         // A candidate that comes again says what it says now.
         assert_eq!(campaign(channel.clone(), 2, "two more").await, second);
         assert_eq!(said(seen.message().await.unwrap()).value, "two more");
+    });
+}
+
+/// What an observer was asked for its token at each proclamation: it ended with that.
+#[test]
+fn an_observer_hears_more_after_its_token_has_ended() {
+    let harness = Harness::start_with(options(), Traffic::Everything);
+    harness.run(async |channel| {
+        let (nobody, root, alice) = switched_on(channel.clone()).await;
+        let mut client = ElectionClient::new(channel);
+        let observe = electionpb::LeaderRequest { name: "a".into() };
+        let mut seen = client.observe(alice.request(observe)).await.unwrap().into_inner();
+        let mut said = async || seen.message().await.map(|said| said.unwrap().kv.unwrap().value);
+        let campaign = |root: &Client, value: &'static str| {
+            let request = electionpb::CampaignRequest { name: "a".into(), lease: 0, value: value.into() };
+            let (mut client, request) = (client.clone(), root.request(request));
+            async move { client.campaign(request).await.unwrap().into_inner().leader }
+        };
+        let leader = campaign(&root, "one").await;
+        assert_eq!(said().await.unwrap(), "one");
+        harness.backend.advance_ms(301_000);
+        let root = nobody.log_in("root", "r").await.unwrap();
+        let proclaim = |leader: &Option<electionpb::LeaderKey>, value: &'static str| {
+            electionpb::ProclaimRequest { leader: leader.clone(), value: value.into() }
+        };
+        let mut leading = ElectionClient::new(root.channel.clone());
+        leading.proclaim(root.request(proclaim(&leader, "two"))).await.unwrap();
+        assert_eq!(said().await.unwrap(), "two");
+        let resign = electionpb::ResignRequest { leader };
+        leading.resign(root.request(resign)).await.unwrap();
+        let leader = campaign(&root, "three").await;
+        assert_eq!(said().await.unwrap(), "three");
+        // What may be read is asked all the same.
+        root.revoke("ab", "a", "b").await.unwrap();
+        leading.proclaim(root.request(proclaim(&leader, "four"))).await.unwrap();
+        assert_eq!(said().await.unwrap_err().message(), "etcdserver: permission denied");
     });
 }

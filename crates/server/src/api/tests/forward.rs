@@ -321,3 +321,15 @@ fn members_are_those_who_serve_under_the_way_that_led_here() {
         assert_eq!(members[0].name, "other");
     });
 }
+
+/// A node says in whose name it passes a call on: one that was removed must not.
+#[test]
+fn the_connections_of_a_node_that_was_removed_are_hung_up() {
+    let harness = Harness::start();
+    let mut stream = std::net::TcpStream::connect(harness.passed_on()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    stream.read_exact(&mut [0; 9]).unwrap();
+    harness.remove_nodes();
+    stream.read_to_end(&mut Vec::new()).unwrap();
+}

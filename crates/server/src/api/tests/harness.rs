@@ -15,17 +15,18 @@ use hadron_proto::{etcdserverpb, hadron};
 use hadron_storage::engine::ModelEngine;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::transport::Channel;
 
 use crate::api::backend::Standing;
 use crate::api::context::Context;
 use crate::api::hitters::{Heaviest, Hitters};
 use crate::api::{
-    Backend, GroupStatus, Identity, Listener, Server, ServerOptions, Traffic, Unavailable, Written,
+    Backend, GroupStatus, Identity, Listener, PassedOn, Server, ServerOptions, Traffic, Unavailable, Written,
 };
 use crate::metrics::Metrics;
 use crate::tls::Stream;
+use crate::transport::Presence;
 
 /// A node without peers, log or clock: what is written is applied at once.
 #[derive(Clone)]
@@ -419,12 +420,15 @@ impl Backend for TestBackend {
     }
 }
 
+/// The nodes whose connections may stay.
+type Nodes = Arc<watch::Sender<BTreeSet<NodeId>>>;
+
 /// Takes connections of other nodes, as the transport does.
-async fn accept_nodes(listener: TcpListener, sender: mpsc::Sender<Stream>) {
+async fn accept_nodes(listener: TcpListener, sender: mpsc::Sender<PassedOn>, nodes: Nodes) {
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     loop {
         let (socket, _) = listener.accept().await.unwrap();
-        let _ = sender.send(Stream::Plain(socket)).await;
+        let _ = sender.send((Stream::Plain(socket), Presence::among(OTHER, &nodes))).await;
     }
 }
 
@@ -436,6 +440,7 @@ pub(super) struct Harness {
     pub(super) address: SocketAddr,
     /// Where other nodes pass calls on.
     passed_on: SocketAddr,
+    nodes: Nodes,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -482,6 +487,11 @@ impl Harness {
         self.passed_on
     }
 
+    /// No other node is a member any more.
+    pub(super) fn remove_nodes(&self) {
+        self.nodes.send_replace(BTreeSet::new());
+    }
+
     /// From now on another node takes calls that are passed on at this address, or is down.
     pub(super) fn set_other(&self, node: NodeId, address: Option<SocketAddr>) {
         let mut others = self.backend.0.others.lock();
@@ -514,15 +524,17 @@ impl Harness {
         let passed_on = peers.local_addr().unwrap();
         peers.set_nonblocking(true).unwrap();
         let (stop, stopped) = oneshot::channel();
+        let nodes = Nodes::default();
+        let of_others = Arc::clone(&nodes);
         let thread = std::thread::spawn(move || {
             let shutdown = async { stopped.await.unwrap_or_default() };
             runtime().block_on(async {
                 let (sender, receiver) = mpsc::channel(16);
-                tokio::spawn(accept_nodes(peers, sender));
+                tokio::spawn(accept_nodes(peers, sender, of_others));
                 server.serve(listeners, receiver, shutdown).await.unwrap();
             });
         });
-        Harness { backend, context, address, passed_on, stop: Some(stop), thread: Some(thread) }
+        Harness { backend, context, address, passed_on, nodes, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Runs a client's side of a conversation to its end.

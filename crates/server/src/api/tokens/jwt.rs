@@ -12,11 +12,16 @@ use std::time::{Duration, SystemTime};
 
 use hadron_keyspace::auth::Caller;
 use hadron_node::DEFAULT_KEYSPACE;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, crypto, decode, encode};
+use rustls::pki_types::PrivateSec1KeyDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use tonic::Status;
 
 use super::{Home, JwtOptions, TokenError};
+
+/// What is signed to see whether two keys belong together.
+const PROBE: &[u8] = b"hadron";
 
 /// Makes and checks them.
 pub(super) struct Jwt {
@@ -89,7 +94,7 @@ fn method(name: &str) -> Result<(Algorithm, Family), TokenError> {
 impl Jwt {
     pub(super) fn new(options: &JwtOptions) -> Result<Jwt, TokenError> {
         let (method, family) = method(&options.sign_method)?;
-        let (signing, checking) = keys(options, family)?;
+        let (signing, checking) = keys(options, method, family)?;
         let mut validation = Validation::new(method);
         validation.leeway = 0;
         validation.validate_aud = false;
@@ -130,12 +135,18 @@ impl Jwt {
     }
 }
 
-/// Reads a key from PEM.
-type Load<K> = fn(&[u8]) -> Result<K, jsonwebtoken::errors::Error>;
+type KeyError = jsonwebtoken::errors::Error;
 
-fn keys(options: &JwtOptions, family: Family) -> Result<(Option<EncodingKey>, DecodingKey), TokenError> {
+/// Reads a key from PEM.
+type Load<K> = fn(&[u8]) -> Result<K, KeyError>;
+
+fn keys(
+    options: &JwtOptions,
+    method: Algorithm,
+    family: Family,
+) -> Result<(Option<EncodingKey>, DecodingKey), TokenError> {
     let missing = |needs| TokenError::Missing { method: options.sign_method.clone(), needs };
-    let wrong = |file: &Path, error: jsonwebtoken::errors::Error| TokenError::Key {
+    let wrong = |file: &Path, error: KeyError| TokenError::Key {
         file: file.to_owned(),
         method: options.sign_method.clone(),
         error: error.to_string(),
@@ -144,17 +155,47 @@ fn keys(options: &JwtOptions, family: Family) -> Result<(Option<EncodingKey>, De
         let secret = read(options.private_key.as_deref().ok_or_else(|| missing("priv-key=FILE"))?)?;
         return Ok((Some(EncodingKey::from_secret(&secret)), DecodingKey::from_secret(&secret)));
     }
-    let (private, public): (Load<EncodingKey>, Load<DecodingKey>) = match family {
-        Family::Rsa => (EncodingKey::from_rsa_pem, DecodingKey::from_rsa_pem),
-        Family::Ec => (EncodingKey::from_ec_pem, DecodingKey::from_ec_pem),
-        Family::Ed | Family::Hmac => (EncodingKey::from_ed_pem, DecodingKey::from_ed_pem),
+    let (private, public): (Load<EncodingKey>, Load<DecodingKey>) = match (family, method) {
+        (Family::Rsa, _) => (EncodingKey::from_rsa_pem, DecodingKey::from_rsa_pem),
+        (Family::Ec, Algorithm::ES384) => (|pem| ec_key(pem, P384), DecodingKey::from_ec_pem),
+        (Family::Ec, _) => (|pem| ec_key(pem, P256), DecodingKey::from_ec_pem),
+        (Family::Ed | Family::Hmac, _) => (EncodingKey::from_ed_pem, DecodingKey::from_ed_pem),
     };
     let signing = match &options.private_key {
-        Some(file) => Some(private(&read(file)?).map_err(|error| wrong(file, error))?),
+        Some(file) => Some((file, private(&read(file)?).map_err(|error| wrong(file, error))?)),
         None => None,
     };
     let file = options.public_key.as_deref().ok_or_else(|| missing("pub-key=FILE"))?;
-    Ok((signing, public(&read(file)?).map_err(|error| wrong(file, error))?))
+    let checking = public(&read(file)?).map_err(|error| wrong(file, error))?;
+    let Some((private, signing)) = signing else { return Ok((None, checking)) };
+    let signature = crypto::sign(PROBE, &signing, method).map_err(|error| wrong(private, error))?;
+    match crypto::verify(&signature, PROBE, &checking, method) {
+        Ok(true) => Ok((Some(signing), checking)),
+        Ok(false) | Err(_) => Err(TokenError::Mismatch { public: file.to_owned(), private: private.clone() }),
+    }
+}
+
+/// In DER: a key on that curve.
+const P256: &[u8] = b"\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07";
+const P384: &[u8] = b"\x30\x10\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x05\x2b\x81\x04\x00\x22";
+
+/// Reads a private key in PKCS #8, or in SEC 1 (`EC PRIVATE KEY`), which the library does not know and PKCS #8 has inside.
+fn ec_key(pem: &[u8], curve: &[u8]) -> Result<EncodingKey, KeyError> {
+    let Ok(key) = PrivateSec1KeyDer::from_pem_slice(pem) else { return EncodingKey::from_ec_pem(pem) };
+    let version = der(0x02, &[0]);
+    let whole = der(0x30, &[&version, curve, &der(0x04, key.secret_sec1_der())].concat());
+    Ok(EncodingKey::from_ec_der(&whole))
+}
+
+/// An element of DER.
+fn der(tag: u8, contents: &[u8]) -> Vec<u8> {
+    let [.., high, low] = contents.len().to_be_bytes();
+    let head: &[u8] = match contents.len() {
+        0..0x80 => &[tag, low],
+        0x80..0x100 => &[tag, 0x81, low],
+        _ => &[tag, 0x82, high, low],
+    };
+    [head, contents].concat()
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, TokenError> {
@@ -195,6 +236,71 @@ mod tests {
             assert_eq!(only_checks.caller(&token[..token.len() - 2], DEFAULT), None);
             let error = only_checks.assign("alice", DEFAULT, 7).unwrap_err();
             assert_eq!(error.message(), "auth: token signing attempted with verify-only key");
+        }
+    }
+
+    /// What openssl 3 writes with `ecparam -genkey`, without `-noout` and with it, and the public keys.
+    const OF_OPENSSL: [(&str, &str, &str); 2] = [
+        (
+            "ES256",
+            "-----BEGIN EC PARAMETERS-----
+BggqhkjOPQMBBw==
+-----END EC PARAMETERS-----
+-----BEGIN EC PRIVATE KEY-----
+MHcCAQEEIESMPOg1r+XKDvoP/UnMq3ohZ6zzjy7P9nvo7ghjFKSwoAoGCCqGSM49
+AwEHoUQDQgAEysFJMGZg7KGDdEl4tfP59ATJ0KkWyn8pAW+qFM0pOmph+QpXLvxU
+IYebyNf5gMvg4aJiBZor0xBKgf9hfdbOVQ==
+-----END EC PRIVATE KEY-----
+",
+            "-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEysFJMGZg7KGDdEl4tfP59ATJ0KkW
+yn8pAW+qFM0pOmph+QpXLvxUIYebyNf5gMvg4aJiBZor0xBKgf9hfdbOVQ==
+-----END PUBLIC KEY-----
+",
+        ),
+        (
+            "ES384",
+            "-----BEGIN EC PRIVATE KEY-----
+MIGkAgEBBDD02N1qD7v24NX1zh3p1z5UOM7HxzSHWZkmqgZ+wZm1a9eM9aWXfywd
+w+vgnfWyFC2gBwYFK4EEACKhZANiAAQ/2Hu2Ch9SKopR0mCKpSjBF+kaN/nU4k1i
+L3WVB6x2ud6EWJMrK7ZrhBbZcIj6zuJsphQTRrwQ428o5aMq+xivhMrR5L/lN78G
+lIMhcIlljF/uKSEZ8SrQ6c/w4vf8ghQ=
+-----END EC PRIVATE KEY-----
+",
+            "-----BEGIN PUBLIC KEY-----
+MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEP9h7tgofUiqKUdJgiqUowRfpGjf51OJN
+Yi91lQesdrnehFiTKyu2a4QW2XCI+s7ibKYUE0a8EONvKOWjKvsYr4TK0eS/5Te/
+BpSDIXCJZYxf7ikhGfEq0OnP8OL3/IIU
+-----END PUBLIC KEY-----
+",
+        ),
+    ];
+
+    #[test]
+    fn keys_are_taken_as_openssl_writes_them() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, private, public) in OF_OPENSSL {
+            fs::write(directory.path().join("private"), private).unwrap();
+            fs::write(directory.path().join("public"), public).unwrap();
+            let jwt = Jwt::new(&options(name, directory.path())).unwrap();
+            let token = jwt.assign("alice", DEFAULT, 7).unwrap();
+            assert!(jwt.caller(&token, DEFAULT).is_some(), "{name}");
+        }
+        let other = Jwt::new(&options("ES256", directory.path())).unwrap_err().to_string();
+        assert!(other.contains("private: not a key for ES256 in PEM"), "{other}");
+    }
+
+    /// Each token that was made was refused.
+    #[test]
+    fn keys_that_do_not_belong_together_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, kind) in [("ES256", &PKCS_ECDSA_P256_SHA256), ("EdDSA", &PKCS_ED25519)] {
+            let [one, other] = [(); 2].map(|()| KeyPair::generate_for(kind).unwrap());
+            fs::write(directory.path().join("private"), one.serialize_pem()).unwrap();
+            fs::write(directory.path().join("public"), other.public_key_pem()).unwrap();
+            let text = Jwt::new(&options(name, directory.path())).unwrap_err().to_string();
+            let path = directory.path().display();
+            assert_eq!(text, format!("--auth-token: {path}/public: not the public key of {path}/private"));
         }
     }
 

@@ -63,6 +63,14 @@ pub enum TokenError {
         /// What is wrong.
         error: String,
     },
+    /// Two files do not belong together.
+    #[error("--auth-token: {}: not the public key of {}", public.display(), private.display())]
+    Mismatch {
+        /// The one with the public key.
+        public: PathBuf,
+        /// The one with the private key.
+        private: PathBuf,
+    },
     /// A method that is not known.
     #[error(
         "--auth-token: sign-method={0:?}: expected RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, \

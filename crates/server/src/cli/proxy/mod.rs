@@ -405,12 +405,7 @@ impl Forwarder {
     }
 
     /// Answers a call, where these are served, or a page.
-    async fn answer(
-        &self,
-        request: Request<AnyBody>,
-        traffic: Traffic,
-        links: &Links,
-    ) -> Response<AnyBody> {
+    async fn answer(&self, request: Request<AnyBody>, traffic: Traffic, links: &Links) -> Response<AnyBody> {
         let kind = request.headers().get(CONTENT_TYPE);
         let is_call = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         match is_call && traffic == Traffic::Everything {

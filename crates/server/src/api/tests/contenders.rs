@@ -1,5 +1,7 @@
 //! Locks and elections: who gets what, in which order, and who loses it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use electionpb::election_client::ElectionClient;
 use hadron_proto::etcdserverpb as pb;
@@ -221,7 +223,10 @@ fn an_observer_hears_more_after_its_token_has_ended() {
         let mut client = ElectionClient::new(channel);
         let observe = electionpb::LeaderRequest { name: "a".into() };
         let mut seen = client.observe(alice.request(observe)).await.unwrap().into_inner();
-        let mut said = async || seen.message().await.map(|said| said.unwrap().kv.unwrap().value);
+        let mut said = async || {
+            let said = tokio::time::timeout(Duration::from_secs(20), seen.message()).await.unwrap();
+            said.map(|said| said.unwrap().kv.unwrap().value)
+        };
         let campaign = |root: &Client, value: &'static str| {
             let request = electionpb::CampaignRequest { name: "a".into(), lease: 0, value: value.into() };
             let (mut client, request) = (client.clone(), root.request(request));

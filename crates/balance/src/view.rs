@@ -208,7 +208,6 @@ mod tests {
         let mut place = |id: u64, nodes: &[u64], factor: usize| {
             let replicas = nodes.iter().map(|node| ReplicaView::voter(NodeId(*node))).collect();
             let leader = nodes.first().map(|node| NodeId(*node));
-            let load = load.clone();
             view.groups
                 .insert(GroupId(id), GroupView { factor, replicas, leader, load, ..GroupView::default() });
         };

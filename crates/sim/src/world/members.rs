@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use hadron_consensus::{NodeId, ROOT_GROUP, ReplicaId};
-use hadron_keyspace::Response;
-use hadron_node::{Event as NodeEvent, NotAdmitted, Pool, Reply, Roster};
+use hadron_consensus::{GroupId, NodeId, ROOT_GROUP, ReplicaId};
+use hadron_keyspace::{Command, Response};
+use hadron_node::{Catalog, Event as NodeEvent, NotAdmitted, Pool, Reply, Roster};
 use rand::Rng;
 
 use super::machine::{Asked, Machine};
@@ -35,6 +35,16 @@ pub(super) struct Administrator {
     pub(super) changes: u64,
     /// The revision of the last of them.
     acknowledged_at: i64,
+}
+
+/// What becomes of a member that is to be emptied.
+enum Emptied {
+    /// None is, or it takes its time.
+    Nobody,
+    /// By this command one is to be, or is no more.
+    Wanted(Command),
+    /// This one is.
+    Done(u64),
 }
 
 /// How a machine came to the pool.
@@ -82,7 +92,11 @@ impl World {
             pool.roster.voters().map(|member| ReplicaId(member.replica)).collect();
         for (node, machine) in self.machines.iter().filter(|(_, machine)| !machine.is_gone) {
             let Some(process) = &machine.process else { continue };
-            for (group, board) in process.node().board().groups() {
+            let own = process.node().board();
+            let is_placed = |group: &GroupId| {
+                own.with_catalog(|catalog| catalog.placement(*group).is_some() || catalog.is_deleted(*group))
+            };
+            for (group, board) in own.groups().into_iter().filter(|(group, _)| !is_placed(group)) {
                 let configuration = board.configuration();
                 let voters: BTreeSet<ReplicaId> = configuration.voters.iter().copied().collect();
                 let is_done =
@@ -147,8 +161,26 @@ impl World {
         if !self.faults_on {
             return;
         }
-        let Some(next) = self.next_roster(&pool) else { return };
         let now = self.schedule.now();
+        let emptied = match self.settings.placement_changes_us {
+            0 => Emptied::Nobody,
+            _ => self.empty_somebody(life, &pool),
+        };
+        let next = match emptied {
+            Emptied::Nobody => self.next_roster(&pool),
+            Emptied::Wanted(command) => {
+                let command = command.to_bytes();
+                self.administrator.waits_until = Some(now + PATIENCE_US);
+                let write = |token| NodeEvent::Write { token, group: ROOT_GROUP, command };
+                self.ask(life, Asked::Administrator, write);
+                return;
+            }
+            Emptied::Done(node) => {
+                let mut next = pool.roster.clone();
+                next.remove(node).ok().map(|_| next)
+            }
+        };
+        let Some(next) = next else { return };
         let ids: Vec<u64> = next.members.iter().map(|member| member.id).collect();
         self.tell(StoryEvent::MembersWanted { members: ids });
         self.administrator.waits_until = Some(now + PATIENCE_US);
@@ -177,11 +209,34 @@ impl World {
             let id = self.machines.keys().last().copied().unwrap_or_default() + 1 + drawn % 3;
             let is_learner = self.rng.random_bool(0.3);
             next.add(id, vec![format!("sim://{id}")], is_learner, LEARNERS_MAX).ok()?;
-        } else if voters > least {
+        } else if voters > least && self.settings.placement_changes_us == 0 {
             let id = next.members[self.rng.random_range(0..next.members.len())].id;
             self.may_leave(&next, id).then(|| next.remove(id).ok())??;
         }
         (next != pool.roster).then_some(next)
+    }
+
+    /// Where keyspaces are placed, a member is emptied before it is removed.
+    fn empty_somebody(&mut self, life: Life, pool: &Pool) -> Emptied {
+        let Some(board) = self.board(life) else { return Emptied::Nobody };
+        let voters: Vec<NodeId> = pool.roster.voters().map(|member| member.node()).collect();
+        let may_go = voters.len() > self.settings.members_min;
+        let (drawn, other) = (self.rng.random_range(0..100), voters[self.rng.random_range(0..voters.len())]);
+        board.with_catalog(|catalog| {
+            let is_member = |node: &NodeId| pool.roster.member(node.0).is_some();
+            let Some(node) = catalog.draining().find(is_member) else {
+                let is_time = may_go && drawn < 40;
+                return if is_time { Emptied::Wanted(Catalog::drain(other, true)) } else { Emptied::Nobody };
+            };
+            let has_some = catalog.placements().any(|(group, placement)| {
+                placement.record.replica_on(node).is_some() || catalog.leaving(group, node).is_some()
+            });
+            match has_some {
+                false if may_go && self.may_leave(&pool.roster, node.0) => Emptied::Done(node.0),
+                _ if drawn < 5 => Emptied::Wanted(Catalog::drain(node, false)),
+                _ => Emptied::Nobody,
+            }
+        })
     }
 
     /// Without this member those who are left must be enough, whatever happened to some of them.

@@ -369,7 +369,7 @@ impl World {
         if self.settings.placement_changes_us > 0 {
             self.schedule.at(500_000, Happening::Place);
         }
-        if self.settings.accusations_us > 0 {
+        if self.settings.plans {
             self.schedule.at(2_000_000, Happening::Repair);
         }
         for at in self.settings.blackouts_us.clone() {

@@ -60,10 +60,9 @@ impl World {
         let mut wanted = (2..=self.settings.keyspaces).map(GroupId);
         let missing = board.with_catalog(|catalog| wanted.find(|it| group_of(catalog, *it).is_none()));
         let command = match missing {
-            Some(keyspace) => {
-                let nodes = self.some_nodes();
-                board.with_catalog(|catalog| make(catalog, keyspace, &nodes))
-            }
+            Some(keyspace) => self
+                .some_nodes(&board)
+                .and_then(|nodes| board.with_catalog(|catalog| make(catalog, keyspace, &nodes))),
             None if self.faults_on => self.unsettle(&board),
             None => None,
         };
@@ -83,12 +82,21 @@ impl World {
         if self.settings.accusations_us > 0 {
             return None;
         }
-        let nodes = self.some_nodes();
+        let nodes = self.some_nodes(board)?;
         self.tell(StoryEvent::PlacementWanted {
             group: group.0,
             nodes: nodes.iter().map(|node| node.0).collect(),
         });
-        board.with_catalog(|catalog| catalog.place(group, &nodes, "the world wants it there"))
+        board.with_catalog(|catalog| {
+            let place = catalog.place(group, &nodes, "the world wants it there")?;
+            if !self.settings.plans {
+                return Some(place);
+            }
+            let record = catalog.record(&name(keyspace))?.clone();
+            // A planner goes by the number that is wanted.
+            let record = KeyspaceRecord { replicas: nodes.len() as u32, ..record };
+            Some(Catalog::together(catalog.alter(&record).ok()?, place))
+        })
     }
 
     /// The group that a node takes a keyspace's requests to; one that is deleted now and then has another each time.
@@ -106,15 +114,19 @@ impl World {
         boards.into_iter().any(|board| board.with_catalog(|catalog| catalog.is_deleted(group)))
     }
 
-    fn some_nodes(&mut self) -> Vec<NodeId> {
-        let counts: &[usize] =
-            if self.settings.accusations_us > 0 { &[3, 3, 5] } else { &[1, 2, 3, 3, 3, 5] };
+    /// Some of the members that vote and are not to be emptied. What whoever plans may lose a node of is on three at least.
+    fn some_nodes(&mut self, board: &Board) -> Option<Vec<NodeId>> {
+        let counts: &[usize] = if self.settings.plans { &[3, 3, 5] } else { &[1, 2, 3, 3, 3, 5] };
         let count = *pick(&mut self.rng, counts);
-        let mut nodes: Vec<NodeId> = (1..=self.settings.nodes).map(NodeId).collect();
+        let pool = board.pool();
+        let mut nodes: Vec<NodeId> = pool.roster.voters().map(|member| member.node()).collect();
+        if self.settings.member_changes_us > 0 {
+            nodes.retain(|node| !board.with_catalog(|catalog| catalog.is_draining(*node)));
+        }
         while nodes.len() > count {
             nodes.remove(self.rng.random_range(0..nodes.len()));
         }
-        nodes
+        (nodes.len() >= count.min(3)).then_some(nodes)
     }
 
     /// Whether the groups of the catalog are where they are wanted, and nowhere else; says what is missing otherwise.

@@ -48,10 +48,11 @@ impl World {
             }
         }
         let pause = self.settings.accusations_us / PLAN_US;
-        if self.faults_on && self.rng.random_range(0..pause.max(1)) == 0 {
+        if pause > 0 && self.faults_on && self.rng.random_range(0..pause) == 0 {
             self.accuse();
         }
-        if !self.faults_on || self.rng.random_range(0..DRAINED_ONE_IN) == 0 {
+        let is_time = self.settings.member_changes_us == 0 && self.rng.random_range(0..DRAINED_ONE_IN) == 0;
+        if !self.faults_on || is_time {
             self.drain_or_not();
         }
         self.name_all_rotten();
@@ -170,6 +171,12 @@ impl World {
         let Some(board) = self.board(life) else { return };
         let policy = Policy { balance: false, ..Policy::default() };
         let view = Balancer::default().view(Time(self.schedule.now()), &board, NodeId(life.node));
+        let pool = board.pool();
+        let is_member = |node: NodeId| pool.roster.member(node.0).is_some();
+        if let Some(command) = board.with_catalog(|catalog| catalog.forget_strangers(is_member)) {
+            let command = command.to_bytes();
+            self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
+        }
         for planned in plan(&view.without_unheard(), &policy) {
             let decided = board.with_catalog(|catalog| decide(catalog, &planned, 0));
             let command = match decided {

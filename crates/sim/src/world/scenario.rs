@@ -41,6 +41,8 @@ pub enum Scenario {
     Placements,
     /// Replicas of keyspaces are found damaged all the time, and rebuilt.
     Repairs,
+    /// Members come and go, once they are emptied, and keyspaces are moved meanwhile.
+    Pool,
     /// Hardly anybody asks for anything, and groups sleep whatever goes wrong.
     Sleep,
     /// In the end one node after the other half works, and the others must serve.
@@ -49,7 +51,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 16] = [
+    pub const ALL: [Scenario; 17] = [
         Scenario::Usual,
         Scenario::Calm,
         Scenario::Storm,
@@ -64,6 +66,7 @@ impl Scenario {
         Scenario::Members,
         Scenario::Placements,
         Scenario::Repairs,
+        Scenario::Pool,
         Scenario::Sleep,
         Scenario::Sickness,
     ];
@@ -85,6 +88,7 @@ impl Scenario {
             Scenario::Members => "members",
             Scenario::Placements => "placements",
             Scenario::Repairs => "repairs",
+            Scenario::Pool => "pool",
             Scenario::Sleep => "sleep",
             Scenario::Sickness => "sickness",
         }
@@ -152,6 +156,7 @@ impl Scenario {
             Scenario::Members => members(settings),
             Scenario::Placements => placements(settings),
             Scenario::Repairs => repairs(settings),
+            Scenario::Pool => pool(settings),
             Scenario::Sleep => sleep(settings),
             Scenario::Sickness => sickness(settings),
         }
@@ -185,6 +190,16 @@ fn repairs(settings: &mut Settings) {
     placements(settings);
     settings.nodes = if settings.seed.is_multiple_of(2) { 3 } else { 5 };
     settings.accusations_us = 1_500_000;
+    settings.plans = true;
+}
+
+/// Four to six members, one of which is to be emptied most of the time, and keyspaces on three or five of them.
+fn pool(settings: &mut Settings) {
+    placements(settings);
+    settings.nodes = 4;
+    settings.member_changes_us = 400_000;
+    settings.members_min = 3;
+    settings.plans = true;
 }
 
 /// Long rests, in which nodes are lost and come back, and some leases end.

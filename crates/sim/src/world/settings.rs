@@ -68,6 +68,8 @@ pub struct Settings {
     pub mortals: u64,
     /// Mean pause between two accusations of replicas, which are rebuilt then, in microseconds; 0 for none. Then keyspaces are not moved otherwise.
     pub accusations_us: u64,
+    /// Whoever leads the root group plans, as the server's driver does.
+    pub plans: bool,
     /// As few members may be left to vote.
     pub members_min: usize,
     /// Troubles of single groups, from [`TROUBLE_US`] on until everything is healed.
@@ -174,6 +176,7 @@ impl Settings {
             placement_changes_us: 0,
             mortals: 0,
             accusations_us: 0,
+            plans: false,
             members_min: 3,
             busy_keyspaces: Vec::new(),
             troubles: Vec::new(),

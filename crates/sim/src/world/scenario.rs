@@ -199,6 +199,7 @@ fn pool(settings: &mut Settings) {
     settings.nodes = 4;
     settings.member_changes_us = 400_000;
     settings.members_min = 3;
+    settings.accusations_us = if settings.seed.is_multiple_of(2) { 3_000_000 } else { 0 };
     settings.plans = true;
 }
 

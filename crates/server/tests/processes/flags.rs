@@ -81,6 +81,21 @@ async fn etcd_in_an_environment_serves_and_says_so_in_etcds_words() {
     assert_eq!(short.ttl, 6, "a lease outlives an election and a half");
 }
 
+/// The first line that it could not write ended it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_node_serves_although_nobody_can_be_told() {
+    let place = Place::new();
+    let mut command = place.command("etcd");
+    command.args([
+        "--listen-peer-urls=http://127.0.0.1:0",
+        "--listen-client-urls=http://127.0.0.1:0",
+        "--advertise-client-urls=http://etcd.example:2379",
+    ]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    assert!(place.serve_telling(&mut command, full).stop().success());
+}
+
 #[tokio::test]
 async fn a_configuration_file_replaces_everything_else() {
     let place = Place::new();

@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -90,6 +91,8 @@ pub(super) struct Pool {
     log_id: u64,
     state: Mutex<State>,
     changed: Condvar,
+    /// Which names are on the disk is not known any more.
+    is_doubtful: AtomicBool,
 }
 
 struct State {
@@ -160,6 +163,7 @@ impl Pool {
             log_id,
             state: Mutex::new(state),
             changed: Condvar::new(),
+            is_doubtful: AtomicBool::new(false),
         };
         if listing.temporary {
             pool.disk.remove(&pool.directory.join(TEMPORARY))?;
@@ -283,8 +287,19 @@ impl Pool {
             self.disk.rename(&path, &old)?;
         }
         // Before the next one goes: a log with a gap would not open.
-        self.disk.sync_dir(&self.directory)?;
+        self.sync_names()?;
         if keep { Ok(()) } else { self.disk.remove(&old) }
+    }
+
+    /// Makes the names of the files durable. If that has failed once, the system may say of the next time that it succeeded: from then on
+    /// no segment is begun, and none goes.
+    fn sync_names(&self) -> io::Result<()> {
+        if self.is_doubtful.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the directory could not be synced before"));
+        }
+        let synced = self.disk.sync_dir(&self.directory);
+        self.is_doubtful.fetch_or(synced.is_err(), Ordering::Relaxed);
+        synced
     }
 
     /// Prepares a segment of `size` bytes, from an old file of that size if there is one.
@@ -292,7 +307,7 @@ impl Pool {
         let Some(old) = old else { return self.create(number, size, fill) };
         let temporary = self.directory.join(TEMPORARY);
         self.disk.rename(&self.directory.join(old_name(old)), &temporary)?;
-        self.disk.sync_dir(&self.directory)?;
+        self.sync_names()?;
         let file = self.disk.open(&temporary)?;
         self.finish(number, size, file)
     }
@@ -323,7 +338,7 @@ impl Pool {
         file.sync()?;
         let path = self.directory.join(segment_name(number));
         self.disk.rename(&self.directory.join(TEMPORARY), &path)?;
-        self.disk.sync_dir(&self.directory)?;
+        self.sync_names()?;
         Ok(Segment { number, size, path, salt: Salt::new(self.log_id, number), file })
     }
 

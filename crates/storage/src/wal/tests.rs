@@ -576,6 +576,23 @@ fn a_log_with_a_torn_tail_is_sealed_when_it_rests() {
     assert!(matches!(refusal(&disk), WalError::Damaged { .. }));
 }
 
+/// The next attempt succeeded, and the log went on in a segment whose name a power loss might take away.
+#[test]
+fn a_failed_sync_of_the_directory_is_not_forgotten() {
+    let disk = MemoryDisk::new();
+    let (mut wal, _) = open(&disk).unwrap();
+    let end = fill(&mut wal, GROUP, LogPosition::default(), 5, 100);
+    let operation = Some(Operation::SyncDirectory);
+    disk.set_fault(Some(Fault { operation, after: 0, kind: io::ErrorKind::Other, lasting: false }));
+    let large = entries_after(GROUP, end, 1, 1, 40 << 10);
+    for _ in 0..2 {
+        let error = wal.append(&[Record::Entries(GROUP, large.clone())]).unwrap_err();
+        assert!(matches!(error, WalError::Io { .. }), "{error}");
+    }
+    drop(wal);
+    assert_eq!(open(&disk).unwrap().1.groups[&GROUP].entries.len(), 5);
+}
+
 #[test]
 fn a_log_that_is_open_is_refused() {
     let disk = MemoryDisk::new();

@@ -48,9 +48,13 @@ impl Place {
 
     /// Starts a node and waits until it says that it serves.
     pub fn serve(&self, command: &mut Command) -> Served {
+        self.serve_telling(command, fs::File::create(self.path("log")).unwrap())
+    }
+
+    /// The same, if what it says goes into another file.
+    pub fn serve_telling(&self, command: &mut Command, log: fs::File) -> Served {
         let socket = UnixDatagram::bind(self.path("notify")).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let log = fs::File::create(self.path("log")).unwrap();
         command.env("NOTIFY_SOCKET", self.path("notify")).stdout(log.try_clone().unwrap()).stderr(log);
         let served = Served { child: command.spawn().unwrap(), log: self.path("log") };
         let mut word = [0; 64];

@@ -156,7 +156,8 @@ impl Node {
         refuse(group, stale.into_iter().map(|(meant, origin, _)| (meant, origin)), false, effects);
 
         if let Some(replica) = self.replicas.get(&group).filter(|replica| self.is_full(replica)) {
-            let has_room = !self.is_full_of_log(replica);
+            // They may be all that goes into a log that cannot be cut meanwhile.
+            let has_room = replica.core.log_bytes() < self.log_bytes_free();
             let (kept, refused): (Gathered, Gathered) =
                 gathered.into_iter().partition(|(_, command)| has_room && Command::is_keep_alive(command));
             gathered = kept;

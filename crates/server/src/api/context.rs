@@ -361,6 +361,13 @@ impl<B: Backend> Context<B> {
         }
     }
 
+    /// Looks until the replica has caught up once since the start: then it can be saved though there be no quorum any more.
+    pub(super) async fn catch_up(&self) {
+        while self.keyspace_after_barrier().await.is_err() {
+            tokio::time::sleep(GONE_INTERVAL).await;
+        }
+    }
+
     /// Runs a long read beside the connections of this thread, which would wait for it otherwise.
     pub(super) async fn read_beside<T: Send + 'static>(
         &self,
@@ -391,8 +398,15 @@ impl<B: Backend> Context<B> {
     ) -> Result<Result<(Response, Term), hadron_keyspace::Error>, Status> {
         self.check_frozen(&command)?;
         let _pending = self.metrics.proposals_pending.hold();
+        let behind = self.backend.keyspace(self.group).filter(|keyspace| !keyspace.was_current());
         match self.backend.write(self.group, command).await {
-            Ok(Written { response, term }) => Ok(response.map(|response| (response, term))),
+            Ok(Written { response, term }) => {
+                // What was written was applied here, after all that had been committed.
+                let present = self.backend.keyspace(self.group);
+                let same = behind.filter(|before| present.is_some_and(|now| Arc::ptr_eq(before, &now)));
+                same.iter().for_each(|keyspace| keyspace.note_current());
+                Ok(response.map(|response| (response, term)))
+            }
             Err(error) => {
                 self.metrics.proposals_failed.inc();
                 Err(error.into())

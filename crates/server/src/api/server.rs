@@ -295,6 +295,10 @@ impl<B: Backend> Server<B> {
         acceptors.spawn(take(passed_on, Arc::clone(&self.places), workers.clone()));
         // The workers stop when the last acceptor, and with it the last sender, is gone.
         drop(workers);
+        let catching_up = async {
+            self.context.catch_up().await;
+            std::future::pending().await
+        };
         let promoting = async {
             match self.context.membership.promotes {
                 true => self.context.promote_learners().await,
@@ -304,6 +308,7 @@ impl<B: Backend> Server<B> {
         tokio::select! {
             () = shutdown => {}
             () = promoting => {}
+            () = catching_up => {}
         }
         acceptors.shutdown().await;
         while all_ended.recv().await.is_some() {}

@@ -61,8 +61,8 @@ impl<B: Backend> Context<B> {
         let build = move |is_given_up: &dyn Fn() -> bool| {
             // It may have been found damaged meanwhile.
             backend.keyspace(group).filter(|now| Arc::ptr_eq(now, &keyspace)).ok_or(EtcdError::Unhealthy)?;
-            // Pages that are not full make a backup up to twice as large as what is in it.
-            check_room(&directory, keyspace.db_bytes().saturating_mul(2)).map_err(Failure::File)?;
+            // Pages that are not full make it larger, which is seen while it is built.
+            check_room(&directory, keyspace.db_bytes()).map_err(Failure::File)?;
             let clock_ms = backend.group_clock_ms(group);
             let progress = Progress { is_given_up, check_room: &|| check_room(&directory, 0) };
             let (file, bytes) = build(&keyspace, clock_ms, &members, &directory, &progress)?;
@@ -88,7 +88,7 @@ impl<B: Backend> Context<B> {
             return Ok(keyspace);
         }
         Err(Status::unavailable(format!(
-            "hadron: this node has not caught up with the others since it was started, so that a backup might lack what was written:              ask another node, or try again later ({})",
+            "hadron: this node has not caught up with the others since it was started, so that a backup might lack what was written: ask another node, or try again later ({})",
             error.message()
         )))
     }

@@ -160,7 +160,9 @@ where
         if let Some(reason) = self.failed.lock().as_ref() {
             return Err(reason.clone());
         }
-        let connected = self.connect_in_time().await;
+        // That there is none says nothing of the node.
+        let place = self.place().map_err(|error| error.to_string())?;
+        let connected = self.connect_in_time(place).await;
         connected.map_err(|error| self.fail(&error))
     }
 
@@ -174,9 +176,15 @@ where
         reason
     }
 
-    /// Tries whether it can be connected again. If so the next client has that connection.
+    /// Tries whether it can be connected again. If so the next client has that connection. Of one that nobody knows any more whoever calls it
+    /// is told.
     async fn is_back(&self) -> bool {
-        match self.connect_in_time().await {
+        let Ok(place) = self.place() else { return false };
+        match self.connect_in_time(place).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                *self.failed.lock() = None;
+                true
+            }
             Ok(sender) => {
                 self.idle.lock().push(sender);
                 *self.failed.lock() = None;
@@ -190,12 +198,11 @@ where
         }
     }
 
-    async fn connect_in_time(&self) -> io::Result<Sender<B>> {
-        timeout(CONNECT_TIMEOUT, self.connect()).await?
+    async fn connect_in_time(&self, place: Option<OwnedSemaphorePermit>) -> io::Result<Sender<B>> {
+        timeout(CONNECT_TIMEOUT, self.connect(place)).await?
     }
 
-    async fn connect(&self) -> io::Result<Sender<B>> {
-        let place = self.place()?;
+    async fn connect(&self, place: Option<OwnedSemaphorePermit>) -> io::Result<Sender<B>> {
         let stream = TokioIo::new((self.dial)().await?);
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())

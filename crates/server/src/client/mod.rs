@@ -14,7 +14,8 @@ use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use futures::TryFutureExt as _;
 use futures::stream::{BoxStream, StreamExt as _, unfold};
@@ -214,7 +215,13 @@ impl Client {
         &self,
         call: impl AsyncFn(Connection) -> Result<Response<T>, Status>,
     ) -> Result<T, CallError> {
-        let call = async |channel| self.bounded(call(channel)).await;
+        // All of them together may take as long as one.
+        let (until, tried) = (Instant::now() + self.command_timeout, AtomicUsize::new(0));
+        let call = async |channel| {
+            let left = self.endpoints.len().saturating_sub(tried.fetch_add(1, Ordering::Relaxed)).max(1);
+            let patience = until.saturating_duration_since(Instant::now()) / left as u32;
+            within(patience, call(channel)).await
+        };
         self.in_turn(call).await.map(|(_, reply)| reply)
     }
 
@@ -283,11 +290,19 @@ impl Client {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, CallError> {
-        match tokio::time::timeout(self.command_timeout, call).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(CallError::Refused(status)),
-            Err(_) => Err(CallError::Timeout),
-        }
+        within(self.command_timeout, call).await
+    }
+}
+
+/// A call that may take so long.
+async fn within<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CallError> {
+    match tokio::time::timeout(patience, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(CallError::Refused(status)),
+        Err(_) => Err(CallError::Timeout),
     }
 }
 

@@ -337,6 +337,9 @@ async fn renewals_go_on_when_a_node_is_back_in_time() {
     let mut listener = Running::start(&cluster, &["elect", "--listen", "e"]);
     let renewed = format!("lease {lease} keepalived with TTL(15)\n");
     assert_eq!(renewals.line(), renewed);
+    let observe = r#"grpc_method="Observe",grpc_service="v3electionpb.Election",grpc_type="server_stream""#;
+    let observes = format!("grpc_server_started_total{{{observe}}} 1");
+    eventually("it is observed", async || cluster.nodes[0].metrics().await.contains(&observes)).await;
     cluster.nodes[0].kill();
     // The next renewal finds nobody.
     tokio::time::sleep(Duration::from_secs(6)).await;

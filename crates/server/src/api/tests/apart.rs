@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use futures::{FutureExt as _, poll};
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
-use hadron_proto::etcdserverpb::RangeRequest;
+use hadron_keyspace::Command;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
+use hadron_proto::etcdserverpb::{PutRequest, RangeRequest};
 use hadron_proto::hadron::BalanceSimulateRequest;
 use hadron_proto::hadron::pool_client::PoolClient;
 use tonic::Code;
@@ -85,7 +86,15 @@ fn a_backup_that_is_given_up_counts_until_its_building_has_ended() {
 fn a_backup_is_of_a_replica_that_has_caught_up_once() {
     let harness = Harness::start();
     let save = || runtime().block_on(harness.context.snapshot()).map(drop).map_err(|status| status.code());
+    let write = || {
+        runtime()
+            .block_on(
+                harness.context.propose(Command::Put(PutRequest { key: "k".into(), ..Default::default() })),
+            )
+            .map(drop)
+    };
     harness.backend.set_cannot_read(true);
+    harness.backend.replace(DEFAULT_GROUP);
     assert_eq!(save(), Err(Code::Unavailable));
     harness.backend.set_cannot_read(false);
     assert_eq!(save(), Ok(()));
@@ -93,4 +102,6 @@ fn a_backup_is_of_a_replica_that_has_caught_up_once() {
     assert_eq!(save(), Ok(()), "what is left of a cluster that lost its quorum can be saved");
     harness.backend.replace(DEFAULT_GROUP);
     assert_eq!(save(), Err(Code::Unavailable), "another replica came in its place");
+    write().unwrap();
+    assert_eq!(save(), Ok(()), "what was written was applied after all that was committed");
 }

@@ -3,7 +3,7 @@
 //! The file has its name only when it is complete, matches the SHA-256 at its end and is on disk; until then it is `NAME.part`.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -144,8 +144,9 @@ impl Drop for Part {
 fn open_alone(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
     let is_still = |file: &File| Ok::<_, io::Error>(file.metadata()?.ino() == fs::metadata(path)?.ino());
-    // It may have got its name meanwhile, and is somebody's snapshot then.
-    if file.try_lock().is_err() || !is_still(&file).unwrap_or(false) {
+    // Some file systems know no locks. And it may have got its name meanwhile, and is somebody's snapshot then.
+    let is_locked = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+    if is_locked || !is_still(&file).unwrap_or(false) {
         return Err(io::Error::other("another snapshot is being saved there"));
     }
     file.set_len(0)?;

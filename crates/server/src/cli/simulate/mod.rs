@@ -49,7 +49,7 @@ pub struct Options {
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=86_400))]
     seconds: u64,
     /// What prevails in the world: usual, calm, storm, partitions, crashes, disks, clocks, leases, snapshots, compactions,
-    /// many-groups, members, placements, repairs, sleep, sickness; all, each seed another; or balance, a pool of many nodes whose load is balanced
+    /// many-groups, members, placements, repairs, pool, sleep, sickness; all, each seed another; or balance, a pool of many nodes whose load is balanced
     #[arg(long, default_value = "usual", value_parser = Choice::parse)]
     scenario: Choice,
     /// Tell the nodes or the clients something that is not true, to see that the checks notice

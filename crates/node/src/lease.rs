@@ -105,6 +105,25 @@ mod tests {
         assert_eq!((keyspace.leases(), keyspace.next_expiry()), (vec![7], Some(19_000)));
     }
 
+    /// They may be all that goes into a log that nothing can be cut from, and all groups need its room.
+    #[test]
+    fn keep_alives_of_a_group_that_is_full_leave_room_in_the_log() {
+        let mut node = leading();
+        let mut effects = Effects::default();
+        let grant = Command::LeaseGrant(pb::LeaseGrantRequest { id: 7, ttl: 10 });
+        ask(&mut node, Time(10), 1, &grant, &mut effects);
+        settle(&mut node, Time(10), &mut effects);
+        node.config.limits.unflushed_bytes = 1;
+        let mut refused = false;
+        node.config.limits.node_log_bytes = 8 << 10;
+        for token in 2..1_000 {
+            ask(&mut node, Time(20), token, &Command::LeaseKeepAlive(vec![7]), &mut effects);
+            let replies = settle(&mut node, Time(20), &mut effects);
+            refused |= replies.contains(&(token, Reply::Failed(Failure::Busy)));
+        }
+        assert!(refused && node.log_bytes_free() > 0);
+    }
+
     /// Neither is in the log, which has no room.
     #[test]
     fn a_leader_without_room_in_its_log_ends_no_leases() {

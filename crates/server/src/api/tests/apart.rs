@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{FutureExt as _, poll};
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
@@ -14,6 +14,7 @@ use hadron_proto::hadron::pool_client::PoolClient;
 use tonic::Code;
 
 use super::harness::{Harness, runtime};
+use crate::api::backend::Backend as _;
 use crate::api::snapshot;
 use crate::api::{ServerOptions, Traffic};
 
@@ -104,4 +105,16 @@ fn a_backup_is_of_a_replica_that_has_caught_up_once() {
     assert_eq!(save(), Err(Code::Unavailable), "another replica came in its place");
     write().unwrap();
     assert_eq!(save(), Ok(()), "what was written was applied after all that was committed");
+}
+
+/// What is left of a cluster could not be saved at a node whose clients had only watched.
+#[test]
+fn a_replica_of_which_nobody_asks_anything_catches_up_too() {
+    let harness = Harness::start();
+    let keyspace = harness.backend.keyspace(DEFAULT_GROUP).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !keyspace.was_current() {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
 }

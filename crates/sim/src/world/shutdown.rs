@@ -55,9 +55,11 @@ impl World {
             self.on_disk_failure(life, &what);
             return false;
         }
+        // A full disk may have had no room for that.
+        let is_sealed = self.process(life).is_some_and(|process| process.log.wal.is_sealed());
         self.stop(life.node, Stop::Asked);
         if let Some(machine) = self.machines.get_mut(&life.node) {
-            machine.is_sealed = true;
+            machine.is_sealed = is_sealed;
         }
         true
     }

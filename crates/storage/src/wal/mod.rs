@@ -330,6 +330,11 @@ impl Wal {
         Ok(())
     }
 
+    /// Whether the last batch is followed by the mark that [`Wal::seal`] leaves.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
     /// The groups whose oldest live entry keeps more than `bytes` of segments from being put away, counted up to the
     /// end of the log. Appending their live entries anew (one `Entries` record each) frees those segments.
     pub fn pinning(&self, bytes: u64) -> Vec<GroupId> {

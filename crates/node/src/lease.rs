@@ -72,6 +72,16 @@ mod tests {
         node.step(now, Event::Write { token, group: DEFAULT_GROUP, command: command.to_bytes() }, effects);
     }
 
+    /// A leader, which granted lease 7 of ten seconds.
+    fn with_lease() -> (Node, Effects) {
+        let mut node = leading();
+        let mut effects = Effects::default();
+        let grant = Command::LeaseGrant(pb::LeaseGrantRequest { id: 7, ttl: 10 });
+        ask(&mut node, Time(10), 1, &grant, &mut effects);
+        settle(&mut node, Time(10), &mut effects);
+        (node, effects)
+    }
+
     /// While its engine stood still a leader refused what would have let leases live, and had them end all the same.
     #[test]
     fn a_leader_that_is_full_lets_leases_live() {
@@ -108,11 +118,7 @@ mod tests {
     /// They may be all that goes into a log that nothing can be cut from, and all groups need its room.
     #[test]
     fn keep_alives_of_a_group_that_is_full_leave_room_in_the_log() {
-        let mut node = leading();
-        let mut effects = Effects::default();
-        let grant = Command::LeaseGrant(pb::LeaseGrantRequest { id: 7, ttl: 10 });
-        ask(&mut node, Time(10), 1, &grant, &mut effects);
-        settle(&mut node, Time(10), &mut effects);
+        let (mut node, mut effects) = with_lease();
         node.config.limits.unflushed_bytes = 1;
         let mut refused = false;
         node.config.limits.node_log_bytes = 8 << 10;
@@ -127,11 +133,7 @@ mod tests {
     /// Neither is in the log, which has no room.
     #[test]
     fn a_leader_without_room_in_its_log_ends_no_leases() {
-        let mut node = leading();
-        let mut effects = Effects::default();
-        let grant = Command::LeaseGrant(pb::LeaseGrantRequest { id: 7, ttl: 10 });
-        ask(&mut node, Time(10), 1, &grant, &mut effects);
-        settle(&mut node, Time(10), &mut effects);
+        let (mut node, mut effects) = with_lease();
         let now = Time(10).plus_micros(20_000_000);
         let room = std::mem::replace(&mut node.config.limits.node_log_bytes, 0);
         ask(&mut node, now, 2, &Command::LeaseKeepAlive(vec![7]), &mut effects);

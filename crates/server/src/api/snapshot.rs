@@ -73,9 +73,7 @@ impl<B: Backend> Context<B> {
         let metrics = Arc::clone(&self.metrics);
         Ok(unfold(Some(Sending { file, left, hash, began, metrics, _turn: turn }), next))
     }
-}
 
-impl<B: Backend> Context<B> {
     /// The replica with all that is committed. If nobody can tell what that is, the last resort of one whose others are gone: as it is, but
     /// not before it was there once since the start. Until then it may lack what was acknowledged, or have nothing at all.
     async fn keyspace_to_save(&self) -> Result<Arc<Keyspace>, Status> {
@@ -88,7 +86,8 @@ impl<B: Backend> Context<B> {
             return Ok(keyspace);
         }
         Err(Status::unavailable(format!(
-            "hadron: this node has not caught up with the others since it was started, so that a backup might lack what was written: ask another node, or try again later ({})",
+            "hadron: this node has not caught up with the others since it was started, so that a backup might lack what was \
+             written: ask another node, or try again later ({})",
             error.message()
         )))
     }

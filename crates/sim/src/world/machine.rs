@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use hadron_consensus::{DEFAULT_GROUP, GroupId, Message, NodeId, Time};
-use hadron_keyspace::{Keyspace, Options as KeyspaceOptions, ValueCache};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, Message, NodeId, ROOT_GROUP, Time};
+use hadron_keyspace::{Command, Keyspace, Options as KeyspaceOptions, ValueCache};
 use hadron_node::{
     Bootstrap, Config, Effects, Event as NodeEvent, Failure as NodeFailure, GroupConfig, Member, Node,
     PeerMessage, Reply, SnapshotJob,
@@ -647,6 +647,12 @@ impl World {
         process.asked.insert(token, asked);
         self.deliver(life, event(token));
         Some(token)
+    }
+
+    /// Has the node decide something in the root group.
+    pub(super) fn decide(&mut self, life: Life, asked: Asked, command: &Command) {
+        let command = command.to_bytes();
+        self.ask(life, asked, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
     }
 
     fn on_reply(&mut self, life: Life, token: u64, reply: Reply) {

@@ -169,11 +169,8 @@ impl World {
         let next = match emptied {
             Emptied::Nobody => self.next_roster(&pool),
             Emptied::Wanted(command) => {
-                let command = command.to_bytes();
                 self.administrator.waits_until = Some(now + PATIENCE_US);
-                let write = |token| NodeEvent::Write { token, group: ROOT_GROUP, command };
-                self.ask(life, Asked::Administrator, write);
-                return;
+                return self.decide(life, Asked::Administrator, &command);
             }
             Emptied::Done(node) => {
                 let mut next = pool.roster.clone();
@@ -185,8 +182,7 @@ impl World {
         self.tell(StoryEvent::MembersWanted { members: ids });
         self.administrator.waits_until = Some(now + PATIENCE_US);
         self.administrator.in_doubt_until = now + DOUBT_US;
-        let command = pool.replace(&next).to_bytes();
-        self.ask(life, Asked::Administrator, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
+        self.decide(life, Asked::Administrator, &pool.replace(&next));
     }
 
     /// Another roster: one member more, one less, or one that votes.

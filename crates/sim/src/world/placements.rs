@@ -66,9 +66,9 @@ impl World {
             None if self.faults_on => self.unsettle(&board),
             None => None,
         };
-        let Some(command) = command.map(|command| command.to_bytes()) else { return };
+        let Some(command) = command else { return };
         self.placer.waits_until = Some(self.schedule.now() + PATIENCE_US);
-        self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
+        self.decide(life, Asked::Placer, &command);
     }
 
     /// A keyspace is wanted elsewhere, or not at all any more.

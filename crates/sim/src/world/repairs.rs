@@ -135,8 +135,7 @@ impl World {
             None => return,
         };
         self.tell(StoryEvent::DrainWanted { node: node.0, wanted });
-        let command = Catalog::drain(node, wanted).to_bytes();
-        self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
+        self.decide(life, Asked::Placer, &Catalog::drain(node, wanted));
     }
 
     /// What a node says of its digest is not so, if its replica is to be strange.
@@ -174,8 +173,7 @@ impl World {
         let pool = board.pool();
         let is_member = |node: NodeId| pool.roster.member(node.0).is_some();
         if let Some(command) = board.with_catalog(|catalog| catalog.forget_strangers(is_member)) {
-            let command = command.to_bytes();
-            self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
+            self.decide(life, Asked::Placer, &command);
         }
         for planned in plan(&view.without_unheard(), &policy) {
             let decided = board.with_catalog(|catalog| decide(catalog, &planned, 0));
@@ -189,8 +187,7 @@ impl World {
             };
             self.repairs.decided += u64::from(planned.reason.name() == "damaged-replica");
             self.tell(StoryEvent::MoveDecided { planned: planned.to_string() });
-            let command = command.to_bytes();
-            self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group: ROOT_GROUP, command });
+            self.decide(life, Asked::Placer, &command);
         }
     }
 

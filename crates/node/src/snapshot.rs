@@ -20,7 +20,7 @@ const LOG_BYTES_MIN: usize = 1 << 20;
 /// How far a follower is that is brought up by a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Feeding {
-    /// Its snapshot has not begun: a node sends another one at a time. It comes with what is in the engine then, and until then
+    /// Its snapshot has not begun: to another node there go one small and one large one at a time. It comes with what is in the engine then, and until then
     /// nothing is kept for it.
     Waits,
     /// It is being sent one: the log is kept for it.

@@ -22,6 +22,8 @@ use crate::transport::{Cause, Identity, Refusal};
 /// Its name in the data directory.
 pub(super) const POOL_FILE: &str = "POOL";
 const MAGIC: &[u8; 8] = b"HADRPOOL";
+/// Its checksum is of what follows the header. That of a later format has to be of the version too, so that a flipped bit of a 1 does not pass for
+/// a later format.
 const VERSION: u32 = 1;
 /// Magic, version and checksum.
 const HEADER_BYTES: usize = 16;
@@ -148,10 +150,11 @@ fn decode(mut bytes: Bytes) -> Result<Bootstrap, String> {
         return Err(damaged());
     }
     let version = bytes.get_u32_le();
-    if version > VERSION {
+    let fits = bytes.get_u32_le() == crc32c::crc32c(&bytes);
+    if version > VERSION && !fits {
         return Err(format!("has format {version}, this version reads up to {VERSION}: use a newer one"));
     }
-    if bytes.get_u32_le() != crc32c::crc32c(&bytes) || version == 0 {
+    if version != VERSION || !fits {
         return Err(damaged());
     }
     Bootstrap::from_bytes(bytes).map_err(|_| damaged())
@@ -285,6 +288,14 @@ mod tests {
     }
 
     #[test]
+    fn a_later_format_is_said_to_be_one() {
+        let mut later = encode(&pool()).to_vec();
+        later[8] = 2;
+        later[12] ^= 1;
+        assert!(decode(later.into()).unwrap_err().starts_with("has format 2, this version reads up to 1"));
+    }
+
+    #[test]
     fn every_flipped_bit_is_noticed() {
         let mut pool = pool();
         pool.members[1].data_dir_id = 7;
@@ -293,7 +304,7 @@ mod tests {
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.to_vec();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(damaged.into()).is_err(), "bit {bit}");
+            assert!(decode(damaged.into()).unwrap_err().starts_with("damaged"), "bit {bit}");
         }
         for end in 0..bytes.len() {
             assert!(decode(bytes.slice(..end)).is_err(), "{end} bytes");

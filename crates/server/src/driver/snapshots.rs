@@ -2,7 +2,8 @@
 //!
 //! A sender exports from views of the engine, a receiver imports beside the present state, reads that back and then asks the
 //! node whether to switch. Chunks pass through queues of two, so that neither side ever holds more than a few of them.
-//! A node sends one snapshot at a time to each other node, and receives a bounded number at once.
+//! To each other node a node sends one small and one large snapshot at a time, and it receives a bounded number of each at once: what
+//! comes soon does not wait for what takes hours.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -17,7 +18,7 @@ use hadron_node::{Board, Event, Retired, SnapshotJob};
 use hadron_storage::engine::Engine;
 use parking_lot::Mutex;
 use tokio::runtime;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
@@ -38,7 +39,9 @@ const SIZE_BYTES: usize = 8;
 const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks between the engine's thread and the connection.
 const CHUNKS_QUEUED: usize = 2;
-/// Snapshots that are received at once; further ones are refused, and sent again later.
+/// Bytes of a state from which its snapshot is a large one.
+const LARGE_BYTES: u64 = 64 << 20;
+/// Snapshots of one size that are received at once; further ones are refused, and sent again later.
 const RECEIVED_AT_ONCE: usize = 2;
 /// Received bytes after which the receiver looks again whether there is room on its disk.
 const LOOK_BYTES: usize = 16 << 20;
@@ -68,10 +71,9 @@ pub(super) struct Setup {
 
 struct Inner {
     setup: Setup,
-    /// One permit per receiving node.
-    sending: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
+    sending: Turns,
     /// Groups of which a snapshot is being received.
-    receiving: Mutex<Vec<GroupId>>,
+    receiving: Mutex<Vec<(GroupId, Size)>>,
     /// Who waits for the node's decision on which offer.
     offers: Mutex<HashMap<u64, oneshot::Sender<bool>>>,
     next_ticket: AtomicU64,
@@ -89,7 +91,7 @@ impl Snapshots {
     pub(super) fn new(setup: Setup) -> Snapshots {
         Snapshots(Arc::new(Inner {
             setup,
-            sending: Mutex::default(),
+            sending: Turns::default(),
             receiving: Mutex::default(),
             offers: Mutex::default(),
             next_ticket: AtomicU64::new(1),
@@ -167,8 +169,10 @@ impl Inner {
 
     /// Sends a snapshot when it is its turn. Where the receiver is then, and in how many rounds it came there.
     async fn stream(&self, transport: &Transport, job: SnapshotJob) -> Result<(LogPosition, u32), Failure> {
-        let turn = self.sending.lock().entry(job.node).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
-        let _turn = turn.acquire().await.map_err(Failure::other)?;
+        let keyspace = job.keyspace.clone();
+        // It waits for what the keyspace is doing, and others use this thread.
+        let bytes = spawn_blocking(move || keyspace.db_bytes()).await.map_err(Failure::other)?;
+        let _turn = self.sending.take(job.node, Size::of(bytes)).await?;
         // The next leader's would be refused as long as this one came.
         let leader = self.board.group(job.group).and_then(|group| group.leader());
         if leader.is_some_and(|leader| leader != self.me) {
@@ -176,18 +180,16 @@ impl Inner {
         }
         self.inputs.event(Event::SnapshotBegun { group: job.group, to: job.to });
         let peer = format!("{:x}", job.node.0);
-        Tally::of_sent(&self.metrics).count(&peer, self.stream_now(transport, job)).await
+        Tally::of_sent(&self.metrics).count(&peer, self.stream_now(transport, job, bytes)).await
     }
 
     async fn stream_now(
         &self,
         transport: &Transport,
         job: SnapshotJob,
+        bytes: u64,
     ) -> Result<(LogPosition, u32), Failure> {
         let (sender, mut chunks) = mpsc::channel(CHUNKS_QUEUED);
-        let keyspace = job.keyspace.clone();
-        // It waits for what the keyspace is doing, and others use this thread.
-        let bytes = spawn_blocking(move || keyspace.db_bytes()).await.map_err(Failure::other)?;
         let header = encode_header(job.group, job.to, bytes);
         let mut snapshot = transport.open_snapshot(job.node, header).await?;
         let export = spawn_blocking(move || export(job, &sender));
@@ -202,7 +204,7 @@ impl Inner {
 
     async fn take(&self, snapshot: &mut IncomingSnapshot) -> Result<LogPosition, Rejection> {
         let (group, bytes) = decode_header(snapshot.header().clone())?;
-        let _receiving = Receiving::begin(&self.receiving, group)?;
+        let _receiving = Receiving::begin(&self.receiving, group, Size::of(bytes))?;
         let importer = self.import(group, bytes, snapshot).await?;
         let Some(applied) = importer.applied().filter(|_| importer.is_complete()) else {
             return Err(self.abandon(importer, "it is not complete").await.into());
@@ -335,26 +337,57 @@ impl Tally<'_> {
     }
 }
 
+/// Small snapshots do not wait for large ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Size {
+    Small,
+    Large,
+}
+
+impl Size {
+    fn of(bytes: u64) -> Size {
+        if bytes < LARGE_BYTES { Size::Small } else { Size::Large }
+    }
+}
+
+/// Of each size one snapshot at a time is sent to a node.
+#[derive(Default)]
+struct Turns(Mutex<HashMap<(NodeId, Size), Arc<Semaphore>>>);
+
+impl Turns {
+    /// Waits until it is a snapshot's turn, which ends when what is returned is dropped.
+    async fn take(&self, to: NodeId, size: Size) -> Result<OwnedSemaphorePermit, Failure> {
+        let turn = self.0.lock().entry((to, size)).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
+        turn.acquire_owned().await.map_err(Failure::other)
+    }
+}
+
 /// The right to receive a snapshot of a group; given back when dropped.
+#[derive(Debug)]
 struct Receiving<'a> {
-    groups: &'a Mutex<Vec<GroupId>>,
+    groups: &'a Mutex<Vec<(GroupId, Size)>>,
     group: GroupId,
 }
 
 impl Receiving<'_> {
-    fn begin(groups: &Mutex<Vec<GroupId>>, group: GroupId) -> Result<Receiving<'_>, String> {
+    fn begin(
+        groups: &Mutex<Vec<(GroupId, Size)>>,
+        group: GroupId,
+        size: Size,
+    ) -> Result<Receiving<'_>, String> {
         let mut receiving = groups.lock();
-        if receiving.contains(&group) || receiving.len() >= RECEIVED_AT_ONCE {
+        let of_size = receiving.iter().filter(|other| other.1 == size).count();
+        if of_size >= RECEIVED_AT_ONCE || receiving.iter().any(|other| other.0 == group) {
             return Err("busy with another snapshot".into());
         }
-        receiving.push(group);
+        receiving.push((group, size));
         Ok(Receiving { groups, group })
     }
 }
 
 impl Drop for Receiving<'_> {
     fn drop(&mut self) {
-        self.groups.lock().retain(|group| *group != self.group);
+        self.groups.lock().retain(|(group, _)| *group != self.group);
     }
 }
 
@@ -489,6 +522,7 @@ mod tests {
 
     use std::ops::ControlFlow;
 
+    use futures::FutureExt as _;
     use hadron_keyspace::{Command, Keyspace, Options};
     use hadron_proto::etcdserverpb as pb;
     use hadron_storage::engine::{ModelEngine, Read as _, Space};
@@ -547,6 +581,32 @@ mod tests {
         let importer = import(engine.clone(), GROUP, &Room::with(|| Some((0, 1 << 40))), chunks()).unwrap();
         assert!(importer.is_complete());
         assert_eq!(values(&engine), 40);
+    }
+
+    #[test]
+    fn small_snapshots_are_sent_beside_large_ones() {
+        let turns = Turns::default();
+        let take = |node, size| turns.take(NodeId(node), size).now_or_never();
+        let large = take(1, Size::Large).unwrap();
+        assert!(take(1, Size::Large).is_none());
+        let small = take(1, Size::Small).unwrap();
+        assert!(take(1, Size::Small).is_none());
+        assert!(take(2, Size::Large).is_some());
+        drop((large, small));
+        assert!(take(1, Size::Large).is_some());
+    }
+
+    #[test]
+    fn small_snapshots_are_received_beside_large_ones() {
+        let groups = Mutex::default();
+        let begin = |group, bytes| Receiving::begin(&groups, GroupId(group), Size::of(bytes));
+        let large = [begin(1, u64::MAX), begin(2, LARGE_BYTES)].map(Result::unwrap);
+        let small = [begin(3, 0), begin(4, LARGE_BYTES - 1)].map(Result::unwrap);
+        assert!(begin(5, LARGE_BYTES).is_err() && begin(5, 0).is_err());
+        drop(small);
+        assert!(begin(2, 0).is_err(), "it is on its way already");
+        begin(5, 0).unwrap();
+        drop(large);
     }
 
     #[test]

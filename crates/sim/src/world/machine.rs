@@ -23,7 +23,7 @@ use super::lies::{Lie, Memories, forget_votes};
 use super::members::{Handshake, Joined};
 use super::network::{Direction, Fate};
 use super::observe::Watched;
-use super::snapshots::Incoming;
+use super::snapshots::{Incoming, Lane};
 use super::story::{Stop, StoryEvent};
 use super::threads::{EngineJob, EngineThread, LogThread};
 use super::{Happening, Life, Settings, Trouble, World};
@@ -90,8 +90,10 @@ pub(super) struct Process {
     pub(super) asked: BTreeMap<u64, Asked>,
     /// Snapshots that are being received, by ticket.
     pub(super) incoming: BTreeMap<u64, Incoming>,
-    /// Snapshots that wait until the one before them has got to the same node, or not. A node that is sent none is not here.
-    pub(super) outgoing: BTreeMap<u64, VecDeque<SnapshotJob>>,
+    /// When it installed a snapshot last.
+    pub(super) installed_at: u64,
+    /// Snapshots that wait until the one before them has got to the same node, or not. A lane in which none is sent is not here.
+    pub(super) outgoing: BTreeMap<Lane, VecDeque<SnapshotJob>>,
 }
 
 /// The loop of one of the node's shards.
@@ -206,6 +208,7 @@ impl Process {
             next_token: 1,
             asked: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            installed_at: 0,
             outgoing: BTreeMap::new(),
         }
     }

@@ -18,6 +18,15 @@ use crate::history::Violation;
 
 /// Bytes of a chunk.
 const CHUNK_BYTES: usize = 4 << 10;
+/// Bytes of a state from which its snapshot is a large one: no small one waits for it.
+const LARGE_BYTES: u64 = 256 << 10;
+
+/// To which machine snapshots of which size go, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Lane {
+    node: u64,
+    is_large: bool,
+}
 
 /// Whose snapshot is on its way to whom.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +34,7 @@ pub(super) struct Transfer {
     sender: Life,
     group: GroupId,
     to: ReplicaId,
-    /// The machine of that replica.
-    node: u64,
+    lane: Lane,
 }
 
 /// A part of a snapshot, and what makes the others.
@@ -73,22 +81,23 @@ impl Incoming {
 }
 
 impl World {
-    /// Begins a transfer, once none is under way to that node.
+    /// Begins a transfer, once none of its size is under way to that node.
     pub(super) fn queue_snapshot(&mut self, sender: Life, job: SnapshotJob) {
         let Some(process) = self.process(sender) else { return };
-        match process.outgoing.entry(job.node.0) {
+        let lane = Lane { node: job.node.0, is_large: job.keyspace.db_bytes() >= LARGE_BYTES };
+        match process.outgoing.entry(lane) {
             Entry::Occupied(mut waiting) => waiting.get_mut().push_back(job),
             Entry::Vacant(nobody) => {
                 nobody.insert(VecDeque::new());
-                self.send_snapshot(sender, job);
+                self.send_snapshot(sender, job, lane);
             }
         }
     }
 
-    fn send_snapshot(&mut self, sender: Life, job: SnapshotJob) {
+    fn send_snapshot(&mut self, sender: Life, job: SnapshotJob, lane: Lane) {
         let SnapshotJob { group, node, to, keyspace, log_bytes } = job;
         self.deliver(sender, NodeEvent::SnapshotBegun { group, to });
-        let transfer = Transfer { sender, group, to, node: node.0 };
+        let transfer = Transfer { sender, group, to, lane };
         let Some(receiver) = self.life(node.0) else { return self.snapshot_fails(transfer) };
         let board = self.process(sender).map(|process| process.node().board());
         let here = board.and_then(|board| board.group(group));
@@ -275,6 +284,10 @@ impl World {
             index: applied.index,
             rounds,
         });
+        let now = self.schedule.now();
+        if let Some(process) = self.process(life) {
+            process.installed_at = now;
+        }
         self.deliver(life, NodeEvent::SnapshotInstalled { group, applied, loaded });
         let position =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
@@ -299,12 +312,12 @@ impl World {
 
     /// The sender hears of the end, and begins the next transfer to that node.
     pub(super) fn on_snapshot_ended(&mut self, transfer: Transfer, position: Option<LogPosition>) {
-        let Transfer { sender, group, to, node } = transfer;
+        let Transfer { sender, group, to, lane } = transfer;
         self.deliver(sender, NodeEvent::SnapshotSent { group, to, position });
         let Some(process) = self.process(sender) else { return };
-        match process.outgoing.get_mut(&node).and_then(VecDeque::pop_front) {
-            Some(job) => self.send_snapshot(sender, job),
-            None => drop(process.outgoing.remove(&node)),
+        match process.outgoing.get_mut(&lane).and_then(VecDeque::pop_front) {
+            Some(job) => self.send_snapshot(sender, job, lane),
+            None => drop(process.outgoing.remove(&lane)),
         }
     }
 }

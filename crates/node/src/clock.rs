@@ -1,7 +1,9 @@
 //! A group's clock: logical, carried by the stamps of its entries, so that every replica computes the same expiries.
 //!
 //! A leader's stamp is the last stamp in its log when it was elected plus its monotonic time since. Time without a
-//! leader does not count, jumps of wall clocks do not matter, and a lease never ends early.
+//! leader does not count, jumps of wall clocks do not matter, and a lease never ends early. Time in which nothing was
+//! written would not count for the next leader either; so as long as there are leases the leader logs a stamp from time to time
+//! ([`crate::Limits::stamp_interval_us`]).
 
 use hadron_consensus::Time;
 

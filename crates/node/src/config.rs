@@ -70,6 +70,9 @@ pub struct Limits {
     pub snapshot_log_bytes: usize,
     /// Microseconds between two comparisons of the replicas' digests.
     pub digest_interval_us: u64,
+    /// Microseconds after which a leader logs what its group's clock shows, if there are leases and nothing else is written. Whoever leads next,
+    /// or follows anew, gives leases no more time than this once more. etcd's lease checkpoints come as often, where they are enabled.
+    pub stamp_interval_us: u64,
     /// Leases revoked by expiry in one entry.
     pub expiries_per_entry: usize,
     /// Keys that a group may look at or change in one turn of its shard, about, before it goes on in the next one. All groups of the shard together
@@ -97,6 +100,7 @@ impl Default for Limits {
             log_tail_bytes: 16 << 20,
             snapshot_log_bytes: 256 << 20,
             digest_interval_us: 5_000_000,
+            stamp_interval_us: 300_000_000,
             expiries_per_entry: 500,
             apply_effort: 4_000,
             sleep_after_us: 2_000_000,

@@ -66,6 +66,8 @@ pub(crate) struct Replica {
 
     /// The group's clock: running while this replica leads, otherwise what the last applied entry showed.
     pub(crate) clock: GroupClock,
+    /// When this replica, which leads, logged a stamp of the clock last, or began to lead.
+    pub(crate) stamped_at: Time,
     /// Until when an expiry that was proposed may still be on its way.
     pub(crate) expiry_pending_until: Option<Time>,
 
@@ -170,6 +172,7 @@ impl Replica {
             applied_term: in_engine.term,
             reads: Reads::default(),
             clock,
+            stamped_at: now,
             expiry_pending_until: None,
             flush: FlushState::new(in_engine.index, compacted, now),
             integrity: Integrity::new(now),

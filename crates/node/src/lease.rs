@@ -1,4 +1,5 @@
-//! Expiry: the leader proposes what its group's clock says is over; every replica checks it against the entry's stamp.
+//! Expiry: the leader proposes what its group's clock says is over; every replica checks it against the entry's stamp. Where nothing else is
+//! written the leader logs that stamp alone, now and then.
 
 use hadron_consensus::{GroupId, Time};
 use hadron_keyspace::Command;
@@ -33,6 +34,20 @@ impl Node {
         let nobody = Origin { node: self.config.node, incarnation: self.config.incarnation, token: 0 };
         self.propose_entry(group, vec![(nobody, Command::LeaseExpire(expired).to_bytes())], effects);
     }
+
+    /// Leader: logs what the group's clock shows, for those who lead next or follow anew. There is nothing else in the entry.
+    pub(crate) fn maybe_log_clock(&mut self, group: GroupId, effects: &mut Effects) {
+        let (now, interval_us) = (self.now, self.config.limits.stamp_interval_us);
+        let Some(replica) = self.replicas.get(&group) else { return };
+        if replica.stamp_deadline(interval_us).is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        if !self.is_full_of_log(replica) {
+            self.propose_entry(group, Vec::new(), effects);
+        } else if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.stamped_at = now;
+        }
+    }
 }
 
 impl Replica {
@@ -43,6 +58,12 @@ impl Replica {
         }
         let expiry = self.clock.time_of(self.keyspace.next_expiry()?);
         Some(self.expiry_pending_until.map_or(expiry, |pending| expiry.max(pending)))
+    }
+
+    /// When the clock is to be logged, if this replica leads and any lease exists.
+    pub(crate) fn stamp_deadline(&self, interval_us: u64) -> Option<Time> {
+        let counts = self.core.is_leader() && self.keyspace.next_expiry().is_some();
+        counts.then(|| self.stamped_at.plus_micros(interval_us))
     }
 }
 
@@ -113,6 +134,37 @@ mod tests {
         assert!(matches!(replies[..], [(3, Reply::Written { .. })]), "{replies:?}");
         let keyspace = &node.replicas[&DEFAULT_GROUP].keyspace;
         assert_eq!((keyspace.leases(), keyspace.next_expiry()), (vec![7], Some(19_000)));
+    }
+
+    /// All time in which nothing was written was forgotten when another replica led, or a follower was started anew: leases lived that much longer, and
+    /// had that much more time left for whoever asked.
+    #[test]
+    fn the_clock_is_logged_as_long_as_there_are_leases() {
+        let (mut node, mut effects) = with_lease();
+        node.config.limits.stamp_interval_us = 2_000_000;
+        let second = |number: u64| Time(10).plus_micros(number * 1_000_000);
+        let logged = |node: &Node| {
+            let replica = &node.replicas[&DEFAULT_GROUP];
+            (replica.core.last().0, replica.last_stamp_ms())
+        };
+        let (before, _) = logged(&node);
+        settle(&mut node, second(1), &mut effects);
+        assert_eq!(logged(&node).0, before);
+        for (number, wanted) in [(2, 1), (3, 1), (4, 2), (5, 2), (8, 3)] {
+            node.step(second(number), Event::Timer, &mut effects);
+            settle(&mut node, second(number), &mut effects);
+            assert_eq!(logged(&node).0, before + wanted, "after {number} s");
+        }
+        let replica = &node.replicas[&DEFAULT_GROUP];
+        assert_eq!((logged(&node).1, replica.keyspace.applied().stamp_ms), (8_000, 8_000));
+        assert_eq!(replica.keyspace.leases(), [7]);
+
+        // Once it has ended there is nothing to log any more.
+        for number in [10, 12, 14] {
+            node.step(second(number), Event::Timer, &mut effects);
+            settle(&mut node, second(number), &mut effects);
+        }
+        assert_eq!(logged(&node).0, before + 4, "its end");
     }
 
     /// They may be all that goes into a log that nothing can be cut from, and all groups need its room.

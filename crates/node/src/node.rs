@@ -286,6 +286,7 @@ impl Node {
         self.apply_committed(group, effects);
         self.serve_reads(group, effects);
         self.maybe_expire_leases(group, effects);
+        self.maybe_log_clock(group, effects);
         self.maybe_check_integrity(group, effects);
         self.maybe_reconfigure(group, effects);
         self.maybe_flush(group, effects);
@@ -522,6 +523,7 @@ impl Node {
         let candidates = [
             replica.core.deadline(),
             replica.expiry_deadline(),
+            replica.stamp_deadline(limits.stamp_interval_us),
             replica.flush_deadline(limits.flush_interval_us),
             replica.reads.retry_deadline(),
             retry,

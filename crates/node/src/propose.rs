@@ -178,6 +178,7 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&group) else { return false };
         let term = replica.core.term();
         let stamp_ms = replica.clock.now_ms(self.now);
+        replica.stamped_at = self.now;
         let data = envelope::encode(stamp_ms, &commands);
         self.entry_token += 1;
         let token = self.entry_token;

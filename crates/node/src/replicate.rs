@@ -102,6 +102,7 @@ impl Node {
             replica.clock = GroupClock::new(replica.last_stamp_ms(), now);
             replica.board.set_clock(replica.clock);
             replica.integrity.next_at = now;
+            replica.stamped_at = now;
             replica.expiry_pending_until = None;
         }
         if was_leader && !is_leader {

@@ -216,6 +216,7 @@ fn limits(rng: &mut SmallRng) -> Limits {
         log_tail_bytes: *pick(rng, &[1 << 10, 16 << 10, 16 << 20]),
         snapshot_log_bytes: *pick(rng, &[4 << 10, 256 << 20]),
         digest_interval_us: 1_000_000,
+        stamp_interval_us: *pick(rng, &[500_000, 5_000_000, 300_000_000]),
         sleep_after_us: *pick(rng, &[0, 300_000, 1_000_000]),
         ..Limits::default()
     }

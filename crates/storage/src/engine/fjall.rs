@@ -34,6 +34,7 @@ use fjall::{
     OwnedWriteBatch, PersistMode, Readable,
 };
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
 use super::journal::cut_torn_end;
 use super::{Batch, Change, Engine, EngineError, Read, Reclaimed, Space, Visit, check_sizes};
@@ -184,7 +185,7 @@ fn open_database(directory: &Path, options: &FjallOptions) -> Result<Database, E
             .manual_journal_persist(true)
             .max_cached_files(Some(options.open_tables.max(10)))
             .open()
-            .map_err(engine_error)
+            .map_err(open_error)
     };
     thread::scope(|scope| {
         let opened = thread::Builder::new().spawn_scoped(scope, open);
@@ -221,7 +222,7 @@ impl FjallEngine {
 impl Spaces {
     fn open(database: &Database, options: &FjallOptions) -> Result<Spaces, EngineError> {
         let open = |space: Space| {
-            database.keyspace(file_name(space), || create_options(space, options)).map_err(engine_error)
+            database.keyspace(file_name(space), || create_options(space, options)).map_err(open_error)
         };
         Ok(Spaces([open(Space::State)?, open(Space::Versions)?, open(Space::Values)?, open(Space::Tables)?]))
     }
@@ -386,12 +387,27 @@ fn place(change: &Change) -> (Space, &[u8]) {
     }
 }
 
-/// A record cannot be read: the file ends before it, or the disk does not give it.
+/// A record cannot be read: the disk does not give it.
 fn read_error(error: fjall::Error) -> EngineError {
-    let (Error::Io(io) | Error::Storage(LsmError::Io(io))) = &error else { return engine_error(error) };
-    let is_lost = io.kind() == io::ErrorKind::UnexpectedEof
-        || io.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
-    if is_lost { EngineError::Damaged(io.to_string()) } else { engine_error(error) }
+    match error {
+        Error::Io(io) | Error::Storage(LsmError::Io(io)) if is(&io, Errno::IO) => {
+            EngineError::Damaged(io.to_string())
+        }
+        error => engine_error(error),
+    }
+}
+
+/// Opening reads and writes, and it is not said which of both failed: the disk, or something in a file that names a place no file can have.
+fn open_error(error: fjall::Error) -> EngineError {
+    match error {
+        Error::Io(io) | Error::Storage(LsmError::Io(io)) if is(&io, Errno::IO) || is(&io, Errno::INVAL) => {
+            EngineError::Io(format!(
+                "opening: {io}; should that come again, files cannot be read: move the data directory and the write-ahead log away and \
+                 rebuild this member from the others"
+            ))
+        }
+        error => engine_error(error),
+    }
 }
 
 /// What fjall says after it gave up, whatever for; its threads log that.
@@ -400,9 +416,12 @@ const POISONED: &str = "an earlier write, fsync or merging of tables failed, as 
                         again. If it was for a checksum, or comes again after a restart, files are damaged: move the data directory and \
                         the write-ahead log away and rebuild this member from the others";
 
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
 fn is_short_of_descriptors(error: &io::Error) -> bool {
-    let errnos = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
-    errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    is(error, Errno::MFILE) || is(error, Errno::NFILE)
 }
 
 pub(super) fn engine_error(error: fjall::Error) -> EngineError {
@@ -411,6 +430,12 @@ pub(super) fn engine_error(error: fjall::Error) -> EngineError {
             EngineError::Io(format!(
                 "{error}; nothing is damaged: raise the limit of open files (`ulimit -n`)"
             ))
+        }
+        // A file ends before what another place says is in it.
+        Error::Io(error) | Error::Storage(LsmError::Io(error))
+            if error.kind() == io::ErrorKind::UnexpectedEof =>
+        {
+            EngineError::Damaged(error.to_string())
         }
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => EngineError::Io(error.to_string()),
         Error::Locked => EngineError::Io("the engine is in use by another process".into()),

@@ -109,12 +109,9 @@ fn io_error(error: &Error) -> Option<&io::Error> {
 }
 
 /// Rewriting reads and writes, and when the disk fails, fjall does not say at which of both. A failed write or fsync must stop the node, so
-/// only what was read and is not what was written counts as damage: unlike where nothing but a read can have failed.
+/// that does not count as damage: unlike where nothing but a read can have failed.
 fn rewrite_error(error: Error) -> EngineError {
     match io_error(&error) {
-        Some(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            EngineError::Damaged(error.to_string())
-        }
         Some(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => EngineError::Io(format!(
             "rewriting tables: {error}; should that come again after a restart, tables cannot be read: move the data directory and the \
              write-ahead log away and rebuild this member from the others"

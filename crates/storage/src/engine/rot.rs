@@ -21,6 +21,8 @@ use super::{Change, Engine, EngineError, FjallEngine, FjallOptions, Read, Space}
 
 /// Flips in each file.
 const FLIPS: usize = 24;
+/// At the end of a table are the places of all its parts.
+const PLACES_BYTES: u64 = 256;
 const BATCHES: u64 = 200;
 /// Batches since the engine was opened again, which are in the journal only.
 const JOURNALED: u64 = 20;
@@ -53,13 +55,23 @@ fn a_flipped_bit_is_noticed_or_means_nothing() {
     let mut random = SmallRng::seed_from_u64(1);
     let (mut noticed, mut meaningless) = (0, 0);
     for (path, length, _) in files(pristine.path()).into_iter().filter(|(_, length, _)| *length > 0) {
-        for _ in 0..FLIPS {
-            let (at, bit) = (random.random_range(0..length), random.random_range(0..8));
+        let from = [0, length.saturating_sub(PLACES_BYTES)];
+        for from in from.into_iter().flat_map(|from| [from; FLIPS]) {
+            let (at, bit) = (random.random_range(from..length), random.random_range(0..8));
             let damaged = image(pristine.path());
             let name = path.strip_prefix(pristine.path()).unwrap();
             flip(&damaged.path().join(name), at, bit);
             match open(damaged.path()).and_then(|engine| contents(&engine)) {
-                Err(_) => noticed += 1,
+                Err(error) => {
+                    let advice = ["rebuild this member", "a format that this version cannot read"];
+                    let error = error.to_string();
+                    assert!(
+                        advice.iter().any(|advice| error.contains(advice)),
+                        "{}, byte {at}, bit {bit}: {error}",
+                        name.display()
+                    );
+                    noticed += 1;
+                }
                 Ok(found) if found == whole => meaningless += 1,
                 Ok((batches, _)) => {
                     let is_journal = name.extension().is_some_and(|extension| extension == "jnl");

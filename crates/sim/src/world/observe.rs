@@ -181,7 +181,8 @@ impl World {
             }
         }
         let (term, index, checksum) = shown.applied;
-        self.logs.applied(group, shown.term, (index, term, checksum));
+        // Before its first turn it shows no term, and is in the one that it was in.
+        self.logs.applied(group, shown.term.max(promised), (index, term, checksum));
         let one_life = (life.node, life.incarnation << 32 | shown.life);
         observer.state_machines.observe(one_life, group, shown.applied)?;
         observer.digests.observe(format_args!("n{}", life.node), group, shown.applied.1, shown.digest)?;

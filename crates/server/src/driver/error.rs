@@ -63,8 +63,9 @@ pub enum RunError {
     /// The node's data directory was in use, and does not say any more which pool it belongs to.
     #[error(
         "{} is missing, although the data directory was in use. Without it the node does not know its cluster, nor whom \
-         it met there. Put it back from a copy, or copy it from another member of the same cluster; nothing was \
-         changed", file.display()
+         it met there. Put it back from a copy; a member that was there from the start may have that of another such one. If \
+         there is none, move the data directory and the write-ahead log away and rebuild this member from the others; nothing \
+         was changed", file.display()
     )]
     PoolMissing {
         /// The file.

@@ -145,7 +145,11 @@ fn encode(pool: &Bootstrap) -> Bytes {
 }
 
 fn decode(mut bytes: Bytes) -> Result<Bootstrap, String> {
-    let damaged = || "damaged: restore it from a copy, or from another member of the same pool".to_owned();
+    let damaged = || {
+        "damaged: restore it from a copy; a member that was there from the start may have that of another such one. If there is none, move the \
+         data directory and the write-ahead log away and rebuild this member from the others"
+            .to_owned()
+    };
     if bytes.len() < HEADER_BYTES || bytes.split_to(MAGIC.len()) != MAGIC[..] {
         return Err(damaged());
     }

@@ -28,7 +28,7 @@ pub use reclaim::Reclaimed;
 /// Few engine keyspaces, shared by all groups of a node; keys inside begin with (group, generation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Space {
-    /// One record per group: applied position, clock, digest and the like; node-wide facts.
+    /// Up to three records per group: applied position, clock, digest and the like.
     State,
     /// Version metadata in revision order: what a restart reads.
     Versions,

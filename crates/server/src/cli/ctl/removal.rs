@@ -57,10 +57,17 @@ fn obstacle(nodes: &[pb::Node], node: &pb::Node, force: bool) -> Option<String> 
 /// What would be left on a node after all that the planner can do.
 fn left_behind(node: &pb::Node, simulated: &pb::BalanceSimulateResponse) -> Option<String> {
     let left = simulated.nodes.iter().find(|it| it.id == node.id).map_or(0, |it| it.replicas_after);
+    let advice = match node.alive {
+        true => "Add a node first",
+        false => {
+            "Add a node first; or `member remove` this one, if a new one is to take its place: replicas that have a majority without it come \
+             back on that"
+        }
+    };
     (left > 0).then(|| {
         format!(
             "{left} replicas on {} can go nowhere: a keyspace needs as many nodes as it has replicas, with room on their \
-             disks, and a majority of its replicas within reach; nothing was changed",
+             disks, and a majority of its replicas within reach; nothing was changed. {advice}",
             shown(node)
         )
     })
@@ -161,11 +168,12 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(left_behind(&node, &simulated(0)), None);
-        assert!(
-            left_behind(&node, &simulated(2))
-                .unwrap()
-                .starts_with("2 replicas on node n1 (a) can go nowhere")
-        );
+        let left = left_behind(&node, &simulated(2)).unwrap();
+        assert!(left.starts_with("2 replicas on node n1 (a) can go nowhere"), "{left}");
+        // In its place a new one may come.
+        assert!(left.contains("`member remove`"), "{left}");
+        let alive = pb::Node { alive: true, ..node };
+        assert!(left_behind(&alive, &simulated(2)).unwrap().ends_with("Add a node first"));
     }
 
     #[test]

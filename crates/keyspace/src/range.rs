@@ -137,7 +137,8 @@ pub(crate) fn has_filters(request: &pb::RangeRequest) -> bool {
     filters.iter().any(|revision| *revision != 0)
 }
 
-fn passes_filters(version: &Version, request: &pb::RangeRequest) -> bool {
+/// Whether the filters of the request leave it.
+pub(crate) fn passes_filters(version: &Version, request: &pb::RangeRequest) -> bool {
     let not_below = |value: i64, min: i64| min == 0 || value >= min;
     let not_above = |value: i64, max: i64| max == 0 || value <= max;
     not_below(version.main, request.min_mod_revision)

@@ -7,12 +7,13 @@
 use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
 use pb::compare::CompareTarget;
-use pb::range_request::{SortOrder, SortTarget};
+use pb::range_request::SortTarget;
 use pb::request_op::Request;
 
 use crate::error::Error;
 use crate::keyspace::Keyspace;
-use crate::mvcc::KeyRange;
+use crate::mvcc::{KeyRange, Version};
+use crate::range::{has_default_order, passes_filters};
 use crate::read::{BYTES_PER_KEY, KEYS_PER_VALUE};
 
 /// Keys looked at under the lock at a time.
@@ -53,30 +54,73 @@ pub fn may_look_at_much(request: &pb::TxnRequest) -> bool {
 }
 
 /// Which values are read of the keys that are looked at.
-#[derive(Clone, Copy, Default)]
-struct Values {
+#[derive(Clone, Copy)]
+struct Values<'a> {
     /// So many at most.
     max: usize,
-    /// Also of versions that are not the newest.
-    of_the_past: bool,
+    /// The range that reads them; `None` where the newest of each key is read.
+    range: Option<&'a pb::RangeRequest>,
 }
 
-impl Values {
-    fn all_if(are_read: bool) -> Values {
-        Values { max: if are_read { usize::MAX } else { 0 }, of_the_past: false }
+impl<'a> Values<'a> {
+    fn all_if(are_read: bool) -> Values<'a> {
+        Values { max: if are_read { usize::MAX } else { 0 }, range: None }
     }
 
-    /// Those that a range answers or sorts by. Of one that is sorted and cut it is not known before which they are.
-    fn of_range(range: &pb::RangeRequest) -> Values {
+    /// Those that a range answers or sorts by.
+    fn of_range(range: &'a pb::RangeRequest) -> Values<'a> {
         let by_value = range.sort_target() == SortTarget::Value;
-        let in_order = range.sort_target() == SortTarget::Key && range.sort_order() == SortOrder::None;
         let max = match usize::try_from(range.limit) {
             _ if range.count_only => 0,
-            _ if range.keys_only && !by_value => 0,
-            Ok(limit) if limit > 0 && in_order => limit,
+            _ if by_value => usize::MAX,
+            _ if range.keys_only => 0,
+            Ok(limit) if limit > 0 => limit,
             _ => usize::MAX,
         };
-        Values { max, of_the_past: range.revision > 0 }
+        Values { max, range: Some(range) }
+    }
+
+    /// The revision that the keys are looked at.
+    fn revision(&self) -> i64 {
+        self.range.map(|range| range.revision).filter(|revision| *revision > 0).unwrap_or(i64::MAX)
+    }
+
+    /// Whether they are those of the first keys. Of a range that is sorted and cut it is not known before which they are.
+    fn are_first(&self) -> bool {
+        self.range.is_none_or(|range| has_default_order(range) && range.sort_target() == SortTarget::Key)
+    }
+
+    /// Whether that of a living key may be read.
+    fn may_have(&self, version: &Version) -> bool {
+        self.range.is_none_or(|range| passes_filters(version, range))
+    }
+}
+
+/// What there is of something among the keys of a range.
+#[derive(Default)]
+struct Tally {
+    keys: usize,
+    sum: usize,
+    largest: usize,
+}
+
+impl Tally {
+    fn add(&mut self, amount: usize) {
+        self.keys += 1;
+        self.sum = self.sum.saturating_add(amount);
+        self.largest = self.largest.max(amount);
+    }
+
+    /// What `keys` of them may come to.
+    fn most(&self, keys: usize) -> usize {
+        self.sum.min(self.largest.saturating_mul(keys))
+    }
+}
+
+fn effort_of_value(version: &Version) -> usize {
+    match version.value_len {
+        0 => 0,
+        bytes => KEYS_PER_VALUE + bytes as usize / BYTES_PER_KEY,
     }
 }
 
@@ -110,27 +154,30 @@ impl Reach<'_> {
         Ok(())
     }
 
-    fn range(&mut self, key: &Bytes, range_end: &Bytes, values: Values) -> Result<(), Error> {
+    fn range(&mut self, key: &Bytes, range_end: &Bytes, values: Values<'_>) -> Result<(), Error> {
         let range = KeyRange::new(key, range_end);
         let is_one = matches!(range, KeyRange::One(_));
-        // Also what finds nothing is an effort.
-        let (mut counted, mut keys, mut after) = (usize::from(!is_one), 0, None);
         if is_one && values.max == 0 {
             return self.take(1);
         }
+        // Also what finds nothing is an effort.
+        let (mut keys, mut efforts, mut after) = (usize::from(!is_one), Tally::default(), None);
+        let (revision, are_first) = (values.revision(), values.are_first());
         loop {
-            let look = |bytes: u32| {
-                keys += 1;
-                counted += 1;
-                if keys <= values.max && bytes > 0 {
-                    counted += KEYS_PER_VALUE + bytes as usize / BYTES_PER_KEY;
+            let look = |_: &Bytes, version: &Version| {
+                if values.may_have(version) && !(are_first && efforts.keys >= values.max) {
+                    efforts.add(effort_of_value(version));
                 }
             };
-            let piece = (PIECE_KEYS, values.of_the_past);
-            after = self.keyspace.state.read().index.look(&range, after.as_ref(), piece, look);
-            if after.is_none() || counted > self.left {
+            let state = self.keyspace.state.read();
+            let (looked, next) = state.index.visit(&range, after.as_ref(), revision, PIECE_KEYS, look);
+            drop(state);
+            keys += looked;
+            let counted = keys.saturating_add(efforts.most(values.max));
+            if next.is_none() || counted > self.left {
                 return self.take(counted);
             }
+            after = next;
         }
     }
 
@@ -189,7 +236,10 @@ mod tests {
 
     /// The txn is refused with one key less than that.
     fn assert_reach(request: &pb::TxnRequest, keys: usize) {
-        let keyspace = keyspace();
+        assert_reach_in(&keyspace(), request, keys);
+    }
+
+    fn assert_reach_in(keyspace: &Keyspace, request: &pb::TxnRequest, keys: usize) {
         assert_eq!(keyspace.check_reach(request, keys), Ok(()));
         assert_eq!(keyspace.check_reach(request, keys - 1), Err(Error::TooManyKeys(keys - 1)));
     }
@@ -207,14 +257,49 @@ mod tests {
         assert_range(pb::RangeRequest { limit: 10, ..whole.clone() }, 1 + 1500 + 10 * 12);
         let newest_first =
             pb::RangeRequest { sort_target: SortTarget::Mod as i32, limit: 10, ..whole.clone() };
-        assert_range(newest_first, 1 + 1500 + 1000 * 12);
+        assert_range(newest_first, 1 + 1500 + 10 * 12);
         let by_value = pb::RangeRequest { sort_target: SortTarget::Value as i32, ..keys_only };
         assert_range(by_value, 1 + 1500 + 1000 * 12);
-        // Before they were deleted.
-        assert_range(pb::RangeRequest { revision: 2, ..whole }, 1 + 1500 + 1500 * 12);
+        // Before they were deleted, and when there were ten.
+        assert_range(pb::RangeRequest { revision: 1501, ..whole.clone() }, 1 + 1500 + 1500 * 12);
+        assert_range(pb::RangeRequest { revision: 11, ..whole }, 1 + 1500 + 10 * 12);
         let delete = |prev_kv| pb::DeleteRangeRequest { key: "a".into(), range_end: key(100), prev_kv };
         assert_reach(&of(Request::RequestDeleteRange(delete(false))), 1 + 100);
         assert_reach(&of(Request::RequestDeleteRange(delete(true))), 1 + 100 * 13);
+    }
+
+    /// They used up the limit, and the large value behind them was read tens of thousands of times.
+    #[test]
+    fn keys_that_are_not_answered_do_not_use_up_the_limit() {
+        let keyspace = keyspace();
+        let put = pb::PutRequest { key: key(1499), value: vec![b'.'; 1 << 20].into(), ..Default::default() };
+        keyspace.apply(Applied { term: 1, index: 3, checksum: 0, stamp_ms: 0 }, vec![Command::Put(put)]);
+        let assert_first = |range: pb::RangeRequest, keys| {
+            assert_reach_in(&keyspace, &of(Request::RequestRange(range)), keys);
+        };
+        let first = pb::RangeRequest { count_only: false, limit: 1, ..count(9999) };
+        assert_first(first.clone(), 1 + 1500 + 12);
+        let revision = keyspace.revision();
+        assert_first(pb::RangeRequest { min_mod_revision: revision, ..first.clone() }, 1 + 1500 + 1034);
+        let of_deleted = pb::RangeRequest { key: key(1000), ..first };
+        assert_first(of_deleted.clone(), 1 + 500 + 1034);
+        // None of them lived yet.
+        assert_first(pb::RangeRequest { revision: 1000, ..of_deleted }, 1 + 500);
+    }
+
+    /// All of its versions were looked at under the lock, each time.
+    #[test]
+    fn a_key_in_the_past_costs_what_it_was_then() {
+        let keyspace = keyspace();
+        let put =
+            |bytes| pb::PutRequest { key: "k".into(), value: vec![b'.'; bytes].into(), ..Default::default() };
+        let puts = [1 << 10, 1 << 20, 0].map(|bytes| Command::Put(put(bytes)));
+        keyspace.apply(Applied { term: 1, index: 3, checksum: 0, stamp_ms: 0 }, puts.into());
+        let newest = keyspace.revision();
+        for (ago, keys) in [(2, 12), (1, 1 + 1034), (0, 1)] {
+            let range = pb::RangeRequest { key: "k".into(), revision: newest - ago, ..Default::default() };
+            assert_reach_in(&keyspace, &of(Request::RequestRange(range)), keys);
+        }
     }
 
     #[test]

@@ -142,56 +142,24 @@ impl Index {
         keys_max: usize,
         mut visit: impl FnMut(&Bytes, &Version),
     ) -> (usize, Option<Bytes>) {
-        let mut looked = 0;
-        let next = self.walk(range, after, keys_max, |key, versions| {
-            looked += 1;
-            if let Some(version) = newest_at(versions, revision).filter(|version| !version.is_tombstone()) {
-                visit(key, version);
-            }
-        });
-        (looked, next)
-    }
-
-    /// Looks at the keys of `range` after `after`, living or not, with the bytes that the newest value has, or the largest one if any version
-    /// may be read. Returns the last key when `keys_max` were looked at; `None` at the end.
-    pub(crate) fn look(
-        &self,
-        range: &KeyRange,
-        after: Option<&Bytes>,
-        (keys_max, any_version): (usize, bool),
-        mut look: impl FnMut(u32),
-    ) -> Option<Bytes> {
-        self.walk(range, after, keys_max, |_, versions| {
-            let bytes = match any_version {
-                true => versions.iter().map(|version| version.value_len).max(),
-                false => versions.back().map(|version| version.value_len),
-            };
-            look(bytes.unwrap_or(0));
-        })
-    }
-
-    /// Shows each key of `range` after `after`, living or not. Returns the last one when `keys_max` were shown; `None` at the end.
-    fn walk(
-        &self,
-        range: &KeyRange,
-        after: Option<&Bytes>,
-        keys_max: usize,
-        mut show: impl FnMut(&Bytes, &Versions),
-    ) -> Option<Bytes> {
         let (mut from, to) = range.bounds();
         if let Some(after) = after {
             from = Bound::Excluded(after);
         }
         if range.is_empty() || matches!((from, to), (Bound::Excluded(a), Bound::Included(b)) if a >= b) {
-            return None;
+            return (0, None);
         }
-        for (looked, (key, versions)) in self.keys.range::<[u8], _>((from, to)).enumerate() {
-            show(key, versions);
-            if looked + 1 == keys_max {
-                return Some(key.clone());
+        let mut looked = 0;
+        for (key, versions) in self.keys.range::<[u8], _>((from, to)) {
+            looked += 1;
+            if let Some(version) = newest_at(versions, revision).filter(|version| !version.is_tombstone()) {
+                visit(key, version);
+            }
+            if looked == keys_max {
+                return (looked, Some(key.clone()));
             }
         }
-        None
+        (looked, None)
     }
 
     /// Adds a version, newer than all others. Returns the key as stored, and the version that was the newest before.

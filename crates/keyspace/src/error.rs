@@ -1,7 +1,7 @@
 //! What can go wrong, and whose fault it is.
 //!
-//! All of [`Error`] but [`Error::TooManyKeys`], [`Error::Storage`] and [`Error::Unreadable`] is deterministic: every replica refuses the same command
-//! for the same reason, and the refusal is the reply. [`OpenError`] is a local fault.
+//! All of [`Error`] but [`Error::TooManyKeys`], [`Error::TooManyBytes`], [`Error::Storage`] and [`Error::Unreadable`] is deterministic: every replica refuses
+//! the same command for the same reason, and the refusal is the reply. [`OpenError`] is a local fault.
 
 use hadron_storage::engine::EngineError;
 
@@ -28,6 +28,9 @@ pub enum Error {
     /// A txn may look at more keys than are allowed. Not deterministic: it is found before the txn is proposed.
     #[error("the txn may look at more than {0} keys: narrow its ranges, or make several of it")]
     TooManyKeys(usize),
+    /// A txn may answer with more bytes than are allowed. Found as the one before.
+    #[error("the txn may answer with more than {0} bytes: narrow its ranges, or make several of it")]
+    TooManyBytes(usize),
     /// A txn writes a key twice.
     #[error("duplicate key given in txn request")]
     DuplicateKey,

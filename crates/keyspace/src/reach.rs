@@ -14,22 +14,24 @@ use crate::error::Error;
 use crate::keyspace::Keyspace;
 use crate::mvcc::{KeyRange, Version};
 use crate::range::{has_default_order, passes_filters};
-use crate::read::{BYTES_PER_KEY, KEYS_PER_VALUE};
+use crate::read::{BYTES_PER_KEY, KEYS_PER_VALUE, pair_bytes};
 
 /// Keys looked at under the lock at a time.
 const PIECE_KEYS: usize = 1000;
 /// Operations and comparisons that look at one key each and are not worth counting.
 const FEW_OPERATIONS: usize = 128;
+/// What a txn may answer, in bytes: etcd's clients take less than 2 GiB, and no message of gRPC has more than 4 GiB.
+const ANSWER_BYTES_MAX: usize = 1 << 30;
 
 impl Keyspace {
     /// Refuses a txn that may look at more than `keys_max` keys, each as often as it does, whichever way it goes; a value that is read
-    /// counts as ten more, and as one for each KiB. From any thread. What is counted is the state of now, and the txn may meet
-    /// a larger one.
+    /// counts as ten more, and as one for each KiB. Refuses it as well if what both ways may answer is larger than a client takes.
+    /// From any thread. What is counted is the state of now, and the txn may meet a larger one.
     ///
     /// # Errors
-    /// [`Error::TooManyKeys`].
+    /// [`Error::TooManyKeys`] and [`Error::TooManyBytes`].
     pub fn check_reach(&self, request: &pb::TxnRequest, keys_max: usize) -> Result<(), Error> {
-        let mut reach = Reach { keyspace: self, keys_max, left: keys_max };
+        let mut reach = Reach { keyspace: self, keys_max, keys_left: keys_max, bytes_left: ANSWER_BYTES_MAX };
         reach.txn(request)
     }
 }
@@ -53,31 +55,37 @@ pub fn may_look_at_much(request: &pb::TxnRequest) -> bool {
     count(request) > FEW_OPERATIONS
 }
 
-/// Which values are read of the keys that are looked at.
+/// What is read of the keys that are looked at.
 #[derive(Clone, Copy)]
-struct Values<'a> {
-    /// So many at most.
-    max: usize,
+struct Reading<'a> {
+    /// Of so many the value, at most.
+    values_max: usize,
+    /// So many are answered, at most.
+    pairs_max: usize,
     /// The range that reads them; `None` where the newest of each key is read.
     range: Option<&'a pb::RangeRequest>,
 }
 
-impl<'a> Values<'a> {
-    fn all_if(are_read: bool) -> Values<'a> {
-        Values { max: if are_read { usize::MAX } else { 0 }, range: None }
+impl<'a> Reading<'a> {
+    /// All values, or none; answered or for the txn itself.
+    fn all_if(are_read: bool, are_answered: bool) -> Reading<'a> {
+        let all_if = |all: bool| if all { usize::MAX } else { 0 };
+        Reading { values_max: all_if(are_read), pairs_max: all_if(are_answered), range: None }
     }
 
-    /// Those that a range answers or sorts by.
-    fn of_range(range: &'a pb::RangeRequest) -> Values<'a> {
-        let by_value = range.sort_target() == SortTarget::Value;
-        let max = match usize::try_from(range.limit) {
+    /// What a range answers or sorts by.
+    fn of_range(range: &'a pb::RangeRequest) -> Reading<'a> {
+        let pairs_max = match usize::try_from(range.limit) {
             _ if range.count_only => 0,
-            _ if by_value => usize::MAX,
-            _ if range.keys_only => 0,
             Ok(limit) if limit > 0 => limit,
             _ => usize::MAX,
         };
-        Values { max, range: Some(range) }
+        let values_max = match range.sort_target() {
+            SortTarget::Value if !range.count_only => usize::MAX,
+            _ if range.keys_only => 0,
+            _ => pairs_max,
+        };
+        Reading { values_max, pairs_max, range: Some(range) }
     }
 
     /// The revision that the keys are looked at.
@@ -85,14 +93,19 @@ impl<'a> Values<'a> {
         self.range.map(|range| range.revision).filter(|revision| *revision > 0).unwrap_or(i64::MAX)
     }
 
-    /// Whether they are those of the first keys. Of a range that is sorted and cut it is not known before which they are.
-    fn are_first(&self) -> bool {
-        self.range.is_none_or(|range| has_default_order(range) && range.sort_target() == SortTarget::Key)
+    /// Only of the first so many keys is anything read. Of a range that is sorted and cut it is not known before of which it is.
+    fn first_max(&self) -> usize {
+        let is_ordered = |range| !has_default_order(range) || range.sort_target() != SortTarget::Key;
+        if self.range.is_some_and(is_ordered) { usize::MAX } else { self.values_max.max(self.pairs_max) }
     }
 
-    /// Whether that of a living key may be read.
+    /// Whether anything of a living key may be read.
     fn may_have(&self, version: &Version) -> bool {
         self.range.is_none_or(|range| passes_filters(version, range))
+    }
+
+    fn keys_only(&self) -> bool {
+        self.range.is_some_and(|range| range.keys_only)
     }
 }
 
@@ -117,35 +130,49 @@ impl Tally {
     }
 }
 
-fn effort_of_value(version: &Version) -> usize {
-    match version.value_len {
-        0 => 0,
-        bytes => KEYS_PER_VALUE + bytes as usize / BYTES_PER_KEY,
+/// What the keys of one range come to.
+#[derive(Default)]
+struct Found {
+    /// What it takes to read their values, in keys.
+    efforts: Tally,
+    /// The bytes of their pairs in an answer.
+    bytes: Tally,
+}
+
+impl Found {
+    fn add(&mut self, key: &Bytes, value_len: usize, keys_only: bool) {
+        let effort = if value_len == 0 { 0 } else { KEYS_PER_VALUE + value_len / BYTES_PER_KEY };
+        self.efforts.add(effort);
+        self.bytes.add(pair_bytes(key, value_len, keys_only));
     }
 }
 
 struct Reach<'a> {
     keyspace: &'a Keyspace,
     keys_max: usize,
-    left: usize,
+    keys_left: usize,
+    /// Of the answer.
+    bytes_left: usize,
 }
 
 impl Reach<'_> {
     fn txn(&mut self, request: &pb::TxnRequest) -> Result<(), Error> {
         for compare in &request.compare {
-            let values = Values::all_if(compare.target == CompareTarget::Value as i32);
-            self.range(&compare.key, &compare.range_end, values)?;
+            let reading = Reading::all_if(compare.target == CompareTarget::Value as i32, false);
+            self.range(&compare.key, &compare.range_end, reading)?;
         }
         for operation in request.success.iter().chain(&request.failure) {
             match &operation.request {
                 Some(Request::RequestRange(range)) => {
-                    self.range(&range.key, &range.range_end, Values::of_range(range))?;
+                    self.range(&range.key, &range.range_end, Reading::of_range(range))?;
                 }
                 Some(Request::RequestDeleteRange(delete)) => {
-                    self.range(&delete.key, &delete.range_end, Values::all_if(delete.prev_kv))?;
+                    let reading = Reading::all_if(delete.prev_kv, delete.prev_kv);
+                    self.range(&delete.key, &delete.range_end, reading)?;
                 }
                 Some(Request::RequestPut(put)) => {
-                    self.range(&put.key, &Bytes::new(), Values::all_if(put.prev_kv || put.ignore_value))?;
+                    let reading = Reading::all_if(put.prev_kv || put.ignore_value, put.prev_kv);
+                    self.range(&put.key, &Bytes::new(), reading)?;
                 }
                 Some(Request::RequestTxn(nested)) => self.txn(nested)?,
                 None => {}
@@ -154,35 +181,40 @@ impl Reach<'_> {
         Ok(())
     }
 
-    fn range(&mut self, key: &Bytes, range_end: &Bytes, values: Values<'_>) -> Result<(), Error> {
+    fn range(&mut self, key: &Bytes, range_end: &Bytes, reading: Reading<'_>) -> Result<(), Error> {
         let range = KeyRange::new(key, range_end);
         let is_one = matches!(range, KeyRange::One(_));
-        if is_one && values.max == 0 {
-            return self.take(1);
+        // No more than the key can be answered, and that is in the request.
+        if is_one && reading.values_max == 0 {
+            return self.take(1, 0);
         }
         // Also what finds nothing is an effort.
-        let (mut keys, mut efforts, mut after) = (usize::from(!is_one), Tally::default(), None);
-        let (revision, are_first) = (values.revision(), values.are_first());
+        let (mut keys, mut found, mut after) = (usize::from(!is_one), Found::default(), None);
+        let (revision, first_max) = (reading.revision(), reading.first_max());
         loop {
-            let look = |_: &Bytes, version: &Version| {
-                if values.may_have(version) && !(are_first && efforts.keys >= values.max) {
-                    efforts.add(effort_of_value(version));
+            let look = |key: &Bytes, version: &Version| {
+                if found.bytes.keys < first_max && reading.may_have(version) {
+                    found.add(key, version.value_len as usize, reading.keys_only());
                 }
             };
             let state = self.keyspace.state.read();
             let (looked, next) = state.index.visit(&range, after.as_ref(), revision, PIECE_KEYS, look);
             drop(state);
             keys += looked;
-            let counted = keys.saturating_add(efforts.most(values.max));
-            if next.is_none() || counted > self.left {
-                return self.take(counted);
+            let counted = keys.saturating_add(found.efforts.most(reading.values_max));
+            let bytes = found.bytes.most(reading.pairs_max);
+            if next.is_none() || counted > self.keys_left || bytes > self.bytes_left {
+                return self.take(counted, bytes);
             }
             after = next;
         }
     }
 
-    fn take(&mut self, counted: usize) -> Result<(), Error> {
-        self.left = self.left.checked_sub(counted).ok_or(Error::TooManyKeys(self.keys_max))?;
+    fn take(&mut self, keys: usize, bytes: usize) -> Result<(), Error> {
+        let too_many_keys = Error::TooManyKeys(self.keys_max);
+        self.keys_left = self.keys_left.checked_sub(keys).ok_or(too_many_keys)?;
+        let too_many_bytes = Error::TooManyBytes(ANSWER_BYTES_MAX);
+        self.bytes_left = self.bytes_left.checked_sub(bytes).ok_or(too_many_bytes)?;
         Ok(())
     }
 }
@@ -194,6 +226,7 @@ mod tests {
     use std::sync::Arc;
 
     use hadron_storage::engine::ModelEngine;
+    use pb::range_request::SortOrder;
 
     use super::*;
     use crate::command::Command;
@@ -285,6 +318,45 @@ mod tests {
         assert_first(of_deleted.clone(), 1 + 500 + 1034);
         // None of them lived yet.
         assert_first(pb::RangeRequest { revision: 1000, ..of_deleted }, 1 + 500);
+    }
+
+    /// The same large value may be answered tens of thousands of times; so may a large key.
+    #[test]
+    fn answers_are_no_larger_than_clients_take() {
+        const MIB: usize = 1 << 20;
+        let keyspace = keyspace();
+        let large_key = Bytes::from(vec![b'x'; MIB]);
+        let of_key = pb::PutRequest { key: large_key, ..Default::default() };
+        let of_value =
+            pb::PutRequest { key: "y".into(), value: vec![b'.'; MIB].into(), ..Default::default() };
+        let puts = vec![Command::Put(of_key), Command::Put(of_value)];
+        keyspace.apply(Applied { term: 1, index: 3, checksum: 0, stamp_ms: 0 }, puts);
+        let check = |request: Request, times| {
+            let txn = pb::TxnRequest { success: vec![operation(request); times], ..Default::default() };
+            keyspace.check_reach(&txn, usize::MAX)
+        };
+        let most = ANSWER_BYTES_MAX / MIB - 1;
+        let refused = Err(Error::TooManyBytes(ANSWER_BYTES_MAX));
+        let keys = pb::RangeRequest { key: "x".into(), range_end: "y".into(), keys_only: true, ..count(0) };
+        let keys = pb::RangeRequest { count_only: false, ..keys };
+        let both = pb::RangeRequest { range_end: "z".into(), keys_only: false, ..keys.clone() };
+        let one = pb::RangeRequest { limit: 1, ..both.clone() };
+        let last = pb::RangeRequest { sort_order: SortOrder::Descend as i32, ..one.clone() };
+        let get = pb::RangeRequest { key: "y".into(), ..Default::default() };
+        for (range, most) in [(keys, most), (both, most / 2), (one, most), (last, most), (get, most)] {
+            let range = Request::RequestRange(range);
+            assert_eq!((check(range.clone(), most), check(range, most + 1)), (Ok(()), refused.clone()));
+        }
+        let delete = |prev_kv| pb::DeleteRangeRequest { key: "x".into(), range_end: "y".into(), prev_kv };
+        assert_eq!(check(Request::RequestDeleteRange(delete(true)), most + 1), refused);
+        assert_eq!(check(Request::RequestDeleteRange(delete(false)), most + 1), Ok(()));
+        let put =
+            |prev_kv| pb::PutRequest { key: "y".into(), prev_kv, ignore_value: true, ..Default::default() };
+        assert_eq!(check(Request::RequestPut(put(true)), most + 1), refused);
+        assert_eq!(check(Request::RequestPut(put(false)), most + 1), Ok(()));
+        let compares = vec![pb::Compare { key: "y".into(), ..compare(CompareTarget::Value) }; most + 1];
+        let compares = pb::TxnRequest { compare: compares, ..Default::default() };
+        assert_eq!(keyspace.check_reach(&compares, usize::MAX), Ok(()));
     }
 
     /// All of its versions were looked at under the lock, each time.

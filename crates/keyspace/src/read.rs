@@ -263,12 +263,17 @@ fn collect(
     state.index.visit(range, after, revision, keys_max, add)
 }
 
+/// What a pair takes in an answer, at most.
+pub(crate) fn pair_bytes(key: &[u8], value_len: usize, keys_only: bool) -> usize {
+    let value_bytes = if keys_only { 0 } else { value_len };
+    key.len() + value_bytes + PAIR_OVERHEAD_BYTES
+}
+
 /// Leaves the first rows whose pairs fit into `bytes_max`, and at least one. Returns the key of the last one if there were more.
 fn cut(rows: &mut Vec<Row>, keys_only: bool, bytes_max: usize) -> Option<Bytes> {
     let mut bytes = 0;
     let fitting = rows.iter().take_while(|row| {
-        let value_bytes = if keys_only { 0 } else { row.version.value_len as usize };
-        bytes += row.key.len() + value_bytes + PAIR_OVERHEAD_BYTES;
+        bytes += pair_bytes(&row.key, row.version.value_len as usize, keys_only);
         bytes <= bytes_max
     });
     let left = fitting.count().max(1);

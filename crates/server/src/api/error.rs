@@ -182,9 +182,8 @@ impl EtcdError {
             KeyspaceError::LeaseTtlTooLarge => EtcdError::LeaseTtlTooLarge,
             KeyspaceError::NoSpace => EtcdError::NoSpace,
             KeyspaceError::Auth(error) => EtcdError::from(*error),
-            KeyspaceError::TooManyKeys(_) | KeyspaceError::Storage(_) | KeyspaceError::Unreadable(_) => {
-                return None;
-            }
+            KeyspaceError::TooManyKeys(_) | KeyspaceError::TooManyBytes(_) => return None,
+            KeyspaceError::Storage(_) | KeyspaceError::Unreadable(_) => return None,
         })
     }
 }
@@ -194,7 +193,7 @@ pub(super) fn refusal(error: KeyspaceError) -> Status {
     if let Some(known) = EtcdError::from_keyspace(&error) {
         return known.into();
     }
-    if let KeyspaceError::TooManyKeys(_) = error {
+    if let KeyspaceError::TooManyKeys(_) | KeyspaceError::TooManyBytes(_) = error {
         return Status::invalid_argument(format!("hadron: {error}"));
     }
     tracing::error!(%error, "cannot read the local state");

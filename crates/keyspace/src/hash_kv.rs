@@ -23,8 +23,6 @@ struct Scope {
     revision: i64,
     compact_revision: i64,
     current_revision: i64,
-    /// No key lives at `revision`: etcd then keeps all that the compaction left.
-    keeps_nothing: bool,
     kept: Kept,
 }
 
@@ -32,8 +30,9 @@ impl Keyspace {
     /// The hash of all versions up to `revision` (0: the newest). Reads the whole history from disk.
     pub fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, Error> {
         let scope = self.hash_scope(revision)?;
+        let keeps_nothing = !self.lives(&scope)?;
         let mut crc = crc32c::crc32c(BUCKET);
-        let counts = |state: &State, record: &Record| counts(state, &scope, record);
+        let counts = |state: &State, record: &Record| counts(state, &scope, keeps_nothing, record);
         scope.kept.visit(self, counts, |key, value| {
             crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
             Ok::<(), Error>(())
@@ -55,32 +54,85 @@ impl Keyspace {
             return Err(Error::FutureRev);
         }
         let revision = if revision <= 0 { state.revision } else { revision };
-        let everything = KeyRange::Span { from: Bytes::new(), to: None };
-        let mut lives = false;
-        let mut after = None;
-        while !lives {
-            (_, after) = state.index.visit(&everything, after.as_ref(), revision, PIECE, |_, _| lives = true);
-            if after.is_none() {
-                break;
-            }
-        }
         Ok(Scope {
             revision,
             compact_revision: state.compact_revision,
             current_revision: state.revision,
-            keeps_nothing: !lives,
             kept: Kept::new(self, &state, revision),
         })
+    }
+
+    /// Whether any key lives at the revision of the scope.
+    fn lives(&self, scope: &Scope) -> Result<bool, Error> {
+        let mut after = None;
+        loop {
+            let (lives, next) = self.piece_lives(scope, after.as_ref())?;
+            if lives || next.is_none() {
+                return Ok(lives);
+            }
+            after = next;
+        }
+    }
+
+    /// The same of the next few keys after `after`, and where to go on. Each piece takes the lock anew: apply does not wait for the others.
+    fn piece_lives(&self, scope: &Scope, after: Option<&Bytes>) -> Result<(bool, Option<Bytes>), Error> {
+        let everything = KeyRange::Span { from: Bytes::new(), to: None };
+        let mut lives = false;
+        let state = scope.kept.lock(self)?;
+        let (_, next) = state.index.visit(&everything, after, scope.revision, PIECE, |_, _| lives = true);
+        Ok((lives, next))
     }
 }
 
 /// Below the compaction only what it kept counts, and of that only what a compaction at the hashed revision would keep
-/// too (unless that is nothing at all); and no tombstone of the compaction's own revision.
-fn counts(state: &State, scope: &Scope, record: &Record) -> bool {
+/// too (unless no key lives there: etcd then keeps all that the compaction left); and no tombstone of the compaction's own revision.
+fn counts(state: &State, scope: &Scope, keeps_nothing: bool, record: &Record) -> bool {
     let version = &record.version;
     if version.main > scope.compact_revision {
         return true;
     }
     let survived = is_newest_at(state, record, scope.compact_revision) && !version.is_tombstone();
-    survived && (scope.keeps_nothing || is_newest_at(state, record, scope.revision))
+    survived && (keeps_nothing || is_newest_at(state, record, scope.revision))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use hadron_storage::engine::ModelEngine;
+
+    use super::*;
+    use crate::command::Command;
+    use crate::keyspace::Options;
+    use crate::read::replaced;
+    use crate::state::Applied;
+
+    fn apply(keyspace: &Keyspace, index: u64, commands: Vec<Command>) {
+        keyspace.apply(Applied { term: 1, index, checksum: 0, stamp_ms: 0 }, commands);
+    }
+
+    fn put(key: String) -> Command {
+        Command::Put(pb::PutRequest { key: key.into(), ..Default::default() })
+    }
+
+    /// All keys were looked at under one lock, and apply waited for seconds where there are very many and none lives.
+    #[test]
+    fn apply_goes_on_while_it_is_found_out_whether_any_key_lives() {
+        let keyspace = Keyspace::open(Arc::new(ModelEngine::new()), 1, Options::default()).unwrap();
+        apply(&keyspace, 1, (0..PIECE + 1).map(|number| put(format!("a{number:04}"))).collect());
+        let delete = pb::DeleteRangeRequest { key: "a".into(), range_end: "b".into(), prev_kv: false };
+        apply(&keyspace, 2, vec![Command::DeleteRange(delete)]);
+        let hash = keyspace.hash_kv(0).unwrap();
+        let scope = keyspace.hash_scope(0).unwrap();
+        let (lives, next) = keyspace.piece_lives(&scope, None).unwrap();
+        assert_eq!((lives, next.as_deref()), (false, Some(&b"a0999"[..])));
+        // What comes in between is later than the hash, and where it is over, nothing is told of another state.
+        apply(&keyspace, 3, vec![put("z".into())]);
+        assert_eq!(keyspace.piece_lives(&scope, next.as_ref()), Ok((false, None)));
+        assert_eq!(keyspace.hash_kv(scope.revision).unwrap().hash, hash.hash);
+        keyspace.state.write().generation += 1;
+        assert_eq!(keyspace.lives(&scope), Err(replaced()));
+    }
 }

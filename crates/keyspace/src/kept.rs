@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use hadron_storage::engine::Space;
+use parking_lot::RwLockReadGuard;
 
 use crate::error::Error;
 use crate::keyspace::Keyspace;
@@ -39,6 +40,12 @@ impl Kept {
             unflushed: unflushed.cloned().collect(),
             _pin: keyspace.pins.pin(state.generation, state.compact_revision.max(0)),
         }
+    }
+
+    /// The state that it is of, to be looked at for a moment.
+    pub(crate) fn lock<'a>(&self, keyspace: &'a Keyspace) -> Result<RwLockReadGuard<'a, State>, Error> {
+        let state = keyspace.state.read();
+        if state.generation == self.generation { Ok(state) } else { Err(replaced()) }
     }
 
     /// Shows the stored key and value of every version that counts, in order.
@@ -96,10 +103,7 @@ impl Kept {
         counts: &impl Fn(&State, &Record) -> bool,
         show: &mut impl FnMut(&[u8], &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let state = keyspace.state.read();
-        if state.generation != self.generation {
-            return Err(replaced().into());
-        }
+        let state = self.lock(keyspace)?;
         let counted: Vec<&Record> = piece.iter().filter(|record| counts(&state, record)).collect();
         drop(state);
         // Only now: the value of a version that does not count may be swept already.

@@ -4,6 +4,8 @@
 //! Carried out, it would hold every replica up for hours, and again after each restart, since it is in the log. So whoever takes one counts
 //! first, beside apply, and refuses what is too much.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use hadron_proto::etcdserverpb as pb;
 use pb::compare::CompareTarget;
@@ -26,12 +28,19 @@ const ANSWER_BYTES_MAX: usize = 1 << 30;
 impl Keyspace {
     /// Refuses a txn that may look at more than `keys_max` keys, each as often as it does, whichever way it goes; a value that is read
     /// counts as ten more, and as one for each KiB. Refuses it as well if what both ways may answer is larger than a client takes.
-    /// From any thread. What is counted is the state of now, and the txn may meet a larger one.
+    /// From any thread. What is counted is the state of now with what the txn puts, and it may meet a larger one.
     ///
     /// # Errors
     /// [`Error::TooManyKeys`] and [`Error::TooManyBytes`].
     pub fn check_reach(&self, request: &pb::TxnRequest, keys_max: usize) -> Result<(), Error> {
-        let mut reach = Reach { keyspace: self, keys_max, keys_left: keys_max, bytes_left: ANSWER_BYTES_MAX };
+        let mut reach = Reach {
+            keyspace: self,
+            puts: BTreeMap::new(),
+            keys_max,
+            keys_left: keys_max,
+            bytes_left: ANSWER_BYTES_MAX,
+        };
+        reach.note_puts(request);
         reach.txn(request)
     }
 }
@@ -149,6 +158,8 @@ impl Found {
 
 struct Reach<'a> {
     keyspace: &'a Keyspace,
+    /// What the txn itself puts: the bytes of the largest value for each key.
+    puts: BTreeMap<Bytes, usize>,
     keys_max: usize,
     keys_left: usize,
     /// Of the answer.
@@ -156,6 +167,19 @@ struct Reach<'a> {
 }
 
 impl Reach<'_> {
+    fn note_puts(&mut self, request: &pb::TxnRequest) {
+        for operation in request.success.iter().chain(&request.failure) {
+            match &operation.request {
+                Some(Request::RequestPut(put)) => {
+                    let largest = self.puts.entry(put.key.clone()).or_default();
+                    *largest = put.value.len().max(*largest);
+                }
+                Some(Request::RequestTxn(nested)) => self.note_puts(nested),
+                _ => {}
+            }
+        }
+    }
+
     fn txn(&mut self, request: &pb::TxnRequest) -> Result<(), Error> {
         for compare in &request.compare {
             let reading = Reading::all_if(compare.target == CompareTarget::Value as i32, false);
@@ -164,7 +188,9 @@ impl Reach<'_> {
         for operation in request.success.iter().chain(&request.failure) {
             match &operation.request {
                 Some(Request::RequestRange(range)) => {
-                    self.range(&range.key, &range.range_end, Reading::of_range(range))?;
+                    let reading = Reading::of_range(range);
+                    self.range(&range.key, &range.range_end, reading)?;
+                    self.own_puts(&KeyRange::new(&range.key, &range.range_end), reading)?;
                 }
                 Some(Request::RequestDeleteRange(delete)) => {
                     let reading = Reading::all_if(delete.prev_kv, delete.prev_kv);
@@ -208,6 +234,21 @@ impl Reach<'_> {
             }
             after = next;
         }
+    }
+
+    /// What the txn puts is read by its own ranges as well, unless they are of the past. Whether a put comes before them, and instead of
+    /// what is there, does not matter here.
+    fn own_puts(&mut self, range: &KeyRange, reading: Reading<'_>) -> Result<(), Error> {
+        if range.is_empty() || reading.revision() < i64::MAX {
+            return Ok(());
+        }
+        let mut found = Found::default();
+        let puts = self.puts.range::<[u8], _>(range.bounds());
+        for (key, value_len) in puts.take(self.keys_left.saturating_add(1)) {
+            found.add(key, *value_len, reading.keys_only());
+        }
+        let counted = found.efforts.keys.saturating_add(found.efforts.most(reading.values_max));
+        self.take(counted, found.bytes.most(reading.pairs_max))
     }
 
     fn take(&mut self, keys: usize, bytes: usize) -> Result<(), Error> {
@@ -357,6 +398,34 @@ mod tests {
         let compares = vec![pb::Compare { key: "y".into(), ..compare(CompareTarget::Value) }; most + 1];
         let compares = pb::TxnRequest { compare: compares, ..Default::default() };
         assert_eq!(keyspace.check_reach(&compares, usize::MAX), Ok(()));
+    }
+
+    /// A txn could put a large value, and answer it tens of thousands of times.
+    #[test]
+    fn what_a_txn_puts_counts_where_it_is_read() {
+        let get = pb::RangeRequest { key: "new".into(), ..Default::default() };
+        let all = pb::RangeRequest { key: "n".into(), range_end: "o".into(), ..Default::default() };
+        let put = |bytes| {
+            let value = vec![b'.'; bytes].into();
+            operation(Request::RequestPut(pb::PutRequest { key: "new".into(), value, ..Default::default() }))
+        };
+        let with_put = |range: &pb::RangeRequest, times| {
+            let mut success = vec![operation(Request::RequestRange(range.clone())); times];
+            success.extend([
+                put(1 << 10),
+                operation(Request::RequestTxn(pb::TxnRequest {
+                    failure: vec![put(1 << 20)],
+                    ..Default::default()
+                })),
+            ]);
+            pb::TxnRequest { success, ..Default::default() }
+        };
+        assert_reach(&with_put(&get, 1), 1 + 1 + 1 + 1034);
+        assert_reach(&with_put(&all, 1), 1 + 1 + 1 + 1 + 1034);
+        assert_reach(&with_put(&pb::RangeRequest { count_only: true, ..all.clone() }, 1), 1 + 1 + 1 + 1);
+        assert_reach(&with_put(&pb::RangeRequest { revision: 2, ..all.clone() }, 1), 1 + 1 + 1);
+        let refused = Err(Error::TooManyBytes(ANSWER_BYTES_MAX));
+        assert_eq!(keyspace().check_reach(&with_put(&all, 1024), usize::MAX), refused);
     }
 
     /// All of its versions were looked at under the lock, each time.

@@ -286,6 +286,13 @@ mod tests {
     }
 
     #[test]
+    fn what_asks_for_too_much_is_the_callers_mistake() {
+        for error in [KeyspaceError::TooManyKeys(7), KeyspaceError::TooManyBytes(7)] {
+            assert_eq!(refusal(error).code(), Code::InvalidArgument);
+        }
+    }
+
+    #[test]
     fn an_unavailable_write_says_whether_it_may_have_happened() {
         let certain = Status::from(Unavailable::NoLeader);
         assert_eq!((certain.code(), certain.message()), (Code::Unavailable, "etcdserver: no leader"));

@@ -12,7 +12,8 @@ use crate::command::Response;
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::mvcc::KeyRange;
-use crate::range::{self, Rows, Source, header};
+use crate::range::{self, Row, Rows, Source, header};
+use crate::read::Locked;
 use crate::state::Write;
 
 /// The deletion of a range that is under way.
@@ -40,10 +41,7 @@ impl Deletion {
         write: &mut Write,
     ) -> Result<Option<pb::DeleteRangeResponse>, Error> {
         loop {
-            let mut found = Rows::default();
-            self.after =
-                applier.source(Some(write)).next_rows(&self.range, self.after.as_ref(), &mut found)?;
-            let mut rows = found.rows;
+            let mut rows = self.next_rows(&applier.source(Some(write)), applier.is_asked())?;
             if self.prev_kv {
                 applier.read_for_answer(|this| this.source(Some(write)).fetch(&mut rows));
             }
@@ -63,6 +61,16 @@ impl Deletion {
                 return Ok(None);
             }
         }
+    }
+
+    /// The rows that are deleted next: if their values are to be told, no more than can be read now.
+    fn next_rows(&mut self, source: &Locked<'_>, is_asked: bool) -> Result<Vec<Row>, Error> {
+        let (mut found, after) = (Rows::default(), self.after.take());
+        self.after = match self.prev_kv && is_asked {
+            true => source.next_rows_to_read(&self.range, after.as_ref(), &mut found),
+            false => source.next_rows(&self.range, after.as_ref(), &mut found)?,
+        };
+        Ok(found.rows)
     }
 }
 

@@ -112,6 +112,33 @@ pub(crate) struct Locked<'a> {
     pub(crate) effort: &'a Effort,
 }
 
+impl Locked<'_> {
+    /// As [`Source::next_rows`], but no more rows than those whose values can be read with the effort that is left, or one.
+    pub(crate) fn next_rows_to_read(
+        &self,
+        range: &KeyRange,
+        after: Option<&Bytes>,
+        rows: &mut Rows,
+    ) -> Option<Bytes> {
+        let next = self.next_rows_of(self.effort.left() / KEYS_PER_VALUE, range, after, rows);
+        cut_to(&mut rows.rows, self.effort.left(), effort_of_value).or(next)
+    }
+
+    /// The next rows of up to `keys_max` keys, of one at least.
+    fn next_rows_of(
+        &self,
+        keys_max: usize,
+        range: &KeyRange,
+        after: Option<&Bytes>,
+        rows: &mut Rows,
+    ) -> Option<Bytes> {
+        let keys_max = keys_max.clamp(1, PIECE_KEYS);
+        let (looked, next) = collect(self.state, range, after, self.revision, keys_max, keys_max, rows);
+        self.effort.add(looked);
+        next
+    }
+}
+
 impl Source for Locked<'_> {
     fn revision(&self) -> i64 {
         self.revision
@@ -134,10 +161,7 @@ impl Source for Locked<'_> {
         after: Option<&Bytes>,
         rows: &mut Rows,
     ) -> Result<Option<Bytes>, Error> {
-        let keys_max = self.effort.left().clamp(1, PIECE_KEYS);
-        let (looked, next) = collect(self.state, range, after, self.revision, keys_max, keys_max, rows);
-        self.effort.add(looked);
-        Ok(next)
+        Ok(self.next_rows_of(self.effort.left(), range, after, rows))
     }
 
     fn fetch(&self, rows: &mut [Row]) -> Result<(), Error> {
@@ -271,10 +295,15 @@ pub(crate) fn pair_bytes(key: &[u8], value_len: usize, keys_only: bool) -> usize
 
 /// Leaves the first rows whose pairs fit into `bytes_max`, and at least one. Returns the key of the last one if there were more.
 fn cut(rows: &mut Vec<Row>, keys_only: bool, bytes_max: usize) -> Option<Bytes> {
-    let mut bytes = 0;
+    cut_to(rows, bytes_max, |row| pair_bytes(&row.key, row.version.value_len as usize, keys_only))
+}
+
+/// Leaves the first rows that cost no more than `max` together, and at least one. Returns the key of the last one if there were more.
+fn cut_to(rows: &mut Vec<Row>, max: usize, cost: impl Fn(&Row) -> usize) -> Option<Bytes> {
+    let mut costs = 0;
     let fitting = rows.iter().take_while(|row| {
-        bytes += pair_bytes(&row.key, row.version.value_len as usize, keys_only);
-        bytes <= bytes_max
+        costs += cost(row);
+        costs <= max
     });
     let left = fitting.count().max(1);
     if left >= rows.len() {

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::lease;
 use crate::mvcc::KeyRange;
 use crate::range::{self, Source, header};
-use crate::read::{Effort, Locked, Values};
+use crate::read::{BYTES_PER_KEY, Effort, Locked, Values};
 use crate::state::{State, Write};
 use crate::txn::{self, Execution};
 
@@ -298,6 +298,7 @@ impl<'a> Applier<'a> {
     }
 
     fn change_auth(&mut self, command: AuthCommand) -> Result<Response, Error> {
+        self.effort.add(self.state.bytes_of_change(&command) / BYTES_PER_KEY);
         self.state.change_auth(command)?;
         Ok(Response::Auth(header(self.state.revision)))
     }

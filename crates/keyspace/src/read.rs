@@ -22,7 +22,8 @@ const PIECE_KEYS: usize = 1000;
 /// What a pair takes beside its key and value in an answer, at most.
 const PAIR_OVERHEAD_BYTES: usize = 64;
 
-/// What reading a value from the engine costs, in keys that are looked at; and how many bytes of it cost one more.
+/// What reading a value from the engine costs, in keys that are looked at; and how many bytes of it cost one more. So many bytes of a user or role
+/// that is changed cost one, too.
 pub(crate) const KEYS_PER_VALUE: usize = 10;
 pub(crate) const BYTES_PER_KEY: usize = 1 << 10;
 

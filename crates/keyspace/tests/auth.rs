@@ -7,7 +7,7 @@ use common::{Client, Entry, Replica};
 use hadron_keyspace::auth::{
     AuthCommand, AuthError, Caller, NAME_BYTES_MAX, Need, RECORD_BYTES_MAX, STORED_NAME_BYTES_MAX,
 };
-use hadron_keyspace::{Command, Error, Keyspace, Options, Response, check};
+use hadron_keyspace::{Applied, Command, Error, Keyspace, Options, Response, check};
 use hadron_proto::authpb::{Permission, UserAddOptions, permission::Type};
 use hadron_proto::etcdserverpb as pb;
 use pb::request_op::Request;
@@ -310,6 +310,48 @@ fn changes_of_large_users_and_roles_count_with_what_they_keep() {
         story.replica.open().unwrap();
         story.replica.follow(&story.log);
         assert_eq!(story.keyspace().digest(), digest);
+    }
+}
+
+/// Each counted as one key, though it copies all that the user or role has: hundreds of them were applied in one go, under the lock, for seconds.
+#[test]
+fn changes_of_large_users_and_roles_are_applied_a_few_at_a_time() {
+    const ROLE_KEYS: usize = RECORD_BYTES_MAX / 1024;
+    const USER_KEYS: usize = 4 * NAME_BYTES_MAX / 1024;
+    let mut story = Story::new();
+    story.auth(add_role("r")).unwrap();
+    let perm = Permission { key: vec![b'k'; RECORD_BYTES_MAX].into(), ..Default::default() };
+    let grant = pb::AuthRoleGrantPermissionRequest { name: "r".into(), perm: Some(perm) };
+    story.auth(AuthCommand::RoleGrantPermission(grant)).unwrap();
+    story.auth(add_user("u")).unwrap();
+    for number in 0..4 {
+        let name = format!("{number}{}", "n".repeat(NAME_BYTES_MAX - 1));
+        story.auth(add_role(&name)).unwrap();
+        story.auth(grant_role("u", &name)).unwrap();
+    }
+    let keyspace = story.keyspace();
+    let begin = |commands: Vec<AuthCommand>| {
+        let index = keyspace.applied().index + 1;
+        let commands = commands.into_iter().map(|command| (Command::Auth(command), true));
+        keyspace.begin_entry(Applied { term: 1, index, ..Applied::default() }, commands.collect());
+    };
+    begin((0..20).flat_map(|_| [permit("r", Type::Read, "a", ""), forbid("r", "a", "")]).collect());
+    let mut pieces = 1;
+    while keyspace.go_on(ROLE_KEYS).1.is_none() {
+        pieces += 1;
+    }
+    assert_eq!(pieces, 40);
+    for (command, keys) in [
+        (grant_role("u", "r"), USER_KEYS),
+        (revoke_role("u", "r"), USER_KEYS),
+        (grant_role("u", "r"), USER_KEYS),
+        (delete_role("r"), ROLE_KEYS + USER_KEYS),
+        (delete_user("u"), USER_KEYS),
+    ] {
+        begin(vec![command]);
+        let (effort, answers) = keyspace.go_on(usize::MAX);
+        assert!(answers.unwrap()[0].is_ok());
+        assert!((keys..keys + 10).contains(&effort), "{effort}");
     }
 }
 

@@ -7,7 +7,9 @@ use hadron_proto::etcdserverpb as pb;
 use hadron_proto::{authpb, etcdserverpb};
 use prost::Message;
 
-use super::{AuthError, ROOT_ROLE, ROOT_USER, STORED_NAME_BYTES_MAX, Switch, has_role};
+use super::{
+    AuthError, ROOT_ROLE, ROOT_USER, STORED_NAME_BYTES_MAX, Switch, bytes_of_role, bytes_of_user, has_role,
+};
 use crate::command::DecodeError;
 use crate::state::State;
 
@@ -151,6 +153,30 @@ impl State {
             AuthCommand::RoleGrantPermission(request) => self.grant_permission(request),
             AuthCommand::RoleRevokePermission(request) => self.revoke_permission(&request),
         }
+    }
+
+    /// What a command reads and copies, in bytes, about: a change of one role of a user, or of one permission of a role, copies all that it has.
+    pub(crate) fn bytes_of_change(&self, command: &AuthCommand) -> usize {
+        let user = |name: &str| self.auth.users.get(name).map_or(0, bytes_of_user);
+        let role = |name: &str| self.auth.roles.get(name).map_or(0, bytes_of_role);
+        command.encoded_len()
+            + match command {
+                AuthCommand::UserDelete(request) => user(&request.name),
+                AuthCommand::UserChangePassword(request) => user(&request.name),
+                AuthCommand::UserGrantRole(request) => user(&request.user),
+                AuthCommand::UserRevokeRole(request) => user(&request.name),
+                AuthCommand::RoleGrantPermission(request) => role(&request.name),
+                AuthCommand::RoleRevokePermission(request) => role(&request.role),
+                // It is looked for in all users.
+                AuthCommand::RoleDelete(request) => {
+                    role(&request.role) + self.auth.users.values().map(bytes_of_user).sum::<usize>()
+                }
+                AuthCommand::Enable(_)
+                | AuthCommand::Secret(_)
+                | AuthCommand::Disable
+                | AuthCommand::UserAdd(_)
+                | AuthCommand::RoleAdd(_) => 0,
+            }
     }
 
     fn enable_auth(&mut self, secret: Bytes) -> Result<(), AuthError> {

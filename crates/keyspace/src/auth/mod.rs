@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use hadron_proto::authpb;
+use prost::Message;
 
 pub use command::AuthCommand;
 pub(crate) use query::ShownAuth;
@@ -35,6 +36,9 @@ pub const RECORD_BYTES_MAX: usize = 1 << 20;
 /// Bytes of the longest name that the engine can store. A command with a longer one is refused by every replica; no version ever stored one, so
 /// none can differ for that.
 pub const STORED_NAME_BYTES_MAX: usize = crate::record::NAME_BYTES_MAX;
+
+/// What a role of a user, or a permission of a role, occupies beside its bytes, about.
+const GRANT_BYTES: usize = 80;
 
 /// In whose name a command is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,6 +160,16 @@ impl Auth {
 
 fn has_role(user: &authpb::User, role: &str) -> bool {
     user.roles.iter().any(|one| one == role)
+}
+
+/// What a user occupies with its roles, in bytes, about.
+pub(crate) fn bytes_of_user(user: &authpb::User) -> usize {
+    user.encoded_len() + user.roles.len() * GRANT_BYTES
+}
+
+/// What a role occupies with its permissions, in bytes, about.
+pub(crate) fn bytes_of_role(role: &authpb::Role) -> usize {
+    role.encoded_len() + role.key_permission.len() * GRANT_BYTES
 }
 
 /// What a password is checked against, and what a token is signed with.

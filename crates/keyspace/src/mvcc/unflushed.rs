@@ -4,10 +4,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use hadron_proto::authpb;
-use prost::Message as _;
 
 use super::Version;
-use crate::auth::Switch;
+use crate::auth::{self, Switch};
 use crate::lease::Lease;
 use crate::state::Applied;
 
@@ -30,9 +29,6 @@ impl Record {
         }
     }
 }
-
-/// What a role of a user, or a permission of a role, occupies beside its bytes, about.
-const GRANT_BYTES: usize = 80;
 
 /// A change to the small tables.
 #[derive(Clone, Debug)]
@@ -74,8 +70,8 @@ impl TableChange {
             | TableChange::NoAlarm { .. } => 0,
             TableChange::Configuration { configuration } => configuration.len(),
             TableChange::Auth { switch } => switch.secret.len(),
-            TableChange::User { user } => user.encoded_len() + user.roles.len() * GRANT_BYTES,
-            TableChange::Role { role } => role.encoded_len() + role.key_permission.len() * GRANT_BYTES,
+            TableChange::User { user } => auth::bytes_of_user(user),
+            TableChange::Role { role } => auth::bytes_of_role(role),
             TableChange::NoUser { name } | TableChange::NoRole { name } => name.len(),
         }
     }

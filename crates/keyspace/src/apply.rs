@@ -200,8 +200,7 @@ impl<'a> Applier<'a> {
 
     /// While the space alarm is raised, by whomever, nothing is taken in; deleting and compacting go on.
     fn check_space(&self) -> Result<(), Error> {
-        let is_raised = self.state.alarms.iter().any(|(_, alarm)| *alarm == pb::AlarmType::Nospace as i32);
-        if is_raised { Err(Error::NoSpace) } else { Ok(()) }
+        if self.state.alarms.has_no_space() { Err(Error::NoSpace) } else { Ok(()) }
     }
 
     /// What a put needs of the state before it: its lease exists, and so does the key whose value or lease it keeps. Of one that lacks both etcd
@@ -324,9 +323,6 @@ impl<'a> Applier<'a> {
 
 /// The raised alarms of a kind, or of all kinds for `NONE`.
 pub(crate) fn list_alarms(state: &State, kind: i32) -> Vec<pb::AlarmMember> {
-    let all = state
-        .alarms
-        .iter()
-        .map(|(member_id, alarm)| pb::AlarmMember { member_id: *member_id, alarm: *alarm });
+    let all = state.alarms.iter().map(|(member_id, alarm)| pb::AlarmMember { member_id, alarm });
     all.filter(|raised| kind == pb::AlarmType::None as i32 || raised.alarm == kind).collect()
 }

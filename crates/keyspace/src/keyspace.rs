@@ -325,7 +325,7 @@ fn load_tables(view: &dyn Read, group: u64, state: &mut State) -> Result<(), Ope
                 state.leases.set(id, ttl, expiry_ms);
             }
             Some(TableChange::Alarm { member, alarm }) => {
-                state.alarms.insert((member, alarm));
+                state.alarms.raise(member, alarm);
             }
             Some(TableChange::Configuration { configuration }) => state.configuration = configuration,
             Some(TableChange::Auth { switch }) => state.auth.switch = switch,

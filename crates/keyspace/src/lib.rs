@@ -41,6 +41,7 @@ pub mod mvcc;
 pub mod snapshot;
 pub mod watch;
 
+mod alarm;
 mod apply;
 mod backup;
 mod deletion;

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 use hadron_proto::authpb;
 
+use crate::alarm::Alarms;
 use crate::auth::{Auth, Switch};
 use crate::digest;
 use crate::entry::OpenEntry;
@@ -66,8 +67,7 @@ pub(crate) struct State {
     pub(crate) compact_revision: i64,
     pub(crate) index: Index,
     pub(crate) leases: Leases,
-    /// Raised alarms: member and kind.
-    pub(crate) alarms: BTreeSet<(u64, i32)>,
+    pub(crate) alarms: Alarms,
     /// Who belongs to the group, in bytes that mean nothing here; empty as long as no entry has said it.
     pub(crate) configuration: Bytes,
     /// Users, roles and permissions.
@@ -111,7 +111,7 @@ impl State {
             compact_revision: -1,
             index: Index::default(),
             leases: Leases::default(),
-            alarms: BTreeSet::new(),
+            alarms: Alarms::default(),
             configuration: Bytes::new(),
             auth: Auth::default(),
             digest: 0,
@@ -227,7 +227,7 @@ impl State {
 
     /// Raises an alarm; false if it was raised already.
     pub(crate) fn raise_alarm(&mut self, member: u64, alarm: i32) -> bool {
-        let is_new = self.alarms.insert((member, alarm));
+        let is_new = self.alarms.raise(member, alarm);
         if is_new {
             self.digest = self.digest.wrapping_add(digest::of_alarm(member, alarm));
             self.unflushed.tables.push_back(TableChange::Alarm { member, alarm });
@@ -237,7 +237,7 @@ impl State {
 
     /// Clears an alarm; false if it was not raised.
     pub(crate) fn clear_alarm(&mut self, member: u64, alarm: i32) -> bool {
-        let was_raised = self.alarms.remove(&(member, alarm));
+        let was_raised = self.alarms.clear(member, alarm);
         if was_raised {
             self.digest = self.digest.wrapping_sub(digest::of_alarm(member, alarm));
             self.unflushed.tables.push_back(TableChange::NoAlarm { member, alarm });
@@ -359,7 +359,7 @@ impl State {
     pub(crate) fn recompute_digest(&self) -> u64 {
         let versions = self.index.living().map(|(key, version)| digest::of_version(key, version));
         let leases = self.leases.iter().map(digest::of_lease);
-        let alarms = self.alarms.iter().map(|(member, alarm)| digest::of_alarm(*member, *alarm));
+        let alarms = self.alarms.iter().map(|(member, alarm)| digest::of_alarm(member, alarm));
         let configuration = std::iter::once(digest::of_configuration(&self.configuration));
         let users = self.auth.users.values().map(digest::of_user);
         let roles = self.auth.roles.values().map(digest::of_role);

@@ -20,6 +20,9 @@ use super::caller::Claim;
 use super::context::{Context, Learners, mismatch};
 use super::error::EtcdError;
 
+/// Alarms of a keyspace up to which clients may raise more. Nodes raise theirs whatever there is.
+const ALARMS_MAX: usize = 256;
+
 /// The service.
 pub(super) struct Maintenance<B> {
     context: Arc<Context<B>>,
@@ -34,6 +37,21 @@ impl<B: Backend> Maintenance<B> {
 /// An alarm in the words of `Status.errors`.
 fn describe(alarm: &pb::AlarmMember) -> String {
     format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name())
+}
+
+/// Refuses an alarm of a type that there is not, which would end an etcd, and more alarms than there are reasons for: what is raised is kept, and
+/// looked at again and again. Of whom they are is not asked, as in etcd.
+fn check_alarm(alarm: &pb::AlarmRequest, raised: &[pb::AlarmMember]) -> Result<(), Status> {
+    if AlarmType::try_from(alarm.alarm).is_err() {
+        let text = format!("hadron: there are no alarms of the type {}", alarm.alarm);
+        return Err(Status::invalid_argument(text));
+    }
+    let is_raised = raised.contains(&pb::AlarmMember { member_id: alarm.member_id, alarm: alarm.alarm });
+    if is_raised || raised.len() < ALARMS_MAX {
+        return Ok(());
+    }
+    let text = format!("hadron: {ALARMS_MAX} alarms are raised: disarm some first");
+    Err(Status::resource_exhausted(text))
 }
 
 #[tonic::async_trait]
@@ -119,6 +137,11 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
             let mut alarms = keyspace.alarms();
             alarms.retain(|raised| wanted == AlarmType::None || raised.alarm() == wanted);
             return Ok(Response::new(pb::AlarmResponse { header, alarms }));
+        }
+        if request.get_ref().action() == AlarmAction::Activate {
+            let keyspace = self.context.backend.keyspace(self.context.group);
+            let raised = keyspace.map_or_else(Vec::new, |keyspace| keyspace.alarms());
+            check_alarm(request.get_ref(), &raised)?;
         }
         let (response, term) = self.context.write(Command::Alarm(request.into_inner())).await?;
         let hadron_keyspace::Response::Alarm(mut response) = response else { return Err(mismatch()) };

@@ -82,6 +82,36 @@ fn a_full_keyspace_takes_nothing_in_until_it_is_disarmed_and_not_full() {
     });
 }
 
+/// All that was ever raised is stored and looked at again and again.
+#[test]
+fn alarms_of_no_kind_and_without_end_are_not_raised() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        let mut client = MaintenanceClient::new(channel.clone());
+        let mut alarm = async |action: AlarmAction, member_id, alarm| {
+            let request = pb::AlarmRequest { action: action as i32, member_id, alarm };
+            client.alarm(request).await.map(|answer| answer.into_inner().alarms.len())
+        };
+        for kind in [-1, 3, i32::MAX] {
+            let refused = alarm(AlarmAction::Activate, 1, kind).await.unwrap_err();
+            let text = format!("hadron: there are no alarms of the type {kind}");
+            assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, text.as_str()));
+            assert_eq!(alarm(AlarmAction::Deactivate, 1, kind).await.unwrap(), 0);
+        }
+        // As in etcd, of anybody.
+        let (corrupt, max) = (pb::AlarmType::Corrupt as i32, 256);
+        for member in 1..=max {
+            assert_eq!(alarm(AlarmAction::Activate, member, corrupt).await.unwrap(), 1);
+        }
+        let refused = alarm(AlarmAction::Activate, max + 1, corrupt).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert_eq!(alarm(AlarmAction::Activate, max, corrupt).await.unwrap(), 1, "it is raised already");
+        assert_eq!(alarm(AlarmAction::Deactivate, 1, corrupt).await.unwrap(), 1);
+        assert_eq!(alarm(AlarmAction::Activate, max + 1, corrupt).await.unwrap(), 1);
+        assert_eq!(alarm(AlarmAction::Get, 0, 0).await.unwrap() as u64, max);
+    });
+}
+
 #[test]
 fn without_a_quota_there_is_no_bound() {
     let harness = Harness::start();

@@ -164,9 +164,10 @@ impl Keyspace {
         self.state.read().index.versions()
     }
 
-    /// Bytes of all versions that are kept: keys, values and metadata.
+    /// Bytes of all versions that are kept (keys, values and metadata), and of leases, users and roles, about.
     pub fn db_bytes(&self) -> u64 {
-        self.state.read().index.bytes()
+        let state = self.state.read();
+        state.index.bytes() + state.leases.bytes() + state.auth.bytes()
     }
 
     /// The digest of the live state at the end of [`Keyspace::applied`]: the same on all replicas that applied the same entries.

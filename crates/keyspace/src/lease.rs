@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+/// What a lease occupies in memory beside its keys, in bytes, about.
+pub const LEASE_BYTES: usize = 100;
+
 /// One lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
@@ -71,6 +74,11 @@ impl Leases {
     /// Takes a key off the lease, the first one.
     pub(crate) fn pop_key(&mut self, id: i64) -> Option<Bytes> {
         self.by_id.get_mut(&id)?.keys.pop_first()
+    }
+
+    /// What they occupy, in bytes, about: the same on all replicas.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.by_id.len() * LEASE_BYTES) as u64
     }
 
     /// All leases, by id.

@@ -70,6 +70,7 @@ pub use entry::Answers;
 pub use error::{Error, OpenError};
 pub use flush::Flush;
 pub use keyspace::{Keyspace, Loaded, Options};
+pub use lease::LEASE_BYTES;
 pub use mvcc::ValueCache;
 pub use owner::{DestroyedSweep, Owner, destroyed_groups};
 pub use reach::may_look_at_much;

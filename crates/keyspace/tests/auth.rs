@@ -356,6 +356,45 @@ fn changes_of_large_users_and_roles_are_applied_a_few_at_a_time() {
 }
 
 #[test]
+fn leases_users_and_roles_count_for_the_size_of_the_keyspace() {
+    let mut story = Story::new();
+    assert_eq!(story.keyspace().db_bytes(), 0);
+    let steps = [
+        Command::LeaseGrant(pb::LeaseGrantRequest { id: 1, ttl: 9 }),
+        Command::Auth(add_role("r")),
+        Command::Auth(permit("r", Type::Read, "a", "b")),
+        Command::Auth(add_user("u")),
+        Command::Auth(grant_role("u", "r")),
+    ];
+    let mut sizes = vec![0];
+    for command in steps {
+        story.apply(command).unwrap();
+        let size = story.keyspace().db_bytes();
+        assert!((80..200).contains(&(size - sizes.last().unwrap())), "{size} after {sizes:?}");
+        sizes.push(size);
+    }
+    // It is the same after a restart, and for who takes a snapshot.
+    story.replica.flush_all();
+    let other = Replica::new(Options::default());
+    assert!(other.import(story.replica.exporter().unwrap(), 1 << 20, usize::MAX));
+    story.replica.open().unwrap();
+    assert_eq!([other.keyspace.db_bytes(), story.keyspace().db_bytes()], [*sizes.last().unwrap(); 2]);
+    let steps = [
+        Command::Auth(revoke_role("u", "r")),
+        Command::Auth(delete_user("u")),
+        Command::Auth(forbid("r", "a", "b")),
+        Command::Auth(delete_role("r")),
+        Command::LeaseRevoke(pb::LeaseRevokeRequest { id: 1 }),
+    ];
+    for command in steps {
+        let before = story.keyspace().db_bytes();
+        story.apply(command).unwrap();
+        assert!(story.keyspace().db_bytes() < before);
+    }
+    assert_eq!(story.keyspace().db_bytes(), 0);
+}
+
+#[test]
 fn permissions_are_replaced_and_ordered() {
     let mut story = Story::new();
     story.auth(add_role("r")).unwrap();

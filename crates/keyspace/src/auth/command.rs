@@ -8,7 +8,8 @@ use hadron_proto::{authpb, etcdserverpb};
 use prost::Message;
 
 use super::{
-    AuthError, ROOT_ROLE, ROOT_USER, STORED_NAME_BYTES_MAX, Switch, bytes_of_role, bytes_of_user, has_role,
+    AuthError, GRANT_BYTES, NAMED_BYTES, ROOT_ROLE, ROOT_USER, STORED_NAME_BYTES_MAX, Switch, bytes_of_role,
+    bytes_of_user, has_role,
 };
 use crate::command::DecodeError;
 use crate::state::State;
@@ -84,6 +85,23 @@ impl AuthCommand {
         };
         out.put_u8(tag);
         out.put_slice(&body);
+    }
+
+    /// How much it makes users and roles grow, in bytes, about; `None` if it does not.
+    pub fn bytes_added(&self) -> Option<usize> {
+        let beside = match self {
+            AuthCommand::UserAdd(_) | AuthCommand::RoleAdd(_) => NAMED_BYTES,
+            AuthCommand::UserGrantRole(_) | AuthCommand::RoleGrantPermission(_) => GRANT_BYTES,
+            AuthCommand::Enable(_)
+            | AuthCommand::Secret(_)
+            | AuthCommand::Disable
+            | AuthCommand::UserDelete(_)
+            | AuthCommand::UserChangePassword(_)
+            | AuthCommand::UserRevokeRole(_)
+            | AuthCommand::RoleDelete(_)
+            | AuthCommand::RoleRevokePermission(_) => return None,
+        };
+        Some(beside + self.encoded_len())
     }
 
     /// How many bytes [`AuthCommand::encode`] appends.

@@ -14,6 +14,7 @@ mod permission;
 mod query;
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 
 use bytes::Bytes;
 use hadron_proto::authpb;
@@ -39,6 +40,8 @@ pub const STORED_NAME_BYTES_MAX: usize = crate::record::NAME_BYTES_MAX;
 
 /// What a role of a user, or a permission of a role, occupies beside its bytes, about.
 const GRANT_BYTES: usize = 80;
+/// What a user or role occupies beside its name and all that it has, about.
+const NAMED_BYTES: usize = 128;
 
 /// In whose name a command is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,8 +130,50 @@ pub enum AuthError {
 #[derive(Debug)]
 pub(crate) struct Auth {
     pub(crate) switch: Switch,
-    pub(crate) users: BTreeMap<String, authpb::User>,
-    pub(crate) roles: BTreeMap<String, authpb::Role>,
+    pub(crate) users: Named<authpb::User>,
+    pub(crate) roles: Named<authpb::Role>,
+}
+
+/// Users or roles by name, and how much they occupy.
+#[derive(Debug)]
+pub(crate) struct Named<R> {
+    by_name: BTreeMap<String, R>,
+    /// Of all of them, about.
+    bytes: usize,
+    bytes_of: fn(&R) -> usize,
+}
+
+impl<R> Named<R> {
+    fn new(bytes_of: fn(&R) -> usize) -> Named<R> {
+        Named { by_name: BTreeMap::new(), bytes: 0, bytes_of }
+    }
+
+    /// Adds one, or replaces it; what it was before.
+    pub(crate) fn insert(&mut self, name: String, record: R) -> Option<R> {
+        let before = self.remove(&name);
+        self.bytes += self.occupied(&name, &record);
+        self.by_name.insert(name, record);
+        before
+    }
+
+    /// Takes one out.
+    pub(crate) fn remove(&mut self, name: &str) -> Option<R> {
+        let record = self.by_name.remove(name)?;
+        self.bytes -= self.occupied(name, &record);
+        Some(record)
+    }
+
+    fn occupied(&self, name: &str, record: &R) -> usize {
+        NAMED_BYTES + name.len() + (self.bytes_of)(record)
+    }
+}
+
+impl<R> Deref for Named<R> {
+    type Target = BTreeMap<String, R>;
+
+    fn deref(&self) -> &BTreeMap<String, R> {
+        &self.by_name
+    }
 }
 
 /// What there is of authentication beside users and roles.
@@ -144,11 +189,16 @@ pub(crate) struct Switch {
 impl Default for Auth {
     fn default() -> Auth {
         let switch = Switch { enabled: false, revision: 1, secret: Bytes::new() };
-        Auth { switch, users: BTreeMap::new(), roles: BTreeMap::new() }
+        Auth { switch, users: Named::new(bytes_of_user), roles: Named::new(bytes_of_role) }
     }
 }
 
 impl Auth {
+    /// What users and roles occupy, in bytes, about: the same on all replicas.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.users.bytes + self.roles.bytes) as u64
+    }
+
     fn user(&self, name: &str) -> Result<&authpb::User, AuthError> {
         self.users.get(name).ok_or(AuthError::UserNotFound)
     }

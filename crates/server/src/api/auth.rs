@@ -40,9 +40,15 @@ impl<B: Backend> Auth<B> {
     ) -> Result<Option<pb::ResponseHeader>, Status> {
         check::auth(&command).map_err(refusal)?;
         self.context.keyspace()?.check_grant(&command).map_err(refusal)?;
+        let bytes_added = command.bytes_added();
         let command = Command::Auth(command);
         if command.encoded_len() > self.context.limits.request_bytes {
             return Err(EtcdError::RequestTooLarge.into());
+        }
+        if let Some(bytes) = bytes_added {
+            // Whoever may not do it raises no alarm.
+            self.context.permit(claim, Need::Root).await?;
+            self.context.check_space(bytes).await?;
         }
         let (response, term) = self.context.write_for(claim, command).await?;
         let hadron_keyspace::Response::Auth(mut header) = response else { return Err(mismatch()) };

@@ -49,7 +49,7 @@ pub struct Limits {
     /// The shortest time to live a lease gets, in seconds: shorter ones are raised to it, as in etcd, because a lease
     /// must outlive an election.
     pub lease_ttl_min: i64,
-    /// Bytes of a keyspace with its history at which the space alarm is raised, unless it has a bound of its own; `None` for no
+    /// Bytes of a keyspace with its history, its leases, users and roles at which the space alarm is raised, unless it has a bound of its own; `None` for no
     /// bound.
     pub quota_bytes: Option<u64>,
 }
@@ -265,7 +265,7 @@ impl<B: Backend> Context<B> {
         Ok(own.or(self.limits.quota_bytes))
     }
 
-    /// The size that clients and dashboards are told of, in bytes: of the versions that are kept.
+    /// The size that clients and dashboards are told of, in bytes: of the versions that are kept, of leases, users and roles.
     pub(super) fn db_size(&self) -> u64 {
         let bytes = self.backend.keyspace(self.group).map_or(0, |keyspace| keyspace.db_bytes());
         bytes.saturating_add(EMPTY_DB_BYTES)

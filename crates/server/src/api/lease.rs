@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use hadron_keyspace::auth::Need;
-use hadron_keyspace::{Command, check};
+use hadron_keyspace::{Command, LEASE_BYTES, check};
 use hadron_proto::etcdserverpb as pb;
 use rand::Rng;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,9 +21,6 @@ use super::unsent;
 /// Keep-alives of one stream that may be under way at once. Answers keep the order of the requests. Without this a
 /// client with many leases on one stream would renew them one entry at a time.
 const KEEP_ALIVES_IN_FLIGHT: usize = 128;
-
-/// What a lease takes, by etcd's estimate.
-const LEASE_BYTES: usize = 64;
 
 /// The service.
 pub(super) struct Lease<B> {

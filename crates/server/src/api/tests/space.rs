@@ -1,7 +1,9 @@
 //! The quota, its alarm, and what goes on while it is raised; and the calls that have nothing to do here.
 
+use hadron_proto::authpb::Permission;
 use hadron_proto::etcdserverpb as pb;
 use pb::alarm_request::AlarmAction;
+use pb::auth_client::AuthClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
@@ -79,6 +81,53 @@ fn a_full_keyspace_takes_nothing_in_until_it_is_disarmed_and_not_full() {
         // Nothing has been freed here: the next one raises it again.
         assert_no_space(kv.put(small).await);
         assert_eq!(alarms(&channel, AlarmAction::Get).await, [raised]);
+    });
+}
+
+/// They did not count: a tenant could fill the memory of all replicas with leases, whatever its bound.
+#[test]
+fn leases_users_and_roles_need_space_as_well() {
+    let harness = with_quota();
+    harness.run(async |channel| {
+        let mut leases = LeaseClient::new(channel.clone());
+        let mut granted = 0;
+        let refused = loop {
+            match leases.lease_grant(pb::LeaseGrantRequest { ttl: 60, id: granted + 1 }).await {
+                Ok(_) if granted < 1_000 => granted += 1,
+                Ok(_) => panic!("{granted} leases and no end"),
+                Err(status) => break status,
+            }
+        };
+        assert_no_space(Err::<(), _>(refused));
+        assert_eq!(granted, QUOTA_BYTES as i64 / 100 - 1);
+        for id in 1..=granted {
+            leases.lease_revoke(pb::LeaseRevokeRequest { id }).await.unwrap();
+        }
+        assert_eq!(alarms(&channel, AlarmAction::Deactivate).await.len(), 1);
+
+        let mut auth = AuthClient::new(channel.clone());
+        let name = |number: usize| format!("{number}{}", "r".repeat(300));
+        let mut added = 0;
+        let refused = loop {
+            match auth.role_add(pb::AuthRoleAddRequest { name: name(added) }).await {
+                Ok(_) if added < 100 => added += 1,
+                Ok(_) => panic!("{added} roles and no end"),
+                Err(status) => break status,
+            }
+        };
+        assert_no_space(Err::<(), _>(refused));
+        assert!((10..20).contains(&added), "{added} roles");
+        assert_no_space(KvClient::new(channel.clone()).put(put("k".into())).await);
+        let key = vec![7; 300].into();
+        let perm = Some(Permission { key, ..Default::default() });
+        assert_no_space(
+            auth.role_grant_permission(pb::AuthRoleGrantPermissionRequest { name: name(0), perm }).await,
+        );
+        for number in 0..added {
+            auth.role_delete(pb::AuthRoleDeleteRequest { role: name(number) }).await.unwrap();
+        }
+        assert_eq!(alarms(&channel, AlarmAction::Deactivate).await.len(), 1);
+        KvClient::new(channel.clone()).put(put("k".into())).await.unwrap();
     });
 }
 

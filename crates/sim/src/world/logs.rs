@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hadron_consensus::GroupId;
+use hadron_consensus::{Entry, GroupId};
 use hadron_storage::wal::{Record, RecoveredGroup};
 
 use super::{Life, World};
@@ -20,8 +20,8 @@ pub(super) struct Logs {
 }
 
 /// One replica's log.
-#[derive(Default)]
-struct Log {
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(super) struct Log {
     /// It begins after this index.
     floor: u64,
     floor_checksum: u64,
@@ -30,7 +30,15 @@ struct Log {
 }
 
 impl Log {
-    fn held(&self, index: u64) -> Held {
+    /// What is left of it when its node starts.
+    pub(super) fn of(found: &RecoveredGroup) -> Log {
+        let mut log =
+            Log { floor: found.floor.index.0, floor_checksum: found.floor.checksum, ..Log::default() };
+        log.append(&found.entries);
+        log
+    }
+
+    pub(super) fn held(&self, index: u64) -> Held {
         match self.entries.get(&index) {
             _ if index <= self.floor => Held::Below,
             Some(entry) => Held::Entry(*entry),
@@ -38,7 +46,22 @@ impl Log {
         }
     }
 
-    fn cut(&mut self, floor: u64, checksum: u64) {
+    /// Index and checksum of its last entry, or of where it begins.
+    pub(super) fn last(&self) -> (u64, u64) {
+        let last = self.entries.last_key_value();
+        last.map_or((self.floor, self.floor_checksum), |(index, (_, checksum))| (*index, *checksum))
+    }
+
+    /// These come in the place of what it has from the first of them on.
+    pub(super) fn append(&mut self, entries: &[Entry]) {
+        if let Some(first) = entries.first() {
+            self.entries.split_off(&first.index.0);
+        }
+        let kept = entries.iter().filter(|entry| entry.index.0 > self.floor);
+        self.entries.extend(kept.map(|entry| (entry.index.0, (entry.term.0, entry.checksum))));
+    }
+
+    pub(super) fn cut(&mut self, floor: u64, checksum: u64) {
         if floor <= self.floor {
             return;
         }
@@ -57,42 +80,28 @@ impl Logs {
 
     /// A node begins to lead in `term`.
     pub(super) fn leads(&self, node: u64, group: GroupId, term: u64) -> Result<(), Violation> {
-        let holds = |index| self.logs.get(&(node, group)).map_or(Held::Nothing, |log| log.held(index));
+        let holds = |index| self.held(node, group, index);
         self.completeness.observe_leader(format_args!("n{node}"), group.0, term, holds)
     }
 
-    /// Index and checksum of the last entry that a node gave its log, or of where that begins.
-    pub(super) fn last(&self, node: u64, group: GroupId) -> (u64, u64) {
-        let log = self.logs.get(&(node, group));
-        log.map_or((0, 0), |log| match log.entries.last_key_value() {
-            Some((index, (_, checksum))) => (*index, *checksum),
-            None => (log.floor, log.floor_checksum),
-        })
+    /// What a node has given its log at an index.
+    pub(super) fn held(&self, node: u64, group: GroupId, index: u64) -> Held {
+        self.logs.get(&(node, group)).map_or(Held::Nothing, |log| log.held(index))
     }
 
     /// A node starts with what is left of its log.
     pub(super) fn recovered(&mut self, node: u64, groups: &BTreeMap<GroupId, RecoveredGroup>) {
         self.logs.retain(|(other, _), _| *other != node);
-        for (group, recovered) in groups {
-            let entry = |entry: &hadron_consensus::Entry| (entry.index.0, (entry.term.0, entry.checksum));
-            let entries = recovered.entries.iter().map(entry).collect();
-            let floor = recovered.floor;
-            let log = Log { floor: floor.index.0, floor_checksum: floor.checksum, entries };
-            self.logs.insert((node, *group), log);
-        }
+        self.logs.extend(groups.iter().map(|(group, found)| ((node, *group), Log::of(found))));
     }
 
     fn record(&mut self, node: u64, record: &Record) -> Result<(), Violation> {
         match record {
             Record::Entries(group, entries) => {
-                let log = self.logs.entry((node, *group)).or_default();
-                if let Some(first) = entries.first() {
-                    log.entries.split_off(&first.index.0);
-                }
+                self.logs.entry((node, *group)).or_default().append(entries);
                 for entry in entries {
-                    let (index, term, checksum) = (entry.index.0, entry.term.0, entry.checksum);
-                    log.entries.insert(index, (term, checksum));
-                    self.matching.observe(format_args!("n{node}"), group.0, (index, term, checksum))?;
+                    let observed = (entry.index.0, entry.term.0, entry.checksum);
+                    self.matching.observe(format_args!("n{node}"), group.0, observed)?;
                 }
             }
             Record::Floor(group, position) => {

@@ -296,7 +296,7 @@ impl World {
                 let lives = kept.first().is_some_and(|kept| kept.ttl > 0);
                 self.end_renewal(number, lives);
                 if let Some(story) = self.leases[number].stories.last_mut().filter(|_| !lives) {
-                    story.gone_by = Some(now);
+                    story.gone_by.get_or_insert(now);
                 }
                 (self.after_keeping(number, lives, more), self.rng.random_range(100_000..900_000))
             }
@@ -323,7 +323,7 @@ impl World {
         let (client, now) = (self.history[operation].client, self.schedule.now());
         let lease = client.checked_sub(NUMBERS).and_then(|number| self.leases.get_mut(number as usize));
         if let Some(story) = lease.and_then(|client| client.stories.last_mut()) {
-            story.gone_by = story.gone_by.or(Some(now));
+            story.gone_by.get_or_insert(now);
         }
     }
 
@@ -341,7 +341,7 @@ impl World {
                 let Some(story) = client.stories.last_mut() else { return };
                 match found {
                     Some(_) => story.alive_at = story.alive_at.max(Some(invoked)),
-                    None => story.gone_by = Some(returned),
+                    None => drop(story.gone_by.get_or_insert(returned)),
                 }
                 if found.is_some() { (Stage::Look, LOOK_US) } else { (Stage::Grant, 100_000) }
             }

@@ -189,6 +189,8 @@ pub struct Operation {
     pub keyspace: u64,
     /// Which node was asked.
     pub node: u64,
+    /// Which of the replicas that the node has had answered, if that is known.
+    pub replica: Option<u64>,
     /// When it was asked.
     pub invoked: u64,
     /// When the outcome was known to the client. Without meaning for [`Outcome::Unknown`].

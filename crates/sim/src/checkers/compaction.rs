@@ -72,7 +72,16 @@ mod tests {
     use crate::history::{Response, StepResult};
 
     fn operation(invoked: u64, action: Action, outcome: Outcome) -> Operation {
-        Operation { client: 1, keyspace: 1, node: 1, invoked, returned: invoked + 5, action, outcome }
+        Operation {
+            client: 1,
+            keyspace: 1,
+            node: 1,
+            replica: None,
+            invoked,
+            returned: invoked + 5,
+            action,
+            outcome,
+        }
     }
 
     fn done() -> Outcome {

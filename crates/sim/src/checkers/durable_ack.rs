@@ -125,6 +125,7 @@ mod tests {
             client: 1,
             keyspace: 1,
             node: 1,
+            replica: None,
             invoked: 0,
             returned: 1,
             action: Action::put("a", value),

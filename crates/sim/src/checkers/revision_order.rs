@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::model::FIRST_REVISION;
-use crate::history::{Action, Event, KeyValue, Operation, Violation};
+use crate::history::{Event, KeyValue, Operation, Violation};
 
 const GUARANTEE: &str = "revision_order";
 
@@ -45,37 +45,51 @@ fn follows(before: Option<&KeyValue>, event: &Event) -> bool {
 }
 
 /// Checks the revisions in responses: those of writes are unique, and an operation that was invoked after another had
-/// returned has no smaller revision, and a greater one if it wrote.
+/// returned has no smaller revision, and a greater one if it wrote. A stale get may lag behind, but not behind what the
+/// replica that answers it acknowledged itself.
 pub fn check_responses(operations: &[Operation]) -> Result<(), Violation> {
     let mut by_return: Vec<&Operation> = operations.iter().filter(|one| one.response().is_some()).collect();
     let mut by_invocation = by_return.clone();
     by_return.sort_by_key(|operation| operation.returned);
     by_invocation.sort_by_key(|operation| operation.invoked);
     let mut returned = by_return.into_iter().peekable();
-    let mut newest: Option<(i64, &Operation)> = None;
+    let mut newest: Option<&Operation> = None;
+    let mut acknowledged_by: BTreeMap<(u64, u64), &Operation> = BTreeMap::new();
     let mut writes: BTreeMap<i64, &Operation> = BTreeMap::new();
     for operation in by_invocation {
         while let Some(earlier) = returned.next_if(|earlier| earlier.returned < operation.invoked) {
-            let revision = revision(earlier);
-            if newest.is_none_or(|(newest, _)| newest < revision) {
-                newest = Some((revision, earlier));
+            newest = Some(newer(newest, earlier));
+            if let Some(replica) = earlier.replica.filter(|_| wrote(earlier)) {
+                let place = acknowledged_by.entry((earlier.node, replica)).or_insert(earlier);
+                *place = newer(Some(place), earlier);
             }
         }
-        let wrote = operation.response().is_some_and(|response| response.wrote());
-        if wrote && let Some(other) = writes.insert(revision(operation), operation) {
+        if wrote(operation)
+            && let Some(other) = writes.insert(revision(operation), operation)
+        {
             let found = format!("two writes with one revision:\n  {other}\n  {operation}");
             return Err(Violation::new(GUARANTEE, found));
         }
-        // A stale get may lag behind by right.
-        let stale = matches!(operation.action, Action::StaleGet(_));
-        if let Some((newest, earlier)) = newest.filter(|_| !stale)
-            && revision(operation) < newest + i64::from(wrote)
+        let of_replica = |replica| acknowledged_by.get(&(operation.node, replica)).copied();
+        let is_stale = operation.action.is_stale_read();
+        let earlier = if is_stale { operation.replica.and_then(of_replica) } else { newest };
+        if let Some(earlier) = earlier
+            && revision(operation) < revision(earlier) + i64::from(wrote(operation))
         {
             let found = format!("against real time: after\n  {earlier}\ncomes\n  {operation}");
             return Err(Violation::new(GUARANTEE, found));
         }
     }
     Ok(())
+}
+
+/// The one of the two with the newer revision.
+fn newer<'a>(newest: Option<&'a Operation>, other: &'a Operation) -> &'a Operation {
+    newest.filter(|newest| revision(newest) >= revision(other)).unwrap_or(other)
+}
+
+fn wrote(operation: &Operation) -> bool {
+    operation.response().is_some_and(|response| response.wrote())
 }
 
 fn revision(operation: &Operation) -> i64 {
@@ -87,7 +101,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::history::{Outcome, Response, StepResult};
+    use crate::history::{Action, Outcome, Response, StepResult};
 
     fn event(revision: i64, create_revision: i64, version: i64) -> Event {
         let after = KeyValue {
@@ -133,7 +147,7 @@ mod tests {
             false => (Action::get("a"), StepResult::Got(None)),
         };
         let outcome = Outcome::Done(Response { revision, succeeded: true, results: vec![result] });
-        Operation { client: 1, keyspace: 1, node: 1, invoked, returned, action, outcome }
+        Operation { client: 1, keyspace: 1, node: 1, replica: None, invoked, returned, action, outcome }
     }
 
     #[test]
@@ -153,5 +167,20 @@ mod tests {
         check_responses(&[operation(0, 10, 3, true), operation(11, 20, 2, false)]).unwrap_err();
         check_responses(&[operation(0, 10, 3, false), operation(11, 20, 3, true)]).unwrap_err();
         check_responses(&[operation(0, 10, 3, true), operation(0, 10, 3, true)]).unwrap_err();
+    }
+
+    #[test]
+    fn a_stale_get_lags_behind_others_and_not_behind_its_own_replica() {
+        let of = |replica, operation| Operation { replica: Some(replica), ..operation };
+        let stale = |replica| {
+            let get = Operation { action: Action::StaleGet("a".into()), ..operation(20, 30, 2, false) };
+            of(replica, get)
+        };
+        let write = of(5, operation(0, 10, 3, true));
+        check_responses(&[write.clone(), stale(5)]).unwrap_err();
+        check_responses(&[write.clone(), stale(6)]).unwrap();
+        check_responses(&[write.clone(), Operation { node: 2, ..stale(5) }]).unwrap();
+        check_responses(&[write, Operation { invoked: 10, ..stale(5) }]).unwrap();
+        check_responses(&[of(5, operation(0, 10, 3, false)), stale(5)]).unwrap();
     }
 }

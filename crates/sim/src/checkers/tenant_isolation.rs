@@ -66,7 +66,7 @@ mod tests {
     use crate::history::{KeyValue, Outcome, Response};
 
     fn operation(keyspace: u64, action: Action, outcome: Outcome) -> Operation {
-        Operation { client: 1, keyspace, node: 1, invoked: 0, returned: 1, action, outcome }
+        Operation { client: 1, keyspace, node: 1, replica: None, invoked: 0, returned: 1, action, outcome }
     }
 
     fn found(value: &'static str) -> KeyValue {

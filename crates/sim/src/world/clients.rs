@@ -195,6 +195,7 @@ impl World {
             client,
             keyspace: keyspace.0,
             node: life.node,
+            replica: None,
             invoked: now,
             returned: now,
             action,
@@ -250,6 +251,7 @@ impl World {
 
     /// The node answers a client's request.
     pub(super) fn on_operation_reply(&mut self, life: Life, operation: usize, reply: Reply) {
+        self.note_replica(operation, life);
         let outcome = match reply {
             Reply::Written { response: Ok(response), .. } => {
                 let mut response = command_response(response);
@@ -286,6 +288,7 @@ impl World {
 
     /// The front end reads the local keyspace.
     pub(super) fn serve_read(&mut self, operation: usize, life: Life) {
+        self.note_replica(operation, life);
         let action = self.history[operation].action.clone();
         let group = GroupId(self.history[operation].keyspace);
         let Some(keyspace) = self.process(life).and_then(|process| process.keyspace(group)) else {
@@ -307,6 +310,13 @@ impl World {
             }
         };
         self.answer(operation, outcome);
+    }
+
+    /// Writes down which replica answers.
+    fn note_replica(&mut self, operation: usize, life: Life) {
+        let group = GroupId(self.history[operation].keyspace);
+        let replica = self.process(life).and_then(|process| process.observed.replica(group));
+        self.history[operation].replica = replica.map(|replica| life.incarnation << 32 | replica);
     }
 
     /// An outcome is on its way to the client.

@@ -187,6 +187,7 @@ impl World {
             client: NUMBERS + number as u64,
             keyspace: group.0,
             node: life.node,
+            replica: None,
             invoked: now,
             returned: now,
             action: Action::Revoke(lease),

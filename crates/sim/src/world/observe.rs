@@ -80,6 +80,12 @@ pub(super) struct Watched {
 }
 
 impl Watched {
+    /// The number of the present replica of a group, as it was when its node was looked at last.
+    pub(super) fn replica(&self, group: GroupId) -> Option<u64> {
+        let present = self.replicas.iter().find(|observed| observed.group == group);
+        present.map(|observed| observed.life)
+    }
+
     /// The replicas that are there now.
     fn look(&mut self, board: &Board) {
         let present = board.groups();

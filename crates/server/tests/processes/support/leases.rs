@@ -209,6 +209,7 @@ impl LeaseClient {
             client: NUMBERS + self.number,
             keyspace: 1,
             node: self.node as u64,
+            replica: None,
             invoked,
             returned: self.recorder.now(),
             action,

@@ -169,11 +169,17 @@ impl Client {
             let outcome = perform(&self.channels[self.node], &action, orders.patience).await;
             let returned = self.recorder.now();
             let answered = matches!(outcome, Outcome::Done(_));
-            let node = self.node as u64;
             self.learn(&action, &outcome);
-            let operation =
-                Operation { client: self.number, keyspace: 1, node, invoked, returned, action, outcome };
-            self.recorder.record(operation);
+            self.recorder.record(Operation {
+                client: self.number,
+                keyspace: 1,
+                node: self.node as u64,
+                replica: None,
+                invoked,
+                returned,
+                action,
+                outcome,
+            });
             if !answered {
                 self.node = (self.node + 1) % self.channels.len();
             }

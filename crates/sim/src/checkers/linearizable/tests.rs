@@ -9,7 +9,7 @@ use super::*;
 use crate::history::{KeyValue, Response, Step, StepResult};
 
 fn operation(invoked: u64, returned: u64, action: Action, outcome: Outcome) -> Operation {
-    Operation { client: invoked, keyspace: 1, node: 1, invoked, returned, action, outcome }
+    Operation { client: invoked, keyspace: 1, node: 1, replica: None, invoked, returned, action, outcome }
 }
 
 fn done(revision: i64, results: Vec<StepResult>) -> Outcome {

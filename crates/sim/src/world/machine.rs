@@ -90,8 +90,8 @@ pub(super) struct Process {
     pub(super) asked: BTreeMap<u64, Asked>,
     /// Snapshots that are being received, by ticket.
     pub(super) incoming: BTreeMap<u64, Incoming>,
-    /// When it installed a snapshot last.
-    pub(super) installed_at: u64,
+    /// When it installed snapshots for which each group had waited: its own and those before it.
+    pub(super) installed: BTreeMap<GroupId, Vec<u64>>,
     /// Snapshots that wait until the one before them has got to the same node, or not. A lane in which none is sent is not here.
     pub(super) outgoing: BTreeMap<Lane, VecDeque<SnapshotJob>>,
 }
@@ -208,7 +208,7 @@ impl Process {
             next_token: 1,
             asked: BTreeMap::new(),
             incoming: BTreeMap::new(),
-            installed_at: 0,
+            installed: BTreeMap::new(),
             outgoing: BTreeMap::new(),
         }
     }

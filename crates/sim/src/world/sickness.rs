@@ -22,9 +22,12 @@ const SICK_US: u64 = 12_000_000;
 const THINK_US: u64 = 50_000;
 /// Steps of the world between two looks.
 const STEP_US: u64 = 20_000;
-/// Within so long each of the others acknowledges a write of each keyspace. Most take a second or two after an election. Where logs are short a
-/// node that is well may be cut off from several, and gets one snapshot after the other: each of them is progress.
+/// Within so long each of the others acknowledges a write of each keyspace. Most take a second or two after an election.
 const UNSERVED_US_MAX: u64 = 6_000_000;
+/// Where logs are short a node that is well may be cut off from several, and gets one snapshot after the other: a group may take so much
+/// longer for each one that it waits for, and for no more than so many.
+const SNAPSHOT_US_MAX: u64 = 2_000_000;
+const SNAPSHOTS_MAX: usize = 2;
 /// For how long a node that is well again may have more log than others: until those who keep segments have moved on, which they do
 /// as more is written.
 const CONVALESCENCE_US: u64 = 12_000_000;
@@ -163,9 +166,8 @@ impl World {
                     next_at: began_at,
                 });
                 self.look_after(write, life, group);
-                let installed_at = self.process(life).map_or(0, |process| process.installed_at);
-                let unserved_us = now - write.served_at.max(installed_at);
-                if unserved_us > UNSERVED_US_MAX {
+                let unserved_us = now - write.served_at;
+                if unserved_us > UNSERVED_US_MAX + self.snapshots_us_max(life, group, write.served_at) {
                     let found = format!(
                         "n{sick} is sick ({ailment}), and n{} has acknowledged no write of {group} for {unserved_us} µs; {}",
                         life.node,
@@ -177,6 +179,13 @@ impl World {
             self.run_until(now + STEP_US, tell)?;
         }
         Ok(())
+    }
+
+    /// How much longer a group may take because of the snapshots for which it has waited on a node since then.
+    fn snapshots_us_max(&mut self, life: Life, group: GroupId, since: u64) -> u64 {
+        let installed = self.process(life).and_then(|process| process.installed.get(&group));
+        let count = installed.map_or(0, |times| times.iter().filter(|at| **at > since).count());
+        SNAPSHOT_US_MAX * count.min(SNAPSHOTS_MAX) as u64
     }
 
     /// Notes whether a write was acknowledged, and asks for the next when it is time.

@@ -38,7 +38,7 @@ impl World {
         Err(Violation::new("liveness", format!("{otherwise}: {}", self.positions())))
     }
 
-    fn running(&self) -> impl Iterator<Item = &Process> {
+    pub(super) fn running(&self) -> impl Iterator<Item = &Process> {
         self.machines.values().filter_map(|machine| machine.process.as_ref())
     }
 

@@ -1,7 +1,7 @@
 //! Snapshots on their way: one node's engine, chunk by chunk, into another's.
 
-use std::collections::VecDeque;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -284,14 +284,33 @@ impl World {
             index: applied.index,
             rounds,
         });
-        let now = self.schedule.now();
-        if let Some(process) = self.process(life) {
-            process.installed_at = now;
-        }
+        self.note_installed(life, group);
         self.deliver(life, NodeEvent::SnapshotInstalled { group, applied, loaded });
         let position =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
         self.snapshot_ends(incoming.transfer, Some(position));
+    }
+
+    /// Writes down who has waited for this.
+    fn note_installed(&mut self, life: Life, group: GroupId) {
+        let now = self.schedule.now();
+        let mut waited = self.groups_that_wait(life);
+        waited.insert(group);
+        let Some(process) = self.process(life) else { return };
+        for group in waited {
+            process.installed.entry(group).or_default().push(now);
+        }
+    }
+
+    /// The groups whose snapshots are on their way to a node, or wait for their turns.
+    fn groups_that_wait(&self, life: Life) -> BTreeSet<GroupId> {
+        let queues = self.running().flat_map(|process| &process.outgoing);
+        let queued = queues.filter(|(lane, _)| lane.node == life.node).flat_map(|(_, jobs)| jobs);
+        let receiver = self.machines.get(&life.node).and_then(|machine| machine.process.as_ref());
+        let received = receiver
+            .into_iter()
+            .flat_map(|process| process.incoming.values().chain(process.engine.installing()));
+        queued.map(|job| job.group).chain(received.map(|incoming| incoming.transfer.group)).collect()
     }
 
     /// A process ended that had received snapshots and not yet switched to them: their senders hear of it.

@@ -348,16 +348,20 @@ impl World {
         let operations: Vec<Operation> =
             self.history.iter().filter(|operation| operation.keyspace == keyspace.0).cloned().collect();
         revision_order::check_responses(&operations)?;
+        compaction::check(&operations)?;
+        let count = operations.len() as u64;
         if self.is_deleted(keyspace) {
-            // Nobody knows any more what happened there.
+            // Nobody knows any more all that happened there.
+            linearizable::check_without_history(&operations)?;
+            for guarantee in ["revision_order", "compaction", "linearizable"] {
+                self.checked(guarantee, count);
+            }
             return Ok(());
         }
         let events = self.agreed_history(keyspace)?;
         revision_order::check_events(&events)?;
         durable_ack::check(&operations, &events)?;
-        compaction::check(&operations)?;
         linearizable::check(&operations, &events)?;
-        let count = operations.len() as u64;
         for guarantee in ["revision_order", "durable_ack", "compaction", "linearizable"] {
             self.checked(guarantee, count);
         }

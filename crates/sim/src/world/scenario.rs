@@ -178,6 +178,8 @@ fn placements(settings: &mut Settings) {
     settings.nodes = 5;
     settings.keyspaces = 4;
     settings.clients = 8;
+    // One for each.
+    settings.watchers = settings.keyspaces;
     settings.placement_changes_us = 400_000;
     settings.mortals = 2;
     settings.weights.damage = 0;

@@ -70,6 +70,15 @@ pub fn check(lease: &Lease, late_by_us: u64, drift_ppm: u64) -> Result<(), Viola
     Ok(())
 }
 
+/// For how long the clock of a lease's group may have stood still while the lease was seen: the longer ones of the `times` between
+/// two acknowledged writes, as far as they touch its life.
+pub fn stood_still_us(lease: &Lease, times: &[(u64, u64)], longer_than_us: u64) -> u64 {
+    let granted = lease.renewals.first().map_or(0, |renewal| renewal.invoked);
+    let until = lease.alive_at.unwrap_or(granted);
+    let meanwhile = times.iter().filter(|(from, to)| *to >= granted && *from <= until);
+    meanwhile.map(|(from, to)| to - from).filter(|for_us| *for_us > longer_than_us).sum()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -130,5 +139,13 @@ mod tests {
         let early = Lease { gone_by: Some(7 * SECOND - 90_000), ..lease() };
         check(&early, SECOND, 20_000).unwrap();
         check(&early, SECOND, 10_000).unwrap_err();
+    }
+
+    #[test]
+    fn long_times_without_a_write_count_while_the_lease_is_seen() {
+        let lease = Lease { alive_at: Some(8 * SECOND), ..lease() };
+        let times =
+            [(0, SECOND), (SECOND, SECOND + 500), (7 * SECOND, 9 * SECOND), (9 * SECOND, 99 * SECOND)];
+        assert_eq!(stood_still_us(&lease, &times, 1_000), 3 * SECOND);
     }
 }

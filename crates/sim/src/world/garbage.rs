@@ -1,4 +1,4 @@
-//! What nobody can reach any more goes: in the end, when all is well, the engines hold what the replicas know, and nothing of compacted
+//! What nobody can reach any more goes: in the end, when all is well, there are no leases, and the engines hold what the replicas know, and nothing of compacted
 //! versions, of former states, of snapshots that were given up or of replicas that were destroyed.
 
 use std::collections::BTreeMap;
@@ -46,6 +46,10 @@ impl World {
                 let stored = self.count_records(machine, group, here.is_some());
                 let stored = stored.map_err(|what| format!("of {group} on n{node} {what}"))?;
                 let Some(here) = here else { continue };
+                let leases = here.keyspace.leases().len();
+                if leases > 0 {
+                    return Err(format!("{leases} leases of {group} do not end on n{node}"));
+                }
                 let known = here.keyspace.versions();
                 if stored != known || here.keyspace.unflushed_bytes() > 0 {
                     return Err(format!(

@@ -27,6 +27,8 @@ const LOOK_US: u64 = 150_000;
 pub(super) const LOCK: &str = "lease/lock";
 /// Microseconds after which a lease client gives up an answer.
 const PATIENCE_US: u64 = 3_000_000;
+/// What nobody acknowledged is not carried out later than this.
+const DOUBT_US: u64 = 10_000_000;
 
 /// A client that holds one lease after another.
 pub(super) struct LeaseClient {
@@ -82,6 +84,11 @@ impl LeaseClient {
             claims: Vec::new(),
         };
         (0..).zip(kinds).map(client).collect()
+    }
+
+    /// The group of its keyspace.
+    pub(super) fn group(&self) -> GroupId {
+        self.group
     }
 
     /// What was seen of each lease.
@@ -260,7 +267,7 @@ impl World {
             return;
         };
         // What was not acknowledged may still be carried out as long as some leader has it.
-        let returned = if acknowledged { now } else { now + PATIENCE_US };
+        let returned = if acknowledged { now } else { now + DOUBT_US };
         story.renewals.push(Renewal { invoked, returned, acknowledged });
         let until = client.promised_until();
         if let Some(claim) = client.present_claim() {

@@ -255,8 +255,6 @@ pub struct World {
     quiet: bool,
     /// Nodes that half work or did a moment ago, and until when that may show.
     ailing: BTreeMap<u64, u64>,
-    /// When every client was served again after the healing.
-    recovered_at: Option<u64>,
     crashes: u64,
     disk_failures: u64,
     snapshots: u64,
@@ -333,7 +331,6 @@ impl World {
             faults_on: true,
             quiet: false,
             ailing: BTreeMap::new(),
-            recovered_at: None,
             crashes: 0,
             disk_failures: 0,
             snapshots: 0,
@@ -470,7 +467,6 @@ impl World {
                 .collect();
             if served.len() >= self.clients.len() {
                 let recovered_at = self.schedule.now();
-                self.recovered_at = Some(recovered_at);
                 self.tell(StoryEvent::Recovered { after_us: recovered_at - healed_at });
                 self.run_until(recovered_at + self.settings.calm_us, tell)?;
                 return Ok(recovered_at - healed_at);

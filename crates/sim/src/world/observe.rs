@@ -21,6 +21,8 @@ use crate::history::{Event, Operation, Violation};
 
 /// How late a lease may end when all is well: its end has to be noticed, logged and committed.
 const LEASE_LATE_US: u64 = 2_000_000;
+/// A time without an acknowledged write of a group that is longer than this may be one without a leader.
+const OUTAGE_US: u64 = 500_000;
 /// Microseconds between two looks at C(x).
 const SHARES_US: u64 = 5_000_000;
 
@@ -327,15 +329,28 @@ impl World {
         Ok(())
     }
 
+    /// The times between each two acknowledged writes of a group, from the beginning to the end.
+    fn outages(&self, group: GroupId) -> Vec<(u64, u64)> {
+        let written = |operation: &&Operation| {
+            operation.keyspace == group.0 && operation.response().is_some_and(|response| response.wrote())
+        };
+        let mut times: Vec<u64> =
+            self.history.iter().filter(written).map(|operation| operation.returned).collect();
+        times.extend([0, self.schedule.now()]);
+        times.sort_unstable();
+        times.windows(2).map(|pair| (pair[0], pair[1])).collect()
+    }
+
     fn check_leases(&mut self) -> Result<(), Violation> {
-        // A group's clock stands still while it has no leader, so until the recovery a lease may be late by anything.
-        let recovered_at = self.recovered_at.unwrap_or(u64::MAX / 2);
+        // A group's clock stands still while it has no leader.
         let mut leases = 0;
-        for lease in self.leases.iter().flat_map(|client| client.stories()) {
-            let renewed = lease.renewals.iter().map(|renewal| renewal.returned).max().unwrap_or(0);
-            let disturbed = recovered_at.saturating_sub(renewed);
-            lease_promise::check(lease, disturbed + LEASE_LATE_US, self.settings.drift_ppm)?;
-            leases += 1;
+        for client in &self.leases {
+            let outages = self.outages(client.group());
+            for lease in client.stories() {
+                let stood_still_us = lease_promise::stood_still_us(lease, &outages, OUTAGE_US);
+                lease_promise::check(lease, stood_still_us + LEASE_LATE_US, self.settings.drift_ppm)?;
+                leases += 1;
+            }
         }
         self.checked("lease_promise", leases);
         let claims: Vec<_> = self.leases.iter().flat_map(|client| client.claims()).cloned().collect();

@@ -88,13 +88,10 @@ pub async fn wait_until_none(node: &support::Node) {
 
 /// Holds every story against the promise. While no writes were acknowledged, leases may live on.
 pub fn check(stories: &[Lease], operations: &[Operation]) -> Result<(), Violation> {
-    let outages: Vec<(u64, u64)> = outages(operations).filter(|(from, to)| to - from > OUTAGE_US).collect();
+    let outages: Vec<(u64, u64)> = outages(operations).collect();
     for story in stories {
-        let granted = story.renewals.first().map_or(0, |renewal| renewal.invoked);
-        let until = story.alive_at.unwrap_or(granted);
-        let meanwhile = outages.iter().filter(|(from, to)| *to >= granted && *from <= until);
-        let standing_still: u64 = meanwhile.map(|(from, to)| to - from).sum();
-        lease_promise::check(story, standing_still + EXPIRY_US, DRIFT_PPM)?;
+        let stood_still_us = lease_promise::stood_still_us(story, &outages, OUTAGE_US);
+        lease_promise::check(story, stood_still_us + EXPIRY_US, DRIFT_PPM)?;
     }
     Ok(())
 }

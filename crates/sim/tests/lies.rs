@@ -89,7 +89,7 @@ const CASES: [Case; 31] = [
     case(Lie::DoubledEvent, usual, 10, &["watch_order"]),
     case(Lie::DisorderedEvents, usual, 20, &["watch_order"]),
     case(Lie::EarlyExpiry, leases, 10, &["lease_promise", "exclusion"]),
-    case(Lie::EndlessLease, leases, 10, &["lease_promise"]),
+    case(Lie::EndlessLease, usual, 20, &["lease_promise"]),
     case(Lie::KeepAliveUnasked, leases, 10, &["lease_promise", "exclusion"]),
     case(Lie::PressureIgnored, stalled_flush, 10, &["bounded_memory"]),
     case(Lie::PinnedForever, pinned_log, 20, &["bounded_memory"]),

@@ -134,7 +134,7 @@ impl Promises {
         self.durable.get(&(node, group)).map_or(0, |durable| durable.term)
     }
 
-    /// A replica of `group` says that it has, as of `term`, what it `gave` its log at an index, or that this is below its log.
+    /// A replica of `group` says that it has, as of `term`, what it `gave` its log at an index, if that is known.
     /// `stored` finds up to which index its engine has everything for certain.
     fn acknowledges(
         &self,
@@ -190,7 +190,7 @@ impl World {
     pub(super) fn check_promise(&mut self, life: Life, message: &PeerMessage) {
         let checked = match message {
             PeerMessage::Group { group, message: Message::AppendAck { term, matched, .. }, .. } => {
-                let gave = self.logs.held(life.node, *group, matched.0);
+                let gave = self.gave_log(life, *group, term.0, matched.0);
                 let stored = || self.stored_for_certain(life, *group);
                 self.promises.acknowledges((life.node, *group), (term.0, matched.0), gave, stored)
             }
@@ -198,6 +198,16 @@ impl World {
         };
         if let Err(what) = checked {
             self.violate(Violation::new("durable_ack", format!("n{} {what}", life.node)));
+        }
+    }
+
+    /// What a node has given its log at an index. Who is in a later term by now may have given it another's entries in the same turn, after
+    /// it acknowledged what was there.
+    fn gave_log(&self, life: Life, group: GroupId, term: u64, index: u64) -> Held {
+        let board = self.board(life).and_then(|board| board.group(group));
+        match board.is_some_and(|board| board.term().0 > term) {
+            true => Held::Below,
+            false => self.logs.held(life.node, group, index),
         }
     }
 

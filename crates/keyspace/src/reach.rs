@@ -39,8 +39,9 @@ impl Keyspace {
             keys_max,
             keys_left: keys_max,
             bytes_left: ANSWER_BYTES_MAX,
+            writes: false,
         };
-        reach.note_puts(request);
+        reach.note_writes(request);
         reach.txn(request)
     }
 }
@@ -160,6 +161,8 @@ struct Reach<'a> {
     keyspace: &'a Keyspace,
     /// What the txn itself puts: the bytes of the largest value for each key.
     puts: BTreeMap<Bytes, usize>,
+    /// Whether it puts or deletes anything, so that other keys may be the first of a range than now.
+    writes: bool,
     keys_max: usize,
     keys_left: usize,
     /// Of the answer.
@@ -167,14 +170,16 @@ struct Reach<'a> {
 }
 
 impl Reach<'_> {
-    fn note_puts(&mut self, request: &pb::TxnRequest) {
+    fn note_writes(&mut self, request: &pb::TxnRequest) {
         for operation in request.success.iter().chain(&request.failure) {
+            self.writes |=
+                matches!(operation.request, Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)));
             match &operation.request {
                 Some(Request::RequestPut(put)) => {
                     let largest = self.puts.entry(put.key.clone()).or_default();
                     *largest = put.value.len().max(*largest);
                 }
-                Some(Request::RequestTxn(nested)) => self.note_puts(nested),
+                Some(Request::RequestTxn(nested)) => self.note_writes(nested),
                 _ => {}
             }
         }
@@ -216,7 +221,8 @@ impl Reach<'_> {
         }
         // Also what finds nothing is an effort.
         let (mut keys, mut found, mut after) = (usize::from(!is_one), Found::default(), None);
-        let (revision, first_max) = (reading.revision(), reading.first_max());
+        let revision = reading.revision();
+        let first_max = if self.writes && revision == i64::MAX { usize::MAX } else { reading.first_max() };
         loop {
             let look = |key: &Bytes, version: &Version| {
                 if found.bytes.keys < first_max && reading.may_have(version) {
@@ -426,6 +432,27 @@ mod tests {
         assert_reach(&with_put(&pb::RangeRequest { revision: 2, ..all.clone() }, 1), 1 + 1 + 1);
         let refused = Err(Error::TooManyBytes(ANSWER_BYTES_MAX));
         assert_eq!(keyspace().check_reach(&with_put(&all, 1024), usize::MAX), refused);
+    }
+
+    /// The large value behind what the txn deletes, or puts so that a filter leaves it out, was not counted.
+    #[test]
+    fn other_keys_may_be_the_first_once_a_txn_has_written() {
+        let keyspace = keyspace();
+        let put = pb::PutRequest { key: key(1), value: vec![b'.'; 1 << 20].into(), ..Default::default() };
+        keyspace.apply(Applied { term: 1, index: 3, checksum: 0, stamp_ms: 0 }, vec![Command::Put(put)]);
+        let delete = pb::DeleteRangeRequest { key: key(0), ..Default::default() };
+        let again = pb::PutRequest { key: key(0), ..Default::default() };
+        let first = pb::RangeRequest { count_only: false, limit: 1, ..count(2) };
+        let old = pb::RangeRequest { max_mod_revision: keyspace.revision(), ..first.clone() };
+        for (write, range) in
+            [(Request::RequestDeleteRange(delete), first), (Request::RequestPut(again), old)]
+        {
+            let mut success = vec![operation(Request::RequestRange(range)); 1024];
+            success.push(operation(write));
+            let txn = pb::TxnRequest { success, ..Default::default() };
+            let refused = Err(Error::TooManyBytes(ANSWER_BYTES_MAX));
+            assert_eq!(keyspace.check_reach(&txn, usize::MAX), refused);
+        }
     }
 
     /// All of its versions were looked at under the lock, each time.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use hadron_consensus::GroupId;
+use hadron_consensus::{DEFAULT_GROUP, GroupId, ROOT_GROUP};
 use hadron_keyspace::{Keyspace, Options as KeyspaceOptions};
 use hadron_node::{
     Board, Bootstrap, Config as NodeConfig, Event, Limits as NodeLimits, Member, Node, NotAdmitted,
@@ -296,6 +296,7 @@ impl Stored {
         let (mut wal, mut recovered) = open_log(&disk, config, &home)?;
         let mut keyspaces = open_keyspaces(&engine, &home, &options)?;
         places.check_opened(&recovered, &keyspaces)?;
+        tell_ends(&recovered);
         let opened = force::Opened { engine: &engine, options: &options, keyspaces: &keyspaces };
         if force::is_wanted(config, &home) {
             force::go_on_alone(config, &home, network, &opened, &recovered.groups, &mut wal)?;
@@ -319,6 +320,14 @@ fn open_log(disk: &Arc<dyn Disk>, config: &Config, home: &Home) -> Result<(Wal, 
         );
     }
     Ok((wal, recovered))
+}
+
+/// Says how far the logs go of which each member has one: for whoever has to choose among those that are left.
+fn tell_ends(recovered: &Recovered) {
+    for (group, log) in recovered.groups.range(ROOT_GROUP..=DEFAULT_GROUP) {
+        let last = log.last();
+        info!(group = group.0, term = last.term.0, index = last.index.0, "a log goes up to here");
+    }
 }
 
 fn open_keyspaces(

@@ -52,6 +52,8 @@ async fn the_last_one_goes_on_with_everything_and_grows_again() {
     let refused = cluster.nodes[2].run_with(&["--force-new-cluster"]).await;
     let text = cluster.nodes[2].log() + &String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && text.contains("answers, so the cluster is not lost"), "{text}");
+    // How far its log goes, and so whether it is the one to choose.
+    assert!(text.contains(r#""msg":"a log goes up to here","group":1,"index":"#), "{text}");
 
     cluster.nodes[1].kill();
     force(&mut cluster.nodes[2]);

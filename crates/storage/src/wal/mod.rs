@@ -109,6 +109,13 @@ pub struct RecoveredGroup {
     pub entries: Vec<Entry>,
 }
 
+impl RecoveredGroup {
+    /// Where the log ends.
+    pub fn last(&self) -> LogPosition {
+        self.entries.last().map_or(self.floor, Entry::position)
+    }
+}
+
 /// What a log could not do.
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {

@@ -10,6 +10,7 @@ use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_sim::history::Operation;
 
 use crate::support;
+use crate::support::ctl::ctl;
 use crate::support::judge::{history_of_all, judge};
 use crate::support::load::{Load, longest_outage_us};
 use crate::support::{Cluster, PATIENCE, eventually};
@@ -48,6 +49,18 @@ async fn nothing_acknowledged_is_lost_when_the_leader_is_killed_ten_times() {
     println!("{} operations, longest outage of writes {outage:?}", operations.len());
     check(&cluster, &operations).await;
     assert!(outage < OUTAGE_MAX, "writes stood still for {outage:?}");
+}
+
+#[tokio::test]
+async fn leadership_goes_to_whom_it_is_given() {
+    let cluster = Cluster::start(3, &[]).await;
+    for _ in 0..2 {
+        let leader = cluster.leader().await;
+        let target = (leader + 1) % cluster.nodes.len();
+        let id = cluster.nodes[target].status().await.unwrap().header.unwrap().member_id;
+        ctl(&cluster.nodes[leader].client_url, &["move-leader", &format!("{id:x}")]);
+        eventually("the other one leads", async || cluster.leader().await == target).await;
+    }
 }
 
 #[tokio::test]

@@ -53,6 +53,7 @@ async fn put(node: &Node, value: &str) -> Result<(), Status> {
 
 /// Holds what the clients saw against what the running nodes show now.
 async fn check(cluster: &Cluster, operations: &[Operation]) {
+    cluster.wait_until_equal().await;
     let running: Vec<&Node> = cluster.nodes.iter().filter(|node| node.is_running()).collect();
     judge(operations, &history_of_all(&running).await);
 }

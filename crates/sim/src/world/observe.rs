@@ -35,8 +35,8 @@ pub(super) struct Observer {
     last_revisions: BTreeMap<GroupId, i64>,
     /// Elections that were told of: group, term, candidate.
     elections_told: BTreeSet<(u64, u64, u64)>,
-    /// Groups and terms whose leader was looked at.
-    leaders_seen: BTreeSet<(u64, u64)>,
+    /// Groups and terms whose leader was looked at, and when it was first.
+    leaders_seen: BTreeMap<(u64, u64), u64>,
     /// What was last told of C(x).
     shares_told: Vec<Share>,
     /// Replicas that were looked at.
@@ -180,11 +180,13 @@ impl World {
             let found = format!("n{} is in term {} of {group}, and was in {promised}", life.node, shown.term);
             return Err(Violation::new("durable_ack", found));
         }
+        let now = self.schedule.now();
         let observer = &mut self.observer;
         observer.looks += 1;
         if let Some(leader) = shown.leader {
             observer.elections.observe(group, shown.term, leader)?;
-            if leader == life.node && observer.leaders_seen.insert((group, shown.term)) {
+            if leader == life.node && !observer.leaders_seen.contains_key(&(group, shown.term)) {
+                observer.leaders_seen.insert((group, shown.term), now);
                 self.logs.leads(leader, shown.group, shown.term)?;
             }
         }
@@ -329,7 +331,8 @@ impl World {
         Ok(())
     }
 
-    /// The times between each two acknowledged writes of a group, from the beginning to the end.
+    /// The times between each two acknowledged writes of a group, from the beginning to the end, in which its clock may have stood still: the
+    /// long ones, and those in which another leader came, of which there may be many short ones.
     fn outages(&self, group: GroupId) -> Vec<(u64, u64)> {
         let written = |operation: &&Operation| {
             operation.keyspace == group.0 && operation.response().is_some_and(|response| response.wrote())
@@ -338,7 +341,12 @@ impl World {
             self.history.iter().filter(written).map(|operation| operation.returned).collect();
         times.extend([0, self.schedule.now()]);
         times.sort_unstable();
-        times.windows(2).map(|pair| (pair[0], pair[1])).collect()
+        let terms = self.observer.leaders_seen.range((group.0, 0)..=(group.0, u64::MAX));
+        let led_at: Vec<u64> = terms.map(|(_, at)| *at).collect();
+        let stands_still = |(from, to): &(u64, u64)| {
+            to - from > OUTAGE_US || led_at.iter().any(|at| (from..=to).contains(&at))
+        };
+        times.windows(2).map(|pair| (pair[0], pair[1])).filter(stands_still).collect()
     }
 
     fn check_leases(&mut self) -> Result<(), Violation> {
@@ -347,7 +355,7 @@ impl World {
         for client in &self.leases {
             let outages = self.outages(client.group());
             for lease in client.stories() {
-                let stood_still_us = lease_promise::stood_still_us(lease, &outages, OUTAGE_US);
+                let stood_still_us = lease_promise::stood_still_us(lease, &outages, 0);
                 lease_promise::check(lease, stood_still_us + LEASE_LATE_US, self.settings.drift_ppm)?;
                 leases += 1;
             }

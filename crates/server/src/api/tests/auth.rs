@@ -360,7 +360,30 @@ async fn calls_of_root(client: &Client) -> Vec<(&'static str, Result<(), Status>
     let mut cluster = ClusterClient::new(client.channel.clone());
     let mut maintenance = MaintenanceClient::new(client.channel.clone());
     let disarm = pb::AlarmRequest { action: 2, ..Default::default() };
+    let auth = || client.auth();
+    let name = || "new".to_owned();
+    let add_user = pb::AuthUserAddRequest { name: name(), password: "n".into(), ..Default::default() };
+    let grant_root = pb::AuthUserGrantRoleRequest { user: "alice".into(), role: "root".into() };
+    let revoke_role = pb::AuthUserRevokeRoleRequest { name: "alice".into(), role: "ab".into() };
+    let key = hadron_proto::authpb::Permission { key: "z".into(), ..Default::default() };
+    let permit = pb::AuthRoleGrantPermissionRequest { name: "ab".into(), perm: Some(key) };
+    let forbid =
+        pb::AuthRoleRevokePermissionRequest { role: "ab".into(), key: "z".into(), ..Default::default() };
     vec![
+        ("UserAdd", auth().user_add(client.request(add_user)).await.map(drop)),
+        ("UserGrantRole", auth().user_grant_role(client.request(grant_root)).await.map(drop)),
+        ("UserRevokeRole", auth().user_revoke_role(client.request(revoke_role)).await.map(drop)),
+        (
+            "UserDelete",
+            auth().user_delete(client.request(pb::AuthUserDeleteRequest { name: name() })).await.map(drop),
+        ),
+        ("RoleAdd", auth().role_add(client.request(pb::AuthRoleAddRequest { name: name() })).await.map(drop)),
+        ("RoleGrantPermission", auth().role_grant_permission(client.request(permit)).await.map(drop)),
+        ("RoleRevokePermission", auth().role_revoke_permission(client.request(forbid)).await.map(drop)),
+        (
+            "RoleDelete",
+            auth().role_delete(client.request(pb::AuthRoleDeleteRequest { role: name() })).await.map(drop),
+        ),
         ("Compact", kv.compact(client.request(Default::default())).await.map(drop)),
         ("MemberAdd", cluster.member_add(client.request(Default::default())).await.map(drop)),
         ("MemberRemove", cluster.member_remove(client.request(Default::default())).await.map(drop)),
@@ -418,6 +441,33 @@ fn every_call_needs_somebody_who_may() {
                 let is_refused = [Code::PermissionDenied, Code::Unauthenticated].contains(&status.code());
                 assert!(!is_refused && status.message() != EMPTY.1, "{call}: {status}");
             }
+        }
+    });
+}
+
+#[test]
+fn a_stream_of_a_range_shows_what_may_be_read() {
+    Harness::start_with(options(), Traffic::Everything).run(async |channel| {
+        let (nobody, root, alice) = switched_on(channel.clone()).await;
+        root.put("a").await.unwrap();
+        let all = async |client: &Client, key: &'static str, range_end: &'static str| {
+            let range =
+                pb::RangeRequest { key: key.into(), range_end: range_end.into(), ..Default::default() };
+            let request = client.request(range);
+            let mut parts = KvClient::new(channel.clone()).range_stream(request).await?.into_inner();
+            while parts.message().await?.is_some() {}
+            Ok::<(), Status>(())
+        };
+        all(&alice, "a", "").await.unwrap();
+        all(&alice, "a", "b").await.unwrap();
+        all(&root, "a", "z").await.unwrap();
+        for (client, key, range_end, (code, text)) in [
+            (&nobody, "a", "", EMPTY),
+            (&nobody, "a", "z", EMPTY),
+            (&alice, "x", "", DENIED),
+            (&alice, "a", "c", DENIED),
+        ] {
+            assert_refused(all(client, key, range_end).await, code, text);
         }
     });
 }

@@ -52,7 +52,14 @@ fn health_says_what_is_wrong() {
     assert!(get(&harness, "/health").1.contains("RAFT NO LEADER"));
     harness.backend.sleep_without_leader();
     assert_eq!(get(&harness, "/health"), healthy, "whoever asks wakes it");
-    assert_eq!(get(&harness, "/health?serializable=true&exclude=NOSPACE"), healthy);
+    assert_eq!(get(&harness, "/health?serializable=true"), healthy);
+
+    harness.backend.set_leader(true);
+    let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Nospace as i32);
+    let raise = AlarmRequest { action, member_id: OWN.0, alarm };
+    harness.backend.apply_to_default(Command::Alarm(raise));
+    assert!(get(&harness, "/health").1.contains("ALARM NOSPACE"));
+    assert_eq!(get(&harness, "/health?exclude=NOSPACE"), healthy);
 }
 
 /// One damaged replica took all nodes from their load balancers, and their supervisors restarted them again and again.

@@ -79,9 +79,8 @@ impl Watchers {
         let newest = events.last().map_or(0, |event| event.revision);
         for seen in &self.seen {
             let seen_all = || {
-                let mut seen = seen.lock().unwrap();
-                seen.watcher.complete_to = newest;
-                watch_order::check(&seen.watcher, events).is_ok() || seen.violation.is_some()
+                let seen = seen.lock().unwrap();
+                watch_order::check(&seen.to_the_end(newest), events).is_ok() || seen.violation.is_some()
             };
             let waiting = async {
                 while !seen_all() {
@@ -99,7 +98,7 @@ impl Watchers {
                 seen.watcher.events.len(),
                 seen.moves
             );
-            watch_order::check(&seen.watcher, events)?;
+            watch_order::check(&seen.to_the_end(newest), events)?;
         }
         Ok(())
     }
@@ -124,6 +123,11 @@ async fn watch(seen: Arc<Mutex<Seen>>, channels: Vec<Channel>, restless: bool, m
 }
 
 impl Seen {
+    /// What it would have seen if there were nothing after this, up to the newest revision.
+    fn to_the_end(&self, newest: i64) -> Watcher {
+        Watcher { complete_to: newest, ..self.watcher.clone() }
+    }
+
     /// Notes how a stream ended; false when that must not have happened.
     fn moves_on(&mut self, outcome: Result<(), String>) -> bool {
         self.moves += 1;

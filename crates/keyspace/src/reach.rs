@@ -172,15 +172,15 @@ struct Reach<'a> {
 impl Reach<'_> {
     fn note_writes(&mut self, request: &pb::TxnRequest) {
         for operation in request.success.iter().chain(&request.failure) {
-            self.writes |=
-                matches!(operation.request, Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)));
             match &operation.request {
                 Some(Request::RequestPut(put)) => {
+                    self.writes = true;
                     let largest = self.puts.entry(put.key.clone()).or_default();
                     *largest = put.value.len().max(*largest);
                 }
+                Some(Request::RequestDeleteRange(_)) => self.writes = true,
                 Some(Request::RequestTxn(nested)) => self.note_writes(nested),
-                _ => {}
+                Some(Request::RequestRange(_)) | None => {}
             }
         }
     }

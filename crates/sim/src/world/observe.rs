@@ -1,5 +1,6 @@
 //! What is checked: at every turn what replicas show, at the end the history.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -185,8 +186,10 @@ impl World {
         observer.looks += 1;
         if let Some(leader) = shown.leader {
             observer.elections.observe(group, shown.term, leader)?;
-            if leader == life.node && !observer.leaders_seen.contains_key(&(group, shown.term)) {
-                observer.leaders_seen.insert((group, shown.term), now);
+            if leader == life.node
+                && let Entry::Vacant(unseen) = observer.leaders_seen.entry((group, shown.term))
+            {
+                unseen.insert(now);
                 self.logs.leads(leader, shown.group, shown.term)?;
             }
         }

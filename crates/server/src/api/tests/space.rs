@@ -38,6 +38,17 @@ fn assert_no_space<T: std::fmt::Debug>(answer: Result<T, Status>) {
     assert_eq!((status.code(), status.message()), expected);
 }
 
+/// How many are taken in until there is no space.
+async fn taken_in<T>(mut take_in: impl AsyncFnMut(usize) -> Result<T, Status>) -> usize {
+    for number in 0..1_000 {
+        if let Err(status) = take_in(number).await {
+            assert_no_space(Err::<(), _>(status));
+            return number;
+        }
+    }
+    panic!("a thousand are taken in, and no end");
+}
+
 fn txn(operation: Operation) -> pb::TxnRequest {
     pb::TxnRequest { success: vec![pb::RequestOp { request: Some(operation) }], ..Default::default() }
 }
@@ -47,14 +58,7 @@ fn a_full_keyspace_takes_nothing_in_until_it_is_disarmed_and_not_full() {
     let harness = with_quota();
     harness.run(async |channel| {
         let mut kv = KvClient::new(channel.clone());
-        let mut taken = 0;
-        let refused = loop {
-            match kv.put(put(format!("k{taken}"))).await {
-                Ok(_) => taken += 1,
-                Err(status) => break status,
-            }
-        };
-        assert_no_space(Err::<(), _>(refused));
+        let taken = taken_in(async |number| kv.put(put(format!("k{number}"))).await).await;
         assert!((6..=9).contains(&taken), "{taken} puts of a thousand bytes");
         let raised = pb::AlarmMember { member_id: 1, alarm: pb::AlarmType::Nospace as i32 };
         assert_eq!(alarms(&channel, AlarmAction::Get).await, [raised]);
@@ -90,15 +94,8 @@ fn leases_users_and_roles_need_space_as_well() {
     let harness = with_quota();
     harness.run(async |channel| {
         let mut leases = LeaseClient::new(channel.clone());
-        let mut granted = 0;
-        let refused = loop {
-            match leases.lease_grant(pb::LeaseGrantRequest { ttl: 60, id: granted + 1 }).await {
-                Ok(_) if granted < 1_000 => granted += 1,
-                Ok(_) => panic!("{granted} leases and no end"),
-                Err(status) => break status,
-            }
-        };
-        assert_no_space(Err::<(), _>(refused));
+        let grant = |number| pb::LeaseGrantRequest { ttl: 60, id: number as i64 + 1 };
+        let granted = taken_in(async |number| leases.lease_grant(grant(number)).await).await as i64;
         assert_eq!(granted, QUOTA_BYTES as i64 / 100 - 1);
         for id in 1..=granted {
             leases.lease_revoke(pb::LeaseRevokeRequest { id }).await.unwrap();
@@ -107,15 +104,8 @@ fn leases_users_and_roles_need_space_as_well() {
 
         let mut auth = AuthClient::new(channel.clone());
         let name = |number: usize| format!("{number}{}", "r".repeat(300));
-        let mut added = 0;
-        let refused = loop {
-            match auth.role_add(pb::AuthRoleAddRequest { name: name(added) }).await {
-                Ok(_) if added < 100 => added += 1,
-                Ok(_) => panic!("{added} roles and no end"),
-                Err(status) => break status,
-            }
-        };
-        assert_no_space(Err::<(), _>(refused));
+        let add = |number| pb::AuthRoleAddRequest { name: name(number) };
+        let added = taken_in(async |number| auth.role_add(add(number)).await).await;
         assert!((10..20).contains(&added), "{added} roles");
         assert_no_space(KvClient::new(channel.clone()).put(put("k".into())).await);
         let key = vec![7; 300].into();

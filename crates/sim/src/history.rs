@@ -9,6 +9,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::checkers::GUARANTEES;
+
 /// A key with its metadata, as a response or an event showed it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyValue {
@@ -256,6 +258,7 @@ pub struct Violation {
 
 impl Violation {
     pub(crate) fn new(guarantee: &'static str, found: impl Into<String>) -> Violation {
+        debug_assert!(GUARANTEES.contains(&guarantee), "{guarantee} is not in the list");
         Violation { guarantee, found: found.into() }
     }
 }

@@ -16,7 +16,7 @@ use hadron_storage::engine::ModelEngine;
 use hadron_storage::wal::{Recovered, Wal, WalError};
 use rand::Rng;
 
-use super::lies::a_record;
+use super::lies::{Lie, a_record, flip_in_engine};
 use super::machine::LOG_DIRECTORY;
 use super::settings::pick;
 use super::story::{Stop, StoryEvent};
@@ -89,7 +89,10 @@ impl World {
 
     /// A machine without its data is a stranger: nobody may admit it under its old name.
     fn wipe(&mut self, node: u64) -> Result<String, Violation> {
-        let stranger: u64 = self.rng.random_range(1_000..u64::MAX);
+        let stranger: u64 = match self.lies(Lie::OldName) {
+            true => node,
+            false => self.rng.random_range(1_000..u64::MAX),
+        };
         let came_later = self.machines.get(&node).is_some_and(|machine| machine.joined.is_some());
         for (other, machine) in &self.machines {
             let Some(process) = &machine.process else { continue };
@@ -152,7 +155,10 @@ impl World {
         let violation = |found: String| Violation::new("damage_named", format!("n{node}: {found}"));
         let changed = Arc::new((*machine.engine).clone());
         let Some((space, key, _)) = a_record(&changed, random) else { return Ok(None) };
-        changed.damage(space, key);
+        match self.lies(Lie::UnnoticedFlip) {
+            true => flip_in_engine(&changed, random),
+            false => changed.damage(space, key),
+        }
         let place = format!("a record in {space:?}");
         let whole = Shown::of(Arc::new((*machine.engine).clone()));
         let whole = whole.map_err(|error| violation(format!("before any damage: {error}")))?;

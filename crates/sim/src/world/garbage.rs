@@ -22,7 +22,7 @@ impl World {
         loop {
             let Err(left) = self.check_tidy() else { return Ok(()) };
             if until >= began_at + self.settings.recovery_us_max {
-                return Err(Violation::new("stored_state", format!("all is well, and {left}")));
+                return self.minded(Err(Violation::new("stored_state", format!("all is well, and {left}"))));
             }
             until += 100_000;
             self.run_until(until, tell)?;

@@ -100,11 +100,19 @@ pub enum Lie {
     NoWrites,
     /// What a sweep removes stays in the engine.
     NothingSwept,
+    /// A bit flips in the engine of a machine that will be looked at before it starts, and no checksum of the engine notices.
+    UnnoticedFlip,
+    /// A machine that lost its data says that it is the one that it was.
+    OldName,
+    /// A message arrives without its end, and no checksum of the connection notices.
+    CutMessage,
+    /// A node's timer fires long before it is due.
+    EarlyTimer,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 32] = [
+    pub const ALL: [Lie; 36] = [
         Lie::DurableBeforeFsync,
         Lie::LostFsync,
         Lie::MinorityCommit,
@@ -137,6 +145,10 @@ impl Lie {
         Lie::GhostNode,
         Lie::NoWrites,
         Lie::NothingSwept,
+        Lie::UnnoticedFlip,
+        Lie::OldName,
+        Lie::CutMessage,
+        Lie::EarlyTimer,
     ];
 }
 
@@ -175,6 +187,10 @@ impl fmt::Display for Lie {
             Lie::NothingSwept => "what a sweep removes stays in the engine",
             Lie::NoWrites => "one of the nodes takes no writes",
             Lie::PinnedForever => "nobody is told that it pins segments of the log",
+            Lie::UnnoticedFlip => "a bit flips in the engine of a machine that is looked at before it starts",
+            Lie::OldName => "a machine that lost its data says that it is the one that it was",
+            Lie::CutMessage => "a message arrives without its end",
+            Lie::EarlyTimer => "a timer fires long before it is due",
         })
     }
 }
@@ -368,6 +384,13 @@ impl World {
         }
     }
 
+    /// [`Lie::CutMessage`].
+    pub(super) fn cut_message(&mut self, bytes: &mut BytesMut) {
+        if self.lies_now(Lie::CutMessage, 1_000) {
+            bytes.truncate(bytes.len() - 1);
+        }
+    }
+
     /// [`Lie::DeafNode`].
     pub(super) fn is_deaf(&self, node: u64) -> bool {
         self.lies(Lie::DeafNode) && node == self.settings.nodes
@@ -483,7 +506,7 @@ fn put_applied_back(engine: &ModelEngine, states: &[Bytes]) {
 }
 
 /// Flips a bit of one of the group's records, durably, and no checksum of the engine notices.
-fn flip_in_engine(engine: &ModelEngine, random: u64) {
+pub(super) fn flip_in_engine(engine: &ModelEngine, random: u64) {
     if let Some((space, key, value)) = a_record(engine, random) {
         let at = (random / 7) as usize % value.len();
         write(engine, Change::Put(space, key, with_flipped_bit(&value, at)));

@@ -96,12 +96,13 @@ impl Logs {
     }
 
     fn record(&mut self, node: u64, record: &Record) -> Result<(), Violation> {
+        let mut found = Ok(());
         match record {
             Record::Entries(group, entries) => {
                 self.logs.entry((node, *group)).or_default().append(entries);
                 for entry in entries {
                     let observed = (entry.index.0, entry.term.0, entry.checksum);
-                    self.matching.observe(format_args!("n{node}"), group.0, observed)?;
+                    found = found.and(self.matching.observe(format_args!("n{node}"), group.0, observed));
                 }
             }
             Record::Floor(group, position) => {
@@ -111,16 +112,16 @@ impl Logs {
             Record::Forget(group) => drop(self.logs.remove(&(node, *group))),
             Record::HardState(..) => {}
         }
-        Ok(())
+        found
     }
 }
 
 impl World {
     /// A node writes to its log.
     pub(super) fn observe_records(&mut self, life: Life, records: &[Record]) {
-        let observed = records.iter().try_for_each(|record| self.logs.record(life.node, record));
-        if let Err(violation) = observed {
-            self.violate(violation);
+        for record in records {
+            let found = self.logs.record(life.node, record);
+            self.mind(found);
         }
     }
 }

@@ -326,11 +326,11 @@ impl World {
             machine.open(options, &keyspace_options, &config.groups, persists)?;
         if let Err(what) = self.promises.recovered(node, &recovered.groups) {
             self.violate(Violation::new("durable_ack", format!("n{node}: {what}")));
-            return Ok(());
         }
         if self.lies(Lie::ForgottenVote) {
             forget_votes(&mut recovered.groups);
         }
+        let Some(machine) = self.machines.get(&node) else { return Ok(()) };
         let clock_rate = machine.clock_rate;
         let torn = recovered.torn_tail.is_some();
         if torn && machine.is_sealed {
@@ -490,8 +490,12 @@ impl World {
         self.observe(life);
         self.carry_out(life, shard, effects);
         let now = self.schedule.now();
+        let is_early = self.lies(Lie::EarlyTimer);
         let Some(process) = self.process(life) else { return };
-        let due = process.moment_of(process.shards[shard].node.deadline()).max(now + 1);
+        let due = match is_early {
+            true => now + 1,
+            false => process.moment_of(process.shards[shard].node.deadline()).max(now + 1),
+        };
         let here = &mut process.shards[shard];
         if here.timer.is_none_or(|timer| timer != due) {
             here.timer = Some(due);
@@ -564,6 +568,7 @@ impl World {
         let Some(target) = self.life(to) else { return };
         let mut bytes = BytesMut::new();
         message.encode(&mut bytes);
+        self.cut_message(&mut bytes);
         let goes_ahead = message.goes_ahead();
         match self.network.send(&mut self.rng, self.schedule.now(), direction, goes_ahead) {
             Fate::Arrives(at, number) => {

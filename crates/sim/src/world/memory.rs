@@ -18,9 +18,15 @@ impl World {
         let limits = &self.settings.limits;
         for (node, machine) in &self.machines {
             let Some(process) = &machine.process else { continue };
-            let held = process.node().memory_use();
-            let usage =
-                Usage { unflushed: held.unflushed, log: held.log, log_on_disk: process.log.disk_bytes() };
+            let node_says = process.node().memory_use();
+            // A node that has lost count would keep to its bounds by its own account.
+            let groups = process.node().board().groups();
+            let counted: usize = groups.iter().map(|(_, group)| group.keyspace.unflushed_bytes()).sum();
+            let usage = Usage {
+                unflushed: counted.max(node_says.unflushed),
+                log: node_says.log,
+                log_on_disk: process.log.disk_bytes(),
+            };
             let bounds = Bounds {
                 unflushed: limits.node_unflushed_bytes + SLACK_BYTES,
                 log: limits.node_log_bytes + SLACK_BYTES,

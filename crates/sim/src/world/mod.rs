@@ -472,15 +472,14 @@ impl World {
                 return Ok(recovered_at - healed_at);
             }
         }
-        Err(Violation::new(
-            "liveness",
-            format!(
-                "{} µs after the healing not every client is served: {}; {}",
-                self.settings.recovery_us_max,
-                self.positions(),
-                self.check_arrangement().err().unwrap_or_default()
-            ),
-        ))
+        let found = format!(
+            "{} µs after the healing not every client is served: {}; {}",
+            self.settings.recovery_us_max,
+            self.positions(),
+            self.check_arrangement().err().unwrap_or_default()
+        );
+        self.minded(Err(Violation::new("liveness", found)))?;
+        Ok(self.settings.recovery_us_max)
     }
 
     /// Waits until all replicas have applied the same.
@@ -500,7 +499,7 @@ impl World {
         if let Err(missing) = self.check_arrangement() {
             found = format!("{found}; {missing}");
         }
-        Err(Violation::new("liveness", found))
+        self.minded(Err(Violation::new("liveness", found)))
     }
 
     /// Whether all replicas are where they are wanted, and well; says what is missing otherwise.
@@ -545,7 +544,25 @@ impl World {
         self.tickets
     }
 
+    /// What a check found, if anybody wants to know.
+    fn minded(&self, found: Result<(), Violation>) -> Result<(), Violation> {
+        found.or_else(|violation| match self.settings.checks(violation.guarantee) {
+            true => Err(violation),
+            false => Ok(()),
+        })
+    }
+
+    /// Ends the world if a check found something.
+    fn mind(&mut self, found: Result<(), Violation>) {
+        if let Err(violation) = found {
+            self.violate(violation);
+        }
+    }
+
     fn violate(&mut self, violation: Violation) {
+        if !self.settings.checks(violation.guarantee) {
+            return;
+        }
         self.trace.note(self.schedule.now(), format_args!("VIOLATION {violation}"));
         self.violation.get_or_insert(violation);
     }

@@ -164,44 +164,45 @@ impl World {
         self.observer.sleeps += sleep_news.iter().filter(|is_asleep| **is_asleep).count() as u64;
         self.observer.wakes += sleep_news.iter().filter(|is_asleep| !**is_asleep).count() as u64;
         for replica in shown {
-            if let Err(violation) = self.observe_replica(life, &replica) {
-                self.violate(violation);
-            }
+            self.observe_replica(life, &replica);
         }
         if changed {
             self.tell_elections(life);
         }
     }
 
-    fn observe_replica(&mut self, life: Life, shown: &Shown) -> Result<(), Violation> {
+    fn observe_replica(&mut self, life: Life, shown: &Shown) {
         let group = shown.group.0;
         let promised = self.promises.term(life.node, shown.group);
         // Who has not had its first turn shows none.
         if shown.term > 0 && shown.term < promised {
             let found = format!("n{} is in term {} of {group}, and was in {promised}", life.node, shown.term);
-            return Err(Violation::new("durable_ack", found));
+            self.violate(Violation::new("durable_ack", found));
         }
         let now = self.schedule.now();
-        let observer = &mut self.observer;
-        observer.looks += 1;
+        self.observer.looks += 1;
         if let Some(leader) = shown.leader {
-            observer.elections.observe(group, shown.term, leader)?;
+            let found = self.observer.elections.observe(group, shown.term, leader);
+            self.mind(found);
             if leader == life.node
-                && let Entry::Vacant(unseen) = observer.leaders_seen.entry((group, shown.term))
+                && let Entry::Vacant(unseen) = self.observer.leaders_seen.entry((group, shown.term))
             {
                 unseen.insert(now);
-                self.logs.leads(leader, shown.group, shown.term)?;
+                let found = self.logs.leads(leader, shown.group, shown.term);
+                self.mind(found);
             }
         }
         let (term, index, checksum) = shown.applied;
         // Before its first turn it shows no term, and is in the one that it was in.
         self.logs.applied(group, shown.term.max(promised), (index, term, checksum));
         let one_life = (life.node, life.incarnation << 32 | shown.life);
-        observer.state_machines.observe(one_life, group, shown.applied)?;
-        observer.digests.observe(format_args!("n{}", life.node), group, shown.applied.1, shown.digest)?;
-        let last = observer.last_revisions.entry(shown.group).or_default();
+        let found = self.observer.state_machines.observe(one_life, group, shown.applied);
+        self.mind(found);
+        let node = format_args!("n{}", life.node);
+        let found = self.observer.digests.observe(node, group, index, shown.digest);
+        self.mind(found);
+        let last = self.observer.last_revisions.entry(shown.group).or_default();
         *last = shown.revision.max(*last);
-        Ok(())
     }
 
     /// Tells of the elections that this node knows and nobody has told of.
@@ -318,16 +319,16 @@ impl World {
     fn check_isolation(&mut self) -> Result<(), Violation> {
         let isolation = TenantIsolation::new(&self.history);
         for group in self.groups_of_history() {
-            isolation.check_events(group.0, &self.agreed_history(group)?)?;
+            self.minded(isolation.check_events(group.0, &self.agreed_history(group)?))?;
         }
-        self.history.iter().try_for_each(|operation| isolation.check_operation(operation))?;
+        self.minded(self.history.iter().try_for_each(|operation| isolation.check_operation(operation)))?;
         self.checked("tenant_isolation", self.history.len() as u64);
         Ok(())
     }
 
     fn check_watchers(&mut self) -> Result<(), Violation> {
         for watcher in &self.watchers {
-            watch_order::check(&watcher.seen(), &self.agreed_history(watcher.group())?)?;
+            self.minded(watch_order::check(&watcher.seen(), &self.agreed_history(watcher.group())?))?;
         }
         let seen: usize = self.watchers.iter().map(|watcher| watcher.seen().events.len()).sum();
         self.checked("watch_order", seen as u64);
@@ -359,13 +360,14 @@ impl World {
             let outages = self.outages(client.group());
             for lease in client.stories() {
                 let stood_still_us = lease_promise::stood_still_us(lease, &outages, 0);
-                lease_promise::check(lease, stood_still_us + LEASE_LATE_US, self.settings.drift_ppm)?;
+                let late_us_max = stood_still_us + LEASE_LATE_US;
+                self.minded(lease_promise::check(lease, late_us_max, self.settings.drift_ppm))?;
                 leases += 1;
             }
         }
         self.checked("lease_promise", leases);
         let claims: Vec<_> = self.leases.iter().flat_map(|client| client.claims()).cloned().collect();
-        exclusion::check(&claims)?;
+        self.minded(exclusion::check(&claims))?;
         self.checked("exclusion", claims.len() as u64);
         Ok(())
     }
@@ -373,21 +375,21 @@ impl World {
     fn check_keyspace(&mut self, keyspace: GroupId) -> Result<(), Violation> {
         let operations: Vec<Operation> =
             self.history.iter().filter(|operation| operation.keyspace == keyspace.0).cloned().collect();
-        revision_order::check_responses(&operations)?;
-        compaction::check(&operations)?;
+        self.minded(revision_order::check_responses(&operations))?;
+        self.minded(compaction::check(&operations))?;
         let count = operations.len() as u64;
         if self.is_deleted(keyspace) {
             // Nobody knows any more all that happened there.
-            linearizable::check_without_history(&operations)?;
+            self.minded(linearizable::check_without_history(&operations))?;
             for guarantee in ["revision_order", "compaction", "linearizable"] {
                 self.checked(guarantee, count);
             }
             return Ok(());
         }
         let events = self.agreed_history(keyspace)?;
-        revision_order::check_events(&events)?;
-        durable_ack::check(&operations, &events)?;
-        linearizable::check(&operations, &events)?;
+        self.minded(revision_order::check_events(&events))?;
+        self.minded(durable_ack::check(&operations, &events))?;
+        self.minded(linearizable::check(&operations, &events))?;
         for guarantee in ["revision_order", "durable_ack", "compaction", "linearizable"] {
             self.checked(guarantee, count);
         }
@@ -406,9 +408,14 @@ impl World {
             let Some(keyspace) = keyspace else { continue };
             let compacted = keyspace.compact_revision().max(0);
             // What happened at the compacted revision itself is there still.
-            let shown = history_from(&keyspace, compacted.max(1)).map_err(|what| {
-                Violation::new("watch_order", format!("n{node} does not show its history: {what}"))
-            })?;
+            let shown = match history_from(&keyspace, compacted.max(1)) {
+                Ok(shown) => shown,
+                Err(what) => {
+                    let found = format!("n{node} does not show its history: {what}");
+                    self.minded(Err(Violation::new("watch_order", found)))?;
+                    continue;
+                }
+            };
             let mut events: Vec<Event> =
                 past.iter().filter(|event| event.revision < compacted).cloned().collect();
             events.extend(shown);
@@ -416,7 +423,7 @@ impl World {
                 true => Ok(()),
                 false => {
                     let found = format!("n{node} shows another history of group {group} than {what}");
-                    Err(Violation::new("state_machine_safety", found))
+                    self.minded(Err(Violation::new("state_machine_safety", found)))
                 }
             };
             differs(past, format!("was written down up to revision {recorded}"))?;
@@ -427,7 +434,7 @@ impl World {
                 Some((first, _)) => {
                     let found =
                         format!("n{node} shows more or less of the history of group {group} than n{first}");
-                    return Err(Violation::new("state_machine_safety", found));
+                    self.minded(Err(Violation::new("state_machine_safety", found)))?;
                 }
                 None => agreed = Some((*node, events)),
             }

@@ -117,16 +117,19 @@ impl Promises {
     ) -> Result<(), String> {
         self.waiting.remove(&node);
         let writing = self.writing.remove(&node).unwrap_or_default();
-        for ((_, group), durable) in self.durable.range((node, GroupId(0))..=(node, GroupId(u64::MAX))) {
-            let found = groups.get(group).map(Durable::of).unwrap_or_default();
+        let mut found = BTreeMap::new();
+        found.extend(groups.iter().map(|(group, found)| ((node, *group), Durable::of(found))));
+        let mut had = self.durable.split_off(&(node, GroupId(0)));
+        self.durable.append(&mut had.split_off(&(node + 1, GroupId(0))));
+        let nothing = Durable::default();
+        let lost = had.iter().find_map(|((_, group), durable)| {
+            let found = found.get(&(node, *group)).unwrap_or(&nothing);
             let writing: Vec<&Record> = writing.iter().filter(|record| group_of(record) == *group).collect();
-            if !durable.is_kept_or_rewritten(&found, &writing) {
-                return Err(format!("of {group} it had {durable:?} on its disk and finds {found:?}"));
-            }
-        }
-        self.durable.retain(|(other, _), _| *other != node);
-        self.durable.extend(groups.iter().map(|(group, found)| ((node, *group), Durable::of(found))));
-        Ok(())
+            let is_kept = durable.is_kept_or_rewritten(found, &writing);
+            (!is_kept).then(|| format!("of {group} it had {durable:?} on its disk and finds {found:?}"))
+        });
+        self.durable.append(&mut found);
+        lost.map_or(Ok(()), Err)
     }
 
     /// The term that a replica must not have forgotten.

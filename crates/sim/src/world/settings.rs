@@ -94,6 +94,8 @@ pub struct Settings {
     pub tail_lines: usize,
     /// A lie that the world tells its nodes or clients, for tests of the checkers.
     pub lie: Option<Lie>,
+    /// The only guarantee that is checked, for tests of its checker; without one all are.
+    pub only: Option<&'static str>,
     /// Delays of the network.
     pub delays: Delays,
 }
@@ -135,6 +137,11 @@ impl Settings {
         settings.watch_buffer_bytes = *pick(&mut rng, &[500, 4 << 20]);
         settings.limits.apply_effort = *pick(&mut rng, &[1, 3, 4_000]);
         settings
+    }
+
+    /// Whether anybody wants to know that a guarantee does not hold.
+    pub(super) fn checks(&self, guarantee: &str) -> bool {
+        self.only.is_none_or(|only| only == guarantee)
     }
 
     /// Whether a keyspace is deleted now and then.
@@ -190,6 +197,7 @@ impl Settings {
             limits: limits(rng),
             tail_lines: 60,
             lie: None,
+            only: None,
             delays: Delays {
                 least_us: *pick(rng, &[50, 200, 2_000]),
                 jitter_us: *pick(rng, &[100, 1_000, 8_000]),

@@ -173,7 +173,7 @@ impl World {
                         life.node,
                         self.positions()
                     );
-                    return Err(Violation::new("availability", found));
+                    self.minded(Err(Violation::new("availability", found)))?;
                 }
             }
             self.run_until(now + STEP_US, tell)?;

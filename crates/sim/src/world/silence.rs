@@ -35,7 +35,8 @@ impl World {
                 return Ok(());
             }
         }
-        Err(Violation::new("liveness", format!("{otherwise}: {}", self.positions())))
+        let found = format!("{otherwise}: {}", self.positions());
+        self.minded(Err(Violation::new("liveness", found)))
     }
 
     pub(super) fn running(&self) -> impl Iterator<Item = &Process> {

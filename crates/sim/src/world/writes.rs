@@ -55,7 +55,7 @@ impl World {
             unserved.join(", "),
             self.positions()
         );
-        Err(Violation::new("liveness", found))
+        self.minded(Err(Violation::new("liveness", found)))
     }
 
     /// The members that run, each with the keyspaces that it has a replica of.

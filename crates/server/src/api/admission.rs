@@ -59,8 +59,8 @@ impl Admission {
         let (own_requests, own_bytes) = own.add(bytes);
         let admitted = Admitted { admission: Arc::clone(self), own, bytes };
         let fits = |own: usize, all: usize, max: usize| own <= max.saturating_sub(all);
-        // One request fits however large it is: its size has a limit of its own.
-        let bytes_fit = all_bytes == bytes || fits(own_bytes, all_bytes, self.bytes_max);
+        // One request fits however large it is: its size has a limit of its own. And a read takes nothing from the writes.
+        let bytes_fit = bytes == 0 || all_bytes == bytes || fits(own_bytes, all_bytes, self.bytes_max);
         let has_room = fits(own_requests, all_requests, self.requests_max) && bytes_fit;
         if has_room { Ok(admitted) } else { Err(Unavailable::Busy) }
     }
@@ -137,6 +137,17 @@ mod tests {
             }
         }
         assert_eq!(admission.requests(), 0);
+    }
+
+    /// The reads of a keyspace with many writes were refused when another came to write as well.
+    #[test]
+    fn reads_are_not_refused_for_the_bytes_of_writes() {
+        let admission = Arc::new(Admission::new(1_000, 100));
+        let writes = as_many_as_fit(&admission, ONE, 10);
+        let _others = as_many_as_fit(&admission, TWO, 10);
+        assert_eq!(admission.admit(ONE, 1).unwrap_err(), Unavailable::Busy);
+        admission.admit(ONE, 0).unwrap();
+        drop(writes);
     }
 
     #[test]

@@ -405,7 +405,8 @@ impl<B: Backend> Context<B> {
                 let present = self.backend.keyspace(self.group);
                 let same = behind.filter(|before| present.is_some_and(|now| Arc::ptr_eq(before, &now)));
                 same.iter().for_each(|keyspace| keyspace.note_current());
-                Ok(response.map(|response| (response, term)))
+                // Another answer may have told a later term meanwhile, and some clients take who goes back for stale.
+                Ok(response.map(|response| (response, term.max(self.status().term))))
             }
             Err(error) => {
                 self.metrics.proposals_failed.inc();

@@ -161,7 +161,8 @@ impl Backend for Handle {
     }
 
     async fn read_barrier(&self, group: GroupId) -> Result<(), Unavailable> {
-        let admitted = self.0.admission.admit(group, 0)?;
+        // Clients ask again for a read that got this, and take `too many requests` for final.
+        let admitted = self.0.admission.admit(group, 0).map_err(|_| Unavailable::Timeout)?;
         self.ask(group, admitted, Slot::Other, |token| Event::Read { token, group }).await
     }
 

@@ -26,6 +26,7 @@ pub(crate) mod admission;
 mod apart;
 mod asking;
 mod auth;
+pub(crate) mod authority;
 pub mod backend;
 mod balance;
 mod beside;

@@ -29,6 +29,7 @@ use tokio::task::JoinSet;
 
 use super::access::Access;
 use super::apart::Apart;
+use super::authority::{Mended, PREFACE};
 use super::backend::Backend;
 use super::beside;
 use super::caller::CommonName;
@@ -59,8 +60,6 @@ const STREAM_SEND_BUFFER_BYTES: usize = 256 * 1024;
 const HEADERS_BYTES_MAX: u32 = 64 * 1024;
 /// A client that gives many calls up at once (deadlines under load) is no attacker.
 const RESET_STREAMS_MAX: usize = 10_000;
-/// How many bytes it takes at most to tell HTTP/2 from HTTP/1.
-const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 /// How long an HTTP/1 connection may wait for its next request, or take for its head: as long as etcd gives it for the head. Clients keep
 /// connections for longer than they ask in.
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(300);
@@ -548,7 +547,7 @@ fn introduce(request: &mut http::Request<Incoming>, user: Option<CommonName>, ca
 /// Ends if a client says for so long no more than what every client might say first. Whoever says more has the time-outs of what it speaks.
 async fn silence(end: End, first_word_timeout: Duration) {
     tokio::time::sleep(first_word_timeout).await;
-    if end.received() >= PREFACE_BYTES {
+    if end.received() >= PREFACE.len() {
         std::future::pending::<()>().await;
     }
 }
@@ -587,7 +586,8 @@ async fn serve_connection<B: Backend>(
         }
         front.answer(request, &connection)
     });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
+    let socket = TokioIo::new(Mended::new(socket));
+    let mut connection = pin!(builder.serve_connection(socket, service));
     let result = tokio::select! {
         biased;
         result = connection.as_mut() => result,

@@ -228,6 +228,24 @@ impl Raw {
         matches!(written, Ok(Ok(())))
     }
 
+    /// Whether a call is answered with a message.
+    async fn is_answered(mut self) -> bool {
+        let answer = async {
+            loop {
+                let mut head = [0; 9];
+                self.0.read_exact(&mut head).await.unwrap();
+                let payload_bytes = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                self.0.read_exact(&mut vec![0; payload_bytes]).await.unwrap();
+                match head[3] {
+                    DATA => return true,
+                    RST_STREAM => return false,
+                    _ => {}
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, answer).await.unwrap()
+    }
+
     /// Whether the other side hangs up, whatever it says before.
     async fn ends(mut self) -> bool {
         let mut said = [0; 4096];
@@ -290,11 +308,15 @@ fn call(path: &str) -> Vec<u8> {
 }
 
 fn call_of(path: &str, content_type: &str) -> Vec<u8> {
+    fields_of(path, content_type, "node")
+}
+
+fn fields_of(path: &str, content_type: &str, authority: &str) -> Vec<u8> {
     let fields = [
         (":method", "POST"),
         (":scheme", "http"),
         (":path", path),
-        (":authority", "node"),
+        (":authority", authority),
         ("content-type", content_type),
         ("te", "trailers"),
     ];
@@ -319,6 +341,22 @@ async fn within_bounds(node: &Node, what: &str, abuse: impl AsyncFnOnce()) {
     let grown = peak.saturating_sub(before);
     println!("{what}: {} MiB more than before", grown / MIB);
     assert!(grown < ABUSE_BYTES_MAX, "{what}: grew by {} MiB", grown / MIB);
+}
+
+/// Clients that etcd answers: its own of version 3.5.0, one that is told a URL with a slash, one with several addresses, one that looked up its servers.
+#[tokio::test]
+async fn whoever_names_no_authority_is_answered() {
+    let cluster = Cluster::start(1, &[]).await;
+    let node = &cluster.nodes[0];
+    for authority in ["node:2379", "#initially=[node:2379]", "node:2379/", "one:2379,two:2379", ""] {
+        let mut raw = Raw::connect(node).await;
+        let call = fields_of("/etcdserverpb.KV/Range", "application/grpc", authority);
+        raw.send(&frame(SETTINGS, 0, 0, &[])).await;
+        raw.send(&frame(HEADERS, END_HEADERS, 1, &call)).await;
+        let range = pb::RangeRequest { key: "a".into(), ..Default::default() };
+        raw.send(&frame(DATA, END_STREAM, 1, &message(&range))).await;
+        assert!(raw.is_answered().await, "{authority:?}");
+    }
 }
 
 #[tokio::test]

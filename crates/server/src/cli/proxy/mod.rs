@@ -38,6 +38,7 @@ use super::ctl::secure::Secure;
 use super::discovery::Discovery;
 use super::{complain, logging};
 use crate::api::Connections;
+use crate::api::authority::Mended;
 use crate::api::server::{connection_builder, open};
 use crate::client::Client;
 use crate::client::Identity;
@@ -357,8 +358,8 @@ async fn serve(
         let (forwarder, links) = (Arc::clone(&forwarder), Arc::clone(&links));
         async move { Ok::<_, Infallible>(forwarder.answer(request.map(boxed), traffic, &links).await) }
     });
-    if let Err(error) = connection_builder(connections).serve_connection(TokioIo::new(stream), service).await
-    {
+    let socket = TokioIo::new(Mended::new(stream));
+    if let Err(error) = connection_builder(connections).serve_connection(socket, service).await {
         tracing::debug!(%address, %error, "client connection failed");
     }
 }

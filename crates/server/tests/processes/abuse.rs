@@ -41,6 +41,8 @@ const LEADERS_BEGUN: &str = r#"grpc_server_started_total{grpc_method="Leader",gr
 const CALM: Duration = Duration::from_secs(1);
 /// File descriptors of a node whose clients would take them all.
 const DESCRIPTORS: u64 = 200;
+/// Between two looks at whether others are served.
+const OTHERS_PAUSE: Duration = Duration::from_millis(50);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 fn number(variable: &str, usual: u64) -> u64 {
@@ -331,11 +333,20 @@ fn message(request: &impl prost::Message) -> Vec<u8> {
     out
 }
 
-/// Does to a node what `abuse` does, and looks at what it holds and whether it serves others meanwhile.
+/// Does to a node what `abuse` does, and looks at what it holds and whether it serves others meanwhile and afterwards.
 async fn within_bounds(node: &Node, what: &str, abuse: impl AsyncFnOnce()) {
     let (before, _) = resident(node);
     forget_peak(node);
-    abuse().await;
+    let others = async {
+        loop {
+            serves(node).await;
+            tokio::time::sleep(OTHERS_PAUSE).await;
+        }
+    };
+    tokio::select! {
+        () = abuse() => {}
+        () = others => {}
+    }
     serves(node).await;
     let (_, peak) = resident(node);
     let grown = peak.saturating_sub(before);

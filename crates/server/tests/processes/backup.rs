@@ -90,5 +90,5 @@ async fn an_etcd_restored_from_a_backup_says_the_same() {
     let theirs = support::channel(&etcd.url);
     let [our, their] =
         [Content::of(&ours, compacted, newest).await, Content::of(&theirs, compacted, newest).await];
-    assert!(our == their, "what etcd says differs");
+    their.assert_same(&our, "etcd");
 }

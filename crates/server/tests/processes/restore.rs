@@ -74,15 +74,9 @@ async fn write(channel: &Channel) -> i64 {
     KvClient::new(channel.clone()).put(put).await.unwrap().into_inner().header.unwrap().revision
 }
 
-/// Adds a root user and switches authentication on.
+/// Switches authentication on.
 async fn protect(channel: &Channel) {
-    let mut auth = AuthClient::new(channel.clone());
-    let user = pb::AuthUserAddRequest { name: "root".into(), password: "r".into(), ..Default::default() };
-    auth.user_add(user).await.unwrap();
-    auth.role_add(pb::AuthRoleAddRequest { name: "root".into() }).await.unwrap();
-    let grant = pb::AuthUserGrantRoleRequest { user: "root".into(), role: "root".into() };
-    auth.user_grant_role(grant).await.unwrap();
-    auth.auth_enable(pb::AuthEnableRequest {}).await.unwrap();
+    AuthClient::new(channel.clone()).auth_enable(pb::AuthEnableRequest {}).await.unwrap();
 }
 
 /// Switches authentication off as root.
@@ -136,7 +130,7 @@ async fn three_nodes_restored_say_what_one_said() {
     open_up(&cluster.nodes[1].channel()).await;
     cluster.wait_until_equal().await;
     for node in &cluster.nodes {
-        assert!(Content::of(&node.channel(), compacted, last).await == before, "{} differs", node.name);
+        Content::of(&node.channel(), compacted, last).await.assert_same(&before, &node.name);
     }
     assert_eq!(write(&cluster.nodes[2].channel()).await, last + 1);
     for node in &mut cluster.nodes {
@@ -289,7 +283,7 @@ async fn a_cluster_that_comes_from_etcd_says_what_etcd_said() {
     cluster.bring_up().await;
     cluster.wait_until_equal().await;
     for node in &cluster.nodes {
-        assert!(Content::of(&node.channel(), compacted, last).await == before, "{} differs", node.name);
+        Content::of(&node.channel(), compacted, last).await.assert_same(&before, &node.name);
     }
     let hash = succeed(&utl(&["hashkv", &file.display().to_string()]));
     let (served, ..) = support::hash_kv(&cluster.nodes[0], 0).await;

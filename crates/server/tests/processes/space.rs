@@ -25,24 +25,20 @@ async fn disarm(node: &Node) {
 
 #[tokio::test]
 async fn a_keyspace_at_its_quota_is_emptied_while_it_serves() {
-    let cluster = Cluster::start(3, &["--quota-backend-bytes=1000000"]).await;
-    let node = &cluster.nodes[0];
-    let mut keys = 0;
-    let refused = loop {
-        match put(node, format!("k{keys}")).await {
-            Ok(_) => keys += 1,
-            Err(status) => break status,
-        }
-    };
-    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
-    assert!((80..=100).contains(&keys), "{keys} values of 10,000 bytes");
+    let mut cluster = Cluster::start(3, &["--quota-backend-bytes=1000000"]).await;
+    let full = fill(&cluster.nodes[0]).await;
+    assert!((80..=100).contains(&full), "{full} values of 10,000 bytes");
+    let expected = "etcdserver: mvcc: database space exceeded";
+    assert_eq!(put(&cluster.nodes[1], "x".into()).await.unwrap_err().message(), expected);
     // The alarm holds for all nodes, before and after a restart.
-    let other = &cluster.nodes[1];
-    let refused = put(other, "x".into()).await.unwrap_err();
-    assert_eq!(refused.message(), "etcdserver: mvcc: database space exceeded");
+    restart(&mut cluster).await;
+    for node in &cluster.nodes {
+        assert_eq!(put(node, "x".into()).await.unwrap_err().message(), expected);
+    }
+    let (node, other) = (&cluster.nodes[0], &cluster.nodes[1]);
     let range = pb::DeleteRangeRequest { key: "k".into(), range_end: "l".into(), ..Default::default() };
     let deleted = KvClient::new(node.channel()).delete_range(range).await.unwrap().into_inner();
-    assert_eq!(deleted.deleted, keys);
+    assert_eq!(deleted.deleted, full);
     let revision = deleted.header.unwrap().revision;
     let compact = pb::CompactionRequest { revision, physical: true };
     KvClient::new(node.channel()).compact(compact).await.unwrap();
@@ -51,6 +47,32 @@ async fn a_keyspace_at_its_quota_is_emptied_while_it_serves() {
     disarm(node).await;
     eventually("the other has heard of it", async || put(other, "x".into()).await.is_ok()).await;
     put(node, "y".into()).await.unwrap();
+    // What was counted before a restart counts after it.
+    for number in 0..full / 2 {
+        put(node, format!("before{number}")).await.unwrap();
+    }
+    restart(&mut cluster).await;
+    let more = fill(&cluster.nodes[0]).await;
+    assert!((full / 2 - 4..=full / 2 + 4).contains(&more), "{more} after {} of {full}", full / 2);
+}
+
+/// Stops all nodes at once and starts them again.
+async fn restart(cluster: &mut Cluster) {
+    cluster.nodes.iter_mut().for_each(Node::kill);
+    cluster.bring_up().await;
+}
+
+/// Puts as many keys as there is room for.
+async fn fill(node: &Node) -> i64 {
+    let mut keys = 0;
+    let refused = loop {
+        match put(node, format!("k{keys}")).await {
+            Ok(_) => keys += 1,
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    keys
 }
 
 #[tokio::test]

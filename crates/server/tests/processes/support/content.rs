@@ -55,9 +55,37 @@ pub async fn fill(channel: &Channel) -> i64 {
             kv.compact(compact).await.unwrap();
         }
     }
-    let user = pb::AuthUserAddRequest { name: "alice".into(), password: "a".into(), ..Default::default() };
-    AuthClient::new(channel.clone()).user_add(user).await.unwrap();
+    add_users(&mut AuthClient::new(channel.clone())).await;
     compacted
+}
+
+/// Two users with passwords and one without, and two roles.
+async fn add_users(auth: &mut AuthClient<Channel>) {
+    for (name, password) in [("root", "r"), ("alice", "a"), ("bob", "")] {
+        let options =
+            password.is_empty().then_some(hadron_proto::authpb::UserAddOptions { no_password: true });
+        let user = pb::AuthUserAddRequest {
+            name: name.into(),
+            password: password.into(),
+            options,
+            ..Default::default()
+        };
+        auth.user_add(user).await.unwrap();
+    }
+    for name in ["root", "keys", "none"] {
+        auth.role_add(pb::AuthRoleAddRequest { name: name.into() }).await.unwrap();
+    }
+    for (perm_type, key, range_end) in [(0, "/keys/", "/keys0"), (1, "/alice", ""), (2, "/all", "\0")] {
+        let perm =
+            hadron_proto::authpb::Permission { perm_type, key: key.into(), range_end: range_end.into() };
+        let grant = pb::AuthRoleGrantPermissionRequest { name: "keys".into(), perm: Some(perm) };
+        auth.role_grant_permission(grant).await.unwrap();
+    }
+    for (user, role) in [("root", "root"), ("alice", "keys"), ("alice", "none"), ("bob", "keys")] {
+        auth.user_grant_role(pb::AuthUserGrantRoleRequest { user: user.into(), role: role.into() })
+            .await
+            .unwrap();
+    }
 }
 
 /// What `Snapshot` sends: the file, and what follows it.
@@ -84,10 +112,23 @@ pub struct Content {
     hash: u32,
     lease_ttl: i64,
     lease_keys: Vec<Bytes>,
-    users: Vec<String>,
+    /// What each user may do, and who gets in with which password.
+    users: Vec<(String, Vec<String>)>,
+    roles: Vec<(String, Vec<hadron_proto::authpb::Permission>)>,
+    log_ins: Vec<bool>,
 }
 
 impl Content {
+    /// Demands that others are told the same.
+    #[track_caller]
+    pub fn assert_same(&self, other: &Content, whose: &str) {
+        assert_eq!(self.users, other.users, "{whose}");
+        assert_eq!(self.roles, other.roles, "{whose}");
+        assert_eq!(self.log_ins, other.log_ins, "{whose}");
+        assert_eq!((self.lease_ttl, &self.lease_keys), (other.lease_ttl, &other.lease_keys), "{whose}");
+        assert!(self == other, "{whose}: keys or hashes differ");
+    }
+
     /// What is told now, at revisions around the oldest and the newest. The lease must have nearly all of its time.
     pub async fn of(channel: &Channel, compacted: i64, newest: i64) -> Content {
         let mut ranges = Vec::new();
@@ -99,15 +140,57 @@ impl Content {
         let pb::LeaseTimeToLiveResponse { granted_ttl, ttl, keys: mut lease_keys, .. } = answer.into_inner();
         assert!((3_000..=3_600).contains(&ttl), "{ttl} s left");
         lease_keys.sort();
-        let users = AuthClient::new(channel.clone()).user_list(pb::AuthUserListRequest {}).await.unwrap();
+        let auth = &mut AuthClient::new(channel.clone());
         Content {
             ranges,
             hash: hash(channel).await,
             lease_ttl: granted_ttl,
             lease_keys,
-            users: users.into_inner().users,
+            users: users(auth).await,
+            roles: roles(auth).await,
+            log_ins: log_ins(auth).await,
         }
     }
+}
+
+async fn users(auth: &mut AuthClient<Channel>) -> Vec<(String, Vec<String>)> {
+    let names = auth.user_list(pb::AuthUserListRequest {}).await.unwrap().into_inner().users;
+    let mut users = Vec::new();
+    for name in names {
+        let user = auth.user_get(pb::AuthUserGetRequest { name: name.clone() }).await.unwrap();
+        users.push((name, user.into_inner().roles));
+    }
+    users
+}
+
+async fn roles(auth: &mut AuthClient<Channel>) -> Vec<(String, Vec<hadron_proto::authpb::Permission>)> {
+    let names = auth.role_list(pb::AuthRoleListRequest {}).await.unwrap().into_inner().roles;
+    let mut roles = Vec::new();
+    // What `root` may do goes without saying in etcd 3.5.1, and is said by later ones.
+    for role in names.into_iter().filter(|name| name != "root") {
+        let perms = auth.role_get(pb::AuthRoleGetRequest { role: role.clone() }).await.unwrap();
+        roles.push((role, perms.into_inner().perm));
+    }
+    roles
+}
+
+/// Who gets in. Authentication is on for the moment.
+async fn log_ins(auth: &mut AuthClient<Channel>) -> Vec<bool> {
+    auth.auth_enable(pb::AuthEnableRequest {}).await.unwrap();
+    let mut log_ins = Vec::new();
+    for (name, password) in [("alice", "a"), ("alice", "r"), ("bob", ""), ("nobody", "a")] {
+        log_ins.push(log_in(auth, name, password).await.is_ok());
+    }
+    let root = log_in(auth, "root", "r").await.unwrap();
+    let mut disable = tonic::Request::new(pb::AuthDisableRequest {});
+    disable.metadata_mut().insert("token", root.parse().unwrap());
+    auth.auth_disable(disable).await.unwrap();
+    log_ins
+}
+
+async fn log_in(auth: &mut AuthClient<Channel>, name: &str, password: &str) -> Result<String, tonic::Status> {
+    let request = pb::AuthenticateRequest { name: name.into(), password: password.into() };
+    Ok(auth.authenticate(request).await?.into_inner().token)
 }
 
 async fn range_at(channel: &Channel, revision: i64) -> Result<Vec<hadron_proto::mvccpb::KeyValue>, String> {

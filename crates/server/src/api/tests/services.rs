@@ -279,6 +279,36 @@ fn orders_that_do_not_exist_are_refused() {
 }
 
 #[test]
+fn only_who_asked_for_it_is_told_how_far_a_silent_watch_is() {
+    let options = ServerOptions { watch_progress_interval: Duration::from_millis(20), ..Default::default() };
+    Harness::start_with(options, Traffic::Everything).run(async |channel| {
+        let mut kv = KvClient::new(channel.clone());
+        kv.put(put("other")).await.unwrap();
+        let watches = [(1, false), (2, true)].map(|(watch_id, progress_notify)| {
+            let create =
+                pb::WatchCreateRequest { key: "k".into(), watch_id, progress_notify, ..Default::default() };
+            pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
+        });
+        let requests = futures::StreamExt::chain(tokio_stream::iter(watches), tokio_stream::pending());
+        let mut answers = WatchClient::new(channel).watch(requests).await.unwrap().into_inner();
+        let mut next = async || answers.message().await.unwrap().unwrap();
+        assert!(next().await.created && next().await.created);
+        for _ in 0..3 {
+            let told = next().await;
+            assert_eq!((told.watch_id, told.events.len(), told.created), (2, 0, false));
+            assert_eq!(told.header.unwrap().revision, 2);
+        }
+        // It goes on with what happens, and from there.
+        kv.put(put("other")).await.unwrap();
+        let mut told = next().await;
+        while told.header.as_ref().unwrap().revision == 2 {
+            told = next().await;
+        }
+        assert_eq!((told.watch_id, told.events.len(), told.header.unwrap().revision), (2, 0, 3));
+    });
+}
+
+#[test]
 fn a_watch_of_a_negative_revision_is_refused_as_in_etcd_3_6() {
     Harness::start().run(async |channel| {
         let create = pb::WatchCreateRequest { key: "k".into(), start_revision: -1, ..Default::default() };

@@ -15,7 +15,7 @@ pub mod watchers;
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -115,33 +115,9 @@ impl Cluster {
         };
         let members: Vec<String> =
             reached.iter().enumerate().map(|(number, url)| format!("n{number}={url}")).collect();
+        let extra: Vec<String> = extra.iter().map(|argument| (*argument).to_owned()).collect();
         let node = |(number, ports): (usize, [Port; 2])| {
-            let data_dir = directory.path().join(format!("n{number}"));
-            let [client_url, peer_url] = ports.each_ref().map(Port::url);
-            let mut arguments: Vec<String> = [
-                ("--name", format!("n{number}")),
-                ("--data-dir", data_dir.display().to_string()),
-                ("--listen-client-urls", client_url.clone()),
-                ("--advertise-client-urls", client_url.clone()),
-                ("--listen-peer-urls", peer_url),
-                ("--initial-advertise-peer-urls", reached[number].clone()),
-                ("--initial-cluster", members.join(",")),
-            ]
-            .into_iter()
-            .flat_map(|(flag, value)| [flag.to_owned(), value])
-            .collect();
-            arguments.extend(extra.iter().map(|argument| (*argument).to_owned()));
-            Node {
-                name: format!("n{number}"),
-                client_url,
-                peer_address: ports[1].address(),
-                _ports: ports,
-                binary: binary(),
-                arguments,
-                environment: Vec::new(),
-                log: directory.path().join(format!("n{number}.log")),
-                child: None,
-            }
+            Node::at_rest(directory.path(), number, ports, &reached[number], &members, &extra)
         };
         let nodes = ports.into_iter().enumerate().map(node).collect();
         Cluster { nodes, directory, _turn: turn }
@@ -151,33 +127,11 @@ impl Cluster {
     pub fn prepare_to_join(&mut self) -> usize {
         let number = self.nodes.len();
         let ports = [(); 2].map(|()| Port::hold());
-        let [client_url, peer_url] = ports.each_ref().map(Port::url);
-        let name = format!("n{number}");
-        let log = self.directory.path().join(format!("{name}.log"));
+        let reached = ports[1].url();
         let present = self.nodes.iter().map(|node| format!("{}=http://{}", node.name, node.peer_address));
-        let listed: Vec<String> = present.chain([format!("{name}={peer_url}")]).collect();
-        let arguments = [
-            ("--name", name.clone()),
-            ("--data-dir", log.with_extension("").display().to_string()),
-            ("--listen-client-urls", client_url.clone()),
-            ("--advertise-client-urls", client_url.clone()),
-            ("--listen-peer-urls", peer_url.clone()),
-            ("--initial-advertise-peer-urls", peer_url),
-            ("--initial-cluster", listed.join(",")),
-            ("--initial-cluster-state", "existing".to_owned()),
-        ];
-        let arguments = arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
-        self.nodes.push(Node {
-            name,
-            client_url,
-            peer_address: ports[1].address(),
-            _ports: ports,
-            binary: binary(),
-            arguments,
-            environment: Vec::new(),
-            log,
-            child: None,
-        });
+        let members: Vec<String> = present.chain([format!("n{number}={reached}")]).collect();
+        let extra = ["--initial-cluster-state".to_owned(), "existing".to_owned()];
+        self.nodes.push(Node::at_rest(self.directory.path(), number, ports, &reached, &members, &extra));
         number
     }
 
@@ -243,6 +197,42 @@ impl Drop for Cluster {
 }
 
 impl Node {
+    /// One that was never started, which the others shall reach at `reached`.
+    fn at_rest(
+        directory: &Path,
+        number: usize,
+        ports: [Port; 2],
+        reached: &str,
+        members: &[String],
+        extra: &[String],
+    ) -> Node {
+        let name = format!("n{number}");
+        let [client_url, peer_url] = ports.each_ref().map(Port::url);
+        let flags = [
+            ("--name", name.clone()),
+            ("--data-dir", directory.join(&name).display().to_string()),
+            ("--listen-client-urls", client_url.clone()),
+            ("--advertise-client-urls", client_url.clone()),
+            ("--listen-peer-urls", peer_url),
+            ("--initial-advertise-peer-urls", reached.to_owned()),
+            ("--initial-cluster", members.join(",")),
+        ];
+        let mut arguments: Vec<String> =
+            flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        arguments.extend_from_slice(extra);
+        Node {
+            log: directory.join(format!("{name}.log")),
+            name,
+            client_url,
+            peer_address: ports[1].address(),
+            _ports: ports,
+            binary: binary(),
+            arguments,
+            environment: Vec::new(),
+            child: None,
+        }
+    }
+
     /// Starts the process; its output is appended to its log.
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);

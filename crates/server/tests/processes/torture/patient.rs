@@ -59,7 +59,7 @@ pub struct Patient {
     began: Instant,
 }
 
-/// What is needed to hurt: a second copy of the executable, and a library that makes disks slow and full.
+/// What is needed to hurt: another executable, and a library that makes disks slow and full.
 struct Tools {
     directory: TempDir,
     /// The executables, and how often each node has changed between them.
@@ -73,8 +73,10 @@ impl Tools {
     fn new(nodes: usize) -> Tools {
         let directory = tempfile::tempdir().unwrap();
         let shipped = PathBuf::from(env!("CARGO_BIN_EXE_hadron"));
-        let copy = directory.path().join("hadron-next");
-        std::fs::copy(&shipped, &copy).unwrap();
+        // Of another version, if there is one: nodes go there and back.
+        let other = std::env::var_os("TORTURE_OTHER").map_or_else(|| shipped.clone(), PathBuf::from);
+        let copy = directory.path().join("hadron-other");
+        std::fs::copy(&other, &copy).unwrap();
         let bad_disk = compile_bad_disk(directory.path());
         Tools { directory, binaries: [shipped, copy], upgrades: vec![0; nodes], bad_disk }
     }

@@ -1,8 +1,9 @@
 //! The commands of a keyspace, their responses, and the bytes of a command in an entry.
 //!
 //! A command is one tag byte and a protobuf message (etcd's own request), so a tag is a version of its own: a command
-//! whose meaning changes gets a new tag. A tag that this version does not know is [`DecodeError::Unknown`], and the
-//! replica must stop; skipping it would let replicas diverge.
+//! whose meaning changes gets a new tag, and so does one whose message gets a field. A tag that this version does not know is
+//! [`DecodeError::Unknown`], a field [`DecodeError::UnknownField`], and the replica must stop; skipping either would let replicas
+//! diverge.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_proto::etcdserverpb as pb;
@@ -72,6 +73,9 @@ pub enum DecodeError {
     /// A command of a newer version.
     #[error("unknown command {0}")]
     Unknown(u8),
+    /// A field of a newer version, somewhere in a command's message.
+    #[error("a command has a field that is not known")]
+    UnknownField,
     /// Not what this version or any other wrote.
     #[error("malformed command")]
     Malformed,
@@ -201,8 +205,15 @@ fn encode_ids(tag: u8, ids: &[i64], out: &mut BytesMut) {
     ids.iter().for_each(|id| out.put_i64(*id));
 }
 
-fn decode<M: Message + Default>(body: Bytes) -> Result<M, DecodeError> {
-    M::decode(body).map_err(|_| DecodeError::Malformed)
+/// Reads a message of which every byte is understood. The decoder passes over fields that it does not know, and what it passed over is
+/// missing when it is counted again: whatever is in an entry was written by the same encoder.
+pub(crate) fn decode<M: Message + Default>(body: Bytes) -> Result<M, DecodeError> {
+    let size = body.len();
+    let message = M::decode(body).map_err(|_| DecodeError::Malformed)?;
+    match message.encoded_len() == size {
+        true => Ok(message),
+        false => Err(DecodeError::UnknownField),
+    }
 }
 
 fn decode_ids(body: &[u8]) -> Result<Vec<i64>, DecodeError> {
@@ -262,6 +273,29 @@ mod tests {
         let nested =
             Command::As(caller.clone(), Box::new(Command::As(caller, Box::new(Command::DigestMark))));
         assert_eq!(Command::decode(nested.to_bytes()), Err(DecodeError::Malformed));
+    }
+
+    /// A replica of an older version passed over a field that a newer one had heeded, and differed from then on.
+    #[test]
+    fn a_field_that_is_not_known_is_no_command() {
+        // Field 100, a varint: no message of etcd's has it.
+        const UNKNOWN: &[u8] = &[0xa0, 0x06, 1];
+        let put = pb::PutRequest { key: "k".into(), ..Default::default() };
+        let outside = [&Command::Put(put.clone()).to_bytes()[..], UNKNOWN].concat();
+        assert_eq!(Command::decode(outside.clone().into()), Err(DecodeError::UnknownField));
+
+        let put = [put.encode_to_vec(), UNKNOWN.to_vec()].concat();
+        let operation = [&[0x12, put.len() as u8][..], &put].concat();
+        let inside = [&[TXN, 0x12, operation.len() as u8][..], &operation].concat();
+        assert_eq!(Command::decode(inside.into()), Err(DecodeError::UnknownField));
+
+        let user = pb::AuthUserDeleteRequest { name: "n".into() };
+        let of_auth = [&Command::Auth(AuthCommand::UserDelete(user)).to_bytes()[..], UNKNOWN].concat();
+        assert_eq!(Command::decode(of_auth.into()), Err(DecodeError::UnknownField));
+
+        let mut of_a_user = BytesMut::from(&[AS, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, b'a'][..]);
+        of_a_user.put_slice(&outside);
+        assert_eq!(Command::decode(of_a_user.freeze()), Err(DecodeError::UnknownField));
     }
 
     #[test]

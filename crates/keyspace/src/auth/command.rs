@@ -11,7 +11,7 @@ use super::{
     AuthError, GRANT_BYTES, NAMED_BYTES, ROOT_ROLE, ROOT_USER, STORED_NAME_BYTES_MAX, Switch, bytes_of_role,
     bytes_of_user, has_role,
 };
-use crate::command::DecodeError;
+use crate::command::{DecodeError, decode};
 use crate::state::State;
 
 /// A change of users, roles or permissions. Passwords are hashed already, the hash in base64, as in etcd.
@@ -123,9 +123,6 @@ impl AuthCommand {
 
     /// Reads it back.
     pub(crate) fn decode(bytes: &Bytes) -> Result<AuthCommand, DecodeError> {
-        fn read<M: Message + Default>(body: Bytes) -> Result<M, DecodeError> {
-            M::decode(body).map_err(|_| DecodeError::Malformed)
-        }
         let tag = *bytes.first().ok_or(DecodeError::Malformed)?;
         let body = bytes.slice(1..);
         Ok(match tag {
@@ -133,15 +130,15 @@ impl AuthCommand {
             SECRET => AuthCommand::Secret(body),
             DISABLE if body.is_empty() => AuthCommand::Disable,
             DISABLE => return Err(DecodeError::Malformed),
-            USER_ADD => AuthCommand::UserAdd(read(body)?),
-            USER_DELETE => AuthCommand::UserDelete(read(body)?),
-            USER_CHANGE_PASSWORD => AuthCommand::UserChangePassword(read(body)?),
-            USER_GRANT_ROLE => AuthCommand::UserGrantRole(read(body)?),
-            USER_REVOKE_ROLE => AuthCommand::UserRevokeRole(read(body)?),
-            ROLE_ADD => AuthCommand::RoleAdd(read(body)?),
-            ROLE_DELETE => AuthCommand::RoleDelete(read(body)?),
-            ROLE_GRANT_PERMISSION => AuthCommand::RoleGrantPermission(read(body)?),
-            ROLE_REVOKE_PERMISSION => AuthCommand::RoleRevokePermission(read(body)?),
+            USER_ADD => AuthCommand::UserAdd(decode(body)?),
+            USER_DELETE => AuthCommand::UserDelete(decode(body)?),
+            USER_CHANGE_PASSWORD => AuthCommand::UserChangePassword(decode(body)?),
+            USER_GRANT_ROLE => AuthCommand::UserGrantRole(decode(body)?),
+            USER_REVOKE_ROLE => AuthCommand::UserRevokeRole(decode(body)?),
+            ROLE_ADD => AuthCommand::RoleAdd(decode(body)?),
+            ROLE_DELETE => AuthCommand::RoleDelete(decode(body)?),
+            ROLE_GRANT_PERMISSION => AuthCommand::RoleGrantPermission(decode(body)?),
+            ROLE_REVOKE_PERMISSION => AuthCommand::RoleRevokePermission(decode(body)?),
             unknown => return Err(DecodeError::Unknown(unknown)),
         })
     }

@@ -3,6 +3,8 @@
 //! All of [`Error`] but [`Error::TooManyKeys`], [`Error::TooManyBytes`], [`Error::Storage`] and [`Error::Unreadable`] is deterministic: every replica refuses
 //! the same command for the same reason, and the refusal is the reply. [`OpenError`] is a local fault.
 
+use std::fmt;
+
 use hadron_storage::engine::EngineError;
 
 use crate::auth::AuthError;
@@ -91,14 +93,34 @@ pub enum OpenError {
     },
     /// Written by a newer version.
     #[error(
-        "the stored state has format {found}, this version reads {supported}: run the version that wrote it"
+        "the stored state has {what} {found}, this version knows up to {supported}: run the version that wrote it"
     )]
     Newer {
-        /// The format found.
+        /// What is newer.
+        what: NewerPart,
+        /// The number found.
         found: u8,
-        /// The newest format that this version reads.
+        /// The highest one that this version knows.
         supported: u8,
     },
+}
+
+/// What of a stored state a version may be too old for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewerPart {
+    /// A record's format.
+    Format,
+    /// A table.
+    Table,
+}
+
+impl fmt::Display for NewerPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NewerPart::Format => "a record of format",
+            NewerPart::Table => "a record of table",
+        })
+    }
 }
 
 impl OpenError {

@@ -79,10 +79,10 @@ impl Kept {
         let mut is_damaged = false;
         view.scan(Space::Versions, from, &to, &mut |key, value| {
             match record::decode_version(key, value) {
-                Some((version, key)) => {
+                Ok((version, key)) => {
                     records.push(Record { key: Bytes::copy_from_slice(key), version, value: Bytes::new() });
                 }
-                None => is_damaged = true,
+                Err(_) => is_damaged = true,
             }
             if records.len() < PIECE { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;

@@ -16,7 +16,7 @@ use crate::error::OpenError;
 use crate::mvcc::{Pins, TableChange, ValueCache};
 use crate::range::header;
 use crate::read::Values;
-use crate::record::{self, StateRecord};
+use crate::record::{self, RecordError, StateRecord};
 use crate::state::{Applied, Ended, Flushed, State, name_of};
 use crate::sweep::{Dropped, Former};
 use crate::watch::{Hub, WatcherCounts};
@@ -319,52 +319,58 @@ pub(crate) fn highest_generation(view: &dyn Read, group: u64) -> Result<Option<u
 
 fn load_tables(view: &dyn Read, group: u64, state: &mut State) -> Result<(), OpenError> {
     let (from, to) = record::generation_bounds(group, state.generation, state.generation + 1);
-    let mut is_damaged = false;
+    let mut wrong = None;
     view.scan(Space::Tables, &from, &to, &mut |key, value| {
         match record::decode_table(key, value) {
-            Some(TableChange::Lease { id, ttl, expiry_ms }) => {
+            Ok(TableChange::Lease { id, ttl, expiry_ms }) => {
                 state.leases.set(id, ttl, expiry_ms);
             }
-            Some(TableChange::Alarm { member, alarm }) => {
+            Ok(TableChange::Alarm { member, alarm }) => {
                 state.alarms.raise(member, alarm);
             }
-            Some(TableChange::Configuration { configuration }) => state.configuration = configuration,
-            Some(TableChange::Auth { switch }) => state.auth.switch = switch,
-            Some(TableChange::User { user }) => {
+            Ok(TableChange::Configuration { configuration }) => state.configuration = configuration,
+            Ok(TableChange::Auth { switch }) => state.auth.switch = switch,
+            Ok(TableChange::User { user }) => {
                 state.auth.users.insert(name_of(&user.name), user);
             }
-            Some(TableChange::Role { role }) => {
+            Ok(TableChange::Role { role }) => {
                 state.auth.roles.insert(name_of(&role.name), role);
             }
-            _ => is_damaged = true,
+            Ok(_) => wrong = Some(RecordError::Malformed),
+            Err(error) => wrong = Some(error),
         }
-        ControlFlow::Continue(())
+        go_on_unless(wrong)
     })?;
-    damaged_if(is_damaged, group, "a lease, an alarm, the configuration, a user or a role has no known shape")
+    refuse(wrong, group, "a lease, an alarm, the configuration, a user or a role")
 }
 
 fn load_versions(view: &dyn Read, group: u64, state: &mut State) -> Result<(), OpenError> {
     let (from, to) = record::generation_bounds(group, state.generation, state.generation + 1);
-    let mut is_damaged = false;
+    let mut wrong = None;
     view.scan(Space::Versions, &from, &to, &mut |key, value| {
-        let decoded = record::decode_version(key, value);
-        match decoded {
-            Some((version, key)) if version.main <= state.revision => {
+        match record::decode_version(key, value) {
+            Ok((version, key)) if version.main <= state.revision => {
                 state.index.push(key, version);
             }
-            _ => is_damaged = true,
+            Ok(_) => wrong = Some(RecordError::Malformed),
+            Err(error) => wrong = Some(error),
         }
-        ControlFlow::Continue(())
+        go_on_unless(wrong)
     })?;
     let State { index, leases, .. } = state;
     for (key, version) in index.living().filter(|(_, version)| version.lease != 0) {
         leases.attach(version.lease, key);
     }
-    damaged_if(is_damaged, group, "a version has no known shape")
+    refuse(wrong, group, "a version")
 }
 
-fn damaged_if(is_damaged: bool, group: u64, what: &str) -> Result<(), OpenError> {
-    if is_damaged { Err(OpenError::Damaged { group, what: what.into() }) } else { Ok(()) }
+fn go_on_unless(wrong: Option<RecordError>) -> ControlFlow<()> {
+    if wrong.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+}
+
+/// What is newer than this version must not look like damage, which is thrown away.
+fn refuse(wrong: Option<RecordError>, group: u64, what: &str) -> Result<(), OpenError> {
+    wrong.map_or(Ok(()), |error| Err(error.into_open_error(group, what)))
 }
 
 /// The newest state of each table's record, in the order of keys.

@@ -67,7 +67,7 @@ mod txn;
 pub use backup::{Backup, BackupLease};
 pub use command::{Command, DecodeError, Response};
 pub use entry::Answers;
-pub use error::{Error, OpenError};
+pub use error::{Error, NewerPart, OpenError};
 pub use flush::Flush;
 pub use keyspace::{Keyspace, Loaded, Options};
 pub use lease::LEASE_BYTES;

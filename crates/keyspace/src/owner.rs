@@ -15,10 +15,9 @@ use hadron_storage::engine::{Batch, Change, Engine, EngineError, Space};
 
 use crate::error::OpenError;
 use crate::keyspace::highest_generation;
-use crate::record::{self, StateRecord};
+use crate::record::{self, FORMAT, RecordError, StateRecord};
 use crate::sweep::Dropped;
 
-const FORMAT: u8 = 1;
 const OWNER_LEN: usize = 1 + 1 + 8;
 /// Keys deleted at once.
 const SWEEP_KEYS: usize = 1_000;
@@ -53,10 +52,7 @@ impl Owner {
         let Some(bytes) = engine.get(Space::State, &record::owner_key(group))? else {
             return Ok(Owner::Nobody);
         };
-        decode(&bytes).ok_or_else(|| OpenError::Damaged {
-            group,
-            what: "the record of its replica has no known shape".into(),
-        })
+        decode(&bytes).map_err(|error| error.into_open_error(group, "the record of its replica"))
     }
 
     /// Gives what `engine` has of `group` to a new replica, which begins empty. Durable on return.
@@ -139,7 +135,7 @@ pub fn destroyed_groups(engine: &dyn Engine) -> Result<Vec<u64>, OpenError> {
     let mut groups = Vec::new();
     engine.scan(Space::State, &[], &record::owner_key(u64::MAX), &mut |key, value| {
         if let Some(group) = record::group_of_owner_key(key)
-            && let Some(Owner::Destroyed(_)) = decode(value)
+            && let Ok(Owner::Destroyed(_)) = decode(value)
         {
             groups.push(group);
         }
@@ -184,14 +180,15 @@ fn encode(owner: Owner) -> Bytes {
     out.freeze()
 }
 
-fn decode(mut bytes: &[u8]) -> Option<Owner> {
-    if bytes.len() != OWNER_LEN || bytes.get_u8() != FORMAT {
-        return None;
+fn decode(bytes: &[u8]) -> Result<Owner, RecordError> {
+    let (_, mut rest) = record::split_format(bytes)?;
+    if bytes.len() != OWNER_LEN {
+        return Err(RecordError::Malformed);
     }
-    match (bytes.get_u8(), bytes.get_u64()) {
-        (0, replica) => Some(Owner::Living(replica)),
-        (1, replica) => Some(Owner::Destroyed(replica)),
-        _ => None,
+    match (rest.get_u8(), rest.get_u64()) {
+        (0, replica) => Ok(Owner::Living(replica)),
+        (1, replica) => Ok(Owner::Destroyed(replica)),
+        _ => Err(RecordError::Malformed),
     }
 }
 

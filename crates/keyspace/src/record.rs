@@ -9,11 +9,11 @@ use hadron_storage::engine::{KEY_BYTES_MAX, Read, Space};
 use prost::Message;
 
 use crate::auth::Switch;
-use crate::error::OpenError;
+use crate::error::{NewerPart, OpenError};
 use crate::mvcc::{TableChange, Version};
 use crate::state::Applied;
 
-/// The format of all records; a newer one is refused.
+/// The format of all records, and the newest that is read; a newer one is refused.
 pub(crate) const FORMAT: u8 = 1;
 
 /// Bytes of (group, generation).
@@ -30,12 +30,43 @@ pub(crate) const STATE_LEN: usize = 61;
 const STATE_RECORD: u8 = 0;
 const GENERATIONS_RECORD: u8 = 1;
 const OWNER_RECORD: u8 = 2;
+// Tables are numbered without gaps: what is above the last one is of a newer version.
 const TABLE_LEASE: u8 = 1;
 const TABLE_ALARM: u8 = 2;
 const TABLE_CONFIGURATION: u8 = 3;
 const TABLE_AUTH: u8 = 4;
 const TABLE_USER: u8 = 5;
 const TABLE_ROLE: u8 = 6;
+
+/// Why bytes are not a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RecordError {
+    /// A newer version wrote it.
+    Newer(NewerPart, u8, u8),
+    /// No version wrote it.
+    Malformed,
+}
+
+impl RecordError {
+    /// As an answer to whoever opens the state of `group`; `what` it should have been.
+    pub(crate) fn into_open_error(self, group: u64, what: &str) -> OpenError {
+        match self {
+            RecordError::Newer(what, found, supported) => OpenError::Newer { what, found, supported },
+            RecordError::Malformed => {
+                OpenError::Damaged { group, what: format!("{what} has no known shape") }
+            }
+        }
+    }
+}
+
+/// The format that a record begins with, and what follows.
+pub(crate) fn split_format(bytes: &[u8]) -> Result<(u8, &[u8]), RecordError> {
+    match bytes.split_first() {
+        Some((format @ 1..=FORMAT, rest)) => Ok((*format, rest)),
+        Some((0, _)) | None => Err(RecordError::Malformed),
+        Some((newer, _)) => Err(RecordError::Newer(NewerPart::Format, *newer, FORMAT)),
+    }
+}
 
 /// The state at a flush, beside its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,11 +120,10 @@ pub(crate) fn encode_version(key: &[u8], version: &Version) -> Bytes {
 }
 
 /// Reads a version's metadata, whose place is in the engine's `key`, and its own key as a slice of `bytes`.
-pub(crate) fn decode_version<'a>(key: &[u8], mut bytes: &'a [u8]) -> Option<(Version, &'a [u8])> {
-    let place = place_of(key)?;
-    if bytes.len() < VERSION_LEN || bytes.get_u8() != FORMAT {
-        return None;
-    }
+pub(crate) fn decode_version<'a>(key: &[u8], bytes: &'a [u8]) -> Result<(Version, &'a [u8]), RecordError> {
+    let (_, mut bytes) = split_format(bytes)?;
+    let place = place_of(key).filter(|_| bytes.len() >= VERSION_LEN);
+    let place = place.ok_or(RecordError::Malformed)?;
     let kind = bytes.get_u8();
     let version = Version {
         main: place.0,
@@ -104,7 +134,10 @@ pub(crate) fn decode_version<'a>(key: &[u8], mut bytes: &'a [u8]) -> Option<(Ver
         value_hash: bytes.get_u64(),
         value_len: bytes.get_u32(),
     };
-    (kind == u8::from(version.is_tombstone()) && !bytes.is_empty()).then_some((version, bytes))
+    match kind == u8::from(version.is_tombstone()) {
+        true => Ok((version, bytes)),
+        false => Err(RecordError::Malformed),
+    }
 }
 
 /// The key of a group's state.
@@ -170,14 +203,11 @@ impl StateRecord {
 
     /// Reads it back.
     pub(crate) fn decode(group: u64, mut bytes: &[u8]) -> Result<StateRecord, OpenError> {
-        let format = bytes.first().copied().unwrap_or(0);
-        if format > FORMAT {
-            return Err(OpenError::Newer { found: format, supported: FORMAT });
-        }
-        if bytes.len() != STATE_LEN || format != FORMAT {
-            return Err(OpenError::Damaged { group, what: "the state record has no known shape".into() });
-        }
-        bytes.advance(1);
+        let whole = split_format(bytes).and_then(|(_, rest)| match bytes.len() == STATE_LEN {
+            true => Ok(rest),
+            false => Err(RecordError::Malformed),
+        });
+        bytes = whole.map_err(|error| error.into_open_error(group, "the state record"))?;
         Ok(StateRecord {
             generation: bytes.get_u32(),
             applied: Applied {
@@ -258,32 +288,38 @@ fn put_named<M: Message>(
 }
 
 /// Reads a table's record.
-pub(crate) fn decode_table(key: &[u8], value: &[u8]) -> Option<TableChange> {
-    let mut key = key.get(PREFIX_LEN..)?;
-    let mut value = value.strip_prefix(&[FORMAT])?;
-    let (table, key_len, value_len) = (*key.first()?, key.len(), value.len());
-    key.advance(1);
-    match (table, key_len, value_len) {
-        (TABLE_LEASE, 9, 16) => {
+pub(crate) fn decode_table(key: &[u8], value: &[u8]) -> Result<TableChange, RecordError> {
+    let (_, value) = split_format(value)?;
+    let (table, key) = key.get(PREFIX_LEN..).and_then(<[u8]>::split_first).ok_or(RecordError::Malformed)?;
+    if *table > TABLE_ROLE {
+        return Err(RecordError::Newer(NewerPart::Table, *table, TABLE_ROLE));
+    }
+    decode_row(*table, key, value).ok_or(RecordError::Malformed)
+}
+
+/// Reads what a known table has under `key`.
+fn decode_row(table: u8, mut key: &[u8], mut value: &[u8]) -> Option<TableChange> {
+    match (table, key.len(), value.len()) {
+        (TABLE_LEASE, 8, 16) => {
             Some(TableChange::Lease { id: key.get_i64(), ttl: value.get_i64(), expiry_ms: value.get_u64() })
         }
-        (TABLE_CONFIGURATION, 1, _) => {
+        (TABLE_CONFIGURATION, 0, _) => {
             Some(TableChange::Configuration { configuration: Bytes::copy_from_slice(value) })
         }
-        (TABLE_AUTH, 1, 9..) => {
+        (TABLE_AUTH, 0, 9..) => {
             let (enabled, revision) = (value.get_u8(), value.get_u64());
             let switch = Switch { enabled: enabled == 1, revision, secret: Bytes::copy_from_slice(value) };
             (enabled <= 1).then_some(TableChange::Auth { switch })
         }
-        (TABLE_USER, 2.., _) => {
+        (TABLE_USER, 1.., _) => {
             let user = authpb::User::decode(value).ok()?;
             (user.name == key).then_some(TableChange::User { user })
         }
-        (TABLE_ROLE, 2.., _) => {
+        (TABLE_ROLE, 1.., _) => {
             let role = authpb::Role::decode(value).ok()?;
             (role.name == key).then_some(TableChange::Role { role })
         }
-        (TABLE_ALARM, 13, 0) => Some(TableChange::Alarm { member: key.get_u64(), alarm: key.get_i32() }),
+        (TABLE_ALARM, 12, 0) => Some(TableChange::Alarm { member: key.get_u64(), alarm: key.get_i32() }),
         _ => None,
     }
 }

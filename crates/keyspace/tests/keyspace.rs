@@ -235,7 +235,59 @@ fn a_newer_format_is_refused() {
     let key = only_key(&replica.engine, Space::State);
     replica.engine.write(vec![Change::Put(Space::State, key, [9; 57].to_vec().into())]).unwrap();
     let opened = Keyspace::open(replica.engine.clone(), GROUP, Options::default());
-    assert!(matches!(opened, Err(OpenError::Newer { found: 9, supported: 1 })));
+    assert!(matches!(opened, Err(OpenError::Newer { found: 9, supported: 1, .. })));
+}
+
+/// Each was called damage: a replica was rebuilt, and what it had was deleted, where the version that wrote it would have read it.
+#[test]
+fn no_record_of_a_newer_version_is_damage() {
+    let replica = Replica::new(Options::default());
+    let alarm = pb::AlarmRequest { action: 1, member_id: 1, alarm: 1 };
+    replica.follow(&[(1, vec![put("k", "v"), Command::Alarm(alarm)])]);
+    replica.flush_all();
+    let of_format_2 = |space: Space| {
+        let (key, value) = replica.present(space).swap_remove(0);
+        (space, key, [&[2], &value[1..]].concat())
+    };
+    let (_, alarm_key, alarm) = of_format_2(Space::Tables);
+    let of_table_7 = [&alarm_key[..12], &[7], &alarm_key[13..]].concat();
+    let owner_key = [&GROUP.to_be_bytes()[..], &[2]].concat();
+    for (space, key, value) in [
+        of_format_2(Space::Versions),
+        of_format_2(Space::Tables),
+        (Space::Tables, of_table_7.into(), [&[1], &alarm[1..]].concat()),
+        (Space::State, owner_key.into(), [&[2, 1][..], &[0; 9]].concat()),
+    ] {
+        let before = replica.engine.get(space, &key).unwrap();
+        replica.engine.write(vec![Change::Put(space, key.clone(), value.into())]).unwrap();
+        let opened = match space {
+            Space::State => Owner::of(&*replica.engine, GROUP).map(drop),
+            _ => Keyspace::open(replica.engine.clone(), GROUP, Options::default()).map(drop),
+        };
+        let error = opened.unwrap_err();
+        assert!(matches!(error, OpenError::Newer { .. }) && !error.is_damage(), "{space:?} {key:?}: {error}");
+        if space == Space::Versions {
+            a_snapshot_of_it_is_no_damage_either(&replica);
+        }
+        let restored = match before {
+            Some(before) => Change::Put(space, key, before),
+            None => Change::Delete(space, key),
+        };
+        replica.engine.write(vec![restored]).unwrap();
+    }
+    Keyspace::open(replica.engine.clone(), GROUP, Options::default()).unwrap();
+}
+
+/// Whose snapshot is called damaged looks for damage in what it has stored.
+fn a_snapshot_of_it_is_no_damage_either(source: &Replica) {
+    let target = Replica::new(Options::default());
+    let mut importer = Importer::new(target.engine.clone(), GROUP).unwrap();
+    let mut exporter = source.exporter().unwrap();
+    while let Some(chunk) = exporter.next_chunk(1 << 20).unwrap() {
+        importer.chunk(chunk).unwrap();
+    }
+    let error = importer.load().map(drop).unwrap_err();
+    assert!(matches!(error, SnapshotError::Open(OpenError::Newer { .. })) && !error.is_damage(), "{error}");
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn scan(
     let mut is_damaged = false;
     view.scan(Space::Versions, &from, &to, &mut |key, value| {
         let decoded = record::decode_version(key, value);
-        let Some((version, key)) = decoded else {
+        let Ok((version, key)) = decoded else {
             is_damaged = true;
             return ControlFlow::Break(());
         };

@@ -16,6 +16,7 @@
 //! fjall opens successfully with its journal cut short, so whoever opens an engine must compare the applied
 //! index in it with the floor that the write-ahead log recorded.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -89,6 +90,8 @@ impl Default for FjallOptions {
 /// not notice meanwhile that it has given up. Writes are held up before that, where it is noticed and nobody waits for them.
 const TABLES_MAX: usize = 28;
 const MEMTABLES_MAX: usize = 3;
+/// The newest format of fjall's that this version of it reads.
+const FORMAT: u8 = 3;
 const CONGESTION_POLL: Duration = Duration::from_millis(10);
 
 /// An [`Engine`] in a directory, which it locks.
@@ -112,6 +115,7 @@ impl FjallEngine {
     /// Opens the engine in `directory`, which is created when it does not exist. What it shows then is durable: a killed
     /// process may have left it in the system's page cache alone.
     pub fn open(directory: &Path, options: &FjallOptions) -> Result<FjallEngine, EngineError> {
+        check_version(directory)?;
         super::manifest::check(directory)?;
         let end = cut_torn_end(directory)
             .map_err(|error| EngineError::Io(format!("the end of the journal: {error}")))?;
@@ -170,6 +174,24 @@ impl FjallEngine {
 
 fn is_congested(keyspace: &Keyspace) -> bool {
     keyspace.tree.l0_run_count() >= TABLES_MAX || keyspace.tree.sealed_memtable_count() >= MEMTABLES_MAX
+}
+
+/// fjall takes a version that it does not know for damage.
+fn check_version(directory: &Path) -> Result<(), EngineError> {
+    match fs::read(directory.join("version")) {
+        Ok(bytes) => match bytes[..] {
+            [b'F', b'J', b'L', version, ..] if version > FORMAT => Err(newer(version)),
+            // What else may be wrong with it fjall knows.
+            _ => Ok(()),
+        },
+        Err(_) => Ok(()),
+    }
+}
+
+fn newer(format: impl fmt::Debug) -> EngineError {
+    EngineError::Io(format!(
+        "the engine's files have a format that this version cannot read ({format:?}): run the version that wrote them"
+    ))
 }
 
 /// Opens the database on a thread that gives way, so that its workers, which that thread starts, do as well. On a machine whose processors
@@ -440,9 +462,8 @@ pub(super) fn engine_error(error: fjall::Error) -> EngineError {
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => EngineError::Io(error.to_string()),
         Error::Locked => EngineError::Io("the engine is in use by another process".into()),
         Error::Poisoned => EngineError::Io(POISONED.into()),
-        Error::InvalidVersion(Some(version)) => EngineError::Io(format!(
-            "the engine's files have a format that this version cannot read ({version:?})"
-        )),
+        Error::InvalidVersion(Some(version)) => newer(version),
+        Error::Storage(LsmError::InvalidVersion(version)) => newer(version),
         Error::InvalidVersion(None) => EngineError::Damaged("the file `version` is none".into()),
         damaged => EngineError::Damaged(damaged.to_string()),
     }
@@ -583,12 +604,12 @@ mod tests {
         let engine = FjallEngine::open(directory.path(), &small()).unwrap();
         write(&engine, "2");
         drop(engine);
-        let bytes = std::fs::read(&journal).unwrap();
+        let bytes = fs::read(&journal).unwrap();
         let at = bytes.iter().rposition(|byte| *byte == b'2').unwrap();
         assert!(at as u64 > first);
         let mut flipped = bytes;
         flipped[at] ^= 1;
-        std::fs::write(&journal, &flipped).unwrap();
+        fs::write(&journal, &flipped).unwrap();
         let engine = FjallEngine::open(directory.path(), &small()).unwrap();
         let tail = engine.torn_tail().unwrap();
         let end = flipped.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
@@ -607,17 +628,17 @@ mod tests {
         engine.write(vec![Change::Put(Space::Values, "a".into(), value)]).unwrap();
         engine.persist().unwrap();
         drop(engine);
-        let before = std::fs::read(&journal).unwrap();
+        let before = fs::read(&journal).unwrap();
         let long_ago = std::time::SystemTime::UNIX_EPOCH;
         std::fs::File::options().write(true).open(&journal).unwrap().set_modified(long_ago).unwrap();
         cut_torn_end(directory.path()).unwrap();
-        let after = std::fs::read(&journal).unwrap();
+        let after = fs::read(&journal).unwrap();
         assert!(before.starts_with(&after) && after.len() > 3 << 20, "its end was zeros");
         assert_ne!(std::fs::metadata(&journal).unwrap().modified().unwrap(), long_ago);
         // Nothing is to be cut off any more, and still it is written.
         std::fs::File::options().write(true).open(&journal).unwrap().set_modified(long_ago).unwrap();
         cut_torn_end(directory.path()).unwrap();
-        assert_eq!(std::fs::read(&journal).unwrap(), after);
+        assert_eq!(fs::read(&journal).unwrap(), after);
         assert_ne!(std::fs::metadata(&journal).unwrap().modified().unwrap(), long_ago);
     }
 
@@ -636,5 +657,18 @@ mod tests {
         assert_eq!(without_repeats(batch), vec![delete, put("c", "1"), put("b", "2")]);
         let ascending = vec![put("a", "1"), put("b", "1")];
         assert_eq!(without_repeats(ascending.clone()), ascending);
+    }
+
+    /// fjall takes them for damage: a node would have asked to be rebuilt for nothing, and have lost what it had.
+    #[test]
+    fn files_of_a_newer_fjall_are_no_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(FjallEngine::open(directory.path(), &small()).unwrap());
+        let file = directory.path().join("version");
+        assert_eq!(fs::read(&file).unwrap(), [b'F', b'J', b'L', FORMAT]);
+        fs::write(&file, [b'F', b'J', b'L', FORMAT + 1]).unwrap();
+        let refused = FjallEngine::open(directory.path(), &small()).err().unwrap().to_string();
+        assert!(refused.contains("run the version that wrote them"), "{refused}");
+        assert!(!refused.contains("rebuild"), "{refused}");
     }
 }

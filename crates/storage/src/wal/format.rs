@@ -31,7 +31,7 @@ const ENTRIES: u8 = 2;
 const FLOOR: u8 = 3;
 const FORGET: u8 = 4;
 const TABLE: u8 = 5;
-const SEAL: u8 = 6;
+pub(super) const SEAL: u8 = 6;
 
 /// What the checksums of a segment's batches start from: different for each life of each file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,6 +249,12 @@ impl BatchEncoder {
     pub(super) fn seal(&mut self) {
         self.buffer.push(SEAL);
     }
+
+    /// A record of a version to come.
+    #[cfg(test)]
+    pub(super) fn unknown(&mut self, kind: u8) {
+        self.buffer.push(kind);
+    }
 }
 
 /// What the table at the head of each segment holds of one group.
@@ -274,14 +280,26 @@ pub(super) enum Stored {
     Seal,
 }
 
-/// All records of a batch; `None` if they make no sense.
-pub(super) fn decode_records(payload: &[u8]) -> Option<Vec<Stored>> {
+/// Why records cannot be read although their checksum fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RecordError {
+    /// One is of a kind that only a newer version can have written.
+    UnknownKind(u8),
+    /// They make no sense.
+    Malformed,
+}
+
+/// All records of a batch.
+pub(super) fn decode_records(payload: &[u8]) -> Result<Vec<Stored>, RecordError> {
     let mut cursor = Cursor::new(payload);
     let mut records = Vec::new();
-    while !cursor.0.is_empty() {
-        records.push(cursor.record()?);
+    while let Some(kind) = cursor.0.first() {
+        if !(HARD_STATE..=SEAL).contains(kind) {
+            return Err(RecordError::UnknownKind(*kind));
+        }
+        records.push(cursor.record().ok_or(RecordError::Malformed)?);
     }
-    Some(records)
+    Ok(records)
 }
 
 /// Reads from the front of a slice; `None` past its end.
@@ -451,9 +469,9 @@ mod tests {
         encoder.entries(GroupId(1), &[entry(1, b"abc")]);
         let payload = encoder.buffer[BATCH_HEADER..].to_vec();
         for length in 1..payload.len() {
-            assert!(decode_records(&payload[..length]).is_none());
+            assert_eq!(decode_records(&payload[..length]), Err(RecordError::Malformed));
         }
-        assert!(decode_records(&[99]).is_none());
-        assert_eq!(decode_records(&[]), Some(Vec::new()));
+        assert_eq!(decode_records(&[99]), Err(RecordError::UnknownKind(99)));
+        assert_eq!(decode_records(&[]), Ok(Vec::new()));
     }
 }

@@ -165,6 +165,18 @@ pub enum WalError {
         /// The newest version that this code reads.
         supported: u32,
     },
+    /// A newer version of Hadron wrote a record of a kind that this one does not know.
+    #[error(
+        "{} has at offset {offset} a record of kind {kind}, which this version does not know: use a newer one", file.display()
+    )]
+    NewerRecord {
+        /// The segment.
+        file: PathBuf,
+        /// The batch with the record.
+        offset: u64,
+        /// What kind it is of.
+        kind: u8,
+    },
     /// The file belongs to another log.
     #[error("{} belongs to log {found:016x}, not to {expected:016x}", file.display())]
     Foreign {

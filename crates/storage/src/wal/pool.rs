@@ -46,6 +46,8 @@ fn parse_name(name: &str, extension: &str) -> Option<u64> {
 
 /// An open segment.
 pub(super) struct Segment {
+    /// Of its header: batches of a newer version must not follow it.
+    pub(super) version: u32,
     pub(super) number: u64,
     pub(super) size: u64,
     pub(super) path: PathBuf,
@@ -339,7 +341,7 @@ impl Pool {
         let path = self.directory.join(segment_name(number));
         self.disk.rename(&self.directory.join(TEMPORARY), &path)?;
         self.sync_names()?;
-        Ok(Segment { number, size, path, salt: Salt::new(self.log_id, number), file })
+        Ok(Segment { version: VERSION, number, size, path, salt: Salt::new(self.log_id, number), file })
     }
 
     fn work(&self, state: &mut State) -> Option<Work> {

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use hadron_consensus::{Entry, GroupId, HardState, Index, LogPosition, chain_checksum};
 
 use super::format::{
-    ALIGNMENT, BATCH_HEADER, BatchHeader, FIRST_BATCH, Salt, SegmentHeader, Stored, TERMINATOR, TableRow,
-    VERSION, decode_records,
+    ALIGNMENT, BATCH_HEADER, BatchHeader, FIRST_BATCH, RecordError, Salt, SegmentHeader, Stored, TERMINATOR,
+    TableRow, VERSION, decode_records,
 };
 use super::index::{FloorEffect, LiveIndex};
 use super::pool::{Listing, Retired, Segment, segment_name};
@@ -90,6 +90,7 @@ impl Loaded {
             check_header(header, path, number, log_id)?;
         }
         let segment = Segment {
+            version: header.as_ref().map_or(VERSION, |header| header.version),
             number,
             size: bytes.len() as u64,
             path: path.to_path_buf(),
@@ -119,6 +120,16 @@ impl Loaded {
 
     fn damaged(&self, offset: u64, what: impl Into<String>) -> WalError {
         WalError::Damaged { file: self.segment.path.clone(), offset, what: what.into() }
+    }
+
+    /// Whoever wrote a batch whose checksum fits wrote what is in it.
+    fn unreadable(&self, offset: u64, error: RecordError) -> WalError {
+        match error {
+            RecordError::UnknownKind(kind) => {
+                WalError::NewerRecord { file: self.segment.path.clone(), offset, kind }
+            }
+            RecordError::Malformed => self.damaged(offset, "malformed record"),
+        }
     }
 
     fn at(&self, offset: u64) -> &[u8] {
@@ -278,7 +289,7 @@ impl Recovery {
             if header.sequence != sequence {
                 break;
             }
-            let records = decode_records(payload).ok_or_else(|| loaded.damaged(offset, "unknown record"))?;
+            let records = decode_records(payload).map_err(|error| loaded.unreadable(offset, error))?;
             let place = Place { segment: loaded.segment.number, offset };
             for (position, record) in records.into_iter().enumerate() {
                 let starts_segment = offset == FIRST_BATCH && position == 0;
@@ -319,11 +330,13 @@ impl Recovery {
         let (spare, unused) = self.sort_unused();
         let files = self.used.iter().map(|used| (used.path.clone(), Arc::clone(&used.file))).collect();
         let segments = self.used.iter().map(|used| (used.number, used.size)).collect();
-        // After a torn tail the log goes on in a new segment, so that nothing of the tail is ever taken for valid.
+        // After a torn tail the log goes on in a new segment, so that nothing of the tail is ever taken for valid; and after a segment of an
+        // older version, which that must be able to read to its end, or to refuse by its header.
         let current = match (&torn_tail, &self.end) {
             (None, Some(end)) => self.used.pop().map(|segment| (segment, end.offset)),
             _ => None,
         };
+        let current = current.filter(|(segment, _)| segment.version == VERSION);
         let recovered = Recovered { groups, torn_tail };
         let unproven = self.unproven;
         Ok(Outcome { recovered, index, segments, current, next_sequence, spare, unused, files, unproven })
@@ -334,7 +347,7 @@ impl Recovery {
         let mut spare = None;
         let mut unused = std::mem::take(&mut self.skipped);
         for (segment, end) in self.unused.drain(..) {
-            if spare.is_none() && end.torn_tail().is_none() {
+            if spare.is_none() && end.torn_tail().is_none() && segment.version == VERSION {
                 spare = Some(segment);
             } else {
                 unused.push(Retired { number: segment.number, size: segment.size });

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hadron_consensus::{Entry, GroupId, HardState, Index, LogPosition, ReplicaId, Term, chain_checksum};
 
-use super::format::{FIRST_BATCH, SegmentHeader};
+use super::format::{FIRST_BATCH, SEAL, SegmentHeader, VERSION};
 use super::{Options, Preparer, Record, Recovered, Wal, WalError};
-use crate::disk::{Disk, Fault, MemoryDisk, Operation, RealDisk};
+use crate::disk::{Disk, Fault, MemoryDisk, Operation, RealDisk, read_all};
 
 const GROUP: GroupId = GroupId(1);
 const DIRECTORY: &str = "/wal";
@@ -653,4 +653,54 @@ fn real_files_survive_a_restart_and_refuse_a_corrupted_byte_untouched() {
     }
     let after: Vec<Vec<u8>> = names.iter().map(|name| fs::read(path.join(name)).unwrap()).collect();
     assert!(before == after, "a refused log is left as it is");
+}
+
+/// A record of a newer version was called damage, and to be rebuilt what nothing was wrong with.
+#[test]
+fn a_record_of_a_newer_version_is_no_damage() {
+    let disk = MemoryDisk::new();
+    let (mut wal, _) = open(&disk).unwrap();
+    wal.append(&[Record::HardState(GROUP, state(1))]).unwrap();
+    wal.sync().unwrap();
+    wal.poison_on_error(|wal| {
+        wal.encoder.begin();
+        wal.encoder.unknown(SEAL + 1);
+        wal.write_batch()?;
+        wal.sync_current()
+    })
+    .unwrap();
+    drop(wal);
+    let refused = refusal(&disk);
+    assert!(matches!(refused, WalError::NewerRecord { kind, .. } if kind == SEAL + 1), "{refused}");
+    assert!(refused.to_string().contains("use a newer one"), "{refused}");
+}
+
+/// There is no older version yet; 0 stands for one.
+#[test]
+fn a_log_of_an_older_version_goes_on_in_a_new_segment() {
+    let disk = MemoryDisk::new();
+    let (mut wal, _) = open(&disk).unwrap();
+    let end = fill(&mut wal, GROUP, LogPosition::default(), 3, 100);
+    wal.seal().unwrap();
+    drop(wal);
+    let older = |file: &PathBuf, number| {
+        let header = SegmentHeader { version: VERSION - 1, number, size: 16 << 10, log_id: 77 };
+        disk.open(file).unwrap().write_at(0, &header.encode()[..FIRST_BATCH as usize]).unwrap();
+    };
+    let before = files(&disk);
+    older(&before[0], 1);
+
+    let (mut wal, recovered) = open(&disk).unwrap();
+    assert_eq!(recovered.torn_tail, None);
+    let end = fill(&mut wal, GROUP, end, 1, 100);
+    assert_eq!(wal.segment_count(), 2);
+    drop(wal);
+    let header =
+        |file: &PathBuf| SegmentHeader::decode(&read_all(&*disk.open(file).unwrap()).unwrap()).unwrap();
+    let versions: Vec<u32> = files(&disk).iter().map(|file| header(file).version).collect();
+    assert_eq!(versions[..2], [VERSION - 1, VERSION]);
+    let (mut wal, recovered) = open(&disk).unwrap();
+    assert_eq!(recovered.groups[&GROUP].entries.last().unwrap().position(), end);
+    fill(&mut wal, GROUP, end, 1, 100);
+    assert_eq!(wal.segment_count(), 2, "and on in that one");
 }

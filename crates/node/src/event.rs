@@ -429,6 +429,8 @@ pub enum Failure {
     Busy,
     /// This replica differs from the others and serves nothing until it is rebuilt. It certainly did not happen.
     Quarantined,
+    /// The leader's version is older and does not know the command. It certainly did not happen.
+    Unreadable,
     /// It was sent on, and whether it was carried out cannot be known here.
     Unknown,
 }

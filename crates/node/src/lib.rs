@@ -74,7 +74,7 @@ pub use integrity::{Accusation, accuse};
 pub use membership::{Bootstrap, Member, node_id};
 pub use memory::MemoryUse;
 pub use node::Node;
-pub use peer::{Forward, PeerDecodeError, PeerMessage};
+pub use peer::{Forward, NotProposedReason, PeerDecodeError, PeerMessage};
 pub use report::{Damaged, Hitter, ReplicaReport, Report, Settled, amounts_of, damaged, load_of, settled};
 pub use roster::{NODES_PREFIX, Pool, REMOVED_PREFIX, ROSTER_KEY, Removed, Roster, RosterError};
 pub use shards::{route, shard_of};

@@ -410,8 +410,8 @@ impl Node {
                 }
             }
             PeerMessage::Forward(forward) => self.on_forward(from, forward, effects),
-            PeerMessage::NotProposed { group, term, incarnation, busy, tokens } => {
-                self.on_not_proposed(group, term, incarnation, busy, tokens, effects);
+            PeerMessage::NotProposed { group, term, incarnation, reason, tokens } => {
+                self.on_not_proposed(group, term, incarnation, reason, tokens, effects);
             }
             PeerMessage::Elected { group, term, candidate, won, votes } => {
                 self.on_elected(group, term, candidate, won, votes);

@@ -69,7 +69,7 @@ pub enum PeerMessage {
     Roster(KnownRoster),
     /// Proposals of the sender's clients.
     Forward(Forward),
-    /// These forwarded commands were certainly not proposed, and may be sent elsewhere.
+    /// These forwarded commands were certainly not proposed.
     NotProposed {
         /// The group.
         group: GroupId,
@@ -78,8 +78,8 @@ pub enum PeerMessage {
         term: Term,
         /// The sender's incarnation, as it stood in the forward.
         incarnation: u64,
-        /// True when the leader had no room: tell the client, do not try again at once.
-        busy: bool,
+        /// Why not, and so what is to become of them.
+        reason: NotProposedReason,
         /// The commands' tokens.
         tokens: Vec<u64>,
     },
@@ -107,6 +107,37 @@ pub enum PeerMessage {
         /// True in the answer.
         answer: bool,
     },
+}
+
+/// Why forwarded commands were not proposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotProposedReason {
+    /// Whoever was asked does not lead in that term: they may be sent elsewhere.
+    NotLeading,
+    /// The leader had no room: tell the client, do not try again at once.
+    Busy,
+    /// The leader cannot read them, as its version is older: tell the client. A version that does not know this reason takes it for the
+    /// one before.
+    Unreadable,
+}
+
+impl NotProposedReason {
+    fn to_byte(self) -> u8 {
+        match self {
+            NotProposedReason::NotLeading => 0,
+            NotProposedReason::Busy => 1,
+            NotProposedReason::Unreadable => 2,
+        }
+    }
+
+    /// Whatever a later version may mean, its client is told, and nothing is tried again.
+    fn of_byte(byte: u8) -> NotProposedReason {
+        match byte {
+            0 => NotProposedReason::NotLeading,
+            2 => NotProposedReason::Unreadable,
+            _ => NotProposedReason::Busy,
+        }
+    }
 }
 
 /// Proposals of the sender's clients, for the leader of `term`. In any other term they are refused.
@@ -208,12 +239,12 @@ impl PeerMessage {
                     out.put_slice(command);
                 }
             }
-            PeerMessage::NotProposed { group, term, incarnation, busy, tokens } => {
+            PeerMessage::NotProposed { group, term, incarnation, reason, tokens } => {
                 out.put_u8(NOT_PROPOSED);
                 out.put_u64_le(group.0);
                 out.put_u64_le(term.0);
                 out.put_u64_le(*incarnation);
-                out.put_u8(u8::from(*busy));
+                out.put_u8(reason.to_byte());
                 out.put_u32_le(tokens.len() as u32);
                 tokens.iter().for_each(|token| out.put_u64_le(*token));
             }
@@ -294,7 +325,7 @@ impl PeerMessage {
                 group: GroupId(read_u64(&mut bytes)?),
                 term: Term(read_u64(&mut bytes)?),
                 incarnation: read_u64(&mut bytes)?,
-                busy: read_u8(&mut bytes)? != 0,
+                reason: NotProposedReason::of_byte(read_u8(&mut bytes)?),
                 tokens: read_list(&mut bytes, 8, read_u64)?,
             },
             ELECTED => PeerMessage::Elected {
@@ -404,9 +435,10 @@ mod tests {
                 let (group, term) = (GroupId(n[0]), Term(n[1]));
                 PeerMessage::Forward(Forward { group, term, incarnation: n[2], number: n[3], commands })
             }),
-            (any::<[u64; 3]>(), any::<bool>(), any::<Vec<u64>>()).prop_map(|(n, busy, tokens)| {
+            (any::<[u64; 3]>(), 0..3_u8, any::<Vec<u64>>()).prop_map(|(n, reason, tokens)| {
                 let (group, term) = (GroupId(n[0]), Term(n[1]));
-                PeerMessage::NotProposed { group, term, incarnation: n[2], busy, tokens }
+                let reason = NotProposedReason::of_byte(reason);
+                PeerMessage::NotProposed { group, term, incarnation: n[2], reason, tokens }
             }),
             (any::<[u64; 3]>(), any::<bool>(), proptest::collection::vec((node(), any::<u64>()), 0..5))
                 .prop_map(|(n, won, votes)| {

@@ -21,7 +21,7 @@ use crate::envelope::{self, Origin};
 use crate::event::{Effects, Failure, Reply};
 use crate::groups::{Proposed, Replica};
 use crate::node::Node;
-use crate::peer::{Forward, PeerMessage};
+use crate::peer::{Forward, NotProposedReason, PeerMessage};
 
 /// Microseconds before a command that could not be taken is offered again.
 pub(crate) const RETRY_US: u64 = 20_000;
@@ -72,14 +72,20 @@ impl Node {
             Some(replica)
                 if replica.core.is_leader() && replica.core.term() == term && replica.is_on(from) =>
             {
+                // What is in the log stops every replica that cannot read it, and no replica may pass it over.
+                let (readable, unreadable): (Vec<_>, Vec<_>) =
+                    commands.into_iter().partition(|(_, bytes)| Command::decode(bytes.clone()).is_ok());
                 let origin = |token| Origin { node: from, incarnation, token };
-                let commands = commands.into_iter().map(|(token, bytes)| (term, origin(token), bytes));
-                replica.forwarded.extend(commands);
+                let readable = readable.into_iter().map(|(token, bytes)| (term, origin(token), bytes));
+                replica.forwarded.extend(readable);
+                let unreadable = unreadable.into_iter().map(|(token, _)| (term, origin(token)));
+                refuse(group, unreadable, NotProposedReason::Unreadable, effects);
                 self.touch(group);
             }
             _ => {
                 let tokens = commands.into_iter().map(|(token, _)| token).collect();
-                let refusal = PeerMessage::NotProposed { group, term, incarnation, busy: false, tokens };
+                let reason = NotProposedReason::NotLeading;
+                let refusal = PeerMessage::NotProposed { group, term, incarnation, reason, tokens };
                 effects.sends.push((from, refusal));
             }
         }
@@ -91,7 +97,7 @@ impl Node {
         group: GroupId,
         term: Term,
         incarnation: u64,
-        busy: bool,
+        reason: NotProposedReason,
         tokens: Vec<u64>,
         effects: &mut Effects,
     ) {
@@ -105,13 +111,16 @@ impl Node {
                 continue;
             }
             let Some(proposed) = replica.proposed.remove(&token) else { continue };
-            match busy {
-                true => effects.replies.push((token, Reply::Failed(Failure::Busy))),
-                false => replica.waiting.push_back((token, proposed.command)),
+            match reason {
+                NotProposedReason::NotLeading => replica.waiting.push_back((token, proposed.command)),
+                NotProposedReason::Busy => effects.replies.push((token, Reply::Failed(Failure::Busy))),
+                NotProposedReason::Unreadable => {
+                    effects.replies.push((token, Reply::Failed(Failure::Unreadable)));
+                }
             }
         }
-        // Unless the leader is too busy it may not know that it leads, or not lead any more.
-        let is_doubtful = !busy && replica.core.term() == term;
+        // It may not know that it leads, or not lead any more.
+        let is_doubtful = reason == NotProposedReason::NotLeading && replica.core.term() == term;
         // Two nodes with different ideas of who leads must not play ball with a command.
         self.rest(group);
         self.touch(group);
@@ -153,7 +162,12 @@ impl Node {
             current.into_iter().map(|(_, origin, command)| (origin, command)).collect();
         let own = std::mem::take(&mut replica.waiting).into_iter();
         gathered.extend(own.map(|(token, command)| (Origin { node: me, incarnation, token }, command)));
-        refuse(group, stale.into_iter().map(|(meant, origin, _)| (meant, origin)), false, effects);
+        refuse(
+            group,
+            stale.into_iter().map(|(meant, origin, _)| (meant, origin)),
+            NotProposedReason::NotLeading,
+            effects,
+        );
 
         if let Some(replica) = self.replicas.get(&group).filter(|replica| self.is_full(replica)) {
             // They may be all that goes into a log that cannot be cut meanwhile.
@@ -215,23 +229,33 @@ impl Node {
         effects: &mut Effects,
     ) {
         let me = self.config.node;
-        let busy = reason == Refusal::Busy;
+        let reason = match reason {
+            Refusal::Busy => NotProposedReason::Busy,
+            _ => NotProposedReason::NotLeading,
+        };
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let (own, others): (Gathered, Gathered) =
             commands.into_iter().partition(|(origin, _)| origin.node == me);
         for (origin, command) in own.into_iter().filter(|(origin, _)| origin.token != 0) {
-            match busy {
-                true => effects.replies.push((origin.token, Reply::Failed(Failure::Busy))),
-                false => replica.waiting.push_back((origin.token, command)),
+            match reason {
+                NotProposedReason::Busy => {
+                    effects.replies.push((origin.token, Reply::Failed(Failure::Busy)));
+                }
+                _ => replica.waiting.push_back((origin.token, command)),
             }
         }
-        refuse(group, others.into_iter().map(|(origin, _)| (term, origin)), busy, effects);
+        refuse(group, others.into_iter().map(|(origin, _)| (term, origin)), reason, effects);
     }
 
     fn refuse_forwarded(&mut self, group: GroupId, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let forwarded = std::mem::take(&mut replica.forwarded);
-        refuse(group, forwarded.into_iter().map(|(meant, origin, _)| (meant, origin)), false, effects);
+        refuse(
+            group,
+            forwarded.into_iter().map(|(meant, origin, _)| (meant, origin)),
+            NotProposedReason::NotLeading,
+            effects,
+        );
     }
 
     fn forward_to_leader(&mut self, group: GroupId, effects: &mut Effects) {
@@ -305,13 +329,18 @@ impl Replica {
 }
 
 /// Tells the nodes that forwarded these commands that they were certainly not proposed.
-fn refuse(group: GroupId, origins: impl Iterator<Item = (Term, Origin)>, busy: bool, effects: &mut Effects) {
+fn refuse(
+    group: GroupId,
+    origins: impl Iterator<Item = (Term, Origin)>,
+    reason: NotProposedReason,
+    effects: &mut Effects,
+) {
     let mut by_sender: BTreeMap<(NodeId, u64, Term), Vec<u64>> = BTreeMap::new();
     for (meant, origin) in origins {
         by_sender.entry((origin.node, origin.incarnation, meant)).or_default().push(origin.token);
     }
     for ((node, incarnation, term), tokens) in by_sender {
-        effects.sends.push((node, PeerMessage::NotProposed { group, term, incarnation, busy, tokens }));
+        effects.sends.push((node, PeerMessage::NotProposed { group, term, incarnation, reason, tokens }));
     }
 }
 
@@ -341,6 +370,7 @@ pub(crate) mod tests {
     use hadron_consensus::{DEFAULT_GROUP, Message, ReplicaId, Time};
     use hadron_keyspace::Keyspace;
     use hadron_storage::engine::ModelEngine;
+    use hadron_storage::wal::Record;
 
     use crate::config::{Config, Limits};
     use crate::membership::{Bootstrap, Member};
@@ -394,9 +424,9 @@ pub(crate) mod tests {
         node
     }
 
-    fn refuse_in(node: &mut Node, term: Term, busy: bool) -> Effects {
+    fn refuse_in(node: &mut Node, term: Term, reason: NotProposedReason) -> Effects {
         let mut effects = Effects::default();
-        node.on_not_proposed(DEFAULT_GROUP, term, 7, busy, vec![5], &mut effects);
+        node.on_not_proposed(DEFAULT_GROUP, term, 7, reason, vec![5], &mut effects);
         effects
     }
 
@@ -404,9 +434,10 @@ pub(crate) mod tests {
     /// which logged it. The late refusal was believed, and the command was proposed a second time.
     #[test]
     fn a_late_refusal_of_an_earlier_term_touches_nothing() {
-        for busy in [false, true] {
+        let reasons = [NotProposedReason::NotLeading, NotProposedReason::Busy, NotProposedReason::Unreadable];
+        for reason in reasons {
             let mut node = proposed_in(Term(2));
-            let effects = refuse_in(&mut node, Term(1), busy);
+            let effects = refuse_in(&mut node, Term(1), reason);
             let replica = &node.replicas[&DEFAULT_GROUP];
             assert!(effects.replies.is_empty(), "the client must not be told that it did not happen");
             assert!(replica.waiting.is_empty(), "the command must not be proposed again");
@@ -417,7 +448,7 @@ pub(crate) mod tests {
     #[test]
     fn a_refusal_of_the_same_term_lets_the_command_wait_again() {
         let mut node = proposed_in(Term(2));
-        refuse_in(&mut node, Term(2), false);
+        refuse_in(&mut node, Term(2), NotProposedReason::NotLeading);
         let replica = &node.replicas[&DEFAULT_GROUP];
         assert!(replica.proposed.is_empty());
         assert_eq!(replica.waiting.len(), 1);
@@ -426,8 +457,58 @@ pub(crate) mod tests {
     #[test]
     fn a_busy_leader_is_told_to_the_client() {
         let mut node = proposed_in(Term(2));
-        let effects = refuse_in(&mut node, Term(2), true);
+        let effects = refuse_in(&mut node, Term(2), NotProposedReason::Busy);
         assert_eq!(effects.replies, [(5, Reply::Failed(Failure::Busy))]);
+    }
+
+    /// A leader of an older version logged what a node of a newer one forwarded, unread. Once that was committed, every node of the older
+    /// version stopped.
+    #[test]
+    fn what_the_leader_cannot_read_is_not_logged() {
+        let mut node = node();
+        lead(&mut node);
+        node.settle(Time(1), &mut Effects::default());
+        let replica = &node.replicas[&DEFAULT_GROUP];
+        let (group, term, before) = (DEFAULT_GROUP, replica.core.term(), replica.core.last());
+        let mut with_field = Command::Put(Default::default()).to_bytes().to_vec();
+        with_field.extend([0xa0, 0x06, 1]);
+        let commands = vec![
+            (1, Bytes::from_static(&[200])),
+            (2, Command::DigestMark.to_bytes()),
+            (3, with_field.into()),
+        ];
+        let mut effects = Effects::default();
+        node.on_forward(
+            NodeId(2),
+            Forward { group, term, incarnation: 9, number: 1, commands },
+            &mut effects,
+        );
+        let refusal = PeerMessage::NotProposed {
+            group,
+            term,
+            incarnation: 9,
+            reason: NotProposedReason::Unreadable,
+            tokens: vec![1, 3],
+        };
+        assert_eq!(effects.sends, [(NodeId(2), refusal)]);
+        node.settle(Time(1), &mut effects);
+        let mut entries = effects.log.iter().filter_map(|record| match record {
+            Record::Entries(_, entries) => entries.last(),
+            _ => None,
+        });
+        let entry = entries.next_back().unwrap();
+        assert!(entry.index > before);
+        let logged = envelope::decode(entry.data.clone()).unwrap().commands;
+        let origin = Origin { node: NodeId(2), incarnation: 9, token: 2 };
+        assert_eq!(logged, [(origin, Command::DigestMark.to_bytes())]);
+    }
+
+    #[test]
+    fn what_the_leader_cannot_read_is_told_to_the_client_and_not_tried_again() {
+        let mut node = proposed_in(Term(2));
+        let effects = refuse_in(&mut node, Term(2), NotProposedReason::Unreadable);
+        assert_eq!(effects.replies, [(5, Reply::Failed(Failure::Unreadable))]);
+        assert!(node.replicas[&DEFAULT_GROUP].waiting.is_empty());
     }
 
     #[test]

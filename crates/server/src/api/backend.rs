@@ -165,6 +165,11 @@ pub enum Unavailable {
     /// The target of a leadership transfer cannot lead. It certainly did not happen.
     #[error("bad leader transferee")]
     BadTransferTarget,
+    /// The leader runs an older version, which does not know the command. It certainly did not happen.
+    #[error(
+        "the leader runs an older version that does not know this request; it was not carried out: upgrade the remaining members first"
+    )]
+    LeaderTooOld,
     /// No answer in time. A write may have happened.
     #[error("timed out")]
     Timeout,

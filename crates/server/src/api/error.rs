@@ -126,6 +126,7 @@ impl From<Unavailable> for EtcdError {
             Unavailable::Stopped => EtcdError::Stopped,
             Unavailable::Quarantined => EtcdError::Unhealthy,
             Unavailable::NotLeader => EtcdError::NotLeader,
+            Unavailable::LeaderTooOld => EtcdError::NotCapable,
             Unavailable::BadTransferTarget => EtcdError::BadLeaderTransferee,
             Unavailable::Timeout => EtcdError::Timeout,
             Unavailable::TimeoutLeaderFailed => EtcdError::TimeoutLeaderFailed,
@@ -158,8 +159,13 @@ impl From<AuthError> for EtcdError {
 
 impl From<Unavailable> for Status {
     fn from(error: Unavailable) -> Status {
-        let status = EtcdError::from(error).into();
-        if error == Unavailable::NoSuchGroup { passed_on::marked(status) } else { status }
+        let known = EtcdError::from(error);
+        match error {
+            Unavailable::NoSuchGroup => passed_on::marked(known.into()),
+            // etcd's words do not say what to do.
+            Unavailable::LeaderTooOld => Status::new(known.code(), format!("hadron: {error}")),
+            _ => known.into(),
+        }
     }
 }
 
@@ -300,5 +306,13 @@ mod tests {
         let unknown = Status::from(Unavailable::Timeout);
         assert_eq!((unknown.code(), unknown.message()), (Code::Unavailable, "etcdserver: request timed out"));
         assert!(Unavailable::Timeout.may_have_happened());
+    }
+
+    #[test]
+    fn whom_an_older_leader_does_not_understand_is_told_what_to_do() {
+        let status = Status::from(Unavailable::LeaderTooOld);
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains("upgrade the remaining members"), "{}", status.message());
+        assert!(!Unavailable::LeaderTooOld.may_have_happened());
     }
 }

@@ -58,6 +58,7 @@ fn unavailable(failure: Failure) -> Unavailable {
         Failure::BadTransferTarget => Unavailable::BadTransferTarget,
         Failure::Busy => Unavailable::Busy,
         Failure::Quarantined => Unavailable::Quarantined,
+        Failure::Unreadable => Unavailable::LeaderTooOld,
         Failure::Unknown => Unavailable::TimeoutLeaderFailed,
     }
 }

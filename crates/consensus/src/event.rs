@@ -130,6 +130,9 @@ pub struct Effects {
     pub elections: Vec<Election>,
     /// A log that differs from the leader's at an index both have under one term: damage, never a normal conflict.
     pub divergence: Option<Divergence>,
+    /// The leader sent a configuration at this index that this version cannot read. It was not taken, nor was anything after it; the driver
+    /// must stop this replica.
+    pub unreadable: Option<Index>,
     /// True when the role, the term or the known leader changed in this step.
     pub status_changed: bool,
     /// True when the configuration in force changed in this step: see [`crate::Group::configuration`].

@@ -306,6 +306,8 @@ enum Refused {
     Diverged(Divergence),
     /// The entry continues this log, and does not fit its own checksum.
     Broken(Divergence),
+    /// The entry at this index is a configuration that a newer version wrote.
+    Unreadable(Index),
 }
 
 /// A follower's side.
@@ -355,6 +357,7 @@ impl Group {
                 self.report(from, divergence, false);
             }
             Err(Refused::Broken(divergence)) => self.report(from, divergence, true),
+            Err(Refused::Unreadable(index)) => effects.unreadable = Some(index),
         }
     }
 
@@ -409,6 +412,8 @@ impl Group {
 
     fn take_one(&mut self, entry: Entry) -> Result<(), Refused> {
         self.check_whole(&entry)?;
+        let index = entry.index;
+        let configuration = Configuration::of(&entry.data).map_err(|_| Refused::Unreadable(index))?;
         if let Some(ours) = self.log.position_at(entry.index) {
             if ours == entry.position() {
                 return Ok(());
@@ -422,9 +427,6 @@ impl Group {
             self.persistence.truncated(entry.index);
             self.configurations_truncated(entry.index);
         }
-        let configuration = Configuration::of(&entry.data);
-        let configuration = configuration.unwrap_or_else(|error| panic!("{} is {error}", entry.index));
-        let index = entry.index;
         self.log.push(entry);
         if let Some(configuration) = configuration {
             self.configuration_logged(index, configuration);
@@ -492,6 +494,7 @@ mod tests {
     use crate::event::{Contacts, Event};
     use crate::group::Restored;
     use crate::ids::GroupId;
+    use crate::membership::CONFIGURATION;
     use bytes::Bytes;
 
     struct AllWell;
@@ -555,6 +558,33 @@ mod tests {
     }
 
     /// Every follower refused what a leader with a damaged memory sent, and each was taken for the damaged one.
+    /// It was a panic, and so the end of the process in a moment of its own choosing, without a word about what to do.
+    #[test]
+    fn a_configuration_that_cannot_be_read_is_not_taken() {
+        let mut group = follower();
+        let entry = |index, data: &'static [u8], previous| {
+            let (term, index, data) = (Term(1), Index(index), Bytes::from_static(data));
+            let checksum = chain_checksum(previous, GroupId(1), term, index, &data);
+            Entry { term, index, checksum, data }
+        };
+        let first = entry(1, b"data", 0);
+        let newer = entry(2, &[CONFIGURATION, 9, 1], first.checksum);
+        let entries = vec![first.clone(), newer];
+        let message = Message::Append {
+            term: Term(1),
+            previous: LogPosition::default(),
+            commit: Index(2),
+            round: 0,
+            answer: true,
+            sleep: false,
+            entries,
+        };
+        let effects = step(&mut group, Event::Message { from: ReplicaId(2), message });
+        assert_eq!(effects.unreadable, Some(Index(2)));
+        assert_eq!(group.last(), Index(1), "what came before it was taken");
+        assert_eq!(group.commit(), Index(0), "and nothing was vouched for");
+    }
+
     #[test]
     fn a_leader_whose_memory_is_damaged_accuses_itself() {
         let mut group = leader();

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use hadron_consensus::{Configuration, Entry, Event as CoreEvent, GroupId, ROOT_GROUP, Term};
+use hadron_consensus::{Configuration, Entry, Event as CoreEvent, GroupId, Index, ROOT_GROUP, Term};
 use hadron_keyspace::{Applied, Command, Response};
 
 use crate::catalog;
@@ -15,6 +15,7 @@ use crate::envelope::{self, Origin};
 use crate::event::{Effects, Reply};
 use crate::groups::Install;
 use crate::node::Node;
+use crate::reconfigure::readable_configuration;
 
 /// Keys looked at or changed before readers of the group get their turn.
 const EFFORT_PER_LOCK: usize = 1_000;
@@ -79,21 +80,21 @@ impl Node {
             replica.reclaim_proposals_before(entry.term);
             replica.applied_term = entry.term;
         }
-        match Configuration::of(&entry.data) {
+        match readable_configuration(&entry.data) {
             Ok(Some(configuration)) => {
                 self.apply_configuration(group, entry, &configuration);
                 return true;
             }
             Ok(None) => {}
             Err(error) => {
-                effects.fatal = Some(cannot_be_applied(group, &entry, &error.to_string()));
+                effects.fatal = Some(cannot_be_read(group, entry.index, &error.to_string()));
                 return false;
             }
         }
         let (stamp_ms, origins, commands) = match decode(&entry, replica.keyspace.applied().stamp_ms) {
             Ok(decoded) => decoded,
             Err(what) => {
-                effects.fatal = Some(cannot_be_applied(group, &entry, &what));
+                effects.fatal = Some(cannot_be_read(group, entry.index, &what));
                 return false;
             }
         };
@@ -178,11 +179,12 @@ impl Node {
     }
 }
 
-fn cannot_be_applied(group: GroupId, entry: &Entry, what: &str) -> String {
+/// What a node says that stops because an entry is of a newer version.
+pub(crate) fn cannot_be_read(group: GroupId, index: Index, what: &str) -> String {
     format!(
         "group {group}: the entry at index {} cannot be applied by this version ({what}): run the version that the other \
          members run",
-        entry.index.0
+        index.0
     )
 }
 

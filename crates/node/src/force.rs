@@ -27,7 +27,7 @@ use crate::catalog::{Catalog, Place, Placement, delete, group_key, leaving_key, 
 use crate::config::GroupConfig;
 use crate::envelope::{self, Origin};
 use crate::event::{OpenJob, OpenOutcome};
-use crate::groups::{applied_configuration, fit_log_to_engine};
+use crate::groups::{applied_configuration, check_configurations, fit_log_to_engine};
 use crate::membership::Member;
 use crate::reconfigure::{Places, first_configuration};
 use crate::roster::{Pool, Roster, put};
@@ -298,6 +298,7 @@ fn last_configuration(
     entries: &[Entry],
 ) -> Result<Configuration, String> {
     let first = first_configuration(&group.voters);
+    check_configurations(group.group, entries)?;
     let logged = entries.iter().rev().find_map(|entry| Configuration::of(&entry.data).ok().flatten());
     logged.map_or_else(|| applied_configuration(group.group, keyspace, &first), Ok)
 }

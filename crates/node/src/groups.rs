@@ -11,7 +11,7 @@ use hadron_consensus::{
 use hadron_keyspace::Keyspace;
 use hadron_storage::wal::RecoveredGroup;
 
-use crate::apply::OpenEntry;
+use crate::apply::{OpenEntry, cannot_be_read};
 use crate::board::GroupBoard;
 use crate::clock::GroupClock;
 use crate::config::{Config, GroupConfig};
@@ -20,7 +20,7 @@ use crate::flush::FlushState;
 use crate::integrity::Integrity;
 use crate::memory::Pressure;
 use crate::read::Reads;
-use crate::reconfigure::{Places, first_configuration};
+use crate::reconfigure::{Places, first_configuration, readable_configuration};
 use crate::snapshot::Feeding;
 
 /// A group's replica on this node.
@@ -134,6 +134,7 @@ impl Replica {
         let applied = keyspace.applied();
         let in_engine =
             LogPosition { term: Term(applied.term), index: Index(applied.index), checksum: applied.checksum };
+        check_configurations(id, &recovered.entries)?;
         let (floor, entries) = fit_log_to_engine(id, in_engine, recovered.floor, recovered.entries)?;
         let floor_is_new = floor != recovered.floor;
         let restored =
@@ -186,7 +187,7 @@ impl Replica {
             is_accused: false,
             floor_is_new,
         };
-        replica.adopt_configuration();
+        replica.adopt_configuration().map_err(|error| error.to_string())?;
         replica.note_applied_configuration(&configuration);
         Ok(replica)
     }
@@ -226,13 +227,22 @@ pub(crate) fn applied_configuration(
     if stored.is_empty() {
         return Ok(first.clone());
     }
-    let configuration = Configuration::of(&stored).ok().flatten();
-    let readable = configuration.filter(|configuration| Places::of(configuration).is_some());
-    readable.ok_or_else(|| {
+    readable_configuration(&stored).ok().flatten().ok_or_else(|| {
         format!(
             "group {group}: who belongs to it cannot be read: run the version that the other members run, or rebuild \
              this member from them"
         )
+    })
+}
+
+/// Looks for configurations of a newer version among what was recovered of a log.
+///
+/// # Errors
+/// There is one: the replica is not damaged, and cannot be used by this version.
+pub(crate) fn check_configurations(group: GroupId, entries: &[Entry]) -> Result<(), String> {
+    entries.iter().try_for_each(|entry| {
+        let readable = readable_configuration(&entry.data);
+        readable.map(drop).map_err(|error| cannot_be_read(group, entry.index, &error.to_string()))
     })
 }
 

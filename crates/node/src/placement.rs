@@ -32,7 +32,7 @@ use hadron_storage::wal::{Record, RecoveredGroup};
 use crate::catalog::Catalog;
 use crate::config::GroupConfig;
 use crate::event::{DestroyJob, Effects, Event, Failure, OpenJob, OpenOutcome, Reply, Retired};
-use crate::groups::{Install, Replica, applied_configuration};
+use crate::groups::{Install, Replica, applied_configuration, check_configurations};
 use crate::node::Node;
 use crate::peer::PeerMessage;
 use crate::reconfigure::first_configuration;
@@ -319,12 +319,14 @@ impl Node {
             let placement = catalog.placement(group);
             placement.map(|placement| placement.record.voters_from_the_start(replica)).unwrap_or_default()
         });
-        // A newer version may have written who belongs to the group: that is no damage. It lives, and so does its log.
-        if let Err(why) = applied_configuration(group, &keyspace, &first_configuration(&voters)) {
-            return give_up(group, &why);
-        }
         // A copy, since it stays with the log's other closed replicas if this one cannot be used; the data is not copied.
         let log = self.residents.recovered.get(&group).cloned().unwrap_or_default();
+        // A newer version may have written who belongs to the group: that is no damage. It lives, and so does its log.
+        let is_readable = applied_configuration(group, &keyspace, &first_configuration(&voters))
+            .and_then(|_| check_configurations(group, &log.entries));
+        if let Err(why) = is_readable {
+            return give_up(group, &why);
+        }
         let begins = voters.first().is_some_and(|(id, _)| *id == replica)
             && log.entries.is_empty()
             && keyspace.applied().index == 0;

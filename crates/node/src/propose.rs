@@ -370,13 +370,18 @@ pub(crate) mod tests {
     use hadron_consensus::{DEFAULT_GROUP, Message, ReplicaId, Time};
     use hadron_keyspace::Keyspace;
     use hadron_storage::engine::ModelEngine;
-    use hadron_storage::wal::Record;
+    use hadron_storage::wal::{Record, RecoveredGroup};
 
     use crate::config::{Config, Limits};
     use crate::membership::{Bootstrap, Member};
 
     /// The first of three nodes; nobody leads yet.
     pub(crate) fn node() -> Node {
+        node_with(BTreeMap::new()).unwrap()
+    }
+
+    /// The same, with these logs.
+    pub(crate) fn node_with(recovered: BTreeMap<GroupId, RecoveredGroup>) -> Result<Node, String> {
         let pool = Bootstrap::of((1..=3).map(|id| Member { id, ..Member::default() }).collect());
         let config = Config {
             node: NodeId(1),
@@ -392,7 +397,7 @@ pub(crate) mod tests {
         let engine = Arc::new(ModelEngine::new());
         let open = |id: GroupId| (id, Keyspace::open(engine.clone(), id.0, Default::default()).unwrap());
         let keyspaces = config.groups.iter().map(|group| open(group.group)).collect();
-        Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap()
+        Node::new(config, recovered, &keyspaces, Time(1))
     }
 
     /// Makes the first node lead, as the second votes for it.

@@ -25,9 +25,11 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::{
-    Configuration, Entry, Event as CoreEvent, GroupId, NodeId, Progress, ProgressState, ROOT_GROUP, ReplicaId,
+    Configuration, ConfigurationError, Entry, Event as CoreEvent, GroupId, NodeId, Progress, ProgressState,
+    ROOT_GROUP, ReplicaId,
 };
 
+use crate::apply::cannot_be_read;
 use crate::event::{Effects, Failure, Reply};
 use crate::groups::Replica;
 use crate::membership::Member;
@@ -87,6 +89,17 @@ impl Places {
     }
 }
 
+/// The configuration in an entry's data, if it holds one; with places that this version can read.
+///
+/// # Errors
+/// A newer version wrote it.
+pub(crate) fn readable_configuration(data: &Bytes) -> Result<Option<Configuration>, ConfigurationError> {
+    match Configuration::of(data)? {
+        Some(configuration) if Places::of(&configuration).is_none() => Err(ConfigurationError),
+        configuration => Ok(configuration),
+    }
+}
+
 /// A replica that shall belong to a group.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seat {
@@ -119,10 +132,12 @@ pub(crate) fn first_configuration(voters: &[(ReplicaId, NodeId)]) -> Configurati
 
 impl Replica {
     /// The configuration in force changed.
-    pub(crate) fn adopt_configuration(&mut self) {
-        // Nobody logs what he cannot read: the log is checked when it is read, and a leader writes what it can.
+    ///
+    /// # Errors
+    /// A newer version wrote it: this replica does not know where the others are, and must stop.
+    pub(crate) fn adopt_configuration(&mut self) -> Result<(), ConfigurationError> {
         let configuration = self.core.configuration();
-        self.places = Places::of(configuration).unwrap_or_default();
+        self.places = Places::of(configuration).ok_or(ConfigurationError)?;
         self.board.set_configuration(configuration.clone(), self.me);
         // What a joint configuration said of those who left is still there, and the leader has yet to tell them.
         let is_member =
@@ -132,6 +147,7 @@ impl Replica {
         self.places.nodes = members;
         self.routes.extend(gone);
         self.routes.retain(|replica, _| !self.places.nodes.contains_key(replica));
+        Ok(())
     }
 
     /// The configuration as of what is applied, and since when it is the only one in force.
@@ -323,9 +339,12 @@ impl Node {
     }
 
     /// The configuration in force of `group` changed.
-    pub(crate) fn on_reconfigured(&mut self, group: GroupId) {
+    pub(crate) fn on_reconfigured(&mut self, group: GroupId, effects: &mut Effects) {
         if let Some(replica) = self.replicas.get_mut(&group) {
-            replica.adopt_configuration();
+            if let Err(error) = replica.adopt_configuration() {
+                let last = replica.core.last();
+                return effects.fatal = Some(cannot_be_read(group, last, &error.to_string()));
+            }
             tracing::info!(
                 group = %group,
                 voters = ?replica.core.configuration().voters,
@@ -553,12 +572,15 @@ fn same(one: &[ReplicaId], two: &[ReplicaId]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use hadron_consensus::{DEFAULT_GROUP, Index, Message, Term};
+    #![allow(clippy::unwrap_used)]
+
+    use hadron_consensus::{CONFIGURATION, DEFAULT_GROUP, Index, LogPosition, Message, Term, chain_checksum};
+    use hadron_storage::wal::RecoveredGroup;
 
     use super::*;
     use crate::event::Event;
     use crate::node::tests::leading;
-    use crate::propose::tests::{acknowledge, lead, node as of_three};
+    use crate::propose::tests::{acknowledge, lead, node as of_three, node_with};
     use crate::roster::Removed;
 
     #[test]
@@ -573,6 +595,52 @@ mod tests {
         }
         assert_eq!(Places::of(&with(Bytes::from_static(&[9, 0, 0]))), None, "of a newer version");
         assert_eq!(Places::of(&with(Bytes::new())), Some(Places::default()));
+    }
+
+    /// Entries with configurations that a newer version wrote: one that consensus cannot read, and one with such places.
+    fn newer_configurations() -> [Entry; 2] {
+        let places = Configuration {
+            context: Bytes::from_static(&[VERSION + 1, 0, 0]),
+            ..Configuration::new([1, 2, 3].map(ReplicaId), [])
+        };
+        [Bytes::from_static(&[CONFIGURATION, 9, 0]), places.encode()].map(|data| {
+            let (term, index) = (Term(1), Index(1));
+            let checksum = chain_checksum(0, DEFAULT_GROUP, term, index, &data);
+            Entry { term, index, checksum, data }
+        })
+    }
+
+    /// One was a panic; with the other the replica went on and knew nobody.
+    #[test]
+    fn a_configuration_of_a_newer_version_stops_the_node_in_good_order() {
+        for entry in newer_configurations() {
+            let mut node = of_three();
+            let message = Message::Append {
+                term: Term(1),
+                previous: LogPosition::default(),
+                commit: Index(0),
+                round: 0,
+                answer: true,
+                sleep: false,
+                entries: vec![entry],
+            };
+            let (group, from, to) = (DEFAULT_GROUP, ReplicaId(2), ReplicaId(1));
+            let message = PeerMessage::Group { group, from, to, message };
+            let mut effects = Effects::default();
+            node.step(node.now, Event::Peer { from: NodeId(2), message }, &mut effects);
+            let why = effects.fatal.unwrap();
+            assert!(why.contains("run the version that the other members run"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_log_with_a_configuration_of_a_newer_version_is_refused_at_the_start() {
+        for entry in newer_configurations() {
+            let log = RecoveredGroup { entries: vec![entry], ..RecoveredGroup::default() };
+            let why = node_with([(DEFAULT_GROUP, log)].into()).err().unwrap();
+            assert!(why.contains("run the version that the other members run"), "{why}");
+            assert!(!why.contains("rebuild"), "{why}");
+        }
     }
 
     fn told(revision: i64, members: &[u64], leaving: &[u64]) -> KnownRoster {

@@ -1,9 +1,11 @@
 //! Replicate: what a group wants done becomes what the node wants done, and messages of other replicas come in.
 
 use hadron_consensus::{
-    Effects as CoreEffects, Election, Event as CoreEvent, GroupId, NodeId, Outcome, ReplicaId, Term,
+    ConfigurationError, Effects as CoreEffects, Election, Event as CoreEvent, GroupId, NodeId, Outcome,
+    ReplicaId, Term,
 };
 
+use crate::apply::cannot_be_read;
 use crate::board::ElectionRecord;
 use crate::clock::GroupClock;
 use crate::event::{Effects, Failure, Reply};
@@ -34,7 +36,7 @@ impl Node {
     /// Takes over a group's effects; leaves `core` empty, with its buffers.
     fn absorb(&mut self, group: GroupId, core: &mut CoreEffects, effects: &mut Effects) {
         if std::mem::take(&mut core.is_reconfigured) {
-            self.on_reconfigured(group);
+            self.on_reconfigured(group, effects);
         }
         if core.status_changed {
             core.status_changed = false;
@@ -63,6 +65,9 @@ impl Node {
         }
         if let Some(divergence) = core.divergence.take() {
             self.on_divergence(group, divergence, effects);
+        }
+        if let Some(index) = core.unreadable.take() {
+            effects.fatal = Some(cannot_be_read(group, index, &ConfigurationError.to_string()));
         }
     }
 

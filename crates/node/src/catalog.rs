@@ -191,9 +191,10 @@ impl KeyspaceRecord {
         GroupId(self.group)
     }
 
-    /// Whether it may be written to.
+    /// Whether it must not be written to. A state that only a newer version knows forbids something; so it forbids all that this one could
+    /// forbid.
     pub fn is_frozen(&self) -> bool {
-        self.state() == KeyspaceState::Frozen
+        self.state != KeyspaceState::Active as i32
     }
 
     /// The keyspace that is always there.
@@ -661,6 +662,13 @@ mod tests {
     use hadron_storage::engine::ModelEngine;
 
     use super::*;
+
+    /// A keyspace that a newer version had closed was open again for all clients of a node of this one.
+    #[test]
+    fn a_keyspace_in_a_state_that_is_not_known_is_not_written_to() {
+        let is_frozen = |state| KeyspaceRecord { state, ..KeyspaceRecord::default() }.is_frozen();
+        assert_eq!([0, 1, 2, -1].map(is_frozen), [false, true, true, true]);
+    }
 
     struct Root(Arc<Keyspace>, Catalog);
 

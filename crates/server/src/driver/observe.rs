@@ -19,19 +19,24 @@ use crate::transport::Messages;
 /// How often the metrics are brought up to date.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The messages of a frame. From the first one that cannot be understood, the rest is passed over: the sender is a
-/// newer version or broken, and either way Raft copes with loss.
+/// The messages of a frame, but for those that cannot be understood: the sender is a newer version or broken, and either way Raft copes with
+/// loss. The others, which would be lost with them each time, may be of other groups. Where a length cannot be right the frame ends.
 pub(super) fn decode(from: NodeId, messages: Messages) -> Vec<PeerMessage> {
     let mut decoded = Vec::new();
+    let (mut passed_over, mut last_error) = (0, None);
     for message in messages {
         let message = message.map_err(|error| error.to_string());
         match message.and_then(|bytes| PeerMessage::decode(bytes).map_err(|error| error.to_string())) {
             Ok(message) => decoded.push(message),
             Err(error) => {
-                warn!(peer = %format_args!("{:x}", from.0), error, "cannot understand a message");
-                break;
+                passed_over += 1;
+                last_error = Some(error);
             }
         }
+    }
+    if let Some(error) = last_error {
+        let peer = format_args!("{:x}", from.0);
+        warn!(%peer, messages = passed_over, error, "cannot understand a message");
     }
     decoded
 }
@@ -198,6 +203,7 @@ fn hex(node: NodeId) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use bytes::{BufMut, BytesMut};
     use hadron_consensus::{Term, Time};
 
     use super::*;
@@ -211,6 +217,28 @@ mod tests {
             votes: votes.iter().map(|(node, votes)| (NodeId(*node), *votes)).collect(),
             at: Time(0),
         }
+    }
+
+    /// With one message that only a newer version knows, all that came after it in its frame was lost, of every group, each time.
+    #[test]
+    fn a_message_that_is_not_known_costs_no_other() {
+        let message = |node| PeerMessage::HandOver { group: GroupId(1), to: NodeId(node) };
+        let mut body = BytesMut::new();
+        let mut put = |bytes: &[u8]| {
+            body.put_u32_le(bytes.len() as u32);
+            body.put_slice(bytes);
+        };
+        let bytes_of = |message: PeerMessage| {
+            let mut bytes = BytesMut::new();
+            message.encode(&mut bytes);
+            bytes
+        };
+        put(&bytes_of(message(1)));
+        put(&[250, 1, 2, 3]);
+        put(&bytes_of(message(2)));
+        body.put_u32_le(1_000);
+        body.put_slice(&bytes_of(message(3)));
+        assert_eq!(decode(NodeId(9), Messages::new(body.freeze())), [message(1), message(2)]);
     }
 
     /// Every keyspace that had ever been here stayed on the page, and in memory, for as long as the process ran.

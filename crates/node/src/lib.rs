@@ -34,6 +34,8 @@ mod envelope;
 mod event;
 mod flush;
 mod force;
+#[cfg(test)]
+mod formats;
 mod groups;
 mod integrity;
 mod lease;

@@ -11,6 +11,9 @@ pub mod driver;
 mod go_text;
 pub mod metrics;
 mod notify;
+#[cfg(test)]
+#[path = "../../pinned.rs"]
+mod pinned;
 mod process;
 mod spans;
 pub mod tls;

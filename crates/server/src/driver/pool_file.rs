@@ -292,6 +292,22 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_is_written_as_ever() {
+        let pool = Bootstrap {
+            joined_as: 2,
+            restored: 5,
+            starts: [(6, 7)].into(),
+            was_forced: true,
+            outdated: "why".into(),
+            ..pool()
+        };
+        let mut pinned = crate::pinned::Pinned::open(env!("CARGO_MANIFEST_DIR"), "pool.txt");
+        let bytes = pinned.bytes("pool", &encode(&pool));
+        pinned.finish();
+        assert_eq!(decode(bytes.into()), Ok(pool));
+    }
+
+    #[test]
     fn a_later_format_is_said_to_be_one() {
         let mut later = encode(&pool()).to_vec();
         later[8] = 2;

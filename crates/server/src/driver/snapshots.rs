@@ -531,6 +531,17 @@ mod tests {
 
     const GROUP: GroupId = GroupId(7);
 
+    #[test]
+    fn what_goes_before_and_after_a_snapshot_is_written_as_ever() {
+        let mut pinned = crate::pinned::Pinned::open(env!("CARGO_MANIFEST_DIR"), "snapshots.txt");
+        let header = pinned.bytes("header", &encode_header(GROUP, ReplicaId(2), 1_000));
+        assert_eq!(decode_header(header.into()), Ok((GROUP, 1_000)));
+        let position = LogPosition { term: Term(1), index: Index(2), checksum: 3 };
+        let answer = pinned.bytes("position", &encode_position(position));
+        assert_eq!(decode_position(answer.into()), Ok(position));
+        pinned.finish();
+    }
+
     /// A snapshot with values of 40 MiB.
     fn chunks() -> mpsc::Receiver<Bytes> {
         let engine = Arc::new(ModelEngine::new());

@@ -24,6 +24,8 @@
 //!
 //! Connections are encrypted or not (`link`); nothing beside them knows which.
 
+#[cfg(test)]
+mod formats;
 mod frame;
 mod handshake;
 mod incoming;

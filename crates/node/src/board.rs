@@ -38,6 +38,8 @@ pub struct Board {
     elections: Mutex<VecDeque<ElectionRecord>>,
     /// Replicas that cannot be opened because they are damaged.
     unopened: RwLock<BTreeMap<GroupId, ReplicaId>>,
+    /// Groups whose replicas here cannot be opened although they are not damaged: a newer version wrote them, most often.
+    unusable: RwLock<BTreeSet<GroupId>>,
     memory: MemorySum,
     notes: Mutex<Notes>,
 }
@@ -315,6 +317,19 @@ impl Board {
             Some(replica) => drop(unopened.insert(group, replica)),
             None => drop(unopened.remove(&group)),
         }
+    }
+
+    /// Groups whose replicas here cannot be used, and are not damaged: they stay closed until somebody did what the log says.
+    pub fn unusable(&self) -> BTreeSet<GroupId> {
+        self.unusable.read().clone()
+    }
+
+    pub(crate) fn set_unusable(&self, group: GroupId, is_unusable: bool) {
+        let mut unusable = self.unusable.write();
+        match is_unusable {
+            true => unusable.insert(group),
+            false => unusable.remove(&group),
+        };
     }
 
     pub(crate) fn set_pool(&self, pool: Arc<Pool>, own: NodeId) {

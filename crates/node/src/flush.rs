@@ -463,6 +463,8 @@ mod tests {
         let unusable = |node: &mut Node, wal: &mut Wal| {
             let outcome = OpenOutcome::Unusable("it is of a newer version".into());
             give(node, wal, Event::Opened { group: CLOSED, outcome });
+            assert_eq!(node.board.unusable(), [CLOSED].into());
+            assert!(node.board.damaged().is_empty(), "nobody shall rebuild it");
         };
         // The log was cut below what the engine does not have any more.
         let behind = |node: &mut Node, wal: &mut Wal| {

@@ -257,6 +257,7 @@ impl Node {
     /// A job of [`Effects::opens`] ended.
     pub(crate) fn on_opened(&mut self, group: GroupId, outcome: OpenOutcome, effects: &mut Effects) {
         let step = self.residents.steps.remove(&group);
+        self.board.set_unusable(group, false);
         match outcome {
             OpenOutcome::Open(replica, keyspace) => self.take_in(group, replica, keyspace, effects),
             OpenOutcome::Gone if self.residents.recovered.contains_key(&group) => {
@@ -277,7 +278,7 @@ impl Node {
                 let asked = if let Some(Step::Opening(asked)) = step { asked } else { None };
                 self.give_up_damaged(group, replica.or(asked), &why, effects);
             }
-            OpenOutcome::Unusable(why) => give_up(group, &why),
+            OpenOutcome::Unusable(why) => self.give_up(group, &why),
         }
     }
 
@@ -285,6 +286,12 @@ impl Node {
     fn replica_here(&self, group: GroupId) -> Option<ReplicaId> {
         let open = self.replicas.get(&group).map(|replica| replica.me);
         open.or_else(|| self.residents.unopened.get(&group).copied())
+    }
+
+    /// A replica stays closed, until somebody did what is to be done.
+    fn give_up(&self, group: GroupId, why: &str) {
+        tracing::error!(group = group.0, why, "this replica cannot be used: the group goes on without it");
+        self.board.set_unusable(group, true);
     }
 
     /// A replica is too damaged to be opened; without a number it is the one that the catalog names now. The node reports it, and whoever plans has
@@ -325,7 +332,7 @@ impl Node {
         let is_readable = applied_configuration(group, &keyspace, &first_configuration(&voters))
             .and_then(|_| check_configurations(group, &log.entries));
         if let Err(why) = is_readable {
-            return give_up(group, &why);
+            return self.give_up(group, &why);
         }
         let begins = voters.first().is_some_and(|(id, _)| *id == replica)
             && log.entries.is_empty()
@@ -517,11 +524,6 @@ impl Node {
             self.destroy(group, effects);
         }
     }
-}
-
-/// A replica stays closed, until somebody did what is to be done.
-fn give_up(group: GroupId, why: &str) {
-    tracing::error!(group = group.0, why, "this replica cannot be used: the group goes on without it");
 }
 
 #[cfg(test)]

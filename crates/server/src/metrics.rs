@@ -443,6 +443,7 @@ metrics! {
     groups_asleep: Gauge = "hadron_groups_asleep", "Groups with a replica here that sleep: nothing happens in them.";
     replica_votes: Family<Gauge>["group"] = "hadron_replica_votes", "Whether this node's replica has a vote in the group, and no change of its members is under way: 1 or 0.";
     corrupt_replicas: Family<Gauge>["group", "node"] = "hadron_corrupt_replica", "1 for a node whose replica differs from the majority, until it is rebuilt.";
+    unusable_replicas: Gauge = "hadron_unusable_replicas", "Replicas here that stay closed although they are not damaged: a newer version wrote them, most often. The log says why.";
     scrub_bytes: Counter = "hadron_scrub_bytes_total", "Bytes that were read to see whether what is stored is as it should be.";
     scrubs: Family<Counter>["result"] = "hadron_scrubs_total", "Keyspaces whose stored state was read for that, by result: sound, damaged, unreadable or replaced.";
     scrub_damaged: Gauge = "hadron_scrub_damaged_replicas", "Replicas here whose stored state was found damaged and which serve all the same.";

@@ -95,6 +95,7 @@ pub(super) fn show(handle: &Handle, metrics: &Metrics) {
     let groups = handle.board().groups();
     show_vote_shares(&handle.board().elections(), metrics);
     show_groups(&groups, metrics);
+    metrics.unusable_replicas.set_integer(handle.board().unusable().len() as u64);
     show_votes(handle, &groups, metrics);
     show_loads(handle, metrics);
 }

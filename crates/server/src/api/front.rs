@@ -40,7 +40,7 @@ use super::server::Traffic;
 use super::services::{Call, RequestBody, Service, message_bytes_max};
 use super::slow::Slow;
 use super::socket::{End, EndHidden};
-use super::unsent::{self, Unsent};
+use super::unsent::{self, Gate, Unsent};
 
 /// How long a call that nobody takes is tried to be passed on: a bit less than clients wait, so that they hear why.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -152,8 +152,8 @@ impl<B: Backend> Front<B> {
             access::allow_origin(response.headers_mut(), origin);
             Ok(response)
         };
-        let unsent = (!is_stream).then(|| unsent.clone());
-        Answer { hidden, unsent, ..Answer::of(Box::pin(call)) }
+        let gate = (!is_stream).then(|| unsent.gate());
+        Answer { hidden, gate, ..Answer::of(Box::pin(call)) }
     }
 
     async fn answer_page(
@@ -346,20 +346,20 @@ pub(super) struct Answer {
     begun: Option<Begun>,
     /// Told of the call if it is one that should not take long.
     slow: Option<Arc<Slow>>,
-    /// Where the answer counts; `None` for streams, and for what is no call.
-    unsent: Option<Unsent>,
+    /// What it has to pass, and where the answer counts; `None` for streams, and for what is no call.
+    gate: Option<Gate>,
     /// Present while the client may have closed its half already and is answered all the same.
     hidden: Option<EndHidden>,
 }
 
 impl Answer {
     fn of(call: Call) -> Answer {
-        Answer { call, begun: None, slow: None, unsent: None, hidden: None }
+        Answer { call, begun: None, slow: None, gate: None, hidden: None }
     }
 
     fn counted_in(self, unsent: &Unsent) -> Answer {
         let is_unary = self.begun.as_ref().is_some_and(Begun::is_unary);
-        Answer { unsent: is_unary.then(|| unsent.clone()), ..self }
+        Answer { gate: is_unary.then(|| unsent.gate()), ..self }
     }
 
     fn ready(response: Response<Body>) -> Answer {
@@ -392,8 +392,8 @@ impl Future for Answer {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        if let Some(unsent) = &self.unsent {
-            ready!(unsent.poll_room(task));
+        if let Some(gate) = &mut self.gate {
+            ready!(gate.poll_room(task));
         }
         let Poll::Ready(Ok(mut response)) = self.call.as_mut().poll(task) else {
             self.give_up_if_cut_off(task);
@@ -411,8 +411,8 @@ impl Future for Answer {
                 response = unsent::in_pieces(response);
             }
         }
-        let response = match &self.unsent {
-            Some(unsent) => unsent.count(response),
+        let response = match &self.gate {
+            Some(gate) => gate.count(response),
             None => response,
         };
         Poll::Ready(Ok(response))

@@ -16,6 +16,7 @@
 //! Large answers and messages leave in pieces: the connection takes a whole frame as soon as its stream may send one byte, and what it took would
 //! not count any more.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -70,10 +71,31 @@ pub(super) struct Unsent(Arc<State>);
 #[derive(Debug)]
 struct State {
     bytes: AtomicUsize,
-    waiting: Mutex<Vec<Waker>>,
+    waiting: Mutex<Waiting>,
     turns: Arc<Semaphore>,
     turns_of_writes: Arc<Semaphore>,
     turns_of_parts: Arc<Semaphore>,
+}
+
+/// Who waits for room, by when they came. Each wakes the next one when it goes on: if all were woken at once, most would find that those before have
+/// taken it.
+#[derive(Debug, Default)]
+struct Waiting {
+    came: u64,
+    wakers: BTreeMap<u64, Waker>,
+}
+
+impl Waiting {
+    fn come(&mut self) -> u64 {
+        self.came += 1;
+        self.came
+    }
+
+    fn wake_first(&self) {
+        if let Some(waker) = self.wakers.values().next() {
+            waker.wake_by_ref();
+        }
+    }
 }
 
 impl Default for State {
@@ -124,32 +146,74 @@ impl State {
     fn has_room(&self) -> bool {
         self.bytes.load(Ordering::Acquire) < UNSENT_BYTES_MAX
     }
+
+    /// Somebody waits no more.
+    fn leave(&self, waiting: &mut Waiting, place: u64) {
+        waiting.wakers.remove(&place);
+        if self.has_room() {
+            waiting.wake_first();
+        }
+    }
+}
+
+/// Lets one call go on while its connection has room. Nothing is left of it where others wait when it is dropped.
+#[derive(Debug)]
+pub(super) struct Gate {
+    unsent: Unsent,
+    /// Where it waits, if it does.
+    place: Option<u64>,
+}
+
+impl Gate {
+    /// Ready when an answer may be made: to be asked before a call goes on, each time.
+    pub(super) fn poll_room(&mut self, task: &mut Context<'_>) -> Poll<()> {
+        let state = &self.unsent.0;
+        if self.place.is_none() && state.has_room() {
+            return Poll::Ready(());
+        }
+        let mut waiting = state.waiting.lock();
+        // Whoever makes room wakes those who wait by then.
+        if state.has_room() {
+            if let Some(place) = self.place.take() {
+                state.leave(&mut waiting, place);
+            }
+            return Poll::Ready(());
+        }
+        let place = *self.place.get_or_insert_with(|| waiting.come());
+        waiting.wakers.insert(place, task.waker().clone());
+        Poll::Pending
+    }
+
+    /// Counts an answer, if it is large, until it is sent or given up.
+    pub(super) fn count(&self, response: Response<Body>) -> Response<Body> {
+        self.unsent.count(response)
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            let state = &self.unsent.0;
+            state.leave(&mut state.waiting.lock(), place);
+        }
+    }
 }
 
 impl Unsent {
     async fn turn(&self, turns: &Arc<Semaphore>) -> Turn {
         // It is never closed.
         let turn = Arc::clone(turns).acquire_owned().await.ok();
-        poll_fn(|task| self.poll_room(task)).await;
+        let mut gate = self.gate();
+        poll_fn(|task| gate.poll_room(task)).await;
         Turn(turn)
     }
 
-    /// Ready when an answer may be made: to be asked before a call goes on, each time.
-    pub(super) fn poll_room(&self, task: &mut Context<'_>) -> Poll<()> {
-        if self.0.has_room() {
-            return Poll::Ready(());
-        }
-        let mut waiting = self.0.waiting.lock();
-        // Whoever makes room wakes those who wait by then.
-        if self.0.has_room() {
-            return Poll::Ready(());
-        }
-        waiting.push(task.waker().clone());
-        Poll::Pending
+    /// What one call has to pass.
+    pub(super) fn gate(&self) -> Gate {
+        Gate { unsent: self.clone(), place: None }
     }
 
-    /// Counts an answer, if it is large, until it is sent or given up.
-    pub(super) fn count(&self, mut response: Response<Body>) -> Response<Body> {
+    fn count(&self, mut response: Response<Body>) -> Response<Body> {
         let Some(bytes) = take_size(response.extensions_mut()) else { return response };
         self.0.bytes.fetch_add(bytes, Ordering::AcqRel);
         let counted = Counted { bytes, unsent: self.clone() };
@@ -208,7 +272,80 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.unsent.0.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
         if self.unsent.0.has_room() {
-            self.unsent.0.waiting.lock().drain(..).for_each(Waker::wake);
+            self.unsent.0.waiting.lock().wake_first();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::pin::pin;
+    use std::sync::atomic::AtomicBool;
+    use std::task::Wake;
+
+    use futures::poll;
+    use http_body_util::Full;
+
+    use super::*;
+
+    /// A connection without room, and an answer that takes all of it.
+    fn full() -> (Unsent, Response<Body>) {
+        let unsent = Unsent::default();
+        let mut answer = Response::new(Body::new(Full::new(Bytes::from_static(b"x"))));
+        mark(answer.extensions_mut(), UNSENT_BYTES_MAX);
+        let answer = unsent.count(answer);
+        (unsent, answer)
+    }
+
+    fn waiting(unsent: &Unsent) -> usize {
+        unsent.0.waiting.lock().wakers.len()
+    }
+
+    /// Each time that a call was looked at, it was written down once more, and stayed there when its client had given it up.
+    #[tokio::test]
+    async fn nothing_is_left_of_whoever_gives_up_waiting() {
+        let (unsent, answer) = full();
+        for _ in 0..3 {
+            let mut gate = unsent.gate();
+            for _ in 0..3 {
+                assert!(poll!(poll_fn(|task| gate.poll_room(task))).is_pending());
+            }
+            assert_eq!(waiting(&unsent), 1);
+        }
+        assert_eq!(waiting(&unsent), 0);
+        drop(answer);
+        assert!(poll!(pin!(turn(Some(unsent)))).is_ready());
+    }
+
+    /// Whether a call was woken.
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn room_wakes_one_after_the_other_whoever_gives_up() {
+        let (unsent, answer) = full();
+        let woken = [(); 3].map(|()| Arc::new(Woken::default()));
+        let is_woken = |call: usize| woken[call].0.load(Ordering::Relaxed);
+        let wakers = woken.clone().map(Waker::from);
+        let [mut first, mut second, mut third] = [(); 3].map(|()| unsent.gate());
+        for (gate, waker) in [&mut first, &mut second, &mut third].into_iter().zip(&wakers) {
+            assert!(gate.poll_room(&mut Context::from_waker(waker)).is_pending());
+        }
+        drop(answer);
+        assert!(is_woken(0) && !is_woken(1));
+        drop(first);
+        assert!(is_woken(1) && !is_woken(2));
+        assert!(second.poll_room(&mut Context::from_waker(&wakers[1])).is_ready());
+        assert!(is_woken(2));
+        assert!(third.poll_room(&mut Context::from_waker(&wakers[2])).is_ready());
+        assert_eq!(waiting(&unsent), 0);
     }
 }

@@ -5,6 +5,7 @@ mod backup;
 pub mod cli;
 mod client;
 pub mod config;
+mod detached;
 mod discovery;
 mod dns;
 pub mod driver;

@@ -11,6 +11,7 @@ use tonic::Status;
 
 use super::error::EtcdError;
 use super::unsent::LONG_READS_MAX;
+use crate::detached;
 
 /// How many there are for each worker.
 pub(super) const THREADS: usize = LONG_READS_MAX;
@@ -20,10 +21,18 @@ thread_local! {
     static FREE: Arc<Semaphore> = Arc::new(Semaphore::new(THREADS));
 }
 
-/// Does some work beside the connections of this thread.
+/// Does some work beside the connections of this thread, as soon as a thread is free and whether or not the caller is polled by then.
 pub(super) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    let free = FREE.with(Arc::clone);
+    detached::run(run_when_free(free, work)).await.ok_or(EtcdError::Stopped)?
+}
+
+async fn run_when_free<T: Send + 'static>(
+    free: Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Status> {
     // They are never closed; the runtime may be.
-    let thread = FREE.with(Arc::clone).acquire_owned().await.map_err(|_| EtcdError::Stopped)?;
+    let thread = free.acquire_owned().await.map_err(|_| EtcdError::Stopped)?;
     let work = move || {
         let _thread = thread;
         work()
@@ -42,6 +51,7 @@ mod tests {
 
     use futures::future::LocalBoxFuture;
     use futures::poll;
+    use tokio::task::yield_now;
 
     use super::*;
 
@@ -59,6 +69,8 @@ mod tests {
             {
                 let given_up = pin!(run(move || does.store(true, Ordering::Relaxed)));
                 assert!(poll!(given_up).is_pending());
+                // It has its place in the queue now.
+                yield_now().await;
             }
             let mut later = pin!(run(|| "later"));
             assert!(poll!(later.as_mut()).is_pending());
@@ -68,6 +80,25 @@ mod tests {
             }
             assert_eq!(later.await.unwrap(), "later");
             assert!(!is_done.load(Ordering::Relaxed));
+        });
+    }
+
+    /// A client that took no answers was handed a free thread and did not use it: nobody else had it.
+    #[test]
+    fn whoever_is_not_polled_any_more_keeps_no_thread() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.max_blocking_threads(THREADS).build().unwrap().block_on(async {
+            let (ends, mut first) = (0..THREADS).map(|_| blocked()).unzip::<_, _, Vec<_>, Vec<_>>();
+            for read in &mut first {
+                assert!(poll!(read.as_mut()).is_pending());
+            }
+            let mut not_polled = (0..THREADS).map(|_| Box::pin(run(|| ()))).collect::<Vec<_>>();
+            for read in &mut not_polled {
+                assert!(poll!(read.as_mut()).is_pending());
+            }
+            yield_now().await;
+            drop(ends);
+            assert_eq!(run(|| "later").await.unwrap(), "later");
         });
     }
 

@@ -28,6 +28,7 @@ use super::rate::Rate;
 use super::snapshot;
 use super::stamps::TokensTaken;
 use super::tokens::{Home, Tokens};
+use crate::detached;
 use crate::metrics::Metrics;
 
 /// How soon whoever waits for something in a keyspace hears that it is gone.
@@ -125,7 +126,7 @@ pub(super) struct Context<B> {
     pub(super) tokens_taken: Arc<TokensTaken>,
     pub(super) passwords: Passwords,
     /// Held by whoever waits for a leader of the group that it woke.
-    pub(super) waking: Mutex<()>,
+    pub(super) waking: Arc<Mutex<()>>,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -163,7 +164,7 @@ impl<B: Backend> Context<B> {
             tokens: Arc::new(self.tokens.for_another()),
             tokens_taken: Arc::default(),
             passwords: self.passwords.for_another(),
-            waking: Mutex::default(),
+            waking: Arc::default(),
             metrics: Arc::clone(&self.metrics),
         }
     }
@@ -314,12 +315,9 @@ impl<B: Backend> Context<B> {
         let status = self.status();
         // Once it is awake, whoever comes waits with the one that woke it.
         if status.leader.is_none() && (status.is_asleep || self.waking.try_lock().is_err()) {
-            let _waking = self.waking.lock().await;
-            let status = self.status();
-            if status.leader.is_none() && status.is_asleep {
-                // Whatever comes of it: it is awake.
-                let _ = self.backend.read_barrier(self.group).await;
-            }
+            let (waking, backend, group) = (Arc::clone(&self.waking), self.backend.clone(), self.group);
+            // Whatever comes of it: it is awake.
+            let _ = detached::run(wake_group(waking, backend, group)).await;
         }
         self.status().leader.is_some()
     }
@@ -469,6 +467,15 @@ impl<B: Backend> Context<B> {
     pub(super) fn complete(&self, header: &mut Option<ResponseHeader>, term: Term) {
         let revision = header.as_ref().map_or(0, |header| header.revision);
         *header = Some(self.header(revision, term));
+    }
+}
+
+/// Wakes a group that sleeps without a leader, or waits with whoever did.
+async fn wake_group<B: Backend>(waking: Arc<Mutex<()>>, backend: B, group: GroupId) {
+    let _waking = waking.lock().await;
+    let status = backend.status(group).unwrap_or_default();
+    if status.leader.is_none() && status.is_asleep {
+        let _ = backend.read_barrier(group).await;
     }
 }
 

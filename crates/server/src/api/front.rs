@@ -29,6 +29,7 @@ use super::caller::Claim;
 use super::calls::{self, Begun, Route, code_in};
 use super::choice::{Entrance, KeyspaceOptions};
 use super::context::Context;
+use super::error::EtcdError;
 use super::forward::{Forward, Links, Outcome, Parcel, Wants};
 use super::gateway::Gateway;
 use super::hitters::Usage;
@@ -41,6 +42,7 @@ use super::services::{Call, RequestBody, Service, message_bytes_max};
 use super::slow::Slow;
 use super::socket::{End, EndHidden};
 use super::unsent::{self, Gate, Unsent};
+use crate::detached;
 
 /// How long a call that nobody takes is tried to be passed on: a bit less than clients wait, so that they hear why.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -60,7 +62,7 @@ pub(super) struct Connection {
 pub(super) struct Front<B: Backend> {
     routes: HashMap<String, Arc<Route>>,
     keyspaces: Keyspaces<B>,
-    forward: Forward<B>,
+    forward: Arc<Forward<B>>,
     /// Bytes of a call's message.
     message_bytes_max: usize,
     /// `None` only if the build is damaged.
@@ -87,7 +89,7 @@ impl<B: Backend> Front<B> {
         Front {
             routes: calls::routes(&context.metrics),
             gateway: with_gateway.then(|| Gateway::new(message_bytes_max)),
-            forward: Forward::new(context.backend.clone(), Arc::clone(&context.metrics), places),
+            forward: Arc::new(Forward::new(context.backend.clone(), Arc::clone(&context.metrics), places)),
             message_bytes_max,
             keyspaces: Keyspaces::new(context, keyspaces),
             reflections: Reflections::new().ok(),
@@ -185,7 +187,7 @@ impl<B: Backend> Front<B> {
         route: &Route,
         request: Request<R>,
         chosen: Result<Chosen<B>, Status>,
-        links: &Links,
+        links: &Arc<Links>,
     ) -> Result<Response<Body>, Infallible> {
         let place = match self.keyspaces.settle(chosen).await {
             Ok(Place::Here(known)) if !known.is_leaving || known.is_passed_on || !route.is_unary() => {
@@ -214,7 +216,7 @@ impl<B: Backend> Front<B> {
         route: &Route,
         mut parcel: Parcel,
         mut place: Place<B>,
-        links: &Links,
+        links: &Arc<Links>,
     ) -> Result<Response<Body>, Infallible> {
         let began = Instant::now();
         loop {
@@ -228,16 +230,14 @@ impl<B: Backend> Front<B> {
                         None => return Ok(response),
                     }
                 }
-                Place::Elsewhere(there) => {
-                    match self.forward.send(parcel, &there, route.wants(), links).await {
-                        Outcome::Answered(response) => return Ok(response),
-                        Outcome::Lost(status) => return Ok(status.into_http()),
-                        Outcome::Untaken(back, reasons) => {
-                            let refusal = self.keyspaces.elsewhere(&there, &reasons).into_http();
-                            (there.named, back, refusal)
-                        }
+                Place::Elsewhere(there) => match self.send(parcel, there, route.wants(), links).await {
+                    Err(status) | Ok((Outcome::Lost(status), _)) => return Ok(status.into_http()),
+                    Ok((Outcome::Answered(response), _)) => return Ok(response),
+                    Ok((Outcome::Untaken(back, reasons), there)) => {
+                        let refusal = self.keyspaces.elsewhere(&there, &reasons).into_http();
+                        (there.named, back, refusal)
                     }
-                }
+                },
             };
             if began.elapsed() > PATIENCE {
                 return Ok(refusal);
@@ -249,6 +249,19 @@ impl<B: Backend> Front<B> {
                 Err(status) => return Ok(status.into_http()),
             };
         }
+    }
+
+    /// Has a call sent whether or not it is polled meanwhile: what is sent holds room that others need as well.
+    async fn send(
+        &self,
+        parcel: Parcel,
+        there: Elsewhere,
+        wants: Wants,
+        links: &Arc<Links>,
+    ) -> Result<(Outcome, Elsewhere), Status> {
+        let (forward, links) = (Arc::clone(&self.forward), Arc::clone(links));
+        let sending = async move { (forward.send(parcel, &there, wants, &links).await, there) };
+        Ok(detached::run(sending).await.ok_or(EtcdError::Stopped)?)
     }
 
     /// The answer to another node that passed on what this one does not serve either.

@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use opentelemetry_sdk::trace::SdkTracer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::access::Access;
@@ -246,7 +246,7 @@ impl<B: Backend> Server<B> {
             tokens: options.tokens,
             tokens_taken: Arc::default(),
             passwords: Passwords::new(options.bcrypt_cost),
-            waking: Mutex::default(),
+            waking: Arc::default(),
             metrics: Arc::clone(&metrics),
         });
         let places = Arc::new(Semaphore::new(options.connections_max.min(Semaphore::MAX_PERMITS)));

@@ -4,13 +4,14 @@ use std::pin::pin;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use futures::{FutureExt as _, poll};
+use futures::poll;
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
 use hadron_keyspace::Command;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_proto::etcdserverpb::{PutRequest, RangeRequest};
 use hadron_proto::hadron::BalanceSimulateRequest;
 use hadron_proto::hadron::pool_client::PoolClient;
+use tokio::task::yield_now;
 use tonic::Code;
 
 use super::harness::{Harness, runtime};
@@ -55,6 +56,7 @@ fn a_backup_looks_for_room_when_that_of_another_keyspace_is_built() {
         let (end, ended) = mpsc::channel::<()>();
         let mut of_other = pin!(other.backups.run(move |_| ended.recv().is_err()));
         assert!(poll!(of_other.as_mut()).is_pending());
+        yield_now().await;
         let mut backup = pin!(harness.context.snapshot());
         assert!(poll!(backup.as_mut()).is_pending());
         // A thread that it had begun before would have failed by now.
@@ -72,14 +74,21 @@ fn a_backup_that_is_given_up_counts_until_its_building_has_ended() {
     let harness = Harness::start();
     let free = || harness.context.snapshots.available_permits();
     let clock = harness.backend.hold_clock();
-    assert!(harness.context.snapshot().now_or_never().is_none());
-    assert_eq!(free(), snapshot::AT_ONCE - 1);
-    // The second one waits for its turn: nothing is left of it.
-    assert!(harness.context.snapshot().now_or_never().is_none());
-    assert_eq!(free(), snapshot::AT_ONCE - 1);
-    drop(clock);
-    let all = runtime().block_on(harness.context.snapshots.acquire_many(snapshot::AT_ONCE as u32));
-    assert!(all.is_ok());
+    runtime().block_on(async {
+        for _ in 0..2 {
+            {
+                let backup = pin!(harness.context.snapshot());
+                assert!(poll!(backup).is_pending());
+                yield_now().await;
+            }
+            yield_now().await;
+            // The second one waits for its turn: nothing is left of it.
+            assert_eq!(free(), snapshot::AT_ONCE - 1);
+        }
+        drop(clock);
+        let all = harness.context.snapshots.acquire_many(snapshot::AT_ONCE as u32).await;
+        assert!(all.is_ok());
+    });
 }
 
 /// A node that had just started saved what its last process had flushed, or nothing, and called it a backup.

@@ -1,17 +1,90 @@
 //! What may have a large answer waits for its turn on its connection.
 
+use std::net::SocketAddr;
 use std::pin::pin;
+use std::time::Duration;
 
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::future::join_all;
 use futures::poll;
+use h2::client::{ResponseFuture, SendRequest};
 use hadron_proto::etcdserverpb as pb;
+use hadron_proto::hadron::{BalanceSimulateRequest, KeyspaceCreateRequest};
+use pb::kv_client::KvClient;
 use pb::kv_server::Kv as _;
+use pb::maintenance_client::MaintenanceClient;
 use pb::range_request::{SortOrder, SortTarget};
 use pb::request_op;
+use prost::Message;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tonic::Request;
 
 use super::harness::{Harness, runtime};
 use crate::api::kv::Kv;
 use crate::api::unsent::{LARGE_WRITES_MAX, LONG_READS_MAX, Turn, Unsent, turn, turn_of_write};
+use crate::api::{ServerOptions, Traffic};
+
+/// As long as nobody waits for something that comes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A client that takes the heads of its answers and nothing more.
+struct Sleeper(SendRequest<Bytes>);
+
+impl Sleeper {
+    async fn connect(address: SocketAddr) -> Sleeper {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) =
+            h2::client::Builder::new().initial_window_size(0).handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        Sleeper(sender)
+    }
+
+    fn call(&mut self, method: &str, message: &impl Message) -> ResponseFuture {
+        let request = http::Request::post(format!("http://hadron/{method}"));
+        let request = request.header("content-type", "application/grpc").body(()).unwrap();
+        let mut body = BytesMut::new();
+        body.put_u8(0);
+        body.put_u32(message.encoded_len() as u32);
+        message.encode(&mut body).unwrap();
+        let (answer, mut stream) = self.0.send_request(request, false).unwrap();
+        stream.send_data(body.freeze(), true).unwrap();
+        answer
+    }
+}
+
+/// A client that took no answers was handed the threads and turns that were free next, and did not use them: nobody else had them any more.
+#[test]
+fn a_client_that_takes_nothing_keeps_nothing_from_others() {
+    let options = ServerOptions { threads: 1, ..ServerOptions::default() };
+    let harness = Harness::start_with(options, Traffic::Everything);
+    let mut view = Some(harness.backend.hold_view());
+    harness.run(async |channel| {
+        let mut kv = KvClient::new(channel.clone());
+        kv.put(pb::PutRequest { value: vec![7; 1 << 20].into(), ..put("large") }).await.unwrap();
+        let mut sleeper = Sleeper::connect(harness.address).await;
+        let mut waiting = Vec::new();
+        let create = KeyspaceCreateRequest { name: "new".into(), replicas: 1, ..Default::default() };
+        // Those that begin last for as long as nobody sees the pool, and the others wait for them.
+        for _ in 0..2 {
+            waiting.push(sleeper.call("hadron.v1.Pool/KeyspaceCreate", &create));
+            waiting.push(sleeper.call("hadron.v1.Pool/BalanceSimulate", &BalanceSimulateRequest::default()));
+        }
+        for _ in 0..2 {
+            waiting
+                .push(sleeper.call("etcdserverpb.KV/Range", &pb::RangeRequest { key: "x".into(), ..all() }));
+        }
+        let large = pb::RangeRequest { key: "large".into(), ..Default::default() };
+        let answers = (0..32).map(|_| sleeper.call("etcdserverpb.KV/Range", &large)).collect::<Vec<_>>();
+        // Whoever drops them gives them up.
+        let heads = timeout(PATIENCE, join_all(answers)).await.unwrap();
+        assert!(heads.iter().all(Result::is_ok));
+        drop(view.take());
+        timeout(PATIENCE, kv.range(all())).await.unwrap().unwrap();
+        let mut maintenance = MaintenanceClient::new(channel);
+        timeout(PATIENCE, maintenance.hash_kv(pb::HashKvRequest::default())).await.unwrap().unwrap();
+    });
+}
 
 /// A connection whose turns are taken.
 async fn busy() -> (Unsent, Vec<Turn>) {

@@ -212,6 +212,9 @@ pub enum RunError {
     /// The process lacks something that it needs: a thread, a runtime.
     #[error("cannot start a thread or runtime: {0}")]
     Threads(io::Error),
+    /// Clients cannot be served.
+    #[error("the client port failed: {0}")]
+    ClientPort(io::Error),
     /// `--initial-cluster-state=existing`, and nobody of the running cluster can be asked.
     #[error(
         "--initial-cluster-state=existing: none of {asked} answers, so this node cannot learn who it is in their cluster: \

@@ -45,12 +45,19 @@ impl Fatal {
     /// Waits for a report; what was found.
     pub(super) async fn reported(&self) -> RunError {
         let mut receiver = self.0.subscribe();
-        let ending = receiver.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone());
-        match ending {
-            Some(Ending::Fatal(what)) => RunError::Fatal(what),
-            Some(Ending::Removed(reason)) => RunError::Removed(reason),
-            // Cannot be: this very sender is alive.
+        // Does not fail: this very sender is alive.
+        let _ = receiver.wait_for(Option::is_some).await;
+        match self.found() {
+            Some(error) => error,
             None => std::future::pending().await,
         }
+    }
+
+    /// What was found so far.
+    pub(super) fn found(&self) -> Option<RunError> {
+        self.0.borrow().clone().map(|ending| match ending {
+            Ending::Fatal(what) => RunError::Fatal(what),
+            Ending::Removed(reason) => RunError::Removed(reason),
+        })
     }
 }

@@ -1,11 +1,13 @@
 //! `hadron serve`: one node as a process, from its start to its signal.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
 use super::discover;
@@ -66,20 +68,21 @@ async fn serve(config: Config) -> Result<(), RunError> {
         tokio::spawn(compactor::run(node.handle(), retention));
     }
     let (stop, stopped) = oneshot::channel::<()>();
-    let serving = tokio::spawn(server.serve(client_listeners, node.passed_on(), async {
+    let mut serving = tokio::spawn(server.serve(client_listeners, node.passed_on(), async {
         let _ = stopped.await;
     }));
     // Fail-stop: after a fault no goodbye that would need what failed.
-    until_stopped(&node, &mut signals, &served, &config).await?;
+    until_stopped(&node, &mut serving, &mut signals, &served, &config).await?;
     node.hand_over().await;
     drop(stop);
     if let Ok(Err(error)) = serving.await {
         warn!(%error, "the client port failed");
     }
-    node.stop().await;
+    let stopped = node.stop().await;
     if let Some(spans) = spans {
         spans.stop().await;
     }
+    stopped?;
     info!("stopped");
     Ok(())
 }
@@ -159,8 +162,10 @@ impl Served {
     }
 }
 
+/// Returns when a signal came, or with what went wrong.
 async fn until_stopped(
     node: &Running,
+    serving: &mut JoinHandle<io::Result<()>>,
     signals: &mut Signals,
     served: &[Served],
     config: &Config,
@@ -180,6 +185,16 @@ async fn until_stopped(
             Ok(())
         }
         error = node.failed() => Err(error),
+        served = serving => Err(RunError::ClientPort(why_ended(served))),
+    }
+}
+
+/// Why clients are served no more, although nobody asked for that.
+fn why_ended(served: Result<io::Result<()>, JoinError>) -> io::Error {
+    match served {
+        Ok(Err(error)) => error,
+        Ok(Ok(())) => io::Error::other("it ended"),
+        Err(error) => io::Error::other(error),
     }
 }
 
@@ -245,5 +260,26 @@ impl Signals {
             _ = self.terminate.recv() => "terminated",
             _ = self.interrupt.recv() => "interrupt",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::tests::config;
+    use super::*;
+
+    /// A node whose client port could not be served said that it was ready, and went on without.
+    #[tokio::test]
+    async fn a_node_that_cannot_serve_clients_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config("a", directory.path());
+        let node = Running::start(&config, Vec::new(), Arc::default()).unwrap();
+        let mut signals = Signals::listen().unwrap();
+        let mut serving = tokio::spawn(async { Err(io::Error::other("no thread")) });
+        let ended = until_stopped(&node, &mut serving, &mut signals, &[], &config).await;
+        assert_eq!(ended.unwrap_err().to_string(), "the client port failed: no thread");
+        node.stop().await.unwrap();
     }
 }

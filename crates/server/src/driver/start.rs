@@ -255,7 +255,10 @@ impl Running {
     }
 
     /// Stops all threads: the log is sealed and the engine durable when it returns. Requests that still wait are told.
-    pub async fn stop(self) {
+    ///
+    /// # Errors
+    /// What the node found by then with which it must not go on: then nothing is said of log and engine.
+    pub async fn stop(self) -> Result<(), RunError> {
         let _ = timeout(PEERS_GRACE, self.transport.drained()).await;
         self.scrubber.end();
         self.reclaimer.end();
@@ -271,6 +274,7 @@ impl Running {
             }
         };
         let _ = tokio::task::spawn_blocking(join).await;
+        self.fatal.found().map_or(Ok(()), Err)
     }
 }
 

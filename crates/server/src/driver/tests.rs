@@ -98,7 +98,7 @@ impl Cluster {
     async fn stop(&mut self, number: usize) {
         let node = self.nodes[number].take().unwrap();
         node.hand_over().await;
-        node.stop().await;
+        node.stop().await.unwrap();
     }
 
     fn restart(&mut self, number: usize) {
@@ -156,7 +156,7 @@ async fn what_was_written_is_there_after_a_restart() {
         revision = next;
         assert_eq!(get(&handle, "key").await.unwrap(), vec![round; 100]);
         node.hand_over().await;
-        node.stop().await;
+        node.stop().await.unwrap();
     }
 }
 
@@ -184,7 +184,7 @@ async fn a_member_that_is_started_under_another_name_is_renamed() {
         };
         tokio::time::timeout(Duration::from_secs(60), named).await.unwrap();
         assert_eq!(handle.members().len(), 1);
-        node.stop().await;
+        node.stop().await.unwrap();
     }
 }
 
@@ -203,7 +203,7 @@ async fn many_writes_at_once_each_get_their_own_revision() {
     revisions.dedup();
     assert_eq!(revisions.len(), 500);
     assert_eq!(revisions[499] - revisions[0], 499, "without gaps");
-    node.stop().await;
+    node.stop().await.unwrap();
 }
 
 #[tokio::test]
@@ -256,10 +256,10 @@ async fn a_node_that_was_away_too_long_catches_up_by_snapshot() {
         while handle.read_barrier(DEFAULT_GROUP).await.is_err() {}
         assert_eq!(get(&handle, "key2").await.unwrap(), vec![79; 512 << 10]);
         if metrics.snapshots_received.get() > 0 {
-            node.stop().await;
+            node.stop().await.unwrap();
             break;
         }
-        node.stop().await;
+        node.stop().await.unwrap();
         number += 1;
         for _ in 0..40 {
             put(&cluster.handle(writer), "more", vec![number as u8; 512 << 10]).await;
@@ -278,7 +278,7 @@ async fn requests_that_are_given_up_leave_nothing_behind() {
     // Without a quorum nothing is answered.
     let alone = cluster.leader(0);
     for number in (0..3).filter(|number| *number != alone) {
-        cluster.nodes[number].take().unwrap().stop().await;
+        cluster.nodes[number].take().unwrap().stop().await.unwrap();
     }
     let handle = cluster.handle(alone);
     {
@@ -302,7 +302,7 @@ async fn a_stopped_node_says_so() {
     let node = start(&config("a", directory.path()), Vec::new()).unwrap();
     node.ready().await;
     let handle = node.handle();
-    node.stop().await;
+    node.stop().await.unwrap();
     assert_eq!(handle.read_barrier(DEFAULT_GROUP).await, Err(Unavailable::Stopped));
     let error = handle.write(DEFAULT_GROUP, put_command("key", "value")).await.unwrap_err();
     assert_eq!(error, Unavailable::Stopped);
@@ -315,7 +315,7 @@ async fn a_directory_in_use_and_an_address_in_use_are_clear_errors() {
     let node = start(&config, Vec::new()).unwrap();
     let error = start(&config, Vec::new()).err().unwrap().to_string();
     assert!(error.contains("is in use by another process"), "{error}");
-    node.stop().await;
+    node.stop().await.unwrap();
 
     let taken = bind(&["127.0.0.1:0".parse().unwrap()], "listen-peer-urls", false).unwrap();
     let address = taken[0].local_addr().unwrap();
@@ -332,7 +332,7 @@ async fn damage_in_the_log_refuses_to_start_and_names_the_place() {
     for number in 0..20 {
         put(&node.handle(), &format!("key{number}"), "a value to be damaged").await;
     }
-    node.stop().await;
+    node.stop().await.unwrap();
     let (file, offset) = find(&config.wal_dir, b"a value to be damaged").unwrap();
     let mut bytes = fs::read(&file).unwrap();
     bytes[offset] ^= 1;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use hadron_proto::etcdserverpb::PutRequest;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
 use hadron_sim::history::Operation;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support;
@@ -154,4 +155,15 @@ async fn a_node_whose_engine_cannot_be_synced_ends_with_its_log_whole() {
     cluster.nodes[0].wait_until_serving().await;
     let operations = load.stop().await;
     check(&cluster, &operations).await;
+}
+
+/// It said `stopped`, and its exit code was that of a success.
+#[tokio::test]
+async fn a_node_that_cannot_store_what_it_has_when_it_stops_fails() {
+    let (mut cluster, disk) = start(1).await;
+    let mut kv = KvClient::new(cluster.nodes[0].channel());
+    kv.put(PutRequest { key: "k".into(), ..PutRequest::default() }).await.unwrap();
+    disk.fail(0, "engine");
+    cluster.nodes[0].signal(Signal::TERM);
+    assert_ends_saying(&mut cluster, 0, &ENGINE_FAILED).await;
 }

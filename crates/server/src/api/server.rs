@@ -47,7 +47,7 @@ use super::tokens::Tokens;
 use super::unsent::Unsent;
 use crate::metrics::Metrics;
 use crate::tls::{ServerTls, Stream};
-use crate::transport::Presence;
+use crate::transport::{LOOK_UPS_MAX, Presence};
 use hadron_consensus::DEFAULT_GROUP;
 use hadron_node::DEFAULT_KEYSPACE;
 
@@ -65,8 +65,6 @@ const RESET_STREAMS_MAX: usize = 10_000;
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long calls that are being answered may take when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
-/// Names of other nodes that a worker's runtime looks up at a time; each occupies a thread.
-const NAMES_MAX: usize = 2;
 /// Connections that wait for a busy thread; beyond, the acceptor waits and the kernel's queue fills.
 const HANDED_OVER_MAX: usize = 256;
 /// Pause after a connection could not be accepted.
@@ -322,7 +320,7 @@ impl<B: Backend> Server<B> {
         let (sender, sockets) = mpsc::channel(HANDED_OVER_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(beside::THREADS + NAMES_MAX)
+            .max_blocking_threads(beside::THREADS + LOOK_UPS_MAX)
             .build()?;
         let worker = Worker {
             front: Arc::clone(&self.front),

@@ -8,6 +8,7 @@ use std::sync::Once;
 
 use tokio::net::TcpStream;
 
+use super::names;
 use crate::config::Url;
 use crate::tls::{ClientTls, ServerTls, Stream};
 
@@ -45,7 +46,7 @@ impl PeerTls {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
             }
         };
-        let stream = TcpStream::connect(url.authority()).await?;
+        let stream = names::connect(url).await?;
         stream.set_nodelay(true)?;
         #[cfg(target_os = "linux")]
         bound_unsent(&stream);

@@ -31,6 +31,7 @@ mod handshake;
 mod incoming;
 mod inquiry;
 mod link;
+mod names;
 mod outgoing;
 mod snapshot;
 #[cfg(test)]
@@ -53,6 +54,7 @@ use handshake::Class;
 pub use handshake::{Cause, Identity, Refusal};
 pub use inquiry::{Answer, AskError, MembersAnswer, answer, ask, ask_members};
 pub use link::PeerTls;
+pub(crate) use names::LOOK_UPS_MAX;
 pub use snapshot::{IncomingSnapshot, OutgoingSnapshot, Rejection, SnapshotError};
 
 use crate::config::Url;

@@ -40,7 +40,8 @@ impl Opener {
     }
 }
 
-/// Starts the opener of keyspaces with these options. It ends when its queue is gone.
+/// Starts the opener of keyspaces with these options. It ends when its queue is gone, or when the node stops: whatever is in the queue then is wanted
+/// again after the next start.
 pub(super) fn start(
     engine: Arc<dyn Engine>,
     options: Options,
@@ -66,7 +67,9 @@ fn work(
     // What an earlier process did not come to.
     let mut sweeps: VecDeque<_> =
         destroyed_groups(engine.as_ref())?.into_iter().map(DestroyedSweep::new).collect();
-    while let Some(job) = next(jobs, !sweeps.is_empty()) {
+    while let Some(job) = next(jobs, !sweeps.is_empty())
+        && !inputs.are_stopping()
+    {
         match job {
             Next::Job(Job::Open(job)) => {
                 let outcome = job.carry_out(engine, options.clone());
@@ -108,5 +111,28 @@ fn next(jobs: &Receiver<Job>, sweeps: bool) -> Option<Next> {
         Ok(job) => Some(Next::Job(job)),
         Err(TryRecvError::Empty) => Some(Next::Idle),
         Err(TryRecvError::Disconnected) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use hadron_storage::engine::ModelEngine;
+
+    use super::super::shard::Input;
+    use super::*;
+
+    /// A node that was told to stop opened thousands of keyspaces first.
+    #[test]
+    fn nothing_is_opened_any_more_when_the_node_stops() {
+        let (inputs, queues) = Inputs::new(1);
+        let engine = Arc::new(ModelEngine::new());
+        inputs.stop();
+        let (opener, thread) = start(engine, Options::default(), inputs, Fatal::new()).unwrap();
+        opener.open(OpenJob { group: GroupId(7), replica: None, is_in_log: false });
+        drop(opener);
+        thread.join().unwrap();
+        assert!(!queues[0].try_iter().any(|input| matches!(input, Input::Event(_))));
     }
 }

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
 use super::context::{Context, Learners};
-use super::session::{Candidacy, Lost, Place, Session, created_at, enter, operation, without_code};
+use super::session::{Entered, Lost, Place, Session, created_at, enter, operation, without_code};
 use super::unsent;
 
 /// Proclamations that wait for a slow observer; beyond, its watch waits.
@@ -68,8 +68,8 @@ async fn campaign<B: Backend>(
 ) -> Result<electionpb::CampaignResponse, Status> {
     let electionpb::CampaignRequest { name, lease, value } = request;
     let lease = session.lease(lease).await?;
-    let (place, mut header, said) = enter(session, &name, lease, value.clone()).await?;
-    let candidacy = Candidacy::new(session, &place, said.is_none());
+    let Entered { candidacy, mut header, said } = enter(session, &name, lease, value.clone()).await?;
+    let place = candidacy.place().clone();
     if said.is_some_and(|said| said != value) {
         header = proclaim(session, &place, lease, value).await?;
     }

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
 use super::context::{Context, Learners};
-use super::session::{Candidacy, Lost, Session, enter, without_code};
+use super::session::{Lost, Session, enter, without_code};
 
 /// The service.
 pub(super) struct Lock<B> {
@@ -26,13 +26,13 @@ impl<B: Backend> Lock<B> {
     ) -> Result<lockpb::LockResponse, Status> {
         let lockpb::LockRequest { name, lease } = request;
         let lease = session.lease(lease).await?;
-        let (place, _, said) = enter(session, &name, lease, Bytes::new()).await?;
-        let candidacy = Candidacy::new(session, &place, said.is_none());
+        let candidacy = enter(session, &name, lease, Bytes::new()).await?.candidacy;
+        let key = candidacy.place().key.clone();
         let header = candidacy.win(&name).await.map_err(|lost| match lost {
             Lost::Place => Status::unknown("mutex: session is expired"),
             Lost::Call(status) => status,
         })?;
-        Ok(lockpb::LockResponse { header, key: place.key })
+        Ok(lockpb::LockResponse { header, key })
     }
 }
 

@@ -8,10 +8,11 @@
 //! Invariants:
 //! - Whoever waits is told only of what a quorum has confirmed: after each wake-up the queue is read anew, linearizably.
 //! - A contender whose key is gone (its lease has ended) is told so, and never waits for others.
-//! - A contender that gives up waiting (its call is dropped) leaves the queue.
+//! - A contender that gives up waiting (its call is dropped) leaves the queue, whether or not it knows yet that it is there.
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hadron_keyspace::auth::Need;
@@ -24,18 +25,24 @@ use pb::lease_server::Lease as _;
 use pb::range_request::{SortOrder, SortTarget};
 use pb::request_op::Request as Operation;
 use pb::watch_create_request::FilterType;
+use tokio::time::sleep;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::backend::Backend;
 use super::caller::{Claim, CommonName, TOKEN_KEYS};
 use super::context::Context;
+use super::error::EtcdError;
 use super::kv::Kv;
 use super::lease::Lease;
 use super::span::Caller;
 
 /// What a contender without a lease gets, in seconds: etcd's.
 const LEASE_TTL: i64 = 60;
+/// How often a contender that gave up tries to leave its queue.
+const LEAVE_TRIES_MAX: usize = 50;
+/// Between two tries.
+const LEAVE_PAUSE: Duration = Duration::from_millis(200);
 
 /// A caller's way to the services of this node.
 pub(super) struct Session<B> {
@@ -243,7 +250,7 @@ impl<B: Backend> Session<B> {
     }
 }
 
-/// Leaves the queue when it is dropped: a caller that hung up must not get what it will not give back. What it had before it asked stays with
+/// A contender in its queue. Leaves that when it is dropped: a caller that hung up must not get what it will not give back. What it had before it asked stays with
 /// it.
 pub(super) struct Candidacy<B: Backend> {
     session: Session<B>,
@@ -253,9 +260,8 @@ pub(super) struct Candidacy<B: Backend> {
 }
 
 impl<B: Backend> Candidacy<B> {
-    /// The candidacy at `place`, which is new unless the candidate was in the queue already.
-    pub(super) fn new(session: &Session<B>, place: &Place, is_new: bool) -> Candidacy<B> {
-        Candidacy { session: session.clone(), place: place.clone(), leaves: is_new }
+    pub(super) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Waits until it is the first in its queue, and stays there. The header is that of the read which showed it.
@@ -284,9 +290,23 @@ impl<B: Backend> Drop for Candidacy<B> {
         // Without a runtime the node stops, and the lease ends the candidacy.
         if let (true, Ok(runtime)) = (self.leaves, tokio::runtime::Handle::try_current()) {
             let (session, place) = (self.session.clone(), self.place.clone());
-            runtime.spawn(async move { session.leave(&place).await });
+            runtime.spawn(leave_at_last(session, place));
         }
     }
+}
+
+/// Leaves the queue, also if there is no leader just now: the lease may live on, and all others would wait for its end.
+async fn leave_at_last<B: Backend>(session: Session<B>, place: Place) {
+    for _ in 0..LEAVE_TRIES_MAX {
+        match session.leave(&place).await {
+            Err(status) if may_succeed_later(&status) => sleep(LEAVE_PAUSE).await,
+            _ => return,
+        }
+    }
+}
+
+fn may_succeed_later(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded)
 }
 
 /// The key of the queue that was created first, or last before a revision (0 for no bound).
@@ -317,15 +337,33 @@ pub(super) fn operation(request: Operation) -> pb::RequestOp {
     pb::RequestOp { request: Some(request) }
 }
 
-/// Enters the queue with `value`, unless the contender is in it already. Returns its place, the header, and what it said when
-/// it was in the queue already.
+/// A contender that came to its queue.
+pub(super) struct Entered<B: Backend> {
+    pub(super) candidacy: Candidacy<B>,
+    pub(super) header: Option<pb::ResponseHeader>,
+    /// What it said when it was in the queue already.
+    pub(super) said: Option<Bytes>,
+}
+
+/// Enters the queue with `value`, unless the contender is in it already. If the caller goes away meanwhile, what comes of it is dropped, and
+/// leaves the queue.
 pub(super) async fn enter<B: Backend>(
     session: &Session<B>,
     name: &[u8],
     lease: i64,
     value: Bytes,
-) -> Result<(Place, Option<pb::ResponseHeader>, Option<Bytes>), Status> {
-    let key = key_of(name, lease);
+) -> Result<Entered<B>, Status> {
+    let entering = enter_at(session.clone(), key_of(name, lease), lease, value);
+    // Not given up with the caller: what is on its way would be in the queue, and nobody would know.
+    tokio::spawn(entering).await.map_err(|_| EtcdError::Stopped)?
+}
+
+async fn enter_at<B: Backend>(
+    session: Session<B>,
+    key: Bytes,
+    lease: i64,
+    value: Bytes,
+) -> Result<Entered<B>, Status> {
     let put = pb::PutRequest { key: key.clone(), value, lease, ..Default::default() };
     let get = pb::RangeRequest { key: key.clone(), ..Default::default() };
     let txn = pb::TxnRequest {
@@ -340,5 +378,7 @@ pub(super) async fn enter<B: Backend>(
         _ => None,
     });
     let revision = there.as_ref().map_or(revision, |there| there.create_revision);
-    Ok((Place { key, revision }, response.header, there.map(|there| there.value)))
+    let (place, leaves) = (Place { key, revision }, there.is_none());
+    let candidacy = Candidacy { session, place, leaves };
+    Ok(Entered { candidacy, header: response.header, said: there.map(|there| there.value) })
 }

@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 
 use super::auth::{Client, options, switched_on};
 use super::harness::Harness;
-use crate::api::Traffic;
+use crate::api::{Traffic, Unavailable};
 
 async fn grant(channel: &Channel, id: i64) {
     let request = pb::LeaseGrantRequest { ttl: 600, id };
@@ -150,6 +150,50 @@ fn a_caller_that_hangs_up_leaves_the_queue() {
         let waiting = lock(&channel, 2);
         queue_of(&channel, "l/", "l0", 2).await;
         waiting.abort();
+        assert_eq!(queue_of(&channel, "l/", "l0", 1).await, ["l/1"]);
+    });
+}
+
+/// Until the server has dropped what was given up: it hears of that before it hears of a later call.
+async fn given_up(channel: &Channel) {
+    for _ in 0..2 {
+        let local = pb::RangeRequest { key: "k".into(), serializable: true, ..Default::default() };
+        KvClient::new(channel.clone()).range(local).await.unwrap();
+    }
+}
+
+/// Whoever hung up before it heard that it is in the queue stayed there as long as its lease lived, and all others waited.
+#[test]
+fn a_caller_that_hangs_up_while_it_comes_leaves_the_queue() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        grant(&channel, 1).await;
+        let held = harness.backend.hold_answers().await;
+        let call = lock(&channel, 1);
+        queue_of(&channel, "l/", "l0", 1).await;
+        call.abort();
+        assert!(call.await.is_err());
+        given_up(&channel).await;
+        drop(held);
+        queue_of(&channel, "l/", "l0", 0).await;
+    });
+}
+
+/// Without a leader it was tried once.
+#[test]
+fn a_caller_that_hangs_up_while_there_is_no_leader_leaves_the_queue_later() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        grant(&channel, 1).await;
+        grant(&channel, 2).await;
+        lock(&channel, 1).await.unwrap().unwrap();
+        let call = lock(&channel, 2);
+        queue_of(&channel, "l/", "l0", 2).await;
+        harness.backend.fail_with(Some(Unavailable::NoLeader));
+        call.abort();
+        assert!(call.await.is_err());
+        given_up(&channel).await;
+        harness.backend.fail_with(None);
         assert_eq!(queue_of(&channel, "l/", "l0", 1).await, ["l/1"]);
     });
 }

@@ -51,6 +51,8 @@ struct Inner {
     others: Mutex<BTreeMap<NodeId, SocketAddr>>,
     /// What another client's write does right before the next one.
     before_write: Mutex<Option<Command>>,
+    /// Nobody hears of a write while this is held.
+    answers: tokio::sync::RwLock<()>,
     /// When set, writes and barriers fail so.
     failure: Mutex<Option<Unavailable>>,
     /// What the planner sees; without it what members and catalog tell.
@@ -94,6 +96,7 @@ impl TestBackend {
             is_damaged: AtomicBool::new(false),
             others: Mutex::default(),
             before_write: Mutex::new(None),
+            answers: tokio::sync::RwLock::default(),
             failure: Mutex::new(None),
             view: Mutex::new(None),
             hitters: Hitters::default(),
@@ -109,6 +112,11 @@ impl TestBackend {
     /// Has a command come right before the next write of whoever it is.
     pub(super) fn come_before_next_write(&self, command: Command) {
         *self.0.before_write.lock() = Some(command);
+    }
+
+    /// Writes are applied and nobody hears of them while this is held.
+    pub(super) async fn hold_answers(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.0.answers.write().await
     }
 
     /// Makes writes and linearizable reads fail, or succeed again.
@@ -293,7 +301,9 @@ impl Backend for TestBackend {
         if let Some(command) = self.0.before_write.lock().take() {
             self.apply_to_default(command);
         }
-        self.apply(group, command)
+        let written = self.apply(group, command);
+        drop(self.0.answers.read().await);
+        written
     }
 
     async fn read_barrier(&self, _: GroupId) -> Result<(), Unavailable> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use hadron_keyspace::Keyspace;
-use tokio::time::{Instant, Interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
@@ -65,7 +65,9 @@ impl<B: Backend, S> WhileLed<B, S> {
             false if is_pressing => (CHECK_INTERVAL, u32::MAX),
             false => (DAMAGE_INTERVAL, u32::MAX),
         };
-        let checks = tokio::time::interval_at(Instant::now() + interval, interval);
+        let mut checks = tokio::time::interval_at(Instant::now() + interval, interval);
+        // While nobody asks for more, nobody looks: what was not seen says nothing of the leader.
+        checks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         WhileLed {
             context,
             keyspace: None,

@@ -1,7 +1,9 @@
 //! What the transcript cannot show: a node without a leader, learners, failures, and what is Hadron's own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt as _, poll};
 use hadron_consensus::DEFAULT_GROUP;
 use hadron_proto::etcdserverpb as pb;
 use hadron_proto::etcdserverpb::cluster_client::ClusterClient;
@@ -16,10 +18,12 @@ use hadron_proto::hadron::pool_client::PoolClient;
 use hadron_proto::health::HealthCheckRequest;
 use hadron_proto::health::health_check_response::ServingStatus;
 use hadron_proto::health::health_client::HealthClient;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::harness::Harness;
+use super::harness::{Harness, runtime};
+use crate::api::leader::WhileLed;
 use crate::api::{Limits, ServerOptions, Traffic, Unavailable};
 
 fn put(key: &'static str) -> pb::PutRequest {
@@ -414,5 +418,24 @@ fn a_txn_that_looks_at_too_many_keys_is_refused_before_it_is_proposed() {
         let status = client.txn(nested).await.unwrap_err();
         assert_status(&status, Code::InvalidArgument, &refused(10 * KEYS_MAX));
         assert!(client.txn(reads(20)).await.unwrap().into_inner().succeeded);
+    });
+}
+
+/// A stream that its client left alone for a while, and looked at while the leader changed, found each of the looks that it had missed in vain.
+#[test]
+fn a_stream_that_nobody_looked_at_for_long_misses_no_leader() {
+    let election_timeout = Duration::from_millis(200);
+    let options = ServerOptions { election_timeout, ..ServerOptions::default() };
+    let harness = Harness::start_with(options, Traffic::Everything);
+    let mut metadata = MetadataMap::new();
+    metadata.insert("hasleader", "true".parse().unwrap());
+    runtime().block_on(async {
+        let silent = futures::stream::pending::<Result<(), Status>>();
+        let mut stream = WhileLed::new(Arc::clone(&harness.context), &metadata, silent);
+        assert!(poll!(stream.next()).is_pending());
+        tokio::time::sleep(5 * election_timeout).await;
+        harness.backend.set_leader(false);
+        assert!(poll!(stream.next()).is_pending());
+        assert_eq!(stream.next().await.unwrap().unwrap_err().message(), "etcdserver: no leader");
     });
 }

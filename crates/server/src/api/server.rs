@@ -65,6 +65,8 @@ const RESET_STREAMS_MAX: usize = 10_000;
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long calls that are being answered may take when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
+/// Of a worker's runtime that look at the files of certificates: those for clients, and those for other nodes.
+const FILES_THREADS: usize = 2;
 /// Connections that wait for a busy thread; beyond, the acceptor waits and the kernel's queue fills.
 const HANDED_OVER_MAX: usize = 256;
 /// Pause after a connection could not be accepted.
@@ -320,7 +322,7 @@ impl<B: Backend> Server<B> {
         let (sender, sockets) = mpsc::channel(HANDED_OVER_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(beside::THREADS + LOOK_UPS_MAX)
+            .max_blocking_threads(beside::THREADS + LOOK_UPS_MAX + FILES_THREADS)
             .build()?;
         let worker = Worker {
             front: Arc::clone(&self.front),

@@ -69,7 +69,7 @@ impl ClientTls {
         let host = self.server_name.as_deref().unwrap_or(host);
         let name = ServerName::try_from(host.to_owned());
         let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let connector = TlsConnector::from(self.config.get());
+        let connector = TlsConnector::from(self.config.get().await);
         let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await??;
         self.allowed.check(stream.get_ref().1.peer_certificates().unwrap_or_default())?;
         Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))

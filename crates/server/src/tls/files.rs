@@ -10,7 +10,12 @@ use parking_lot::Mutex;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tracing::{info, warn};
+
+use crate::detached;
 
 /// Where a machine keeps the certificates that it trusts, by distribution.
 const SYSTEM_ROOTS: &[&str] = &[
@@ -117,6 +122,8 @@ fn content(file: &Path, what: String) -> TlsError {
     TlsError::Content { file: file.to_owned(), what }
 }
 
+/// How long a handshake waits for files; then it goes by what they held before. A disk may not answer for long.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How long files that could not be used are left alone, if they stay as they are: whether they can be read is not only up to them.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -134,54 +141,82 @@ struct Stamped {
 
 /// Something that is made of files, and made again when they change.
 pub(super) struct Following<T> {
-    files: Vec<PathBuf>,
-    make: Box<dyn Fn() -> Result<Arc<T>, TlsError> + Send + Sync>,
-    made: Mutex<Made<T>>,
+    followed: Arc<Followed<T>>,
+    /// Held by whoever looks at the files.
+    turn: Arc<Semaphore>,
 }
 
-struct Made<T> {
+struct Followed<T> {
+    files: Vec<PathBuf>,
+    make: Box<dyn Fn() -> Result<Arc<T>, TlsError> + Send + Sync>,
     /// What was made last.
-    last: Arc<T>,
-    /// Of which files that was tried last.
-    tried: Vec<Stamp>,
+    last: Mutex<Arc<T>>,
+    tried: Mutex<Tried>,
+}
+
+/// How it was tried last.
+struct Tried {
+    /// Of which files.
+    stamps: Vec<Stamp>,
     /// When that failed, if it did.
     failed: Option<Instant>,
 }
 
-impl<T> Following<T> {
+impl<T: Send + Sync + 'static> Following<T> {
     /// Makes it for the first time.
     pub(super) fn new(
         files: Vec<PathBuf>,
         make: impl Fn() -> Result<Arc<T>, TlsError> + Send + Sync + 'static,
     ) -> Result<Following<T>, TlsError> {
         // Before the files are read: a change meanwhile is found the next time.
-        let tried = stamps(&files);
-        let made = Mutex::new(Made { last: make()?, tried, failed: None });
-        Ok(Following { files, make: Box::new(make), made })
+        let tried = Mutex::new(Tried { stamps: stamps(&files), failed: None });
+        let last = Mutex::new(make()?);
+        let followed = Followed { files, make: Box::new(make), last, tried };
+        Ok(Following { followed: Arc::new(followed), turn: Arc::new(Semaphore::new(1)) })
     }
 
-    /// What the files hold now, or held when they last made sense.
-    pub(super) fn get(&self) -> Arc<T> {
-        self.get_at(Instant::now())
+    /// What the files hold now, or held when they last made sense and could be read in time. They are looked at on a thread for such things, one at a
+    /// time: the caller's may carry heartbeats.
+    pub(super) async fn get(&self) -> Arc<T> {
+        let (turn, followed) = (Arc::clone(&self.turn), Arc::clone(&self.followed));
+        let looking = async move {
+            let turn = turn.acquire_owned().await;
+            let look = move || {
+                let _turn = turn;
+                followed.look(Instant::now());
+            };
+            spawn_blocking(look).await
+        };
+        let _ = timeout(PATIENCE, detached::run(looking)).await;
+        self.followed.last()
+    }
+}
+
+impl<T> Followed<T> {
+    fn last(&self) -> Arc<T> {
+        Arc::clone(&self.last.lock())
     }
 
-    fn get_at(&self, now: Instant) -> Arc<T> {
+    /// Makes it again if the files changed.
+    fn look(&self, now: Instant) {
         let stamps = stamps(&self.files);
-        let mut made = self.made.lock();
-        if made.tried != stamps || made.failed.is_some_and(|failed| now.duration_since(failed) >= AGAIN) {
-            made.tried = stamps;
-            match (self.make)() {
-                Ok(new) => {
-                    (made.last, made.failed) = (new, None);
-                    info!(files = ?self.files, "certificates were read again");
-                }
-                Err(error) => {
-                    made.failed = Some(now);
-                    warn!(%error, "certificates changed and cannot be used: the last ones stay");
-                }
+        let mut tried = self.tried.lock();
+        let is_due = tried.failed.is_some_and(|failed| now.duration_since(failed) >= AGAIN);
+        if tried.stamps == stamps && !is_due {
+            return;
+        }
+        tried.stamps = stamps;
+        match (self.make)() {
+            Ok(new) => {
+                *self.last.lock() = new;
+                tried.failed = None;
+                info!(files = ?self.files, "certificates were read again");
+            }
+            Err(error) => {
+                tried.failed = Some(now);
+                warn!(%error, "certificates changed and cannot be used: the last ones stay");
             }
         }
-        Arc::clone(&made.last)
     }
 }
 
@@ -205,19 +240,20 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::mpsc;
 
     use super::*;
 
     /// Follows a file that can be read or not, whoever runs the tests.
-    struct Followed {
+    struct TestFiles {
         file: tempfile::NamedTempFile,
         can_be_read: Arc<AtomicBool>,
         tries: Arc<AtomicUsize>,
         following: Following<String>,
     }
 
-    impl Followed {
-        fn new() -> Followed {
+    impl TestFiles {
+        fn new() -> TestFiles {
             let file = tempfile::NamedTempFile::new().unwrap();
             fs::write(&file, "old").unwrap();
             let (path, can_be_read) = (file.path().to_owned(), Arc::new(AtomicBool::new(true)));
@@ -230,7 +266,13 @@ mod tests {
                     false => Err(content(&path, "permission denied".to_owned())),
                 }
             });
-            Followed { file, can_be_read, tries, following: following.unwrap() }
+            TestFiles { file, can_be_read, tries, following: following.unwrap() }
+        }
+
+        /// What the files are said to hold at some time.
+        fn at(&self, now: Instant) -> Arc<String> {
+            self.following.followed.look(now);
+            self.following.followed.last()
         }
 
         /// Writes what cannot be read.
@@ -241,33 +283,60 @@ mod tests {
     }
 
     /// They stayed unread until their content changed once more.
-    #[test]
-    fn files_that_become_readable_are_read() {
-        let followed = Followed::new();
+    #[tokio::test]
+    async fn files_that_become_readable_are_read() {
+        let followed = TestFiles::new();
         followed.replace();
-        assert_eq!(*followed.following.get(), "old");
+        assert_eq!(*followed.following.get().await, "old");
         followed.can_be_read.store(true, Ordering::Relaxed);
-        let before = stamps(&followed.following.files);
+        let before = stamps(&followed.following.followed.files);
         // The clock of a file system may be coarse.
-        while stamps(&followed.following.files) == before {
+        while stamps(&followed.following.followed.files) == before {
             fs::set_permissions(&followed.file, fs::Permissions::from_mode(0o600)).unwrap();
         }
-        assert_eq!(*followed.following.get(), "a new one");
+        assert_eq!(*followed.following.get().await, "a new one");
     }
 
     #[test]
     fn files_that_cannot_be_used_are_tried_again_after_a_while() {
-        let followed = Followed::new();
+        let followed = TestFiles::new();
         followed.replace();
         let now = Instant::now();
         for _ in 0..3 {
-            assert_eq!(*followed.following.get_at(now), "old");
+            assert_eq!(*followed.at(now), "old");
         }
         assert_eq!(followed.tries.load(Ordering::Relaxed), 2, "once when it began");
         followed.can_be_read.store(true, Ordering::Relaxed);
-        assert_eq!(*followed.following.get_at(now), "old");
-        assert_eq!(*followed.following.get_at(now + AGAIN), "a new one");
-        followed.following.get_at(now + 2 * AGAIN);
+        assert_eq!(*followed.at(now), "old");
+        assert_eq!(*followed.at(now + AGAIN), "a new one");
+        followed.at(now + 2 * AGAIN);
         assert_eq!(followed.tries.load(Ordering::Relaxed), 3);
+    }
+
+    /// Each handshake read files on the thread of its connection, which carries the heartbeats of others, and waited for a disk that hangs.
+    #[tokio::test]
+    async fn nobody_waits_long_for_files_that_cannot_be_read() {
+        let (end, ended) = mpsc::channel::<()>();
+        let ended = Mutex::new(ended);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let tries = AtomicUsize::new(0);
+        let following = Following::new(vec![file.path().to_owned()], move || {
+            let number = tries.fetch_add(1, Ordering::Relaxed);
+            if number > 0 {
+                let _ = ended.lock().recv();
+            }
+            Ok(Arc::new(number))
+        });
+        let following = following.unwrap();
+        fs::write(&file, "new").unwrap();
+        // Others have their turns on this thread meanwhile.
+        let (gets, others) = tokio::join!(following.get(), async {
+            tokio::task::yield_now().await;
+            "others"
+        });
+        assert_eq!((*gets, others), (0, "others"));
+        assert_eq!(*following.get().await, 0, "it still hangs");
+        drop(end);
+        while *following.get().await == 0 {}
     }
 }

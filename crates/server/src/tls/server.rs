@@ -90,7 +90,7 @@ impl ServerTls {
     /// # Errors
     /// What the other end did wrong, or that it did nothing.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<Stream> {
-        let reading = self.reading.get();
+        let reading = self.reading.get().await;
         let acceptor = TlsAcceptor::from(Arc::clone(&reading.config));
         let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();

@@ -66,7 +66,7 @@ mod session;
 mod simulate;
 mod slow;
 mod snapshot;
-mod socket;
+pub(crate) mod socket;
 mod span;
 mod stamps;
 #[cfg(test)]

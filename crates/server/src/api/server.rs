@@ -23,6 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use opentelemetry_sdk::trace::SdkTracer;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -65,6 +66,8 @@ const RESET_STREAMS_MAX: usize = 10_000;
 const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long calls that are being answered may take when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
+/// A connection that is still for so long is asked whether there is still somebody, and as often after that; Linux asks nine times.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Of a worker's runtime that look at the files of certificates: those for clients, and those for other nodes.
 const FILES_THREADS: usize = 2;
 /// Connections that wait for a busy thread; beyond, the acceptor waits and the kernel's queue fills.
@@ -72,7 +75,7 @@ const HANDED_OVER_MAX: usize = 256;
 /// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections to the pages for metrics at a time: they have places of their own, so that clients cannot hide what is wrong.
-const METRICS_CONNECTIONS_MAX: usize = 16;
+pub(crate) const METRICS_CONNECTIONS_MAX: usize = 16;
 /// That there is no place for a connection is said so often at most.
 const TOLD_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -448,6 +451,12 @@ impl<B: Backend> Worker<B> {
     }
 }
 
+/// Has those who connect to a listener asked whether they are still there. Whoever vanished without a word, with its machine or behind a router that forgot
+/// it, holds its place for some five minutes: as with etcd.
+pub(crate) fn ask_whether_there(listener: &SockRef<'_>) -> io::Result<()> {
+    listener.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
+}
+
 /// How connections of clients are spoken to.
 pub(crate) fn connection_builder(connections: Connections) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -545,7 +554,7 @@ fn introduce(request: &mut http::Request<Incoming>, user: Option<CommonName>, ca
 }
 
 /// Ends if a client says for so long no more than what every client might say first. Whoever says more has the time-outs of what it speaks.
-async fn silence(end: End, first_word_timeout: Duration) {
+pub(crate) async fn silence(end: End, first_word_timeout: Duration) {
     tokio::time::sleep(first_word_timeout).await;
     if end.received() >= PREFACE.len() {
         std::future::pending::<()>().await;

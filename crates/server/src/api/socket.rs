@@ -19,7 +19,7 @@ use crate::tls::Stream;
 
 /// The socket of one client. Hides its end while somebody holds an [`EndHidden`].
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(crate) struct Socket {
     inner: Stream,
     state: Arc<State>,
     metrics: Arc<Metrics>,
@@ -40,7 +40,7 @@ struct State {
 
 /// Says whether the end of a socket may be seen.
 #[derive(Clone, Debug)]
-pub(super) struct End(Arc<State>);
+pub(crate) struct End(Arc<State>);
 
 /// The end of a socket is hidden until this is dropped. The reader must look again then.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub(super) struct EndHidden(Arc<State>);
 
 impl Socket {
     /// A socket whose bytes are counted in `metrics`.
-    pub(super) fn new(inner: Stream, metrics: Arc<Metrics>) -> (Socket, End) {
+    pub(crate) fn new(inner: Stream, metrics: Arc<Metrics>) -> (Socket, End) {
         let state = Arc::new(State::default());
         (Socket { inner, state: Arc::clone(&state), metrics }, End(state))
     }

@@ -15,7 +15,7 @@ use hadron_node::{
 use hadron_storage::disk::{Disk, RealDisk};
 use hadron_storage::engine::{Engine, FjallEngine, FjallOptions};
 use hadron_storage::wal::{Options as WalOptions, Recovered, Wal};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -38,6 +38,7 @@ use super::snapshots::{self, Snapshots};
 use super::whole::Places;
 use super::{flush, force, log, observe, opener, reclaim, scrub};
 use crate::api;
+use crate::api::server::ask_whether_there;
 use crate::config::{Config, Url};
 use crate::metrics::Metrics;
 use crate::process::Descriptors;
@@ -47,8 +48,6 @@ use crate::transport::{self, Cause, Inbound, MembersAnswer, Peer, PeerTls, Refus
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that the kernel holds until they are accepted; it may allow fewer.
 const ACCEPT_BACKLOG: i32 = 1024;
-/// A connection that is still for so long is asked whether there is still somebody, and as often after that; Linux asks nine times.
-const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long the tasks of the peers' runtime may take to end.
 const PEERS_GRACE: Duration = Duration::from_secs(1);
 /// Connections of other nodes that wait to be answered.
@@ -526,9 +525,8 @@ fn bind_one(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     // A restart must not wait for the last connections of the run before.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
-    // Accepted connections have it too. Whoever vanished without a word, with its machine or behind a router that forgot it, holds its place for
-    // some five minutes: as with etcd.
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+    // Accepted connections have it too.
+    ask_whether_there(&SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     socket.listen(ACCEPT_BACKLOG)?;
     Ok(socket.into())

@@ -29,8 +29,10 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tracing::{Level, info, warn};
 
@@ -39,13 +41,16 @@ use super::discovery::Discovery;
 use super::{complain, logging};
 use crate::api::Connections;
 use crate::api::authority::Mended;
-use crate::api::server::{connection_builder, open};
+use crate::api::server::{METRICS_CONNECTIONS_MAX, ask_whether_there, connection_builder, open, silence};
+use crate::api::socket::Socket;
 use crate::client::Client;
 use crate::client::Identity;
 use crate::client::Security;
 use crate::client::links::Keepalive;
 use crate::config::{Log, LogFormat, LogOutput};
 use crate::discovery::srv::Node;
+use crate::metrics::Metrics;
+use crate::process::Descriptors;
 use crate::tls::files::KeyPair;
 use crate::tls::name::common_name;
 use crate::tls::server::ServerFiles;
@@ -214,9 +219,21 @@ enum Traffic {
     Pages,
 }
 
+/// How the connections of a listener are served.
+#[derive(Clone)]
+struct Manner {
+    tls: Option<Arc<ServerTls>>,
+    connections: Connections,
+    traffic: Traffic,
+    /// What each of them needs one of.
+    places: Arc<Semaphore>,
+}
+
 /// Passes calls on.
 struct Forwarder {
     upstream: Upstream,
+    /// Where bytes of clients count. Nobody is shown them.
+    metrics: Arc<Metrics>,
     /// For calls of its own.
     links: Links,
     namespace: Option<Namespace>,
@@ -275,8 +292,13 @@ async fn start(mut options: Start) -> Result<(), String> {
         return Err("cannot be told to stop: signals are not available".to_owned());
     };
     let connections = options.pings.connections(options.max_concurrent_streams);
+    let places = Descriptors::of_process().clients / (1 + options.endpoints.len());
+    let manner = Manner { tls, connections, traffic: Traffic::Everything, places: places_for(places) };
     if let Some((listener, tls)) = metrics {
-        tokio::spawn(accept(listener, tls, connections, Traffic::Pages, Arc::clone(&forwarder)));
+        // They have places of their own, so that clients cannot hide what is wrong.
+        let places = places_for(METRICS_CONNECTIONS_MAX);
+        let manner = Manner { tls, traffic: Traffic::Pages, places, ..manner.clone() };
+        tokio::spawn(accept(listener, manner, Arc::clone(&forwarder)));
     }
     let (client, interval) = (options.client()?, options.endpoints_auto_sync_interval);
     info!(address = %address, endpoints = options.endpoints.join(","), "started gRPC proxy");
@@ -288,7 +310,7 @@ async fn start(mut options: Start) -> Result<(), String> {
         }
     };
     tokio::select! {
-        () = accept(listener, tls, connections, Traffic::Everything, Arc::clone(&forwarder)) => {}
+        () = accept(listener, manner, Arc::clone(&forwarder)) => {}
         () = announced => {}
         () = members::follow_nodes(client, interval, &forwarder.upstream) => {}
         _ = terminate.recv() => {}
@@ -303,7 +325,12 @@ async fn start(mut options: Start) -> Result<(), String> {
 
 async fn bind(address: &str) -> Result<TcpListener, String> {
     let bound = TcpListener::bind(address).await;
+    let bound = bound.and_then(|listener| ask_whether_there(&SockRef::from(&listener)).map(|()| listener));
     bound.map_err(|error| format!("cannot listen on {address}: {error}"))
+}
+
+fn places_for(connections: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS)))
 }
 
 /// Listens where a URL says, encrypted if it says so.
@@ -322,18 +349,17 @@ async fn bind_url(
     Ok((bind(&address).await?, tls))
 }
 
-async fn accept(
-    listener: TcpListener,
-    tls: Option<Arc<ServerTls>>,
-    connections: Connections,
-    traffic: Traffic,
-    forwarder: Arc<Forwarder>,
-) {
+async fn accept(listener: TcpListener, manner: Manner, forwarder: Arc<Forwarder>) {
     loop {
+        // While there is no place for one, those who come wait in the kernel's queue.
+        let Ok(place) = Arc::clone(&manner.places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((socket, address)) => {
-                let (tls, forwarder) = (tls.clone(), Arc::clone(&forwarder));
-                tokio::spawn(serve(socket, address, tls, connections, traffic, forwarder));
+                let serving = serve(socket, address, manner.clone(), Arc::clone(&forwarder));
+                tokio::spawn(async move {
+                    serving.await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 warn!(%error, "cannot accept a client connection");
@@ -346,20 +372,25 @@ async fn accept(
 async fn serve(
     socket: tokio::net::TcpStream,
     address: SocketAddr,
-    tls: Option<Arc<ServerTls>>,
-    connections: Connections,
-    traffic: Traffic,
+    manner: Manner,
     forwarder: Arc<Forwarder>,
 ) {
+    let Manner { tls, connections, traffic, .. } = manner;
     let Ok(socket) = socket.into_std() else { return };
     let Some(stream) = open(socket, tls.as_deref(), connections.first_word_timeout).await else { return };
+    let (socket, end) = Socket::new(stream, Arc::clone(&forwarder.metrics));
     let links = Arc::new(Links::default());
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let (forwarder, links) = (Arc::clone(&forwarder), Arc::clone(&links));
         async move { Ok::<_, Infallible>(forwarder.answer(request.map(boxed), traffic, &links).await) }
     });
-    let socket = TokioIo::new(Mended::new(stream));
-    if let Err(error) = connection_builder(connections).serve_connection(socket, service).await {
+    let builder = connection_builder(connections);
+    let served = tokio::select! {
+        biased;
+        served = builder.serve_connection(TokioIo::new(Mended::new(socket)), service) => served,
+        () = silence(end, connections.first_word_timeout) => return,
+    };
+    if let Err(error) = served {
         tracing::debug!(%address, %error, "client connection failed");
     }
 }
@@ -395,6 +426,7 @@ impl Forwarder {
         });
         Ok(Forwarder {
             upstream: Upstream::new(&options.endpoints, options.calling.security()?, keepalive)?,
+            metrics: Arc::default(),
             links: Links::default(),
             namespace,
             members,
@@ -584,5 +616,65 @@ impl Pings {
             keepalive_timeout: self.grpc_keepalive_timeout,
             ..Connections::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::Parser;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// As long as nobody waits for something that comes.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        proxy: Proxy,
+    }
+
+    fn forwarder() -> Arc<Forwarder> {
+        let Proxy::Start(options) = Line::parse_from(["proxy", "start"]).proxy;
+        Arc::new(Forwarder::new(&options).unwrap())
+    }
+
+    /// Probes and the like that sent a few bytes had their connections for ever, as many as there were.
+    #[tokio::test]
+    async fn whoever_says_nothing_is_hung_up_and_leaves_its_place() {
+        let listener = bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let first_word_timeout = Duration::from_millis(100);
+        let manner = Manner {
+            tls: None,
+            connections: Connections { first_word_timeout, ..Connections::default() },
+            traffic: Traffic::Everything,
+            places: places_for(1),
+        };
+        tokio::spawn(accept(listener, manner, forwarder()));
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(b"PRI").await.unwrap();
+            clients.push(client);
+        }
+        for mut client in clients {
+            let ended = timeout(PATIENCE, client.read_to_end(&mut Vec::new())).await;
+            assert!(ended.is_ok());
+        }
+    }
+
+    /// Whoever vanished without a word kept its connection for two hours.
+    #[tokio::test]
+    async fn listeners_ask_whether_there_is_still_somebody() {
+        let listener = bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        assert!(SockRef::from(&accepted).keepalive().unwrap());
     }
 }

@@ -231,7 +231,7 @@ impl Raw {
     }
 
     /// Whether a call is answered with a message.
-    async fn is_answered(mut self) -> bool {
+    async fn is_answered(&mut self) -> bool {
         let answer = async {
             loop {
                 let mut head = [0; 9];

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   LOCK        held for as long as the process runs
-//!   IDENTITY    cluster, node, the directory's own random id, and how often it was opened
+//!   IDENTITY    cluster, node, the directory's own random id, and its last start
 //!   wal/        the write-ahead log
 //!   engine/     the engine
 //! ```
 //!
 //! The random id is what tells a node from its own amnesia: a wiped directory comes back under another one. The
-//! incarnation is durable before [`DataDir::open`] returns, so no message of this run can carry an earlier run's.
+//! incarnation is durable before [`DataDir::open`] returns, so no message of this run can carry an earlier run's. It counts starts, and part of it is
+//! random: a copy of the directory that is started once has another one than the directory that was started once after it was copied.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ pub struct Claim {
     pub node_name: String,
     /// The id that a new directory gets: a random number. Ignored when there is a directory already.
     pub new_directory: u64,
+    /// A random number for this start.
+    pub new_start: u32,
 }
 
 /// What a data directory says it is.
@@ -52,8 +55,22 @@ pub struct Identity {
     pub node_name: String,
     /// The directory's random id, chosen when it was created.
     pub directory: u64,
-    /// How often it was opened, this time included; from 1.
+    /// Its last start, this one included; see [`starts`].
     pub incarnation: u64,
+}
+
+/// Bits of an incarnation that are random.
+const RANDOM_BITS: u32 = 32;
+
+/// How many starts there were, from 1, when a directory was opened with this incarnation. Two with the same number and another incarnation
+/// are of two directories, one of which was copied from the other.
+pub fn starts(incarnation: u64) -> u64 {
+    incarnation >> RANDOM_BITS
+}
+
+/// The incarnation after `last`.
+fn next_incarnation(last: u64, random: u32) -> u64 {
+    (starts(last) + 1) << RANDOM_BITS | u64::from(random)
 }
 
 /// Why a data directory was not opened.
@@ -215,7 +232,7 @@ impl LockedDir {
                 incarnation: 0,
             },
         };
-        identity.incarnation += 1;
+        identity.incarnation = next_incarnation(identity.incarnation, claim.new_start);
         write_atomically(&**disk, &path, IDENTITY, identity.encode().as_bytes()).map_err(failed)?;
         sync_parent(&**disk, &path).map_err(failed)?;
         Ok(DataDir { path, identity, created, _lock: lock })
@@ -388,7 +405,7 @@ mod tests {
     use crate::disk::{MemoryDisk, RealDisk};
 
     fn claim() -> Claim {
-        Claim { cluster: 0xc1, node: NodeId(7), node_name: "n1".into(), new_directory: 0xd1 }
+        Claim { cluster: 0xc1, node: NodeId(7), node_name: "n1".into(), new_directory: 0xd1, new_start: 0xe1 }
     }
 
     fn memory() -> (MemoryDisk, Arc<dyn Disk>, &'static Path) {
@@ -406,12 +423,14 @@ mod tests {
         let path = directory.path().join("deep/n1");
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         assert_eq!(DataDir::read(&*disk, &path).unwrap(), None);
-        for incarnation in 1..4 {
+        for start in 1..4 {
             let mut claim = claim();
-            claim.new_directory += incarnation;
+            claim.new_directory += start;
+            claim.new_start = 10 - start as u32;
             let opened = DataDir::open(&disk, &path, &claim).unwrap();
-            assert_eq!(opened.created(), incarnation == 1);
-            assert_eq!(opened.identity().incarnation, incarnation);
+            assert_eq!(opened.created(), start == 1);
+            assert_eq!(starts(opened.identity().incarnation), start);
+            assert_eq!(opened.identity().incarnation, start << 32 | (10 - start));
             assert_eq!(opened.identity().directory, 0xd2);
             assert_eq!(DataDir::read(&*disk, &path).unwrap().as_ref(), Some(opened.identity()));
             assert!(opened.wal_path().starts_with(opened.path()));

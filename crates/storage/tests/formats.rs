@@ -108,7 +108,13 @@ fn an_identity_is_written_as_ever() {
     let file = directory.join("IDENTITY");
     let (written, former): (Arc<dyn Disk>, Arc<dyn Disk>) =
         (Arc::new(MemoryDisk::new()), Arc::new(MemoryDisk::new()));
-    let claim = Claim { cluster: 0xc1, node: NodeId(7), node_name: "n1".into(), new_directory: 0xd1 };
+    let claim = Claim {
+        cluster: 0xc1,
+        node: NodeId(7),
+        node_name: "n1".into(),
+        new_directory: 0xd1,
+        new_start: 0xe1,
+    };
     let opened = DataDir::open(&written, directory, &claim).unwrap();
     let mut pinned = Pinned::open(DIRECTORY, "identity.txt");
     let bytes = pinned.bytes("identity", &read_all(&*written.open(&file).unwrap()).unwrap());

@@ -87,6 +87,7 @@ impl Home {
             node,
             node_name: config.name.clone(),
             new_directory: rand::random::<u64>().max(1),
+            new_start: rand::random(),
         };
         let directory = locked.claim(disk, &claim)?;
         if !is_stored {
@@ -107,7 +108,7 @@ impl Home {
         self.directory.identity().directory
     }
 
-    /// Starts so far, this one included.
+    /// This start.
     pub(super) fn incarnation(&self) -> u64 {
         self.directory.identity().incarnation
     }

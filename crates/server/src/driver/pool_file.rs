@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hadron_consensus::NodeId;
 use hadron_node::{Bootstrap, Member};
+use hadron_storage::data_dir::starts;
 use hadron_storage::disk::{Disk, read_all, write_atomically};
 use parking_lot::{Mutex, RwLock};
 use tracing::{info, warn};
@@ -56,17 +57,20 @@ impl PoolFile {
         let start = pool.starts.insert(node.0, other.incarnation).unwrap_or_default();
         let member = place_of(&mut pool, node);
         member.admit(other.data_dir_id)?;
-        if start > other.incarnation {
-            let reason = format!(
-                "node {:x} ({}) was here with a later start ({start}) than this one ({}): its data directory was restored from a \
-                 copy, or runs twice",
-                node.0, other.name, other.incarnation
-            );
-            return Err(Refusal { reason, cause: Cause::Outdated });
-        }
         let is_known = member.data_dir_id == other.data_dir_id;
         if is_known && start == other.incarnation {
             return Ok(());
+        }
+        if starts(start) >= starts(other.incarnation) {
+            let reason = format!(
+                "node {:x} ({}) was here with another start ({}) that is not before this one ({}): its data directory was restored from \
+                 a copy, or runs twice",
+                node.0,
+                other.name,
+                starts(start),
+                starts(other.incarnation)
+            );
+            return Err(Refusal { reason, cause: Cause::Outdated });
         }
         member.data_dir_id = other.data_dir_id;
         write(&*self.disk, &self.data_dir, &pool).map_err(|error| {
@@ -191,8 +195,9 @@ mod tests {
         disk
     }
 
-    fn identity(node: NodeId, data_dir_id: u64, incarnation: u64) -> Identity {
-        Identity { cluster_id: 1, node, incarnation, data_dir_id, name: "n".into() }
+    /// Of a node that was started so often.
+    fn identity(node: NodeId, data_dir_id: u64, starts: u64) -> Identity {
+        Identity { cluster_id: 1, node, incarnation: starts << 32 | 77, data_dir_id, name: "n".into() }
     }
 
     /// Only in memory it was known with which start a node had come last: a copy of its data directory was let in after the others had been
@@ -205,7 +210,7 @@ mod tests {
         let met = file(&disk);
         let refusal = met.admit(&identity(b, 7, 4)).unwrap_err();
         assert_eq!(refusal.cause, Cause::Outdated);
-        assert!(refusal.reason.contains("was here with a later start (5) than this one (4)"), "{refusal}");
+        assert!(refusal.reason.contains("another start (5) that is not before this one (4)"), "{refusal}");
         met.admit(&identity(b, 7, 5)).unwrap();
         met.admit(&identity(b, 7, 6)).unwrap();
         assert!(file(&disk).admit(&identity(b, 7, 5)).is_err());
@@ -214,6 +219,22 @@ mod tests {
         assert!(said.contains("/data is out of date") && said.contains("member remove"), "{said}");
         disk.crash(2);
         assert_eq!(read(&disk, DIRECTORY.as_ref()).unwrap().unwrap().outdated, refusal.reason);
+    }
+
+    /// A copy that was started once after it was made had the number of the start that the directory had after that: it was let in, and what the node
+    /// had acknowledged meanwhile was lost.
+    #[test]
+    fn who_comes_with_another_start_of_the_same_number_is_out_of_date() {
+        let (disk, b) = (disk(), pool().members[1].node());
+        let met = file(&disk);
+        let original = identity(b, 7, 5);
+        met.admit(&original).unwrap();
+        for incarnation in [original.incarnation - 1, original.incarnation + 1] {
+            let copy = Identity { incarnation, ..original.clone() };
+            assert_eq!(met.admit(&copy).unwrap_err().cause, Cause::Outdated);
+        }
+        met.admit(&original).unwrap();
+        met.admit(&identity(b, 7, 6)).unwrap();
     }
 
     #[test]

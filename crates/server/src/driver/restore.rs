@@ -110,8 +110,13 @@ pub(crate) fn restore(plan: &Plan) -> Result<Made, RestoreFailure> {
     begin_log(&disk, &plan.wal_dir, data_dir_id, &restored).map_err(RunError::from)?;
     pool_file::write(&*disk, &plan.data_dir, &pool)?;
     places.mark()?;
-    let claim =
-        Claim { cluster: pool.cluster_id, node, node_name: plan.name.clone(), new_directory: data_dir_id };
+    let claim = Claim {
+        cluster: pool.cluster_id,
+        node,
+        node_name: plan.name.clone(),
+        new_directory: data_dir_id,
+        new_start: rand::random(),
+    };
     locked.claim(&disk, &claim).map_err(RunError::from)?;
     leftovers.directories.clear();
     Ok(Made { cluster_id: pool.cluster_id, node_id: node.0, restored, alarms })

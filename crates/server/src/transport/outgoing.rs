@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use hadron_consensus::NodeId;
+use hadron_storage::data_dir::starts;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -318,7 +319,7 @@ impl Outgoing {
     async fn hold(&self, stream: Stream, welcome: &Welcome) {
         let Welcome { version, from: other } = welcome;
         let (peer, name) = (format!("{:x}", other.node.0), &other.name);
-        info!(%peer, %name, incarnation = other.incarnation, "connected to peer");
+        info!(%peer, %name, starts = starts(other.incarnation), "connected to peer");
         self.queue.lock().version = Some(*version);
         self.active.set(1.0);
         let up = Inbound::Up { incarnation: other.incarnation, data_dir_id: other.data_dir_id };

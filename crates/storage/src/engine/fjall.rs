@@ -19,7 +19,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -40,6 +40,7 @@ use rustix::io::Errno;
 use super::journal::cut_torn_end;
 use super::{Batch, Change, Engine, EngineError, Read, Reclaimed, Space, Visit, check_sizes};
 use crate::TornTail;
+use crate::disk::{Disk as _, RealDisk};
 use crate::priority::give_way;
 
 /// Makes the names in a directory durable, and in those below: a process that was killed may have made files and never got to that.
@@ -96,6 +97,7 @@ const CONGESTION_POLL: Duration = Duration::from_millis(10);
 
 /// An [`Engine`] in a directory, which it locks.
 pub struct FjallEngine {
+    directory: PathBuf,
     database: Database,
     pub(super) spaces: Spaces,
     torn_tail: Option<TornTail>,
@@ -123,6 +125,7 @@ impl FjallEngine {
         let spaces = Spaces::open(&database, options)?;
         spaces.check_not_ahead_of(end.last)?;
         let engine = FjallEngine {
+            directory: directory.to_owned(),
             database,
             spaces,
             torn_tail: end.torn,
@@ -165,6 +168,14 @@ impl FjallEngine {
             thread::sleep(CONGESTION_POLL);
         }
         Ok(())
+    }
+
+    /// What is told of an error.
+    pub(super) fn failed(&self, error: Error) -> EngineError {
+        match error {
+            Error::Poisoned => EngineError::Io(poisoned(RealDisk.free_bytes(&self.directory).ok())),
+            error => engine_error(error),
+        }
     }
 
     pub(super) fn check_poisoned(&self) -> Result<(), Error> {
@@ -340,14 +351,14 @@ impl Read for FjallEngine {
 impl Engine for FjallEngine {
     fn write(&self, batch: Batch) -> Result<(), EngineError> {
         check_sizes(&batch)?;
-        self.commit(without_repeats(batch)).map_err(engine_error)
+        self.commit(without_repeats(batch)).map_err(|error| self.failed(error))
     }
 
     fn persist(&self) -> Result<(), EngineError> {
-        self.database.persist(PersistMode::SyncData).map_err(engine_error)?;
+        self.database.persist(PersistMode::SyncData).map_err(|error| self.failed(error))?;
         // If an fsync of fjall's own threads failed right before this one, the system counts those pages as clean, and this one
         // succeeded; and fjall looked whether it is poisoned before it waited for that thread. Now it knows.
-        self.database.persist(PersistMode::SyncData).map_err(engine_error)
+        self.database.persist(PersistMode::SyncData).map_err(|error| self.failed(error))
     }
 
     fn snapshot(&self) -> Box<dyn Read> {
@@ -364,7 +375,7 @@ impl Engine for FjallEngine {
     }
 
     fn check(&self) -> Result<(), EngineError> {
-        self.check_poisoned().map_err(engine_error)
+        self.check_poisoned().map_err(|error| self.failed(error))
     }
 }
 
@@ -432,11 +443,27 @@ fn open_error(error: fjall::Error) -> EngineError {
     }
 }
 
-/// What fjall says after it gave up, whatever for; its threads log that.
-const POISONED: &str = "an earlier write, fsync or merging of tables failed, as was logged when it happened, and nothing is accepted any more. If \
-                        that was for `Too many open files`, nothing is damaged: raise the limit of open files and start this node \
-                        again. If it was for a checksum, or comes again after a restart, files are damaged: move the data directory and \
-                        the write-ahead log away and rebuild this member from the others";
+/// With less left, a table that was being written may have filled the disk; it is gone when the node stops.
+const ROOM_BYTES: u64 = 128 << 20;
+
+/// What is told after fjall gave up, whatever for; its threads log that. Whoever looks at this line alone must not throw away what is whole.
+fn poisoned(free_bytes: Option<u64>) -> String {
+    let what = "an earlier write, fsync or merging of tables failed, as was logged when it happened, and nothing is accepted any more";
+    let advice = match free_bytes {
+        Some(free) if free < ROOM_BYTES => {
+            let left = free >> 20;
+            return format!(
+                "{what}. The disk has {left} MiB left, so it was full: nothing is damaged, free some space and start this node again"
+            );
+        }
+        _ => {
+            "If that was for `No space left on device` or `Too many open files`, nothing is damaged: free some space, or raise the limit of \
+             open files, and start this node again. If it was for a checksum, or comes again after a restart although there is room, \
+             files are damaged: move the data directory and the write-ahead log away and rebuild this member from the others"
+        }
+    };
+    format!("{what}. {advice}")
+}
 
 fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
@@ -453,6 +480,9 @@ pub(super) fn engine_error(error: fjall::Error) -> EngineError {
                 "{error}; nothing is damaged: raise the limit of open files (`ulimit -n`)"
             ))
         }
+        Error::Io(error) | Error::Storage(LsmError::Io(error)) if is(&error, Errno::NOSPC) => {
+            EngineError::Io(format!("{error}; nothing is damaged: free some space and start this node again"))
+        }
         // A file ends before what another place says is in it.
         Error::Io(error) | Error::Storage(LsmError::Io(error))
             if error.kind() == io::ErrorKind::UnexpectedEof =>
@@ -461,7 +491,7 @@ pub(super) fn engine_error(error: fjall::Error) -> EngineError {
         }
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => EngineError::Io(error.to_string()),
         Error::Locked => EngineError::Io("the engine is in use by another process".into()),
-        Error::Poisoned => EngineError::Io(POISONED.into()),
+        Error::Poisoned => EngineError::Io(poisoned(None)),
         Error::InvalidVersion(Some(version)) => newer(version),
         Error::Storage(LsmError::InvalidVersion(version)) => newer(version),
         Error::InvalidVersion(None) => EngineError::Damaged("the file `version` is none".into()),
@@ -657,6 +687,20 @@ mod tests {
         assert_eq!(without_repeats(batch), vec![delete, put("c", "1"), put("b", "2")]);
         let ascending = vec![put("a", "1"), put("b", "1")];
         assert_eq!(without_repeats(ascending.clone()), ascending);
+    }
+
+    /// A node whose disk was full said at last that its files are damaged if that came again, and to throw them away: it comes again until there is room.
+    #[test]
+    fn who_has_no_room_is_not_told_to_throw_anything_away() {
+        let full = poisoned(Some(ROOM_BYTES - 1));
+        assert!(full.contains("127 MiB left") && full.contains("nothing is damaged"), "{full}");
+        assert!(!full.contains("rebuild"), "{full}");
+        for free in [None, Some(ROOM_BYTES)] {
+            let other = poisoned(free);
+            assert!(other.contains("No space left") && other.contains("rebuild this member"), "{other}");
+        }
+        let full = io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error());
+        assert!(engine_error(Error::Io(full)).to_string().contains("nothing is damaged"));
     }
 
     /// fjall takes them for damage: a node would have asked to be rebuilt for nothing, and have lost what it had.

@@ -60,7 +60,7 @@ impl FjallEngine {
                 outcome => outcome.map_err(rewrite_error)?,
             }
         }
-        self.release_history().map_err(engine_error)?;
+        self.release_history().map_err(|error| self.failed(error))?;
         Ok(Reclaimed { before, after: self.disk_bytes(), ran_out: false })
     }
 

@@ -131,10 +131,15 @@ pub enum WalError {
     },
     /// There is no room for the next segment. Nothing was written; the log is still usable, and the same call may
     /// succeed once there is room.
-    #[error("no space left for the write-ahead log in {}", directory.display())]
+    #[error(
+        "no space left for the write-ahead log in {}, which needs {} MiB for its next segment; nothing is damaged: free some space and start \
+         this node again", directory.display(), segment_bytes >> 20
+    )]
     Full {
         /// The log's directory.
         directory: PathBuf,
+        /// What a segment takes.
+        segment_bytes: u64,
     },
     /// An earlier write or sync failed, so nothing is accepted until the log is opened again.
     #[error("the write-ahead log refuses: an earlier write or sync failed")]
@@ -448,7 +453,10 @@ impl Wal {
         let room = format::batch_extent(length) as u64;
         let segment = self.pool.take(room).map_err(|source| {
             if is_full(&source) {
-                WalError::Full { directory: self.directory.clone() }
+                WalError::Full {
+                    directory: self.directory.clone(),
+                    segment_bytes: self.pool.segment_bytes().max(room),
+                }
             } else {
                 WalError::io("creating a segment in", &self.directory, source)
             }

@@ -132,6 +132,11 @@ enum Work {
 }
 
 impl Pool {
+    /// The usual size of a segment.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
+    }
+
     /// A pool for the files that are there; `spare` is an unused segment.
     pub(super) fn new(
         disk: Arc<dyn Disk>,

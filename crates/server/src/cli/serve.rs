@@ -53,6 +53,7 @@ pub fn run(name: Name, arguments: impl IntoIterator<Item = OsString>) -> ExitCod
     if let Err(error) = logging::start(&config.log) {
         return refuse(&error);
     }
+    tell_panics();
     settings.notes().iter().for_each(|note| note.tell());
     if config.stop_on_stdin_close {
         std::thread::spawn(stop_when_stdin_closes);
@@ -70,6 +71,18 @@ pub fn run(name: Name, arguments: impl IntoIterator<Item = OsString>) -> ExitCod
             ExitCode::FAILURE
         }
     }
+}
+
+/// Has the log say why the process is about to abort, as it says why a node stops otherwise.
+fn tell_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!(
+            error = %panic.to_string().replace('\n', " "),
+            "the node stopped: what it found cannot be, unless this version has a bug or a member came back with an earlier state of its disk"
+        );
+        usual(panic);
+    }));
 }
 
 /// What `etcd --version` prints: tools read the first line.

@@ -14,7 +14,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::allowed::Allowed;
 use super::files::{self, Following, KeyPair, TlsError};
-use super::{HANDSHAKE_TIMEOUT, Names, Protocol, Stream};
+use super::{HANDSHAKE_TIMEOUT, Names, Protocol, Stream, in_words};
 
 /// What a caller shows, and whom it believes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -70,7 +70,7 @@ impl ClientTls {
         let name = ServerName::try_from(host.to_owned());
         let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let connector = TlsConnector::from(self.config.get().await);
-        let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await??;
+        let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await?.map_err(in_words)?;
         self.allowed.check(stream.get_ref().1.peer_certificates().unwrap_or_default())?;
         Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
     }

@@ -23,11 +23,12 @@ pub mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
-use rustls::{SupportedProtocolVersion, version};
+use rustls::{CertificateError, SupportedProtocolVersion, version};
 
 pub use allowed::Names;
 pub use client::ClientTls;
@@ -37,6 +38,20 @@ pub use stream::Stream;
 
 /// How long a handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a handshake failed for, with what is to be done where the library names only what it found.
+fn in_words(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) = cause else { return error };
+    match other.0.downcast_ref::<webpki::Error>() {
+        Some(webpki::Error::CaUsedAsEndEntity) => io::Error::new(
+            error.kind(),
+            "the certificate of the other end is that of an authority, which may sign and not speak: make it one without \
+             (`basicConstraints=CA:FALSE`)",
+        ),
+        _ => error,
+    }
+}
 
 /// What a handshake may agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use webpki::{CertRevocationList, EndEntityCert, OwnedCertRevocationList};
 use super::allowed::{Allowed, denied};
 use super::files::{self, Following, KeyPair, TlsError};
 use super::name::common_name;
-use super::{HANDSHAKE_TIMEOUT, Names, Protocol, Stream};
+use super::{HANDSHAKE_TIMEOUT, Names, Protocol, Stream, in_words};
 
 /// What a listener shows, and what it demands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl ServerTls {
     pub async fn accept(&self, stream: TcpStream) -> io::Result<Stream> {
         let reading = self.reading.get().await;
         let acceptor = TlsAcceptor::from(Arc::clone(&reading.config));
-        let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
+        let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await?.map_err(in_words)?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         self.allowed.check(chain)?;
         reading.revoked.check(chain)?;

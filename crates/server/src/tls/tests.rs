@@ -60,6 +60,24 @@ async fn the_server_must_be_the_one_that_was_called() {
     shake(&server, &ClientTls::new(careless).unwrap(), "other.example").await.unwrap();
 }
 
+/// What `openssl req -x509` makes is one, and etcd takes it; the library said `CaUsedAsEndEntity`.
+#[tokio::test]
+async fn who_shows_the_certificate_of_an_authority_is_told_what_to_do() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let directory = tempfile::tempdir().unwrap();
+    let [certificate_file, key_file] =
+        ["server.pem", "server-key.pem"].map(|name| directory.path().join(name));
+    fs::write(&certificate_file, params.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(&key_file, key.serialize_pem()).unwrap();
+    let own = KeyPair { certificate: certificate_file.clone(), key: key_file };
+    let server = ServerTls::new(ServerFiles::of(own, None)).unwrap();
+    let trusting = ClientTls::new(client(&certificate_file, None)).unwrap();
+    let error = shake(&server, &trusting, "localhost").await.unwrap_err();
+    assert!(error.contains("CA:FALSE"), "{error}");
+}
+
 #[tokio::test]
 async fn a_trusted_authority_demands_certificates_with_allowed_names() {
     let authority = Authority::new();

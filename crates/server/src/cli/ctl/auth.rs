@@ -31,9 +31,9 @@ impl Words {
 pub(crate) enum User {
     /// Add a user: NAME or NAME:PASSWORD
     Add(AddUser),
-    /// Delete a user
+    /// Delete a user: NAME
     Delete(Words),
-    /// Show a user's roles
+    /// Show a user's roles: NAME
     Get {
         #[command(flatten)]
         words: Words,
@@ -43,7 +43,7 @@ pub(crate) enum User {
     },
     /// List all users
     List(Words),
-    /// Give a user another password
+    /// Give a user another password: NAME
     Passwd {
         #[command(flatten)]
         words: Words,
@@ -51,9 +51,9 @@ pub(crate) enum User {
         #[arg(long, default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::Set, value_name = "BOOL")]
         interactive: bool,
     },
-    /// Give a role to a user
+    /// Give a role to a user: USER ROLE
     GrantRole(Words),
-    /// Take a role from a user
+    /// Take a role from a user: USER ROLE
     RevokeRole(Words),
 }
 
@@ -179,11 +179,11 @@ async fn role(client: &Client, role: String) -> Result<pb::AuthRoleGetResponse, 
 /// Subcommands of `role`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Role {
-    /// Add a role
+    /// Add a role: NAME
     Add(Words),
-    /// Delete a role
+    /// Delete a role: NAME
     Delete(Words),
-    /// Show a role's permissions
+    /// Show a role's permissions: NAME
     Get(Words),
     /// List all roles
     List(Words),

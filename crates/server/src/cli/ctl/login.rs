@@ -2,14 +2,23 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, Read, Write};
 
+use rustix::process::{Signal, getpid, kill_process};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use super::failure::{Exit, Failure};
 use tonic::metadata::AsciiMetadataValue;
 
 use crate::client::Identity;
+
+/// Keys of a terminal, as they are most often: Ctrl-D, Ctrl-C, Ctrl-\\, the two for the last character, and Ctrl-U.
+const END: u8 = 0x04;
+const INTERRUPT: u8 = 0x03;
+const QUIT: u8 = 0x1c;
+const BACKSPACE: u8 = 0x08;
+const DELETE: u8 = 0x7f;
+const KILL: u8 = 0x15;
 
 /// The flag that chooses a keyspace.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -135,16 +144,67 @@ pub(super) fn new_password(user: &str, is_interactive: bool) -> Result<String, F
 
 /// Asks at the terminal, which does not show the answer.
 fn ask(prompt: &str) -> io::Result<String> {
-    let mut terminal = File::options().read(true).write(true).open("/dev/tty")?;
+    let terminal = File::options().read(true).write(true).open("/dev/tty");
+    let mut terminal = terminal.map_err(|error| {
+        io::Error::new(error.kind(), format!("there is no terminal to ask for the password at: {error}"))
+    })?;
     terminal.write_all(prompt.as_bytes())?;
     let shown = tcgetattr(&terminal)?;
     let mut hidden = shown.clone();
-    hidden.local_modes.remove(LocalModes::ECHO);
+    // The keys for interrupts too are read here: the terminal must show what is typed again before the process ends.
+    hidden.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
     tcsetattr(&terminal, OptionalActions::Flush, &hidden)?;
-    let mut line = String::new();
-    let read = BufReader::new(terminal.try_clone()?).read_line(&mut line);
+    let read = line(&mut terminal);
     tcsetattr(&terminal, OptionalActions::Flush, &shown)?;
     terminal.write_all(b"\n")?;
-    read?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+    match read? {
+        Some(line) => Ok(line),
+        None => {
+            kill_process(getpid(), Signal::INT)?;
+            Err(io::ErrorKind::Interrupted.into())
+        }
+    }
+}
+
+/// Reads a line as a terminal would, key by key; `None` if it is interrupted.
+fn line(keys: &mut impl Read) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    for key in keys.bytes() {
+        match key? {
+            b'\r' | b'\n' | END => break,
+            INTERRUPT | QUIT => return Ok(None),
+            BACKSPACE | DELETE => drop_last(&mut line),
+            KILL => line.clear(),
+            key => line.push(key),
+        }
+    }
+    String::from_utf8(line).map(Some).map_err(|_| io::Error::other("the password is no UTF-8"))
+}
+
+/// Takes the last character away, which may be several bytes.
+fn drop_last(line: &mut Vec<u8>) {
+    while line.pop().is_some_and(|byte| byte & 0xc0 == 0x80) {}
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_line_is_what_a_terminal_would_make_of_the_keys() {
+        let read = |keys: &str| line(&mut keys.as_bytes()).unwrap();
+        for (keys, expected) in [
+            ("secret\rmore", "secret"),
+            ("secret\n", "secret"),
+            ("sec\u{4}ret", "sec"),
+            ("wrong\u{15}right\n", "right"),
+            ("seé\u{7f}c\u{8}cret\n", "secret"),
+            ("\u{7f}\n", ""),
+        ] {
+            assert_eq!(read(keys).unwrap(), expected, "{keys:?}");
+        }
+        assert_eq!(read("sec\u{3}ret\n"), None, "Ctrl-C");
+    }
 }

@@ -53,6 +53,9 @@ pub enum NotAdmitted {
          again (`etcdctl member add`), and to start with an empty data directory", .0.0
     )]
     Removed(NodeId),
+    /// It was a member until this cluster went on without it by force.
+    #[error("node {:x} was dropped from this cluster when it was made to go on without it (`--force-new-cluster`)", .0.0)]
+    Dropped(NodeId),
     /// It never was one, or not with this data directory.
     #[error("{0}")]
     Refused(String),
@@ -262,9 +265,14 @@ impl Board {
         if let Some(peer) = self.peers.read().iter().find(|member| member.id == node.0) {
             return peer.admit(data_dir_id).map_err(NotAdmitted::Refused);
         }
-        if self.pool.read().removed.contains_key(&node.0) {
+        let pool = self.pool.read();
+        if pool.dropped.contains(&node.0) {
+            return Err(NotAdmitted::Dropped(node));
+        }
+        if pool.removed.contains_key(&node.0) {
             return Err(NotAdmitted::Removed(node));
         }
+        drop(pool);
         if revision > self.roster_revision() {
             return Ok(());
         }

@@ -249,7 +249,7 @@ pub fn force(
     }
     let roster = Roster { members: vec![Member { is_learner: false, ..own }], ..pool.roster.clone() };
     // A roster that names nobody else is written all the same: configurations refer to its revision.
-    let commands: Vec<Command> = iter::once(pool.replace(&roster)).chain(placed).collect();
+    let commands: Vec<Command> = iter::once(pool.replace_by_force(&roster)).chain(placed).collect();
     end_logs(node, root, &commands, &mut survivors, &mut here);
     forced.records = survivors.into_iter().chain(here).flat_map(|survivor| survivor.log.records).collect();
     Ok(forced)

@@ -5,12 +5,13 @@
 //! | `roster` | a [`Roster`]; missing as long as the pool is what it was bootstrapped as |
 //! | `nodes/` and an id | what that node says of itself: a [`Member`] with name, client URLs, data directory |
 //! | `removed/` and an id | the [`Member`] that was removed: its id is never used again |
+//! | `dropped/` and an id | the same, of one that was removed by force, because nobody heard of it any more |
 //!
 //! A change is a [`Roster`] with something else in it, written in a txn that only succeeds if nobody else changed it
 //! meanwhile ([`Pool::replace`]). That decides it; carrying it out is the business of each group's leader
 //! (`reconfigure`), who compares the roster's revision with the one that its group's configuration was made for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use hadron_consensus::{NodeId, ReplicaId};
@@ -29,6 +30,8 @@ pub const ROSTER_KEY: &str = "roster";
 pub const NODES_PREFIX: &str = "nodes/";
 /// Keys of those who were removed: this prefix, then the id in hexadecimal.
 pub const REMOVED_PREFIX: &str = "removed/";
+/// Keys of those of them whose cluster went on without them by force: this prefix, then the id in hexadecimal.
+const DROPPED_PREFIX: &str = "dropped/";
 
 /// Who shall belong to the pool, and as what.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -180,6 +183,8 @@ pub struct Pool {
     pub said: BTreeMap<u64, Member>,
     /// Who was removed.
     pub removed: BTreeMap<u64, Removed>,
+    /// Who of them was removed by force: they may have gone on themselves.
+    pub dropped: BTreeSet<u64>,
 }
 
 impl Pool {
@@ -199,6 +204,10 @@ impl Pool {
         for pair in range(root, REMOVED_PREFIX, true)? {
             let removed = Removed { revision: pair.mod_revision, member: decode(&pair)? };
             pool.removed.insert(removed.member.id, removed);
+        }
+        for pair in range(root, DROPPED_PREFIX, true)? {
+            let member: Member = decode(&pair)?;
+            pool.dropped.insert(member.id);
         }
         Ok(pool)
     }
@@ -222,6 +231,19 @@ impl Pool {
     /// The command that puts `next` in the place of the present roster, unless another change came first: then its txn
     /// does not succeed, and changes nothing.
     pub fn replace(&self, next: &Roster) -> Command {
+        Command::Txn(self.replacement(next))
+    }
+
+    /// The same by force: those who are not in `next` are written down as dropped too.
+    pub(crate) fn replace_by_force(&self, next: &Roster) -> Command {
+        let mut txn = self.replacement(next);
+        let gone = self.roster.members.iter().filter(|member| next.member(member.id).is_none());
+        txn.success
+            .extend(gone.map(|gone| put(key_of(DROPPED_PREFIX, gone.id), self.known(gone).encode_to_vec())));
+        Command::Txn(txn)
+    }
+
+    fn replacement(&self, next: &Roster) -> pb::TxnRequest {
         let mut success = vec![put(ROSTER_KEY.into(), next.encode_to_vec())];
         let mut compare = vec![condition(ROSTER_KEY.into(), self.revision)];
         for gone in self.roster.members.iter().filter(|member| next.member(member.id).is_none()) {
@@ -232,7 +254,7 @@ impl Pool {
         for new in next.members.iter().filter(|member| self.roster.member(member.id).is_none()) {
             compare.push(condition(key_of(REMOVED_PREFIX, new.id), 0));
         }
-        Command::Txn(pb::TxnRequest { compare, success, failure: Vec::new() })
+        pb::TxnRequest { compare, success, failure: Vec::new() }
     }
 }
 

@@ -24,6 +24,7 @@ mod error;
 mod fatal;
 mod flush;
 mod force;
+mod fork;
 mod handle;
 mod inputs;
 mod join;

@@ -26,6 +26,7 @@ use super::clock::Clock;
 use super::data_dir::Home;
 use super::error::RunError;
 use super::fatal::Fatal;
+use super::fork::Dropped;
 use super::handle::Handle;
 use super::inputs::Inputs;
 use super::peers::Network;
@@ -36,7 +37,7 @@ use super::scrub::Scrubber;
 use super::shard::{Outlets, Setup as ShardSetup, Shard};
 use super::snapshots::{self, Snapshots};
 use super::whole::Places;
-use super::{flush, force, log, observe, opener, reclaim, scrub};
+use super::{flush, force, fork, log, observe, opener, reclaim, scrub};
 use crate::api;
 use crate::api::server::ask_whether_there;
 use crate::config::{Config, Url};
@@ -136,7 +137,8 @@ impl Running {
         let (calls, passed_on) = mpsc::channel(CALLS_CONNECTIONS_MAX);
         let pool = home.pool.clone();
         let met = Arc::new(PoolFile::written(Arc::new(RealDisk), config.data_dir.clone(), pool));
-        let receive = receive(inputs.clone(), snapshots.clone(), calls, met.clone(), fatal.clone());
+        let (dropped, told) = fork::channel();
+        let receive = receive(inputs.clone(), snapshots.clone(), calls, met.clone(), dropped, fatal.clone());
         let setup = transport_setup(config, &home, met, board.clone(), receive, metrics.clone())?;
         let setup = Setup { tls, ..setup };
         let transport = start_transport(&peers, peer_listeners, setup)?;
@@ -167,6 +169,7 @@ impl Running {
             fatal: fatal.clone(),
         };
         let (ready_sender, ready) = watch::channel(false);
+        peers.spawn(fork::heed(handle.clone(), ready.clone(), told, fatal.clone()));
         let mut threads = Vec::new();
         for (number, (node, inputs)) in nodes.into_iter().zip(queues).enumerate() {
             let shard = Shard::new(ShardSetup {
@@ -397,6 +400,7 @@ fn transport_setup(
             board.admit(other.node, other.data_dir_id, revision).map_err(|error| {
                 let cause = match error {
                     NotAdmitted::Removed(_) => Cause::Removed,
+                    NotAdmitted::Dropped(_) => Cause::Dropped,
                     NotAdmitted::Refused(_) => Cause::Other,
                 };
                 Refusal { reason: error.to_string(), cause }
@@ -462,6 +466,7 @@ fn receive(
     snapshots: Snapshots,
     calls: mpsc::Sender<api::PassedOn>,
     met: Arc<PoolFile>,
+    dropped: Dropped,
     fatal: Fatal,
 ) -> transport::Receive {
     Arc::new(move |from, inbound| {
@@ -473,6 +478,7 @@ fn receive(
             }
             Inbound::Removed { reason } => fatal.removed(reason),
             Inbound::Outdated { reason } => fatal.report(met.outdated(reason).to_string()),
+            Inbound::Dropped { reason } => dropped.tell(reason),
             Inbound::Snapshot(snapshot) => snapshots.receive(from, snapshot),
             // Hung up if too many wait: the other node tries again, or another one.
             Inbound::Calls(stream, presence) => drop(calls.try_send((stream, presence))),

@@ -24,8 +24,12 @@ fn handshakes_are_written_as_ever() {
     let welcome = Welcome { version: 2, from: identity() };
     let bytes = pinned.bytes("welcome", &welcome.encode());
     assert_eq!(Welcome::decode(bytes.into()).unwrap(), welcome);
-    for (name, cause) in [("other", Cause::Other), ("removed", Cause::Removed), ("outdated", Cause::Outdated)]
-    {
+    for (name, cause) in [
+        ("other", Cause::Other),
+        ("removed", Cause::Removed),
+        ("outdated", Cause::Outdated),
+        ("dropped", Cause::Dropped),
+    ] {
         let refusal = Refusal { reason: "why".into(), cause };
         let bytes = pinned.bytes(&format!("refused-{name}"), &refusal.encode());
         assert_eq!(Refusal::decode(bytes.into()).unwrap(), refusal);

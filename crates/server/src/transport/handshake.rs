@@ -140,6 +140,8 @@ pub enum Cause {
     Removed,
     /// It was here with a later start: it should stop, and its data directory must not be used again.
     Outdated,
+    /// It was a member until this node's cluster went on without it by force.
+    Dropped,
 }
 
 impl From<String> for Refusal {
@@ -156,6 +158,7 @@ impl Refusal {
             Cause::Other => 0,
             Cause::Removed => 1,
             Cause::Outdated => 2,
+            Cause::Dropped => 3,
         });
         out.freeze()
     }
@@ -166,6 +169,7 @@ impl Refusal {
         let cause = match bytes.try_get_u8() {
             Ok(1) => Cause::Removed,
             Ok(2) => Cause::Outdated,
+            Ok(3) => Cause::Dropped,
             _ => Cause::Other,
         };
         Ok(Refusal { reason, cause })

@@ -94,6 +94,11 @@ pub enum Inbound {
         /// For people.
         reason: String,
     },
+    /// The node's cluster went on without this one by force, and so it does not talk to it. May come more than once.
+    Dropped {
+        /// For people.
+        reason: String,
+    },
     /// The node has met this one with a later start, and so does not talk to it. May come more than once.
     Outdated {
         /// For people.

@@ -274,6 +274,7 @@ impl Outgoing {
                                 Cause::Other => None,
                                 Cause::Removed => Some(Inbound::Removed { reason }),
                                 Cause::Outdated => Some(Inbound::Outdated { reason }),
+                                Cause::Dropped => Some(Inbound::Dropped { reason }),
                             };
                             inbound.into_iter().for_each(|it| (self.shared.receive)(self.peer.node, it));
                             sleep(self.shared.options.refused_retry).await;

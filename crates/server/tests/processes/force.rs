@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use hadron_proto::etcdserverpb as pb;
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::ctl::{ctl, run};
@@ -34,6 +35,40 @@ fn force(node: &mut Node) {
 
 fn force_no_more(node: &mut Node) {
     node.set_environment(&[]);
+}
+
+/// A node that was cut off was forced, since nobody answered it: when it was heard again it had the majority, which had gone on, stop and be told
+/// that its data can be deleted.
+#[tokio::test]
+async fn who_went_on_is_not_stopped_by_one_that_was_forced() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    cluster.nodes[0].kill();
+    let since = put(&cluster.nodes[1], "since").await;
+    let others = [1, 2];
+    others.iter().for_each(|other| cluster.nodes[*other].signal(Signal::STOP));
+    force(&mut cluster.nodes[0]);
+    cluster.nodes[0].start();
+    cluster.nodes[0].wait_until_serving().await;
+    assert_eq!(members(&cluster.nodes[0]).await, ["n0"]);
+    others.iter().for_each(|other| cluster.nodes[*other].signal(Signal::CONT));
+    for other in others {
+        let node = &cluster.nodes[other];
+        eventually("it says what is to be stopped", async || {
+            node.log().contains("There are two clusters now: stop that node")
+        })
+        .await;
+        assert!(put(node, "on").await > since);
+    }
+    // As it says.
+    cluster.nodes[0].kill();
+    for other in others {
+        cluster.nodes[other].kill();
+        cluster.nodes[other].start();
+    }
+    for other in others {
+        cluster.nodes[other].wait_until_serving().await;
+        put(&cluster.nodes[other], "still").await;
+    }
 }
 
 #[tokio::test]
@@ -73,11 +108,13 @@ async fn the_last_one_goes_on_with_everything_and_grows_again() {
     );
     assert_eq!(put(&cluster.nodes[2], "still alone").await, revision + 2);
 
-    // One that was lost comes back, and hears that it was removed.
+    // One that was lost comes back, and hears that it was dropped.
     cluster.nodes[0].start();
     let ended = cluster.nodes[0].wait_for_exit().await;
-    assert!(ended.success(), "{}", cluster.nodes[0].log());
-    assert!(cluster.nodes[0].log().contains("removed"));
+    assert_eq!(ended.code(), Some(1), "{}", cluster.nodes[0].log());
+    for said in ["was dropped from this cluster", "keep this directory, stop that node"] {
+        assert!(cluster.nodes[0].log().contains(said), "{said}");
+    }
 
     let new = cluster.prepare_to_join();
     let peer_ur_ls = vec![format!("http://{}", cluster.nodes[new].peer_address)];

@@ -308,7 +308,7 @@ impl World {
         let Some(acceptor) = self.process(target) else { return Handshake::Later };
         match acceptor.node().board().admit(NodeId(life.node), life.node, revision) {
             Ok(()) => Handshake::Done,
-            Err(NotAdmitted::Refused(_)) => Handshake::Later,
+            Err(NotAdmitted::Refused(_) | NotAdmitted::Dropped(_)) => Handshake::Later,
             Err(NotAdmitted::Removed(_)) => {
                 self.expel(life.node);
                 Handshake::Never

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 
 use rustix::process::{Signal, getpid, kill_process};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
@@ -169,7 +169,7 @@ fn ask(prompt: &str) -> io::Result<String> {
 /// Reads a line as a terminal would, key by key; `None` if it is interrupted.
 fn line(keys: &mut impl Read) -> io::Result<Option<String>> {
     let mut line = Vec::new();
-    for key in keys.bytes() {
+    for key in BufReader::new(keys).bytes() {
         match key? {
             b'\r' | b'\n' | END => break,
             INTERRUPT | QUIT => return Ok(None),

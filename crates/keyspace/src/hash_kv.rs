@@ -29,6 +29,10 @@ struct Scope {
 impl Keyspace {
     /// The hash of all versions up to `revision` (0: the newest). Reads the whole history from disk.
     pub fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, Error> {
+        self.note_read(self.hash_up_to(revision))
+    }
+
+    fn hash_up_to(&self, revision: i64) -> Result<pb::HashKvResponse, Error> {
         let scope = self.hash_scope(revision)?;
         let keeps_nothing = !self.lives(&scope)?;
         let mut crc = crc32c::crc32c(BUCKET);

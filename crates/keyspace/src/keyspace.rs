@@ -12,7 +12,7 @@ use parking_lot::RwLock;
 
 use crate::apply::list_alarms;
 use crate::auth::ShownAuth;
-use crate::error::OpenError;
+use crate::error::{Error, OpenError};
 use crate::mvcc::{Pins, TableChange, ValueCache};
 use crate::range::header;
 use crate::read::Values;
@@ -62,6 +62,8 @@ pub struct Keyspace {
     /// The highest generation that was begun before this was opened: whatever is in those but the present one is swept.
     begun_before: u32,
     was_current: AtomicBool,
+    /// Something that is stored could not be read since somebody asked for that.
+    is_suspect: AtomicBool,
 }
 
 impl std::fmt::Debug for Keyspace {
@@ -89,10 +91,24 @@ impl Keyspace {
             begun_before: highest.max(state.generation),
             shown_auth: ShownAuth::of(&state),
             was_current: AtomicBool::new(false),
+            is_suspect: AtomicBool::new(false),
             state: RwLock::new(state),
             engine,
             options,
         }))
+    }
+
+    /// Whether a read found since the last time that something of what is stored cannot be read: a scrub tells whether that is damage.
+    pub fn take_suspicion(&self) -> bool {
+        self.is_suspect.load(Ordering::Relaxed) && self.is_suspect.swap(false, Ordering::Relaxed)
+    }
+
+    /// Notes what became of a read.
+    pub(crate) fn note_read<T>(&self, read: Result<T, Error>) -> Result<T, Error> {
+        if matches!(read, Err(Error::Storage(_))) {
+            self.is_suspect.store(true, Ordering::Relaxed);
+        }
+        read
     }
 
     /// Says that it has applied all that was committed at some time since it was opened.

@@ -381,7 +381,7 @@ impl Keyspace {
             if matches!(result, Err(Error::Storage(_))) && self.state.read().generation != view.generation {
                 continue;
             }
-            return result;
+            return self.note_read(result);
         }
     }
 

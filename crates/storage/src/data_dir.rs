@@ -27,6 +27,8 @@ const ENGINE: &str = "engine";
 /// What only a node that got beyond its identity makes here: the record of its pool, the mark that its log is in use,
 /// and its two stores.
 const LATER_PIECES: [&str; 4] = ["POOL", "COMPLETE", ENGINE, "wal"];
+/// What an etcd makes in its data directory.
+const OF_ETCD: &str = "member";
 const TITLE: &str = "hadron data directory";
 
 /// What a node says it is when it opens its directory.
@@ -121,6 +123,12 @@ pub enum DataDirError {
     /// It has contents, but nothing says that they are Hadron's.
     #[error("{} is not empty and not a Hadron data directory: choose another, or empty it", .0.display())]
     NotHadron(PathBuf),
+    /// It is etcd's.
+    #[error(
+        "{} is the data directory of an etcd, which is not changed: take a snapshot of that etcd, make a new directory from it with \
+         `hadron utl snapshot restore`, and start this node with that", .0.display()
+    )]
+    OfEtcd(PathBuf),
     /// It belongs to another cluster.
     #[error("data directory {} belongs to cluster {found:016x}, not to {expected:016x}: start the node with its own data \
          directory, or choose another for the new cluster", directory.display())]
@@ -320,6 +328,9 @@ fn check_is_ours(disk: &dyn Disk, directory: &Path) -> Result<(), DataDirError> 
     // What a crash during the first opening leaves, what a new file system holds, and the certificates that a node makes for
     // itself before it can ask the others who it is.
     let harmless = [LOCK_FILE, "IDENTITY.tmp", "lost+found", "fixtures"];
+    if names.iter().any(|name| name == OF_ETCD) {
+        return Err(DataDirError::OfEtcd(directory.to_path_buf()));
+    }
     let foreign = names.iter().any(|name| !harmless.contains(&name.as_str()));
     if foreign { Err(DataDirError::NotHadron(directory.to_path_buf())) } else { Ok(()) }
 }
@@ -481,6 +492,15 @@ mod tests {
         disk.create(&path.join("photo.jpg")).unwrap();
         assert!(refusal(&disk, path, &claim()).contains("not a Hadron data directory"));
         assert_eq!(disk.list(path).unwrap(), ["photo.jpg"]);
+    }
+
+    /// It was told to empty it.
+    #[test]
+    fn who_starts_on_the_data_of_an_etcd_is_told_how_to_take_them_over() {
+        let (memory, disk, path) = memory();
+        memory.create_dir(&path.join("member")).unwrap();
+        let refused = refusal(&disk, path, &claim());
+        assert!(refused.contains("snapshot restore") && !refused.contains("empty it"), "{refused}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::handle::Handle;
+use super::scrub::Scrubber;
 use crate::api::Backend as _;
 use crate::metrics::Metrics;
 use crate::process;
@@ -42,7 +43,7 @@ pub(super) fn decode(from: NodeId, messages: Messages) -> Vec<PeerMessage> {
 }
 
 /// Keeps the metrics up to date, for ever.
-pub(super) async fn run(handle: Handle, metrics: Arc<Metrics>) {
+pub(super) async fn run(handle: Handle, scrubber: Scrubber, metrics: Arc<Metrics>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = HashMap::new();
@@ -50,6 +51,10 @@ pub(super) async fn run(handle: Handle, metrics: Arc<Metrics>) {
     loop {
         ticks.tick().await;
         process::show(&metrics);
+        // What a client could not read nobody else need find out first.
+        let groups = handle.board().groups();
+        let suspects = groups.iter().filter(|(_, group)| group.keyspace.take_suspicion());
+        suspects.for_each(|(group, _)| scrubber.suspect(*group));
         metrics.client_requests_waiting.set_integer(handle.waiting_requests() as u64);
         let (board, elections) = (handle.board(), handle.board().elections());
         if tell_elections(&elections, &mut told, &metrics) {

@@ -152,7 +152,7 @@ impl Running {
             config.balance.policy(),
             reclaimer.clone(),
         );
-        peers.spawn(observe::run(handle.clone(), metrics.clone()));
+        peers.spawn(observe::run(handle.clone(), scrubber.clone(), metrics.clone()));
         let runtime = peers.handle().clone();
         let scrub_thread =
             scrub::start(asks, config.scrub_interval, handle.clone(), runtime, metrics.clone())?;

@@ -93,7 +93,12 @@ fn flip_value(node: &Node, number: usize) -> usize {
 
 /// Nodes that read what they have stored once a second. The values are in tables, and nowhere in memory.
 async fn filled(count: usize, keyspace: &str) -> Cluster {
-    let mut cluster = Cluster::start(count, &["--scrub-interval", "1s"]).await;
+    filled_with(count, keyspace, "1s").await
+}
+
+/// The same, and the interval in which they read it.
+async fn filled_with(count: usize, keyspace: &str, interval: &str) -> Cluster {
+    let mut cluster = Cluster::start(count, &["--scrub-interval", interval]).await;
     if keyspace != "default" {
         ctl(&cluster.endpoints().join(","), &["keyspace", "create", keyspace]);
     }
@@ -126,6 +131,22 @@ async fn damage_that_nobody_reads_is_found_and_the_replica_serves_no_more() {
     let log = damaged.log();
     assert!(log.contains("what is stored of this replica is damaged"), "{log}");
     assert!(log.contains("rebuild this member from the others"), "{log}");
+}
+
+/// It was an error for clients, again and again, and nobody else heard of it before the next day.
+#[tokio::test]
+async fn damage_that_a_read_finds_is_named_without_waiting_for_a_scrub() {
+    let cluster = filled_with(3, "default", "240h").await;
+    let [sound, damaged] = [&cluster.nodes[0], &cluster.nodes[2]];
+    flip(damaged);
+    eventually("a read fails, and the replica is named", async || {
+        for number in DAMAGED {
+            let _ = read(damaged, "default", number).await;
+        }
+        !alarms(sound, "default").await.is_empty()
+    })
+    .await;
+    assert!(damaged.log().contains("what is stored of this replica is damaged"));
 }
 
 /// Where all nodes have a replica already there is no other place for another.

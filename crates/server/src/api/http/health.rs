@@ -45,7 +45,11 @@ impl Check {
     async fn run<B: Backend>(self, context: &Context<B>) -> Result<(), String> {
         match self {
             Check::DataCorruption => {
-                match alarms(context).iter().any(|alarm| alarm.alarm() == AlarmType::Corrupt) {
+                // Who is known to be damaged does not show its alarms, nor anything else.
+                let shows_nothing = context.backend.keyspace(context.group).is_none()
+                    && context.backend.status(context.group).is_some();
+                let is_corrupt = |alarm: &AlarmMember| alarm.alarm() == AlarmType::Corrupt;
+                match shows_nothing || alarms(context).iter().any(is_corrupt) {
                     true => Err("alarm activated: CORRUPT".to_owned()),
                     false => Ok(()),
                 }

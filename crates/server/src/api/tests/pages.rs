@@ -79,6 +79,16 @@ fn a_node_is_healthy_while_another_ones_replica_is_damaged() {
     assert!(get(&harness, "/readyz").1.contains("alarm activated: CORRUPT"));
 }
 
+/// Its alarms were not shown any more either, and so the check said that all is well.
+#[test]
+fn a_node_whose_replica_is_damaged_says_so() {
+    let harness = Harness::start();
+    harness.backend.damage();
+    let (status, body) = get(&harness, "/readyz");
+    assert_ne!(status, OK);
+    assert!(body.contains("[-]data_corruption failed: alarm activated: CORRUPT"), "{body}");
+}
+
 #[test]
 fn version_is_an_etcd_version_with_ours_beside_it() {
     let (status, body) = get(&Harness::start(), "/version");

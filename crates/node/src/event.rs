@@ -24,7 +24,7 @@ pub enum Event {
         /// What it says.
         message: PeerMessage,
     },
-    /// A connection with `node` was made; `incarnation` counts the starts of its process.
+    /// A connection with `node` was made; `incarnation` tells the starts of its process apart, and grows with each.
     PeerUp {
         /// The other node.
         node: NodeId,

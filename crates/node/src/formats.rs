@@ -169,6 +169,7 @@ fn records_are_written_as_ever() {
         starts: BTreeMap::from([(6, 7)]),
         was_forced: true,
         outdated: "why".into(),
+        went_on_without: vec![6],
     };
     compare(&mut pinned, "bootstrap", &bootstrap);
     let keyspace = KeyspaceRecord {

@@ -85,9 +85,12 @@ pub struct Bootstrap {
     /// The node went on alone because its flags said so (`--force-new-cluster`), and was not started without them since.
     #[prost(bool, tag = "7")]
     pub was_forced: bool,
-    /// Why the node must not start any more: the others have met it with a later start. Empty if it may.
+    /// Why the node must not start any more: the others have met it with another start that is not before its own. Empty if it may.
     #[prost(string, tag = "8")]
     pub outdated: String,
+    /// Nodes that were forced to be clusters of their own while this node's went on: it is not to believe them that it was dropped.
+    #[prost(uint64, repeated, tag = "9")]
+    pub went_on_without: Vec<u64>,
 }
 
 impl Bootstrap {

@@ -324,8 +324,9 @@ impl Node {
                 tracing::error!(
                     peer = %format_args!("{:x}", from.0),
                     member = %format_args!("{:x}", removed.id),
-                    "a node says that a member belongs to this cluster that was removed from it: it is of what was lost when a member \
-                     was forced to go on alone. Stop it, and delete its data directory"
+                    "a node says that a member belongs to this cluster that was removed from it: it is of those who were thought lost when a \
+                     member was forced to go on alone. If they were, stop it and delete its data directory; if they had gone on, there are \
+                     two clusters now: find out which one clients have used"
                 );
                 return;
             }
@@ -338,12 +339,14 @@ impl Node {
         }
     }
 
-    /// The configuration in force of `group` changed.
-    pub(crate) fn on_reconfigured(&mut self, group: GroupId, effects: &mut Effects) {
+    /// The configuration in force of `group` changed. False if a newer version wrote it: the node must stop.
+    #[must_use]
+    pub(crate) fn on_reconfigured(&mut self, group: GroupId, effects: &mut Effects) -> bool {
         if let Some(replica) = self.replicas.get_mut(&group) {
             if let Err(error) = replica.adopt_configuration() {
                 let last = replica.core.last();
-                return effects.fatal = Some(cannot_be_read(group, last, &error.to_string()));
+                effects.fatal = Some(cannot_be_read(group, last, &error.to_string()));
+                return false;
             }
             tracing::info!(
                 group = %group,
@@ -354,6 +357,7 @@ impl Node {
             );
         }
         self.are_peers_stale = true;
+        true
     }
 
     /// An entry with this configuration was applied, or a snapshot with it installed.
@@ -575,7 +579,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use hadron_consensus::{CONFIGURATION, DEFAULT_GROUP, Index, LogPosition, Message, Term, chain_checksum};
-    use hadron_storage::wal::RecoveredGroup;
+    use hadron_storage::wal::{Record, RecoveredGroup};
 
     use super::*;
     use crate::event::Event;
@@ -630,6 +634,8 @@ mod tests {
             node.step(node.now, Event::Peer { from: NodeId(2), message }, &mut effects);
             let why = effects.fatal.unwrap();
             assert!(why.contains("run the version that the other members run"), "{why}");
+            let entries = effects.log.iter().filter(|record| matches!(record, Record::Entries(..)));
+            assert_eq!(entries.count(), 0, "it could not start with that any more");
         }
     }
 

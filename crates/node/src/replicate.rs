@@ -35,8 +35,10 @@ impl Node {
 
     /// Takes over a group's effects; leaves `core` empty, with its buffers.
     fn absorb(&mut self, group: GroupId, core: &mut CoreEffects, effects: &mut Effects) {
-        if std::mem::take(&mut core.is_reconfigured) {
-            self.on_reconfigured(group, effects);
+        if std::mem::take(&mut core.is_reconfigured) && !self.on_reconfigured(group, effects) {
+            // What this version cannot read does not come to its log, from which it could not start any more.
+            *core = CoreEffects::default();
+            return;
         }
         if core.status_changed {
             core.status_changed = false;

@@ -302,7 +302,8 @@ impl WatchStream {
             }
             Err(present) => present,
         };
-        match history::read(&self.keyspace, &watcher.interest, next, present) {
+        let read = history::read(&self.keyspace, &watcher.interest, next, present);
+        match self.keyspace.note_read(read) {
             Ok(Piece::Events { events, next }) => {
                 watcher.place = Place::Lagging(next);
                 self.has_read = true;

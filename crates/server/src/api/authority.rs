@@ -19,8 +19,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What a connection of HTTP/2 begins with (RFC 9113, section 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Bytes of a header block, as it comes and decoded. A call has half of that at most, and the library says so to whoever sends more.
-const BLOCK_BYTES_MAX: usize = 128 << 10;
+/// Bytes of a header block, as it comes and decoded: what a call may have, which the library says to whoever sends more.
+const BLOCK_BYTES_MAX: usize = 64 << 10;
+/// Strings of a block that are Huffman-coded. Each costs much, since the decoder makes its tables anew; clients have a dozen.
+const CODED_MAX: usize = 64;
+/// What is made for the reader before it takes it: a few bytes of a block may stand for many.
+const GOES_BYTES_MAX: usize = 2 * BLOCK_BYTES_MAX;
 /// What a field counts beside its bytes (RFC 7541, section 4.1).
 const FIELD_BYTES: usize = 32;
 /// The head of a frame (RFC 9113, section 4.1).
@@ -203,6 +207,9 @@ impl Frames {
     }
 
     fn decode(&mut self, block: &Block) -> Result<Fields, Malformed> {
+        if coded_strings(&block.fragments)? > CODED_MAX {
+            return Err(Malformed);
+        }
         let mut fields = Fields::new();
         let mut bytes = 0;
         let decoded = self.decoder.decode_with_cb(&block.fragments, |name, value| {
@@ -216,6 +223,45 @@ impl Frames {
     }
 }
 
+/// How many strings of a header block are Huffman-coded (RFC 7541, section 6: how fields are represented).
+fn coded_strings(mut block: &[u8]) -> Result<usize, Malformed> {
+    let mut coded = 0;
+    while let Some(first) = block.first() {
+        let (prefix, is_literal) = match first.leading_zeros() {
+            0 => (7, false),
+            1 => (6, true),
+            2 => (5, false),
+            _ => (4, true),
+        };
+        let name = take_integer(&mut block, prefix)?;
+        let strings = if is_literal { 1 + usize::from(name == 0) } else { 0 };
+        for _ in 0..strings {
+            coded += usize::from(block.first().is_some_and(|first| first & 0x80 != 0));
+            let length = take_integer(&mut block, 7)?;
+            block = block.get(length..).ok_or(Malformed)?;
+        }
+    }
+    Ok(coded)
+}
+
+/// An integer whose first byte has so many bits of it (section 5.1).
+fn take_integer(bytes: &mut &[u8], prefix: u32) -> Result<usize, Malformed> {
+    let most = (1 << prefix) - 1;
+    let mut integer = usize::from(bytes.try_get_u8().map_err(|_| Malformed)?) & most;
+    if integer < most {
+        return Ok(integer);
+    }
+    // Nothing is larger than a block.
+    for shift in [0, 7, 14] {
+        let next = bytes.try_get_u8().map_err(|_| Malformed)?;
+        integer += usize::from(next & 0x7f) << shift;
+        if next & 0x80 == 0 {
+            return Ok(integer);
+        }
+    }
+    Err(Malformed)
+}
+
 /// Whether a field says what an authority is, and says none.
 fn is_no_authority((name, value): &(Bytes, Bytes)) -> bool {
     name == ":authority" && Authority::try_from(&value[..]).is_err()
@@ -226,9 +272,9 @@ impl<S> Mended<S> {
         Mended { inner, state: State::New, came: BytesMut::new(), goes: BytesMut::new() }
     }
 
-    /// Looks at what came.
+    /// Looks at what came, until the reader has enough.
     fn look(&mut self) -> Result<(), Malformed> {
-        loop {
+        while self.goes.len() < GOES_BYTES_MAX {
             match &mut self.state {
                 State::New => {
                     let known = self.came.len().min(PREFACE.len());
@@ -257,6 +303,7 @@ impl<S> Mended<S> {
                 State::Passing => return Ok(()),
             }
         }
+        Ok(())
     }
 
     /// Decides by the first request what becomes of the connection.
@@ -287,6 +334,10 @@ impl<S> Mended<S> {
     }
 }
 
+fn malformed(_: Malformed) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "malformed header block")
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -306,6 +357,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
             if matches!(self.state, State::Passing) {
                 return Pin::new(&mut self.inner).poll_read(task, buffer);
             }
+            self.look().map_err(malformed)?;
+            if !self.goes.is_empty() {
+                continue;
+            }
             let mut space = [0; READ_BYTES];
             let mut read = ReadBuf::new(&mut space);
             ready!(Pin::new(&mut self.inner).poll_read(task, &mut read))?;
@@ -314,9 +369,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
                 continue;
             }
             self.came.put_slice(read.filled());
-            let looked = self.look();
-            looked
-                .map_err(|Malformed| io::Error::new(io::ErrorKind::InvalidData, "malformed header block"))?;
         }
     }
 }
@@ -475,6 +527,48 @@ mod tests {
         }
         let mut rest = Vec::new();
         client.read_to_end(&mut rest).await.unwrap();
+    }
+
+    /// A few kilobytes kept a thread busy for seconds, before anybody had said who he is.
+    #[test]
+    fn a_block_with_many_coded_strings_is_not_decoded() {
+        let block = |fields: usize| Block {
+            fragments: BytesMut::from(&[0, 0x80, 0x80].repeat(fields)[..]),
+            ..Block::new(&Head { payload_bytes: 0, kind: HEADERS, flags: END_HEADERS, stream: 1 })
+        };
+        Frames::new().decode(&block(CODED_MAX / 2)).unwrap();
+        Frames::new().decode(&block(CODED_MAX / 2 + 1)).unwrap_err();
+        let known =
+            [&[0x83, 0x86][..], &remembered(0x44, "/a"), &remembered(0x41, ""), &[0x3f, 0xe1, 0x1f]].concat();
+        assert_eq!(coded_strings(&known).unwrap(), 0);
+        assert_eq!(coded_strings(&[0x41, 0x84, 1, 2, 3, 4]).unwrap(), 1);
+        for cut in [&[0x41][..], &[0x41, 0x84, 1], &[0x7f], &[0, 0x7f, 0xff, 0xff, 0xff, 0xff]] {
+            coded_strings(cut).unwrap_err();
+        }
+    }
+
+    /// What small frames became was made for the reader before he took any of it.
+    #[tokio::test]
+    async fn what_is_made_for_a_slow_reader_is_bounded() {
+        let value = "v".repeat(3_000);
+        let long = [&[0x40][..], &[1, b'x'], &encode_integer(value.len(), 7), value.as_bytes()].concat();
+        let first = [&[0x83, 0x86][..], &remembered(0x41, "/"), &remembered(0x44, "/p"), &long].concat();
+        let mut bytes = [PREFACE, &frame(HEADERS, END_HEADERS, 1, &first)].concat();
+        for stream in 1..500 {
+            // Each has the same long field ten times.
+            bytes.extend(frame(HEADERS, END_HEADERS, 2 * stream + 1, &[0xbe; 10]));
+        }
+        let mut mended = Mended::new(std::io::Cursor::new(bytes));
+        let (mut got, mut all) = ([0; 1_000], 0);
+        loop {
+            let count = mended.read(&mut got).await.unwrap();
+            assert!(mended.goes.len() <= GOES_BYTES_MAX + BLOCK_BYTES_MAX);
+            all += count;
+            if count == 0 {
+                break;
+            }
+        }
+        assert!(all > 500 * 10 * 3_000, "{all}");
     }
 
     /// What a reader gets of these bytes, which come in such pieces; and whether they were mended.

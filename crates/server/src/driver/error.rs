@@ -237,7 +237,7 @@ pub enum RunError {
         /// The URLs that were asked.
         asked: String,
     },
-    /// The others have met this node with a later start: what it promised them is not in its data directory.
+    /// The others have met this node with another start that is not before this one: what it promised them is not in its data directory.
     #[error(
         "the data directory {} is out of date: {reason}. What the node promised since is not in it, so it must not come back with it: put \
          the newest one back, or remove the member and add it again with an empty one (`etcdctl member remove`, then `member add`)",

@@ -109,6 +109,11 @@ impl Handle {
     }
 
     /// Sends a request into the loop and waits for its answer.
+    /// Whether the node was told to stop.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.0.inputs.are_stopping()
+    }
+
     async fn ask<T>(
         &self,
         group: GroupId,
@@ -162,8 +167,9 @@ impl Backend for Handle {
 
     async fn read_barrier(&self, group: GroupId) -> Result<(), Unavailable> {
         // Clients ask again for a read that got this, and take `too many requests` for final.
-        let admitted = self.0.admission.admit(group, 0).map_err(|_| Unavailable::Timeout)?;
-        self.ask(group, admitted, Slot::Other, |token| Event::Read { token, group }).await
+        let in_vain = |error| if error == Unavailable::Busy { Unavailable::Timeout } else { error };
+        let admitted = self.0.admission.admit(group, 0).map_err(in_vain)?;
+        self.ask(group, admitted, Slot::Other, |token| Event::Read { token, group }).await.map_err(in_vain)
     }
 
     fn keyspace(&self, group: GroupId) -> Option<Arc<Keyspace>> {

@@ -61,7 +61,7 @@ impl PoolFile {
         if is_known && start == other.incarnation {
             return Ok(());
         }
-        if starts(start) >= starts(other.incarnation) {
+        if !is_before(start, other.incarnation) {
             let reason = format!(
                 "node {:x} ({}) was here with another start ({}) that is not before this one ({}): its data directory was restored from \
                  a copy, or runs twice",
@@ -97,9 +97,34 @@ impl PoolFile {
         RunError::Outdated { data_dir: self.data_dir.clone(), reason }
     }
 
+    /// Whether this node's cluster is known to have gone on without `node`, which was forced to be one of its own.
+    pub(super) fn went_on_without(&self, node: NodeId) -> bool {
+        self.pool.read().went_on_without.contains(&node.0)
+    }
+
+    /// Remembers that, for starts to come. May wait for the disk.
+    pub(super) fn go_on_without(&self, node: NodeId) {
+        let _turn = self.writing.lock();
+        let mut pool = self.pool.read().clone();
+        pool.went_on_without.push(node.0);
+        if let Err(error) = write(&*self.disk, &self.data_dir, &pool) {
+            warn!(%error, "it cannot be remembered that this node's cluster went on");
+        }
+        *self.pool.write() = pool;
+    }
+
     /// The data directory that `node` was met with. Does not wait for the disk.
     pub(super) fn known(&self, node: NodeId) -> Option<u64> {
         known(&self.pool.read(), node)
+    }
+}
+
+/// Whether one start of a data directory came before another.
+fn is_before(one: u64, other: u64) -> bool {
+    match (starts(one), starts(other)) {
+        // Of versions that only counted them.
+        (0, 0) => one < other,
+        (one, other) => one < other,
     }
 }
 
@@ -238,6 +263,18 @@ mod tests {
     }
 
     #[test]
+    fn starts_that_were_only_counted_are_in_their_order() {
+        let counted = |incarnation| Identity { incarnation, ..identity(pool().members[1].node(), 7, 0) };
+        let disk = disk();
+        let met = file(&disk);
+        met.admit(&counted(5)).unwrap();
+        met.admit(&counted(6)).unwrap();
+        assert_eq!(met.admit(&counted(5)).unwrap_err().cause, Cause::Outdated);
+        met.admit(&identity(pool().members[1].node(), 7, 1)).unwrap();
+        assert_eq!(met.admit(&counted(7)).unwrap_err().cause, Cause::Outdated);
+    }
+
+    #[test]
     fn the_first_data_directory_of_a_member_is_its_only_one_also_after_a_crash() {
         let (b, c) = (pool().members[1].node(), pool().members[2].node());
         for seed in 0..50 {
@@ -320,6 +357,7 @@ mod tests {
             starts: [(6, 7)].into(),
             was_forced: true,
             outdated: "why".into(),
+            went_on_without: vec![8],
             ..pool()
         };
         let mut pinned = crate::pinned::Pinned::open(env!("CARGO_MANIFEST_DIR"), "pool.txt");

@@ -26,7 +26,7 @@ use super::clock::Clock;
 use super::data_dir::Home;
 use super::error::RunError;
 use super::fatal::Fatal;
-use super::fork::Dropped;
+use super::fork::{Dropped, Life};
 use super::handle::Handle;
 use super::inputs::Inputs;
 use super::peers::Network;
@@ -139,7 +139,7 @@ impl Running {
         let met = Arc::new(PoolFile::written(Arc::new(RealDisk), config.data_dir.clone(), pool));
         let (dropped, told) = fork::channel();
         let receive = receive(inputs.clone(), snapshots.clone(), calls, met.clone(), dropped, fatal.clone());
-        let setup = transport_setup(config, &home, met, board.clone(), receive, metrics.clone())?;
+        let setup = transport_setup(config, &home, met.clone(), board.clone(), receive, metrics.clone())?;
         let setup = Setup { tls, ..setup };
         let transport = start_transport(&peers, peer_listeners, setup)?;
         let identity = api::Identity::new(home.pool.cluster_id, home.node(), config.name.clone());
@@ -169,7 +169,9 @@ impl Running {
             fatal: fatal.clone(),
         };
         let (ready_sender, ready) = watch::channel(false);
-        peers.spawn(fork::heed(handle.clone(), ready.clone(), told, fatal.clone()));
+        let (handle_, ready_) = (handle.clone(), ready.clone());
+        let life = Life { handle: handle_, ready: ready_, met, election_timeout: config.election_timeout };
+        peers.spawn(fork::heed(life, told, fatal.clone()));
         let mut threads = Vec::new();
         for (number, (node, inputs)) in nodes.into_iter().zip(queues).enumerate() {
             let shard = Shard::new(ShardSetup {
@@ -478,7 +480,7 @@ fn receive(
             }
             Inbound::Removed { reason } => fatal.removed(reason),
             Inbound::Outdated { reason } => fatal.report(met.outdated(reason).to_string()),
-            Inbound::Dropped { reason } => dropped.tell(reason),
+            Inbound::Dropped { reason } => dropped.tell(from, reason),
             Inbound::Snapshot(snapshot) => snapshots.receive(from, snapshot),
             // Hung up if too many wait: the other node tries again, or another one.
             Inbound::Calls(stream, presence) => drop(calls.try_send((stream, presence))),

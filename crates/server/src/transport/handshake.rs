@@ -138,7 +138,7 @@ pub enum Cause {
     Other,
     /// It was a member and is none any more: it should stop.
     Removed,
-    /// It was here with a later start: it should stop, and its data directory must not be used again.
+    /// It was here with another start that is not before this one: it should stop, and its data directory must not be used again.
     Outdated,
     /// It was a member until this node's cluster went on without it by force.
     Dropped,

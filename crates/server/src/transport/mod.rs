@@ -99,7 +99,7 @@ pub enum Inbound {
         /// For people.
         reason: String,
     },
-    /// The node has met this one with a later start, and so does not talk to it. May come more than once.
+    /// The node has met this one with another start that is not before the present one, and so does not talk to it. May come more than once.
     Outdated {
         /// For people.
         reason: String,

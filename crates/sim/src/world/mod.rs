@@ -282,7 +282,11 @@ impl World {
         let mut world = World::new(settings);
         world.begin();
         let played = catch_unwind(AssertUnwindSafe(|| world.play(tell)));
-        let outcome = played.unwrap_or_else(|panic| Err(Violation::new("assertion", message(&*panic))));
+        // What was found before it counts for more than what came of it.
+        let outcome = played.unwrap_or_else(|panic| {
+            let asserted = || Violation::new("assertion", message(&*panic));
+            Err(world.violation.take().unwrap_or_else(asserted))
+        });
         let result = match outcome {
             Ok(recovery_us) => Ok(world.report(recovery_us)),
             Err(violation) => {

@@ -453,7 +453,7 @@ fn poisoned(free_bytes: Option<u64>) -> String {
         Some(free) if free < ROOM_BYTES => {
             let left = free >> 20;
             return format!(
-                "{what}. The disk has {left} MiB left, so it was full: nothing is damaged, free some space and start this node again"
+                "{what}. The disk has {left} MiB left, so most likely it was full: then nothing is damaged, free some space and start this node again"
             );
         }
         _ => {

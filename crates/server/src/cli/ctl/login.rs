@@ -175,6 +175,8 @@ fn line(keys: &mut impl Read) -> io::Result<Option<String>> {
             INTERRUPT | QUIT => return Ok(None),
             BACKSPACE | DELETE => drop_last(&mut line),
             KILL => line.clear(),
+            // Other keys that a terminal would heed are no part of a password.
+            key if key.is_ascii_control() => {}
             key => line.push(key),
         }
     }
@@ -202,6 +204,7 @@ mod tests {
             ("wrong\u{15}right\n", "right"),
             ("seé\u{7f}c\u{8}cret\n", "secret"),
             ("\u{7f}\n", ""),
+            ("sec\u{1a}ret\n", "secret"),
         ] {
             assert_eq!(read(keys).unwrap(), expected, "{keys:?}");
         }

@@ -58,7 +58,7 @@ fn open_keyspaces(engine: &Arc<ModelEngine>) -> BTreeMap<GroupId, Arc<Keyspace>>
 /// engine, which alone lets the log be cut. It was too full to take entries for ever.
 #[test]
 fn a_log_that_is_too_large_at_the_start_is_cut_although_nothing_is_flushed() {
-    let data = Bytes::from(vec![0; 1 << 10]);
+    let data = Bytes::from(vec![1; 1 << 10]);
     let mut previous = LogPosition::default();
     let entries = (1..=POSITION.index.0).map(|index| {
         let (term, index) = (Term(1), Index(index));

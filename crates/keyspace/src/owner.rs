@@ -181,7 +181,7 @@ fn encode(owner: Owner) -> Bytes {
 }
 
 fn decode(bytes: &[u8]) -> Result<Owner, RecordError> {
-    let (_, mut rest) = record::split_format(bytes)?;
+    let mut rest = record::after_format(bytes)?;
     if bytes.len() != OWNER_LEN {
         return Err(RecordError::Malformed);
     }

@@ -59,10 +59,10 @@ impl RecordError {
     }
 }
 
-/// The format that a record begins with, and what follows.
-pub(crate) fn split_format(bytes: &[u8]) -> Result<(u8, &[u8]), RecordError> {
+/// What follows the format that a record begins with.
+pub(crate) fn after_format(bytes: &[u8]) -> Result<&[u8], RecordError> {
     match bytes.split_first() {
-        Some((format @ 1..=FORMAT, rest)) => Ok((*format, rest)),
+        Some((1..=FORMAT, rest)) => Ok(rest),
         Some((0, _)) | None => Err(RecordError::Malformed),
         Some((newer, _)) => Err(RecordError::Newer(NewerPart::Format, *newer, FORMAT)),
     }
@@ -121,7 +121,7 @@ pub(crate) fn encode_version(key: &[u8], version: &Version) -> Bytes {
 
 /// Reads a version's metadata, whose place is in the engine's `key`, and its own key as a slice of `bytes`.
 pub(crate) fn decode_version<'a>(key: &[u8], bytes: &'a [u8]) -> Result<(Version, &'a [u8]), RecordError> {
-    let (_, mut bytes) = split_format(bytes)?;
+    let mut bytes = after_format(bytes)?;
     let place = place_of(key).filter(|_| bytes.len() >= VERSION_LEN);
     let place = place.ok_or(RecordError::Malformed)?;
     let kind = bytes.get_u8();
@@ -203,7 +203,7 @@ impl StateRecord {
 
     /// Reads it back.
     pub(crate) fn decode(group: u64, mut bytes: &[u8]) -> Result<StateRecord, OpenError> {
-        let whole = split_format(bytes).and_then(|(_, rest)| match bytes.len() == STATE_LEN {
+        let whole = after_format(bytes).and_then(|rest| match bytes.len() == STATE_LEN {
             true => Ok(rest),
             false => Err(RecordError::Malformed),
         });
@@ -289,7 +289,7 @@ fn put_named<M: Message>(
 
 /// Reads a table's record.
 pub(crate) fn decode_table(key: &[u8], value: &[u8]) -> Result<TableChange, RecordError> {
-    let (_, value) = split_format(value)?;
+    let value = after_format(value)?;
     let (table, key) = key.get(PREFIX_LEN..).and_then(<[u8]>::split_first).ok_or(RecordError::Malformed)?;
     if *table > TABLE_ROLE {
         return Err(RecordError::Newer(NewerPart::Table, *table, TABLE_ROLE));

@@ -86,14 +86,8 @@ impl PoolFile {
     /// The others have met this node with a later start, and so this must be its last one: what it promised since then is not here. Returns what is
     /// to be said.
     pub(super) fn outdated(&self, reason: String) -> RunError {
-        let _turn = self.writing.lock();
-        let mut pool = self.pool.read().clone();
-        pool.outdated.clone_from(&reason);
         // Whoever cannot write it now is told again.
-        if let Err(error) = write(&*self.disk, &self.data_dir, &pool) {
-            warn!(%error, "it cannot be remembered that this data directory is out of date");
-        }
-        *self.pool.write() = pool;
+        self.remember("that this data directory is out of date", |pool| pool.outdated.clone_from(&reason));
         RunError::Outdated { data_dir: self.data_dir.clone(), reason }
     }
 
@@ -104,11 +98,16 @@ impl PoolFile {
 
     /// Remembers that, for starts to come. May wait for the disk.
     pub(super) fn go_on_without(&self, node: NodeId) {
+        self.remember("that this node's cluster went on", |pool| pool.went_on_without.push(node.0));
+    }
+
+    /// Changes what is known, and the file if that can be written.
+    fn remember(&self, what: &str, change: impl FnOnce(&mut Bootstrap)) {
         let _turn = self.writing.lock();
         let mut pool = self.pool.read().clone();
-        pool.went_on_without.push(node.0);
+        change(&mut pool);
         if let Err(error) = write(&*self.disk, &self.data_dir, &pool) {
-            warn!(%error, "it cannot be remembered that this node's cluster went on");
+            warn!(%error, "it cannot be remembered {what}");
         }
         *self.pool.write() = pool;
     }

@@ -169,8 +169,8 @@ impl Running {
             fatal: fatal.clone(),
         };
         let (ready_sender, ready) = watch::channel(false);
-        let (handle_, ready_) = (handle.clone(), ready.clone());
-        let life = Life { handle: handle_, ready: ready_, met, election_timeout: config.election_timeout };
+        let (ready_here, election_timeout) = (ready.clone(), config.election_timeout);
+        let life = Life { handle: handle.clone(), ready: ready_here, met, election_timeout };
         peers.spawn(fork::heed(life, told, fatal.clone()));
         let mut threads = Vec::new();
         for (number, (node, inputs)) in nodes.into_iter().zip(queues).enumerate() {

@@ -72,6 +72,11 @@ fn loss() {
 }
 
 #[test]
+fn gone() {
+    check("gone.txt");
+}
+
+#[test]
 fn stuck() {
     check("stuck.txt");
 }

@@ -21,25 +21,23 @@ pub(super) fn surplus(board: &mut Board<'_>) {
 }
 
 /// Rebuilds elsewhere what was on nodes that are lost, first for groups that can bear the fewest further losses. What was to come to such a
-/// node and can come to no other is given up: the group goes on with the others, and then there is one too few.
+/// node and can come to no other is given up: the group goes on with the others, and then there is one too few. So is what is on a node that is no
+/// member any more, and stops only once nobody needs it.
 pub(super) fn lost(board: &mut Board<'_>) {
     let is_on_lost =
         |board: &Board<'_>, draft: &Draft<'_>| draft.replicas.iter().any(|it| board.seats[*it].is_lost);
     let mut groups = board.idle_groups(is_on_lost);
     groups.sort_by_key(|group| board.spare(&board.groups[*group]));
     for group in groups {
-        if !board.may_build() || !board.has_open_node() {
-            return;
-        }
         let draft = &board.groups[group];
         let (left, want, load) = (board.reachable(draft), draft.view.factor, draft.view.load.replica);
         let Some(from) = board.lost(draft) else { continue };
         let node = board.seats[from].id;
         let reason = Reason::Lost { node, left, want };
-        if board.may_ever_move(draft) || !board.may_be_given_up(draft, from) {
-            board.rebuild(group, from, &load, reason);
-        } else {
+        if !board.may_ever_move(draft) && board.may_be_given_up(draft, from) {
             board.decide(group, MoveKind::RemoveReplica { from: node }, reason);
+        } else if board.may_build() && board.has_open_node() {
+            board.rebuild(group, from, &load, reason);
         }
     }
 }
@@ -246,16 +244,22 @@ impl Board<'_> {
         lost.min_by_key(|node| !self.is_half_built(draft, *node))
     }
 
-    /// Whether the replica on `node`, which has yet to come, can be given up: the others can do without it, and who was to leave for it may come
-    /// back. Otherwise the group would have fewer replicas than it has now.
+    /// Whether the replica on `node` can be given up: the others can do without it. It is on a node that is no member any more and never will be; or
+    /// it has yet to come, and who was to leave for it may come back. Otherwise the group would have fewer replicas than it has now.
     fn may_be_given_up(&self, draft: &Draft<'_>, node: usize) -> bool {
         let others = draft.replicas.len() - 1;
+        if 2 * self.reachable(draft) <= others {
+            return false;
+        }
+        if !self.is_known(node) {
+            return true;
+        }
         let mut going = draft.view.voters().filter_map(|node| self.number(node));
         let may_come_back = |node: usize| {
             let seat = &self.seats[node];
             draft.replicas.contains(&node) || seat.receives() && self.has_room(seat, 0)
         };
-        self.is_half_built(draft, node) && 2 * self.reachable(draft) > others && going.all(may_come_back)
+        self.is_half_built(draft, node) && going.all(may_come_back)
     }
 
     /// Whether the damaged replica on `node` can be missed until there is another in its place.

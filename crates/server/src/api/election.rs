@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::backend::Backend;
 use super::context::{Context, Learners};
-use super::session::{Entered, Lost, Place, Session, created_at, enter, operation, without_code};
+use super::session::{Lost, Place, Session, created_at, enter, without_code};
 use super::unsent;
 
 /// Proclamations that wait for a slow observer; beyond, its watch waits.
@@ -50,12 +50,8 @@ async fn proclaim<B: Backend>(
     value: Bytes,
 ) -> Result<Option<pb::ResponseHeader>, Status> {
     let put = pb::PutRequest { key: place.key.clone(), value, lease, ..Default::default() };
-    let txn = pb::TxnRequest {
-        compare: vec![created_at(&place.key, place.revision)],
-        success: vec![operation(Operation::RequestPut(put))],
-        failure: Vec::new(),
-    };
-    let response = session.txn(txn).await?;
+    let is_place = created_at(&place.key, place.revision);
+    let response = session.txn_if(is_place, Operation::RequestPut(put)).await?;
     match response.succeeded {
         true => Ok(response.header),
         false => Err(Status::unknown("election: not leader")),
@@ -68,11 +64,8 @@ async fn campaign<B: Backend>(
 ) -> Result<electionpb::CampaignResponse, Status> {
     let electionpb::CampaignRequest { name, lease, value } = request;
     let lease = session.lease(lease).await?;
-    let Entered { candidacy, mut header, said } = enter(session, &name, lease, value.clone()).await?;
+    let (candidacy, header) = enter(session, &name, lease, value).await?;
     let place = candidacy.place().clone();
-    if said.is_some_and(|said| said != value) {
-        header = proclaim(session, &place, lease, value).await?;
-    }
     candidacy.win(&name).await.map_err(|lost| match lost {
         Lost::Place => Status::unknown("election: session is expired"),
         Lost::Call(status) => status,

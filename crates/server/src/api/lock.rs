@@ -26,7 +26,7 @@ impl<B: Backend> Lock<B> {
     ) -> Result<lockpb::LockResponse, Status> {
         let lockpb::LockRequest { name, lease } = request;
         let lease = session.lease(lease).await?;
-        let candidacy = enter(session, &name, lease, Bytes::new()).await?.candidacy;
+        let (candidacy, _) = enter(session, &name, lease, Bytes::new()).await?;
         let key = candidacy.place().key.clone();
         let header = candidacy.win(&name).await.map_err(|lost| match lost {
             Lost::Place => Status::unknown("mutex: session is expired"),

@@ -9,6 +9,9 @@
 //! - Whoever waits is told only of what a quorum has confirmed: after each wake-up the queue is read anew, linearizably.
 //! - A contender whose key is gone (its lease has ended) is told so, and never waits for others.
 //! - A contender that gives up waiting (its call is dropped) leaves the queue, whether or not it knows yet that it is there.
+//! - Calls with the same lease share a place, such as one that its client gave up and the next one, on another node. It belongs to whoever came
+//!   last: each call takes it over by writing its key, and removes only what nobody has written to since. So nobody can remove what another call
+//!   has told its client that it owns, however late: whoever wins has the key's last write.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -149,8 +152,12 @@ impl<B: Backend> Session<B> {
         self.kv().range(self.request(range)).await.map(Response::into_inner)
     }
 
-    pub(super) async fn txn(&self, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+    async fn txn(&self, txn: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         self.kv().txn(self.request(txn)).await.map(Response::into_inner)
+    }
+
+    async fn put(&self, put: pb::PutRequest) -> Result<pb::PutResponse, Status> {
+        self.kv().put(self.request(put)).await.map(Response::into_inner)
     }
 
     pub(super) async fn delete(&self, key: Bytes) -> Result<pb::DeleteRangeResponse, Status> {
@@ -240,13 +247,19 @@ impl<B: Backend> Session<B> {
 
     /// Leaves the queue.
     pub(super) async fn leave(&self, place: &Place) -> Result<pb::TxnResponse, Status> {
-        let delete = pb::DeleteRangeRequest { key: place.key.clone(), ..Default::default() };
-        self.txn(pb::TxnRequest {
-            compare: vec![created_at(&place.key, place.revision)],
-            success: vec![operation(Operation::RequestDeleteRange(delete))],
-            failure: Vec::new(),
-        })
-        .await
+        let Place { key, revision } = place;
+        let delete = pb::DeleteRangeRequest { key: key.clone(), ..Default::default() };
+        self.txn_if(created_at(key, *revision), Operation::RequestDeleteRange(delete)).await
+    }
+
+    /// Does `then` if `compare` holds.
+    pub(super) async fn txn_if(
+        &self,
+        compare: pb::Compare,
+        then: Operation,
+    ) -> Result<pb::TxnResponse, Status> {
+        let success = vec![pb::RequestOp { request: Some(then) }];
+        self.txn(pb::TxnRequest { compare: vec![compare], success, failure: Vec::new() }).await
     }
 }
 
@@ -255,7 +268,9 @@ impl<B: Backend> Session<B> {
 pub(super) struct Candidacy<B: Backend> {
     session: Session<B>,
     place: Place,
-    /// It came to the queue, or waits in it.
+    /// The revision of its last write to its key.
+    written: i64,
+    /// It came to the queue, or waits in it: no call before it can have told its client that it owns the queue.
     leaves: bool,
 }
 
@@ -264,24 +279,33 @@ impl<B: Backend> Candidacy<B> {
         &self.place
     }
 
-    /// Waits until it is the first in its queue, and stays there. The header is that of the read which showed it.
+    /// Waits until it is the first in its queue, and stays there. The header is that of what showed it.
     pub(super) async fn win(mut self, name: &[u8]) -> Result<Option<pb::ResponseHeader>, Lost> {
         let (session, Place { key, revision }) = (self.session.clone(), self.place.clone());
         loop {
-            let own = session.range(pb::RangeRequest { key: key.clone(), ..Default::default() }).await?;
-            if own.kvs.first().is_none_or(|found| found.create_revision != revision) {
-                return Err(Lost::Place);
-            }
             // Only the one right before: when an owner goes, one contender wakes up, not all.
             let before = session.range(by_creation(name, SortOrder::Descend, revision - 1)).await?;
-            let Some(before) = before.kvs.into_iter().next() else {
+            // Not before that: a key that is there with its revision has been there all the time.
+            let own = session.range(pb::RangeRequest { key: key.clone(), ..Default::default() }).await?;
+            let own_kv = own.kvs.first().filter(|kv| kv.create_revision == revision).ok_or(Lost::Place)?;
+            let Some(older) = before.kvs.into_iter().next() else {
                 self.leaves = false;
-                return Ok(own.header);
+                let is_last = own_kv.mod_revision == self.written;
+                return if is_last { Ok(own.header) } else { self.take_over().await };
             };
             self.leaves = true;
-            let since = own.header.unwrap_or_default().revision + 1;
-            session.wait_for_deletion(&[key.clone(), before.key], since).await?;
+            let since = before.header.unwrap_or_default().revision + 1;
+            session.wait_for_deletion(&[key.clone(), older.key], since).await?;
         }
+    }
+
+    /// Writes its key as it is: whoever wrote it last may leave, and then this one has no place either.
+    async fn take_over(&self) -> Result<Option<pb::ResponseHeader>, Lost> {
+        let Place { key, revision } = &self.place;
+        let put =
+            pb::PutRequest { key: key.clone(), ignore_value: true, ignore_lease: true, ..Default::default() };
+        let response = self.session.txn_if(created_at(key, *revision), Operation::RequestPut(put)).await?;
+        if response.succeeded { Ok(response.header) } else { Err(Lost::Place) }
     }
 }
 
@@ -289,16 +313,17 @@ impl<B: Backend> Drop for Candidacy<B> {
     fn drop(&mut self) {
         // Without a runtime the node stops, and the lease ends the candidacy.
         if let (true, Ok(runtime)) = (self.leaves, tokio::runtime::Handle::try_current()) {
-            let (session, place) = (self.session.clone(), self.place.clone());
-            runtime.spawn(leave_at_last(session, place));
+            runtime.spawn(leave_at_last(self.session.clone(), self.place.key.clone(), self.written));
         }
     }
 }
 
-/// Leaves the queue, also if there is no leader just now: the lease may live on, and all others would wait for its end.
-async fn leave_at_last<B: Backend>(session: Session<B>, place: Place) {
+/// Leaves the queue, also if there is no leader just now: the lease may live on, and all others would wait for its end. Not if another call has written
+/// the key after `written`.
+async fn leave_at_last<B: Backend>(session: Session<B>, key: Bytes, written: i64) {
     for _ in 0..LEAVE_TRIES_MAX {
-        match session.leave(&place).await {
+        let delete = pb::DeleteRangeRequest { key: key.clone(), ..Default::default() };
+        match session.txn_if(written_at(&key, written), Operation::RequestDeleteRange(delete)).await {
             Err(status) if may_succeed_later(&status) => sleep(LEAVE_PAUSE).await,
             _ => return,
         }
@@ -322,37 +347,34 @@ fn by_creation(name: &[u8], order: SortOrder, max_create_revision: i64) -> pb::R
     }
 }
 
-/// The key was created at `revision` (0: does not exist).
+/// The key was created at `revision`.
 pub(super) fn created_at(key: &Bytes, revision: i64) -> pb::Compare {
+    equal(key, CompareTarget::Create, TargetUnion::CreateRevision(revision))
+}
+
+/// The key was written at `revision`, and not since.
+fn written_at(key: &Bytes, revision: i64) -> pb::Compare {
+    equal(key, CompareTarget::Mod, TargetUnion::ModRevision(revision))
+}
+
+fn equal(key: &Bytes, target: CompareTarget, value: TargetUnion) -> pb::Compare {
     pb::Compare {
         result: CompareResult::Equal as i32,
-        target: CompareTarget::Create as i32,
+        target: target as i32,
         key: key.clone(),
-        target_union: Some(TargetUnion::CreateRevision(revision)),
+        target_union: Some(value),
         ..Default::default()
     }
 }
 
-pub(super) fn operation(request: Operation) -> pb::RequestOp {
-    pb::RequestOp { request: Some(request) }
-}
-
-/// A contender that came to its queue.
-pub(super) struct Entered<B: Backend> {
-    pub(super) candidacy: Candidacy<B>,
-    pub(super) header: Option<pb::ResponseHeader>,
-    /// What it said when it was in the queue already.
-    pub(super) said: Option<Bytes>,
-}
-
-/// Enters the queue with `value`, unless the contender is in it already. If the caller goes away meanwhile, what comes of it is dropped, and
-/// leaves the queue.
+/// Enters the queue with `value`, or takes the place over that the lease has in it. If the caller goes away meanwhile, what comes of it is dropped, and
+/// leaves the queue. The header is that of the write.
 pub(super) async fn enter<B: Backend>(
     session: &Session<B>,
     name: &[u8],
     lease: i64,
     value: Bytes,
-) -> Result<Entered<B>, Status> {
+) -> Result<(Candidacy<B>, Option<pb::ResponseHeader>), Status> {
     let entering = enter_at(session.clone(), key_of(name, lease), lease, value);
     // Not given up with the caller: what is on its way would be in the queue, and nobody would know.
     tokio::spawn(entering).await.map_err(|_| EtcdError::Stopped)?
@@ -363,22 +385,12 @@ async fn enter_at<B: Backend>(
     key: Bytes,
     lease: i64,
     value: Bytes,
-) -> Result<Entered<B>, Status> {
-    let put = pb::PutRequest { key: key.clone(), value, lease, ..Default::default() };
-    let get = pb::RangeRequest { key: key.clone(), ..Default::default() };
-    let txn = pb::TxnRequest {
-        compare: vec![created_at(&key, 0)],
-        success: vec![operation(Operation::RequestPut(put))],
-        failure: vec![operation(Operation::RequestRange(get))],
-    };
-    let response = session.txn(txn).await?;
-    let revision = response.header.unwrap_or_default().revision;
-    let there = response.responses.into_iter().find_map(|response| match response.response {
-        Some(pb::response_op::Response::ResponseRange(range)) => range.kvs.into_iter().next(),
-        _ => None,
-    });
-    let revision = there.as_ref().map_or(revision, |there| there.create_revision);
-    let (place, leaves) = (Place { key, revision }, there.is_none());
-    let candidacy = Candidacy { session, place, leaves };
-    Ok(Entered { candidacy, header: response.header, said: there.map(|there| there.value) })
+) -> Result<(Candidacy<B>, Option<pb::ResponseHeader>), Status> {
+    let put = pb::PutRequest { key: key.clone(), value, lease, prev_kv: true, ..Default::default() };
+    let response = session.put(put).await?;
+    let written = response.header.unwrap_or_default().revision;
+    let there = response.prev_kv;
+    let revision = there.as_ref().map_or(written, |there| there.create_revision);
+    let candidacy = Candidacy { session, place: Place { key, revision }, written, leaves: there.is_none() };
+    Ok((candidacy, response.header))
 }

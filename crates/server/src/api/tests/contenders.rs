@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use electionpb::election_client::ElectionClient;
+use hadron_keyspace::Command;
 use hadron_proto::etcdserverpb as pb;
+use hadron_proto::mvccpb::KeyValue;
 use hadron_proto::v3electionpb as electionpb;
 use hadron_proto::v3lockpb as lockpb;
 use lockpb::lock_client::LockClient;
@@ -176,6 +178,72 @@ fn a_caller_that_hangs_up_while_it_comes_leaves_the_queue() {
         given_up(&channel).await;
         drop(held);
         queue_of(&channel, "l/", "l0", 0).await;
+    });
+}
+
+async fn kv(channel: &Channel, key: &'static str) -> Option<KeyValue> {
+    let request = pb::RangeRequest { key: key.into(), serializable: true, ..Default::default() };
+    KvClient::new(channel.clone()).range(request).await.unwrap().into_inner().kvs.pop()
+}
+
+/// The first call removed the key as late as its node heard of a leader again, although the second one had been told that it has the lock.
+#[test]
+fn a_call_that_was_given_up_does_not_take_away_what_the_next_one_got() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        grant(&channel, 1).await;
+        let held = harness.backend.hold_answers().await;
+        let first = lock(&channel, 1);
+        queue_of(&channel, "l/", "l0", 1).await;
+        first.abort();
+        assert!(first.await.is_err());
+        given_up(&channel).await;
+        let second = lock(&channel, 1);
+        while kv(&channel, "l/1").await.unwrap().version < 2 {
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        let locked = second.await.unwrap().unwrap();
+        // That of the first call, in vain.
+        while harness.context.metrics.txn_total.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let after = pb::PutRequest { key: "after".into(), ..Default::default() };
+        KvClient::new(channel.clone()).put(after).await.unwrap();
+        assert_eq!(kv(&channel, "l/1").await.map(|own| own.key), Some(locked.key));
+    });
+}
+
+fn delete(key: &'static str) -> Command {
+    Command::DeleteRange(pb::DeleteRangeRequest { key: key.into(), ..Default::default() })
+}
+
+/// Whoever lost its key between two reads, and the older one as well, was told that it has the lock.
+#[test]
+fn whoever_loses_its_place_while_it_looks_owns_nothing() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        grant(&channel, 1).await;
+        harness.backend.come_before_reads([None, Some(delete("l/1"))]);
+        let error = lock(&channel, 1).await.unwrap().unwrap_err();
+        assert_eq!(error.message(), "mutex: session is expired");
+    });
+}
+
+/// Otherwise the other call of the lease could leave after this one has told its client that it owns the queue.
+#[test]
+fn whoever_wins_has_the_last_write() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        grant(&channel, 1).await;
+        let other = Command::Put(pb::PutRequest { key: "l/1".into(), lease: 1, ..Default::default() });
+        harness.backend.come_before_reads([None, Some(other)]);
+        let locked = lock(&channel, 1).await.unwrap().unwrap();
+        let own = kv(&channel, "l/1").await.unwrap();
+        assert_eq!((own.version, own.mod_revision), (3, revision(&locked)));
+        // Its lease is that of the lock still.
+        revoke(&channel, 1).await;
+        assert_eq!(kv(&channel, "l/1").await, None);
     });
 }
 

@@ -1,6 +1,6 @@
 //! A server over keyspaces in memory, and clients for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -51,6 +51,8 @@ struct Inner {
     others: Mutex<BTreeMap<NodeId, SocketAddr>>,
     /// What another client's write does right before the next one.
     before_write: Mutex<Option<Command>>,
+    /// What comes right before the next linearizable reads, one after the other.
+    before_reads: Mutex<VecDeque<Option<Command>>>,
     /// Nobody hears of a write while this is held.
     answers: tokio::sync::RwLock<()>,
     /// When set, writes and barriers fail so.
@@ -96,6 +98,7 @@ impl TestBackend {
             is_damaged: AtomicBool::new(false),
             others: Mutex::default(),
             before_write: Mutex::new(None),
+            before_reads: Mutex::default(),
             answers: tokio::sync::RwLock::default(),
             failure: Mutex::new(None),
             view: Mutex::new(None),
@@ -112,6 +115,11 @@ impl TestBackend {
     /// Has a command come right before the next write of whoever it is.
     pub(super) fn come_before_next_write(&self, command: Command) {
         *self.0.before_write.lock() = Some(command);
+    }
+
+    /// Has these come right before the next linearizable reads, one for each.
+    pub(super) fn come_before_reads(&self, commands: impl Into<VecDeque<Option<Command>>>) {
+        *self.0.before_reads.lock() = commands.into();
     }
 
     /// Writes are applied and nobody hears of them while this is held.
@@ -311,6 +319,9 @@ impl Backend for TestBackend {
             return Err(Unavailable::LeaderChanged);
         }
         self.wake();
+        if let Some(command) = self.0.before_reads.lock().pop_front().flatten() {
+            self.apply_to_default(command);
+        }
         self.0.failure.lock().map_or(Ok(()), Err)
     }
 

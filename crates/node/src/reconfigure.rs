@@ -215,7 +215,9 @@ impl Node {
             return;
         }
         let is_changed = self.pool.revision != pool.revision;
+        let was_member = self.is_member();
         self.pool = pool;
+        self.tell_removal(was_member);
         if self.shard.is_first() {
             self.board.set_pool(self.pool.clone(), self.config.node);
             self.is_pool_new = true;
@@ -333,9 +335,27 @@ impl Node {
             if self.shard.is_first() {
                 self.board.set_heard(known.revision);
             }
+            let was_member = self.is_member();
             self.heard = known;
+            self.tell_removal(was_member);
             self.refresh_peers();
             self.touch_all();
+        }
+    }
+
+    /// Whether this node is a member, as far as it knows.
+    fn is_member(&self) -> bool {
+        let (revision, roster) = self.newest_roster();
+        revision == 0 || roster.member(self.config.node.0).is_some()
+    }
+
+    /// Says that this node is no member any more, unless it was none before.
+    fn tell_removal(&self, was_member: bool) {
+        if self.shard.is_first() && was_member && !self.is_member() {
+            tracing::warn!(
+                revision = self.newest_roster().0,
+                "this node was removed from the cluster: it ends as soon as the others need none of its replicas any more"
+            );
         }
     }
 

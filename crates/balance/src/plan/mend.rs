@@ -244,22 +244,20 @@ impl Board<'_> {
         lost.min_by_key(|node| !self.is_half_built(draft, *node))
     }
 
-    /// Whether the replica on `node` can be given up: the others can do without it. It is on a node that is no member any more and never will be; or
-    /// it has yet to come, and who was to leave for it may come back. Otherwise the group would have fewer replicas than it has now.
+    /// Whether the replica on `node` can be given up: the others can do without it. It votes, and its node will not come back with it; or it has yet
+    /// to come, and who was to leave for it may come back. Otherwise the group would have fewer replicas than it has now.
     fn may_be_given_up(&self, draft: &Draft<'_>, node: usize) -> bool {
         let others = draft.replicas.len() - 1;
-        if 2 * self.reachable(draft) <= others {
-            return false;
-        }
-        if !self.is_known(node) {
-            return true;
-        }
         let mut going = draft.view.voters().filter_map(|node| self.number(node));
         let may_come_back = |node: usize| {
             let seat = &self.seats[node];
             draft.replicas.contains(&node) || seat.receives() && self.has_room(seat, 0)
         };
-        self.is_half_built(draft, node) && going.all(may_come_back)
+        let is_missed = match self.is_half_built(draft, node) {
+            true => !going.all(may_come_back),
+            false => !self.seats[node].is_gone,
+        };
+        2 * self.reachable(draft) > others && !is_missed
     }
 
     /// Whether the damaged replica on `node` can be missed until there is another in its place.

@@ -5,7 +5,7 @@
 //! caller's name and is checked again there; a read holds only if users and roles are the same after it as before.
 //!
 //! A replica that lags behind may not know yet of a user or a grant. So whatever it would refuse it looks at once more after
-//! it has caught up.
+//! it has caught up. Nor may it know yet of what was taken away: changes that nobody checks after it wait until it has caught up in any case.
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -175,6 +175,13 @@ impl<B: Backend> Context<B> {
     /// Refuses a call whose caller does not have what it needs.
     pub(super) async fn permit(&self, claim: &Claim, need: Need<'_>) -> Result<Permit, Status> {
         self.permit_if(claim, |keyspace, caller| keyspace.permit(caller, need)).await
+    }
+
+    /// The same for what is not checked again where it is carried out: what this replica says once it has all that was committed when the call
+    /// began. It may not know yet that authentication was switched on, or that something was taken from the caller.
+    pub(super) async fn permit_current(&self, claim: &Claim, need: Need<'_>) -> Result<Permit, Status> {
+        let keyspace = self.keyspace_after_barrier().await?;
+        self.permit_now(&keyspace, claim, |keyspace, caller| keyspace.permit(caller, need))
     }
 
     /// Proposes a command that was allowed, in nobody's name, and counts it for whoever makes the claim.

@@ -37,7 +37,7 @@ impl<B: Backend> Cluster<B> {
             let text = "hadron: members are the pool's, and are changed in its keyspace default";
             return Err(Status::permission_denied(text));
         }
-        self.context.permit(&Claim::of(request), Need::Root).await.map(drop)
+        self.context.permit_current(&Claim::of(request), Need::Root).await.map(drop)
     }
 }
 

@@ -299,7 +299,7 @@ impl<B: Backend> pb::kv_server::Kv for Kv<B> {
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse).await?;
         let claim = Claim::of(&request);
-        self.context.permit(&claim, Need::Root).await?;
+        self.context.permit_current(&claim, Need::Root).await?;
         let compact = Command::Compact(request.into_inner());
         let (response, term) = self.context.write_counted(&claim, compact).await?;
         let hadron_keyspace::Response::Compact(mut response) = response else { return Err(mismatch()) };

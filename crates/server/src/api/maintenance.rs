@@ -115,7 +115,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse).await?;
-        self.context.permit(&Claim::of(&request), Need::Root).await?;
+        self.context.permit_current(&Claim::of(&request), Need::Root).await?;
         let member = self.context.backend.identity().member_id;
         if self.context.status().leader != Some(member) {
             return Err(EtcdError::NotLeader.into());
@@ -128,9 +128,9 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         self.context.admit(request.metadata(), Learners::Refuse).await?;
         let is_question = request.get_ref().action() == AlarmAction::Get;
-        let need = if is_question { Need::User } else { Need::Root };
-        self.context.permit(&Claim::of(&request), need).await?;
+        let claim = Claim::of(&request);
         if is_question {
+            self.context.permit(&claim, Need::User).await?;
             let keyspace = self.context.keyspace_after_barrier().await?;
             let header = Some(self.context.header_now());
             let wanted = request.get_ref().alarm();
@@ -138,6 +138,7 @@ impl<B: Backend> pb::maintenance_server::Maintenance for Maintenance<B> {
             alarms.retain(|raised| wanted == AlarmType::None || raised.alarm() == wanted);
             return Ok(Response::new(pb::AlarmResponse { header, alarms }));
         }
+        self.context.permit_current(&claim, Need::Root).await?;
         if request.get_ref().action() == AlarmAction::Activate {
             let keyspace = self.context.backend.keyspace(self.context.group);
             let raised = keyspace.map_or_else(Vec::new, |keyspace| keyspace.alarms());

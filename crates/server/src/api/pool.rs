@@ -28,13 +28,24 @@ impl<B: Backend> Pool<B> {
         Pool { context }
     }
 
-    async fn permit<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        if !self.context.is_default() {
-            let text =
-                "hadron: the pool is asked in its keyspace default, and has no answers for other keyspaces";
-            return Err(Status::permission_denied(text));
+    fn check_default(&self) -> Result<(), Status> {
+        if self.context.is_default() {
+            return Ok(());
         }
+        let text =
+            "hadron: the pool is asked in its keyspace default, and has no answers for other keyspaces";
+        Err(Status::permission_denied(text))
+    }
+
+    async fn permit<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.check_default()?;
         self.context.permit(&Claim::of(request), Need::Root).await.map(drop)
+    }
+
+    /// The same for a change.
+    async fn permit_change<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.check_default()?;
+        self.context.permit_current(&Claim::of(request), Need::Root).await.map(drop)
     }
 
     /// The same, for a question that wants to know of all changes so far.
@@ -157,7 +168,7 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         &self,
         request: Request<pb::KeyspaceCreateRequest>,
     ) -> Result<Response<pb::KeyspaceCreateResponse>, Status> {
-        self.permit(&request).await?;
+        self.permit_change(&request).await?;
         let asker = Asker::of(&request);
         let (record, leader) = self.context.create_keyspace(request.into_inner(), &asker).await?;
         tracing::info!(keyspace = record.name, group = record.group, "made a keyspace");
@@ -205,7 +216,7 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         &self,
         request: Request<pb::KeyspaceUpdateRequest>,
     ) -> Result<Response<pb::KeyspaceUpdateResponse>, Status> {
-        self.permit(&request).await?;
+        self.permit_change(&request).await?;
         let record = self.context.update_keyspace(request.get_ref()).await?;
         tracing::info!(keyspace = record.name, change = ?request.get_ref(), "changed a keyspace");
         Ok(Response::new(pb::KeyspaceUpdateResponse { keyspace: Some(self.message(&record)) }))
@@ -215,7 +226,7 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         &self,
         request: Request<pb::KeyspaceDeleteRequest>,
     ) -> Result<Response<pb::KeyspaceDeleteResponse>, Status> {
-        self.permit(&request).await?;
+        self.permit_change(&request).await?;
         let record = self.context.delete_keyspace(&request.get_ref().name).await?;
         tracing::info!(keyspace = record.name, group = record.group, "deleted a keyspace");
         Ok(Response::new(pb::KeyspaceDeleteResponse { keyspace: Some(self.message(&record)) }))
@@ -249,7 +260,7 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         &self,
         request: Request<pb::BalancePauseRequest>,
     ) -> Result<Response<pb::BalancePauseResponse>, Status> {
-        self.permit(&request).await?;
+        self.permit_change(&request).await?;
         self.context.pause_balancing(request.get_ref().paused).await?;
         Ok(Response::new(pb::BalancePauseResponse {}))
     }
@@ -266,7 +277,8 @@ impl<B: Backend> pb::pool_server::Pool for Pool<B> {
         &self,
         request: Request<pb::NodeDrainRequest>,
     ) -> Result<Response<pb::NodeDrainResponse>, Status> {
-        self.permit_question(&request).await?;
+        self.permit_change(&request).await?;
+        self.context.backend.read_barrier(ROOT_GROUP).await?;
         let pb::NodeDrainRequest { node, drain } = request.into_inner();
         let waiting = self.context.drain_node(node, drain).await?;
         Ok(Response::new(pb::NodeDrainResponse { waiting }))

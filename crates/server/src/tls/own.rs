@@ -1,9 +1,9 @@
 //! Certificates made here, for `--auto-tls` and `--peer-auto-tls`: one key and one self-signed certificate in a directory,
 //! made at the first start and kept.
 
-use std::fs::{self, File};
+use std::fs::{DirBuilder, File};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -37,7 +37,9 @@ pub fn certificate(directory: &Path, hosts: &[String], years: u32) -> Result<Key
     params.not_after = (now + YEAR * years).into();
     let key = rcgen::KeyPair::generate().map_err(refused)?;
     let certificate = params.self_signed(&key).map_err(refused)?;
-    fs::create_dir_all(directory).map_err(|error| TlsError::Io { file: directory.to_owned(), error })?;
+    // What is above it is the data directory, which may not be there yet.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|error| TlsError::Io { file: directory.to_owned(), error })?;
     // The key first: a certificate without its key would be found and kept.
     write(&pair.key, &key.serialize_pem())?;
     write(&pair.certificate, &certificate.pem())?;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -225,6 +226,17 @@ async fn a_certificate_made_here_can_be_trusted_by_itself() {
     assert_eq!(fs::read(&own.key).unwrap(), before);
     let trusting = ClientTls::new(client(&own.certificate, None)).unwrap();
     shake(&ServerTls::new(ServerFiles::of(own, None)).unwrap(), &trusting, "127.0.0.1").await.unwrap();
+}
+
+/// They are made before the data directory is, which others could read then, with all values.
+#[test]
+fn a_data_directory_that_is_made_for_certificates_is_the_users_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    own::certificate(&data.join("fixtures/client"), &["localhost".to_owned()], 1).unwrap();
+    for made in [data.clone(), data.join("fixtures"), data.join("fixtures/client")] {
+        assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o700, "{}", made.display());
+    }
 }
 
 #[test]

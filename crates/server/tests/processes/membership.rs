@@ -8,6 +8,7 @@ use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use tonic::{Code, Status};
 
+use crate::support::ctl::{ctl, run};
 use crate::support::judge::{history_of_all, judge};
 use crate::support::load::Load;
 use crate::support::{Cluster, Node, eventually};
@@ -156,6 +157,42 @@ async fn the_leader_is_removed_under_load_and_ends_by_itself() {
     // An id is never used again, and its URL is free.
     let error = remove(&cluster.nodes[(leader + 1) % 3], id).await.unwrap_err();
     assert_eq!((error.code(), error.message()), (Code::NotFound, "etcdserver: member not found"));
+}
+
+/// It went on for as long as no other node could take its replica of a keyspace: with no word of what it waited for, and on the ports of whoever was to
+/// come in its place.
+#[tokio::test]
+async fn a_member_whose_replicas_can_go_nowhere_ends_when_it_is_removed() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let (url, goes) = (cluster.nodes[0].client_url.clone(), 2);
+    ctl(&url, &["keyspace", "create", "a", "--replicas", "3"]);
+    let put = async |cluster: &Cluster, value: &str| {
+        let put = async || {
+            let running = cluster.nodes.iter().filter(|node| node.is_running());
+            let put = |node: &Node| run(&node.client_url, &["--keyspace", "a", "put", "k", value]);
+            running.map(put).any(|put| put.status.success())
+        };
+        eventually("the keyspace takes a write", put).await;
+    };
+    put(&cluster, "before").await;
+    let id = id_of(&cluster.nodes[goes]).await;
+    eventually_ok("one is removed", async || remove(&cluster.nodes[0], id).await).await;
+    assert!(cluster.nodes[goes].wait_for_exit().await.success());
+    assert!(cluster.nodes[goes].log().contains("this node was removed from the cluster: it ends as soon as"));
+    put(&cluster, "of two").await;
+    let new = cluster.prepare_to_join();
+    eventually_ok("one is added", async || add(&cluster.nodes[0], &cluster.nodes[new], false).await).await;
+    cluster.nodes[new].start();
+    cluster.nodes[new].wait_until_serving().await;
+    let new_id = id_of(&cluster.nodes[new]).await;
+    eventually("the keyspace has three replicas again", async || {
+        let told: serde_json::Value =
+            serde_json::from_str(&ctl(&url, &["keyspace", "get", "a", "-w", "json"])).unwrap();
+        let replicas = told["replicas"].as_array().unwrap();
+        let is_new = |replica: &serde_json::Value| replica["node"].as_u64() == Some(new_id);
+        replicas.len() == 3 && replicas.iter().any(is_new)
+    })
+    .await;
 }
 
 /// It knows none of those who are left but one, and that one follows a leader it has never heard of.

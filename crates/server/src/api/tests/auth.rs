@@ -445,6 +445,61 @@ fn every_call_needs_somebody_who_may() {
     });
 }
 
+/// A node that had not heard yet that authentication was switched on let anybody delete keyspaces and history, and change the members.
+#[test]
+fn what_nobody_checks_again_is_allowed_by_all_that_was_committed() {
+    let harness = Harness::start_with(options(), Traffic::Everything);
+    harness.run(async |channel| {
+        let nobody = Client { channel: channel.clone(), token: None };
+        nobody.add_user("root", "r", "root").await.unwrap();
+        let mut kv = KvClient::new(channel.clone());
+        let mut cluster = ClusterClient::new(channel.clone());
+        let mut maintenance = MaintenanceClient::new(channel.clone());
+        let mut pool = PoolClient::new(channel);
+        // Each call begins before the node knows, and its barrier brings the news.
+        let late = || {
+            let enable = AuthCommand::Enable(Bytes::from_static(b"what tokens are signed with......"));
+            harness.backend.come_before_reads([Some(Command::Auth(enable))]);
+        };
+        let refused = |call: &str, outcome: Result<(), Status>| {
+            let status = outcome.expect_err(call);
+            assert_eq!((status.code(), status.message()), EMPTY, "{call}");
+            let auth_revision = harness.context.keyspace().unwrap().auth_revision();
+            let root = Caller { name: "root".into(), auth_revision };
+            let disable = Command::Auth(AuthCommand::Disable);
+            harness.backend.apply_to_default(Command::As(root, Box::new(disable)));
+        };
+        let disarm = pb::AlarmRequest { action: 2, ..Default::default() };
+        late();
+        refused("Compact", kv.compact(pb::CompactionRequest::default()).await.map(drop));
+        late();
+        refused("MemberAdd", cluster.member_add(pb::MemberAddRequest::default()).await.map(drop));
+        late();
+        refused("MemberRemove", cluster.member_remove(pb::MemberRemoveRequest::default()).await.map(drop));
+        late();
+        refused("MoveLeader", maintenance.move_leader(pb::MoveLeaderRequest::default()).await.map(drop));
+        late();
+        refused("Alarm", maintenance.alarm(disarm).await.map(drop));
+        late();
+        let create = pool::KeyspaceCreateRequest { name: "new".into(), ..Default::default() };
+        refused("KeyspaceCreate", pool.keyspace_create(create).await.map(drop));
+        late();
+        refused(
+            "KeyspaceUpdate",
+            pool.keyspace_update(pool::KeyspaceUpdateRequest::default()).await.map(drop),
+        );
+        late();
+        refused(
+            "KeyspaceDelete",
+            pool.keyspace_delete(pool::KeyspaceDeleteRequest::default()).await.map(drop),
+        );
+        late();
+        refused("BalancePause", pool.balance_pause(pool::BalancePauseRequest::default()).await.map(drop));
+        late();
+        refused("NodeDrain", pool.node_drain(pool::NodeDrainRequest::default()).await.map(drop));
+    });
+}
+
 #[test]
 fn a_stream_of_a_range_shows_what_may_be_read() {
     Harness::start_with(options(), Traffic::Everything).run(async |channel| {

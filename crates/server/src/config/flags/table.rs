@@ -193,7 +193,7 @@ const FORMER: &[Flag] = &[
 const OWN: &[Flag] = &[
     flag("zone", Text, "", Works, "Where this node stands: what fails together. Replicas of a keyspace do not share a zone while another has room"),
     flag("shards", Number, "0", Works, "Threads among which the keyspaces are divided, at most 256; 0 for half of the cores, at least one"),
-    flag("scrub-interval", Duration, "24h0m0s", Works, "How often what is stored of every keyspace is read again and compared with what it should be, at 16 MiB a second; 0 for only when something of it did not fit"),
+    flag("scrub-interval", Duration, "24h0m0s", Works, "How often what is stored of every keyspace is read again and compared with what it should be, at 16 MiB a second; 0 for only when something of it did not fit. What is in the engine's or the system's cache is looked at there, and on the disk once it is not"),
     flag("balance-cool-down", Duration, "1h0m0s", Works, "How long a keyspace is left alone after it was moved, unless something is broken; to be given to all members"),
     flag("balance-grace-period", Duration, "10m0s", Works, "How long a node may be out of reach before its replicas are rebuilt elsewhere; to be given to all members"),
     flag("balance-disk-max", Number, "85", Works, "Percentage of its disk beyond which a node is given no replicas, and gives some away; to be given to all members"),

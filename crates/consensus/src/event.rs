@@ -130,6 +130,8 @@ pub struct Effects {
     pub elections: Vec<Election>,
     /// A log that differs from the leader's at an index both have under one term: damage, never a normal conflict.
     pub divergence: Option<Divergence>,
+    /// A follower denies again and again that it has what it had acknowledged to this leader.
+    pub amnesia: Option<Amnesia>,
     /// The leader sent a configuration at this index that this version cannot read. It was not taken, nor was anything after it; the driver
     /// must stop this replica.
     pub unreadable: Option<Index>,
@@ -212,6 +214,17 @@ pub struct Election {
     pub won: bool,
     /// The votes counted so far: candidate to number of votes. A voter that refuses says whom it voted for.
     pub votes: BTreeMap<ReplicaId, u64>,
+}
+
+/// A follower that has lost what was durable: somebody put an older copy of its disk in its place, or its disk did not keep what it had said it would.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Amnesia {
+    /// The follower.
+    pub replica: ReplicaId,
+    /// The last index that it had acknowledged.
+    pub acknowledged: Index,
+    /// Where its log may end now.
+    pub left: Index,
 }
 
 /// A replica whose log has another checksum than the leader's at the same term and index.

@@ -294,7 +294,7 @@ impl Group {
                 self.on_append_ack(from, term, round, (matched, full, asleep));
             }
             Message::AppendReject { term, round, rejected, hint_index, hint_term } => {
-                self.on_append_reject(from, term, round, rejected, (hint_index, hint_term));
+                self.on_append_reject(from, term, round, rejected, (hint_index, hint_term), effects);
             }
             Message::Diverged { term, index, expected, found, broken } => {
                 let divergence = Divergence { replica: from, index, expected, found };

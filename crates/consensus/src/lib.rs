@@ -100,7 +100,9 @@ mod transfer;
 
 pub use codec::DecodeError;
 pub use entry::{Entry, HardState, LogPosition, chain_checksum};
-pub use event::{Contacts, Divergence, Effects, Election, Event, Outcome, Persist, ReadOutcome, Refusal};
+pub use event::{
+    Amnesia, Contacts, Divergence, Effects, Election, Event, Outcome, Persist, ReadOutcome, Refusal,
+};
 pub use group::{Config, Group, Restored};
 pub use ids::{DEFAULT_GROUP, GroupId, Index, NodeId, ROOT_GROUP, ReplicaId, Term, Time};
 pub use membership::{CONFIGURATION, Configuration, ConfigurationError};

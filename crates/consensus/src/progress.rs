@@ -18,11 +18,15 @@
 //! whatever state, gets no entries and no snapshot until it says that it is not.
 //!
 //! Invariant: `matched < next <= last + 1`. `matched` never decreases: it is durable at the follower, and ids of
-//! replicas that lost their disk are not used again.
+//! replicas that lost their disk are not used again. One that denies again and again what it has acknowledged was given an older disk.
 
 use std::collections::VecDeque;
 
 use crate::ids::{Index, ReplicaId, Time};
+
+/// A denial may be older than the acknowledgement: it came late, or twice. So many without an acknowledgement in between are not; each probe
+/// of a tick gets one.
+const DENIALS_MAX: u32 = 16;
 
 /// How a follower is being fed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,8 @@ pub struct Progress {
     pub(crate) asleep: bool,
     /// It takes no entries now, and says so in its answers.
     pub full: bool,
+    /// Where its log may end, if it denied an entry that it had acknowledged, and how often it has since it last acknowledged all of them.
+    denied: (Index, u32),
     /// The commit index that it was told.
     pub(crate) commit_sent: Index,
     /// The newest round of reads it was told.
@@ -97,6 +103,7 @@ impl Progress {
             answered: false,
             asleep: false,
             full: false,
+            denied: (Index(0), 0),
             commit_sent: Index(0),
             round_sent: 0,
             round_acknowledged: 0,
@@ -147,6 +154,9 @@ impl Progress {
     /// Everything up to `matched` is durable there. `floor` is the leader's.
     pub(crate) fn acknowledged(&mut self, matched: Index, floor: Index) {
         let advanced = matched > self.matched;
+        if matched >= self.matched {
+            self.denied = (Index(0), 0);
+        }
         self.matched = self.matched.max(matched);
         self.inflight.release(matched);
         match self.state {
@@ -165,8 +175,17 @@ impl Progress {
         self.full = full;
     }
 
+    /// Where its log ends, if it has lost what it had acknowledged.
+    pub fn lost_after(&self) -> Option<Index> {
+        let (end, denials) = self.denied;
+        (denials >= DENIALS_MAX).then_some(end)
+    }
+
     /// It does not have the entry `rejected`; the logs may agree up to `candidate`. False if that is old news.
     pub(crate) fn rejected(&mut self, rejected: Index, candidate: Index) -> bool {
+        if rejected <= self.matched {
+            self.denied = (candidate, self.denied.1.saturating_add(1));
+        }
         let is_current = match self.state {
             ProgressState::Probe => rejected == self.next.previous(),
             ProgressState::Replicate => rejected > self.matched && rejected < self.next,
@@ -212,5 +231,37 @@ impl Inflight {
             self.appends.pop_front();
             self.bytes -= bytes;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The leader took each for an old one, and the follower stayed where it was, without a word.
+    #[test]
+    fn who_denies_again_and_again_what_it_acknowledged_has_lost_it() {
+        let mut progress = Progress::new(ReplicaId(2), Index(9));
+        progress.acknowledged(Index(9), Index(0));
+        for _ in 1..DENIALS_MAX {
+            assert!(!progress.rejected(Index(9), Index(5)));
+            assert_eq!(progress.lost_after(), None);
+        }
+        // They were late.
+        progress.acknowledged(Index(9), Index(0));
+        for _ in 1..DENIALS_MAX {
+            progress.rejected(Index(9), Index(5));
+        }
+        assert_eq!(progress.lost_after(), None);
+        progress.rejected(Index(9), Index(5));
+        assert_eq!(progress.lost_after(), Some(Index(5)));
+        assert_eq!((progress.matched, progress.next), (Index(9), Index(10)), "what counts is what it said");
+        // What it does not deny it may have.
+        let mut behind = Progress::new(ReplicaId(3), Index(9));
+        behind.acknowledged(Index(4), Index(0));
+        for _ in 0..2 * DENIALS_MAX {
+            behind.rejected(Index(7), Index(5));
+        }
+        assert_eq!(behind.lost_after(), None);
     }
 }

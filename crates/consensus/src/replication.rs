@@ -11,7 +11,7 @@
 
 use crate::election::VoteRequest;
 use crate::entry::{Entry, HardState, LogPosition};
-use crate::event::{Divergence, Effects};
+use crate::event::{Amnesia, Divergence, Effects};
 use crate::group::{Config, Group};
 use crate::ids::{Index, ReplicaId, Term, Time};
 use crate::log::Log;
@@ -261,6 +261,7 @@ impl Group {
         round: u64,
         rejected: Index,
         hint: (Index, Term),
+        effects: &mut Effects,
     ) {
         if term != self.hard_state.term {
             return;
@@ -269,7 +270,11 @@ impl Group {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress_of(from) else { return };
         progress.heard(round);
+        let was_lost = progress.lost_after().is_some();
         progress.rejected(rejected, candidate);
+        if !was_lost && let Some(left) = progress.lost_after() {
+            effects.amnesia = Some(Amnesia { replica: from, acknowledged: progress.matched, left });
+        }
     }
 
     pub(crate) fn on_diverged(

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use hadron_consensus::{Divergence, Event as CoreEvent, GroupId, Index, NodeId, ReplicaId, Time};
+use hadron_consensus::{Amnesia, Divergence, Event as CoreEvent, GroupId, Index, NodeId, ReplicaId, Time};
 use hadron_keyspace::{Command, Keyspace};
 use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
 
@@ -207,6 +207,20 @@ impl Node {
         if node == self.config.node {
             self.quarantine(group, effects);
         }
+    }
+
+    /// A follower has not what it had acknowledged. It gets nothing of what it lacks: what else it promised and forgot nobody knows.
+    pub(crate) fn on_amnesia(&mut self, group: GroupId, amnesia: Amnesia, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        let Some(node) = replica.node_of(amnesia.replica) else { return };
+        tracing::error!(
+            group = group.0,
+            node = %format_args!("{:x}", node.0),
+            acknowledged = amnesia.acknowledged.0,
+            left = amnesia.left.0,
+            "a replica has lost entries that it had acknowledged: an older copy of its data directory was put in its place, or its disk does not              keep what it is told to sync. It must be rebuilt"
+        );
+        self.raise_corrupt(group, node, effects);
     }
 
     /// Names `node` in an alarm that every replica learns of. Ignored where this replica does not lead.

@@ -583,7 +583,8 @@ impl Replica {
         let last = self.core.last().0;
         let others = self.core.progress().iter().filter_map(|progress| {
             let node = self.node_of(progress.replica)?;
-            Some((node, last.saturating_sub(progress.matched.0)))
+            let matched = progress.lost_after().unwrap_or(progress.matched);
+            Some((node, last.saturating_sub(matched.0)))
         });
         let own = self.node_of(self.me).map(|node| (node, last.saturating_sub(self.core.durable().0)));
         others.chain(own).collect()

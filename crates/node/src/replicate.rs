@@ -68,6 +68,9 @@ impl Node {
         if let Some(divergence) = core.divergence.take() {
             self.on_divergence(group, divergence, effects);
         }
+        if let Some(amnesia) = core.amnesia.take() {
+            self.on_amnesia(group, amnesia, effects);
+        }
         if let Some(index) = core.unreadable.take() {
             effects.fatal = Some(cannot_be_read(group, index, &ConfigurationError.to_string()));
         }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, ROOT_GROUP};
+use hadron_consensus::{DEFAULT_GROUP, GroupId, NodeId, ROOT_GROUP, ReplicaId};
 use hadron_keyspace::auth::Need;
 use hadron_node::{KeyspaceRecord, leads, still_needed};
 use hadron_proto::hadron as pb;
@@ -78,11 +78,19 @@ impl<B: Backend> Pool<B> {
         let members = self.context.backend.members();
         let name =
             |node: NodeId| members.iter().find(|member| member.id == node.0).map(|member| &member.name);
-        let replica = |(node, replica): (NodeId, u64)| pb::KeyspaceReplica {
-            node: node.0,
-            name: name(node).cloned().unwrap_or_default(),
-            replica,
-            lag: lags.get(&node).copied(),
+        let (reports, alive) = (self.context.backend.reports(), self.context.backend.alive());
+        let own = self.context.backend.identity().member_id;
+        let replica = |(node, replica): (NodeId, u64)| {
+            let out_of_reach = node != own && !alive.contains(&node);
+            let damaged = reports.get(&node).and_then(|report| report.damaged(group));
+            pb::KeyspaceReplica {
+                node: node.0,
+                name: name(node).cloned().unwrap_or_default(),
+                replica,
+                lag: lags.get(&node).copied().filter(|_| !out_of_reach),
+                out_of_reach,
+                damaged: damaged == Some(ReplicaId(replica)),
+            }
         };
         let mut replicas: Vec<_> = self.context.places(group).into_iter().map(replica).collect();
         replicas.sort_by_key(|replica| replica.node);

@@ -110,9 +110,13 @@ fn is_text_of_outage(text: &str) -> bool {
     EtcdError::ALL.iter().any(|error| error.code() == Code::Unavailable && error.text() == text)
 }
 
-/// The text of a status as etcd's client shows it: etcd's own errors bare, others with their code.
+/// The text of a status as etcd's client shows it: etcd's own errors bare, others with their code. Of a connection that broke it is why.
 pub(crate) fn status_text(status: &Status) -> String {
-    let message = status.message();
+    let reason = status.source().map(innermost_reason).unwrap_or_default();
+    let message = match status.message() {
+        message if message.to_lowercase().contains(&reason) => message,
+        message => &format!("{message}: {reason}"),
+    };
     if message.starts_with("etcdserver: ") || message.starts_with("auth: ") {
         return message.to_owned();
     }
@@ -378,6 +382,10 @@ mod tests {
         );
         assert_eq!(text(Code::Unavailable, "closing"), "rpc error: code = Unavailable desc = closing");
         assert_eq!(text(Code::DeadlineExceeded, "x"), "context deadline exceeded");
+        // As whoever shows no certificate where one is wanted hears it.
+        let alert = io::Error::other("received fatal alert: CertificateRequired");
+        let broken = Status::from_error(Box::new(alert));
+        assert!(status_text(&broken).ends_with("received fatal alert: certificaterequired"), "{broken:?}");
     }
 
     #[test]

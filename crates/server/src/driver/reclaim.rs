@@ -166,7 +166,11 @@ impl Work {
         match self.reclaim_if_there_is_room(engine) {
             Ok(Some(Reclaimed { before, after, ran_out: false })) => {
                 let seconds = began.elapsed().as_secs_f32();
-                info!(before, after, seconds, "gave back what deleted values took on the disk");
+                let done = match after < before {
+                    true => "gave back what deleted values took on the disk",
+                    false => "looked for what deleted values take on the disk: there was nothing to give back",
+                };
+                info!(before, after, seconds, "{done}");
                 Ok(before.saturating_sub(after))
             }
             Ok(_) => {

@@ -7,11 +7,10 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use hadron_proto::etcdserverpb::MemberListRequest;
-use hadron_proto::etcdserverpb::PutRequest;
-use hadron_proto::etcdserverpb::RangeRequest;
 use hadron_proto::etcdserverpb::cluster_client::ClusterClient;
 use hadron_proto::etcdserverpb::kv_client::KvClient;
+use hadron_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, MemberListRequest, PutRequest, RangeRequest};
 use tokio::net::TcpStream;
 
 use crate::support::{Cluster, Node, eventually};
@@ -189,6 +188,43 @@ async fn a_copy_is_refused_after(starts: usize) {
     restore(&cluster.nodes[1], &newest);
     cluster.nodes[1].start();
     assert_has_what_was_put(&cluster.nodes[1]).await;
+}
+
+/// A copy that was made while the node ran, and is not older than that start, cannot be told by it. The leader gave it nothing, and nobody said a word.
+#[tokio::test]
+async fn a_node_with_a_copy_of_its_running_self_is_found_out() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let follower = (cluster.leader().await + 1) % 3;
+    put(&cluster.nodes[follower]).await;
+    cluster.wait_until_equal().await;
+    let place = cluster.nodes[follower].data_dir();
+    let copy = place.with_extension("copy");
+    let copied = std::process::Command::new("cp").arg("-r").arg(&place).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    for _ in 0..3 {
+        put(&cluster.nodes[follower]).await;
+    }
+    cluster.wait_until_equal().await;
+    cluster.nodes[follower].kill();
+    wipe(&cluster.nodes[follower]);
+    restore(&cluster.nodes[follower], &copy);
+    cluster.nodes[follower].start();
+    let others: Vec<usize> = (0..3).filter(|node| *node != follower).collect();
+    eventually("its leader names it", async || {
+        let told =
+            |node: &usize| cluster.nodes[*node].log().contains("has lost entries that it had acknowledged");
+        others.iter().any(told)
+    })
+    .await;
+    eventually("the alarm is raised", async || {
+        let request = AlarmRequest { action: 0, member_id: 0, alarm: 0 };
+        let told = MaintenanceClient::new(cluster.nodes[others[0]].channel()).alarm(request).await;
+        let raised = told.map(|told| told.into_inner().alarms).unwrap_or_default();
+        raised.iter().any(|raised| raised.alarm() == AlarmType::Corrupt)
+    })
+    .await;
+    // The others go on.
+    assert_has_what_was_put(&cluster.nodes[others[1]]).await;
 }
 
 #[tokio::test]

@@ -49,7 +49,13 @@ fn keyspaces_are_made_told_of_changed_and_deleted() {
         let told = client.keyspace_get(get.clone()).await.unwrap().into_inner();
         assert_eq!(told.keyspace, Some(changed.clone()));
         assert_eq!((told.leader, told.revision), (OWN.0, Some(1)));
-        let replica = pb::KeyspaceReplica { node: 1, name: "test".to_owned(), replica: 1, lag: Some(0) };
+        let replica = pb::KeyspaceReplica {
+            node: 1,
+            name: "test".to_owned(),
+            replica: 1,
+            lag: Some(0),
+            ..Default::default()
+        };
         assert_eq!(told.replicas, [replica]);
 
         let delete = pb::KeyspaceDeleteRequest { name: "a".to_owned() };

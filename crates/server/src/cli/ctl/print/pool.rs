@@ -123,16 +123,21 @@ impl Reply for KeyspaceListResponse {
 /// A keyspace, as a node sees it.
 pub(crate) struct Described(pub(crate) KeyspaceGetResponse);
 
-/// `n1 (leader), n2 (3 entries behind)`.
+/// `n1 (leader), n2 (3 entries behind)`. A node that is no member any more has no name.
 fn replicas(reply: &KeyspaceGetResponse) -> String {
     let replica = |replica: &KeyspaceReplica| {
         let remark = match replica.lag {
+            _ if replica.damaged => " (damaged)".to_owned(),
+            _ if replica.out_of_reach => " (out of reach)".to_owned(),
             _ if replica.node == reply.leader => " (leader)".to_owned(),
             Some(1) => " (1 entry behind)".to_owned(),
             Some(lag) => format!(" ({lag} entries behind)"),
             None => String::new(),
         };
-        format!("{}{remark}", replica.name)
+        match replica.name.as_str() {
+            "" => format!("{:x}{remark}", replica.node),
+            name => format!("{name}{remark}"),
+        }
     };
     reply.replicas.iter().map(replica).collect::<Vec<_>>().join("; ")
 }
@@ -188,6 +193,8 @@ impl Reply for Described {
             quoted_field(out, "NodeName", replica.name.as_bytes());
             field(out, "Replica", replica.replica);
             replica.lag.iter().for_each(|lag| field(out, "Lag", lag));
+            field(out, "OutOfReach", replica.out_of_reach);
+            field(out, "Damaged", replica.damaged);
         }
     }
 
@@ -198,6 +205,8 @@ impl Reply for Described {
                 .text("name", &replica.name)
                 .number("replica", replica.replica)
                 .optional("lag", replica.lag.map(|lag| lag.to_string()))
+                .flag("out_of_reach", replica.out_of_reach)
+                .flag("damaged", replica.damaged)
                 .end()
         };
         Object::new()
@@ -332,7 +341,13 @@ mod tests {
 
     #[test]
     fn what_is_not_known_of_a_keyspace_is_not_made_up() {
-        let replica = |node, lag| KeyspaceReplica { node, name: format!("n{node}"), replica: node, lag };
+        let replica = |node, lag| KeyspaceReplica {
+            node,
+            name: format!("n{node}"),
+            replica: node,
+            lag,
+            ..KeyspaceReplica::default()
+        };
         let mut reply = KeyspaceGetResponse {
             keyspace: Some(keyspace()),
             leader: 1,
@@ -345,6 +360,11 @@ mod tests {
         let json = text(Format::Json, &Described(reply.clone()));
         assert!(json.contains(r#"{"node":1,"name":"n1","replica":1,"lag":0}"#), "{json}");
         assert!(json.ends_with("\"revision\":9,\"db_size\":0}\n"), "{json}");
+        (reply.replicas[1].out_of_reach, reply.replicas[2].damaged) = (true, true);
+        let simple = text(Format::Simple, &Described(reply.clone()));
+        assert!(simple.contains("n1 (leader); n2 (out of reach); n3 (damaged)"), "{simple}");
+        let json = text(Format::Json, &Described(reply.clone()));
+        assert!(json.contains(r#""replica":3,"damaged":true}"#), "{json}");
         (reply.leader, reply.revision, reply.db_size) = (0, None, None);
         let simple = text(Format::Simple, &Described(reply.clone()));
         assert!(simple.contains(", unknown, n1 (0 entries behind);"), "{simple}");

@@ -168,7 +168,9 @@ impl Work {
                 let seconds = began.elapsed().as_secs_f32();
                 let done = match after < before {
                     true => "gave back what deleted values took on the disk",
-                    false => "looked for what deleted values take on the disk: there was nothing to give back",
+                    false => {
+                        "looked for what deleted values take on the disk: there was nothing to give back"
+                    }
                 };
                 info!(before, after, seconds, "{done}");
                 Ok(before.saturating_sub(after))

@@ -11,6 +11,10 @@ use bytes::Bytes;
 
 use crate::checkers::GUARANTEES;
 
+mod words;
+
+pub(crate) use words::At;
+
 /// A key with its metadata, as a response or an event showed it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyValue {
@@ -227,12 +231,12 @@ impl Operation {
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "[{}..{}] client {} of {} at n{}: ",
-            self.invoked, self.returned, self.client, self.keyspace, self.node
-        )?;
-        write!(f, "{:?} -> {:?}", self.action, self.outcome)
+        write!(f, "[{}..", At(self.invoked))?;
+        if self.outcome != Outcome::Unknown {
+            write!(f, "{}", At(self.returned))?;
+        }
+        write!(f, "] client {} of group {} at n{}: ", self.client, self.keyspace, self.node)?;
+        write!(f, "{} -> {}", self.action, self.outcome)
     }
 }
 
@@ -260,6 +264,16 @@ impl Violation {
     pub(crate) fn new(guarantee: &'static str, found: impl Into<String>) -> Violation {
         debug_assert!(GUARANTEES.contains(&guarantee), "{guarantee} is not in the list");
         Violation { guarantee, found: found.into() }
+    }
+
+    /// The moments that it names, in microseconds and in order: of operations, leases and held locks. See [`At`].
+    pub fn moments(&self) -> Vec<u64> {
+        let words = self.found.split(|letter: char| !letter.is_ascii_digit() && letter != '.');
+        let words = words.flat_map(|word| word.split("..")).map(|word| word.trim_matches('.'));
+        let mut moments: Vec<u64> = words.filter_map(At::parse).map(|at| at.0).collect();
+        moments.sort_unstable();
+        moments.dedup();
+        moments
     }
 }
 

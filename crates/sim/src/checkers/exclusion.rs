@@ -1,7 +1,9 @@
 //! `exclusion`: two clients never hold a lock at a time, as long as each trusts its lease no longer than it was promised;
 //! and whoever gets it later has the greater fencing token.
 
-use crate::history::Violation;
+use std::fmt;
+
+use crate::history::{At, Violation};
 
 const GUARANTEE: &str = "exclusion";
 
@@ -18,6 +20,13 @@ pub struct Claim {
     pub token: i64,
 }
 
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Claim { holder, from, until, token } = self;
+        write!(f, "lease {holder} [{}..{}] with token {token}", At(*from), At(*until))
+    }
+}
+
 /// Checks all claims on one lock.
 pub fn check(claims: &[Claim]) -> Result<(), Violation> {
     let mut claims: Vec<&Claim> = claims.iter().filter(|claim| claim.until > claim.from).collect();
@@ -25,10 +34,10 @@ pub fn check(claims: &[Claim]) -> Result<(), Violation> {
     for pair in claims.windows(2) {
         let [earlier, later] = [pair[0], pair[1]];
         if later.from < earlier.until {
-            return Err(Violation::new(GUARANTEE, format!("two hold the lock: {earlier:?} and {later:?}")));
+            return Err(Violation::new(GUARANTEE, format!("two hold the lock: {earlier} and {later}")));
         }
         if later.token <= earlier.token {
-            let found = format!("the fencing token does not grow: {earlier:?}, then {later:?}");
+            let found = format!("the fencing token does not grow: {earlier}, then {later}");
             return Err(Violation::new(GUARANTEE, found));
         }
     }

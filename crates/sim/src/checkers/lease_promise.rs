@@ -3,7 +3,9 @@
 //! A group's clock is logical: it stands still while there is no leader, so a lease may outlive its time by as much as
 //! the group was without one. It never runs ahead, so a lease never ends early.
 
-use crate::history::Violation;
+use std::fmt;
+
+use crate::history::{At, Violation};
 
 const GUARANTEE: &str = "lease_promise";
 
@@ -38,6 +40,22 @@ pub struct Lease {
     pub gone_by: Option<u64>,
 }
 
+impl fmt::Display for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "lease {} of {} ms", self.id, self.ttl_us / 1_000)?;
+        for Renewal { invoked, returned, acknowledged } in &self.renewals {
+            let answer = if *acknowledged { "renewed" } else { "perhaps renewed" };
+            write!(f, ", {answer} [{}..{}]", At(*invoked), At(*returned))?;
+        }
+        let moment = |f: &mut fmt::Formatter<'_>, what, at: Option<u64>| {
+            at.map_or(Ok(()), |at| write!(f, ", {what} {}", At(at)))
+        };
+        moment(f, "asked to be revoked at", self.revoked)?;
+        moment(f, "seen alive at", self.alive_at)?;
+        moment(f, "gone by", self.gone_by)
+    }
+}
+
 /// Checks one lease. `late_by_us` is what it may live too long: the time without a leader and the time that an expiry
 /// takes to be noticed and committed. Clocks may be fast or slow by `drift_ppm` parts in a million.
 pub fn check(lease: &Lease, late_by_us: u64, drift_ppm: u64) -> Result<(), Violation> {
@@ -50,21 +68,20 @@ pub fn check(lease: &Lease, late_by_us: u64, drift_ppm: u64) -> Result<(), Viola
         && gone_by + early_by_us < promised
         && !revoked_before(gone_by)
     {
-        let found = format!("lease {} was gone by {gone_by}, promised until {promised}: {lease:?}", lease.id);
+        let found = format!("gone by {}, promised until {}: {lease}", At(gone_by), At(promised));
         return Err(Violation::new(GUARANTEE, found));
     }
     let latest = lease.renewals.iter().map(|renewal| renewal.returned + lease.ttl_us + late_by_us).max();
     if let (Some(alive_at), Some(latest)) = (lease.alive_at, latest)
         && alive_at > latest
     {
-        let found =
-            format!("lease {} still lived at {alive_at}, at most until {latest}: {lease:?}", lease.id);
+        let found = format!("still lived at {}, at most until {}: {lease}", At(alive_at), At(latest));
         return Err(Violation::new(GUARANTEE, found));
     }
     if let (Some(alive_at), Some(gone_by)) = (lease.alive_at, lease.gone_by)
         && alive_at > gone_by
     {
-        let found = format!("lease {} came back after it was gone: {lease:?}", lease.id);
+        let found = format!("came back after it was gone: {lease}");
         return Err(Violation::new(GUARANTEE, found));
     }
     Ok(())

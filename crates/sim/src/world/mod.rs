@@ -32,6 +32,7 @@ mod logs;
 mod machine;
 mod members;
 mod memory;
+mod moments;
 mod network;
 mod observe;
 mod placements;
@@ -210,8 +211,10 @@ pub struct Failure {
     pub seed: u64,
     /// What did not hold.
     pub violation: Violation,
-    /// The end of the trace.
+    /// The end of the trace. What it does not reach back to, [`World::around`] finds.
     pub tail: String,
+    /// Where that begins, in microseconds.
+    pub tail_since_us: u64,
 }
 
 impl fmt::Display for Failure {
@@ -291,11 +294,8 @@ impl World {
             Ok(recovery_us) => Ok(world.report(recovery_us)),
             Err(violation) => {
                 world.tell(StoryEvent::Violated { guarantee: violation.guarantee });
-                Err(Box::new(Failure {
-                    seed: world.settings.seed,
-                    violation,
-                    tail: world.trace.tail(world.settings.tail_lines),
-                }))
+                let (tail_since_us, tail) = world.trace.tail(world.settings.tail_lines);
+                Err(Box::new(Failure { seed: world.settings.seed, violation, tail, tail_since_us }))
             }
         };
         world.stories.iter().for_each(tell);
@@ -403,6 +403,9 @@ impl World {
             self.stories.drain(..).for_each(|story| tell(&story));
             if let Some(violation) = self.violation.take() {
                 return Err(violation);
+            }
+            if self.trace.is_complete() {
+                return Err(Violation::new("assertion", "nobody wants to know the rest"));
             }
         }
         Ok(())

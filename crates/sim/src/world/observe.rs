@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
-use hadron_node::{Board, GroupBoard, LogShare};
+use hadron_node::{Board, ElectionRecord, GroupBoard, LogShare};
 
 use super::machine::Machine;
-use super::story::{Share, StoryEvent};
+use super::story::{Share, StoryEvent, parts_of};
 use super::watchers::history_from;
 use super::{Happening, Life, World};
 use crate::checkers::digest_agreement::DigestAgreement;
@@ -176,7 +176,8 @@ impl World {
         let promised = self.promises.term(life.node, shown.group);
         // Who has not had its first turn shows none.
         if shown.term > 0 && shown.term < promised {
-            let found = format!("n{} is in term {} of {group}, and was in {promised}", life.node, shown.term);
+            let found =
+                format!("n{} is in term {} of group {group}, and was in {promised}", life.node, shown.term);
             self.violate(Violation::new("durable_ack", found));
         }
         let now = self.schedule.now();
@@ -208,11 +209,13 @@ impl World {
     /// Tells of the elections that this node knows and nobody has told of.
     fn tell_elections(&mut self, life: Life) {
         let Some(process) = self.process(life) else { return };
-        for record in process.node().board().elections() {
+        let board = process.node().board();
+        for record in board.elections() {
             let (group, term, candidate) = (record.group.0, record.term.0, record.candidate.0);
             if self.observer.elections_told.insert((group, term, candidate)) {
+                let voters = board.group(record.group).and_then(|here| voters(&here, &record));
                 let votes = record.votes.iter().map(|(node, count)| (node.0, *count)).collect();
-                self.tell(StoryEvent::Election { group, term, candidate, won: record.won, votes });
+                self.tell(StoryEvent::Election { group, term, candidate, won: record.won, votes, voters });
             }
         }
     }
@@ -225,12 +228,15 @@ impl World {
         });
         let newest = boards.max_by_key(|(_, group)| group.term());
         if let Some((leader, group)) = newest {
-            let share = |share: &LogShare| Share {
+            let measured = group.shares();
+            let parts: Vec<f64> = measured.iter().map(|share| share.share).collect();
+            let thousandths = parts_of(1_000, &parts);
+            let share = |(share, thousandths): (&LogShare, u64)| Share {
                 node: share.node.0,
-                thousandths: (share.share * 1_000.0).round() as u64,
+                thousandths,
                 lag: share.lag,
             };
-            let shares: Vec<Share> = group.shares().iter().map(share).collect();
+            let shares: Vec<Share> = measured.iter().zip(thousandths).map(share).collect();
             if self.observer.shares_told != shares {
                 self.observer.shares_told = shares.clone();
                 self.tell(StoryEvent::Shares { group: DEFAULT_GROUP.0, leader, shares });
@@ -313,7 +319,11 @@ impl World {
     }
 
     fn checked(&mut self, guarantee: &'static str, count: u64) {
-        self.tell(StoryEvent::Checked { guarantee, count });
+        self.tell(StoryEvent::Checked { guarantee, group: None, count });
+    }
+
+    fn checked_of(&mut self, keyspace: GroupId, guarantee: &'static str, count: u64) {
+        self.tell(StoryEvent::Checked { guarantee, group: Some(keyspace.0), count });
     }
 
     fn check_isolation(&mut self) -> Result<(), Violation> {
@@ -382,7 +392,7 @@ impl World {
             // Nobody knows any more all that happened there.
             self.minded(linearizable::check_without_history(&operations))?;
             for guarantee in ["revision_order", "compaction", "linearizable"] {
-                self.checked(guarantee, count);
+                self.checked_of(keyspace, guarantee, count);
             }
             return Ok(());
         }
@@ -391,7 +401,7 @@ impl World {
         self.minded(durable_ack::check(&operations, &events))?;
         self.minded(linearizable::check(&operations, &events))?;
         for guarantee in ["revision_order", "durable_ack", "compaction", "linearizable"] {
-            self.checked(guarantee, count);
+            self.checked_of(keyspace, guarantee, count);
         }
         Ok(())
     }
@@ -441,4 +451,14 @@ impl World {
         }
         Ok(agreed.map(|(_, events)| events).unwrap_or_default())
     }
+}
+
+/// How many replicas of a group had a vote in an election, if what the node shows of the group now agrees with that.
+fn voters(here: &GroupBoard, election: &ElectionRecord) -> Option<u64> {
+    let configuration = here.configuration();
+    let voters = configuration.voters.len() as u64;
+    let votes = election.votes.get(&election.candidate).copied().unwrap_or_default();
+    let counted: u64 = election.votes.values().sum();
+    let agrees = counted <= voters && election.won == (votes > voters / 2);
+    (!configuration.is_joint() && agrees).then_some(voters)
 }

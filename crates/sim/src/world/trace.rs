@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 
+use super::moments::Moments;
+use crate::history::At;
+
 /// Lines that are kept.
 const LINES_MAX: usize = 200;
 /// Bytes of a line that are kept.
@@ -14,14 +17,17 @@ pub(super) struct Seconds(pub(super) u64);
 
 impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>5}.{:06}", self.0 / 1_000_000, self.0 % 1_000_000)
+        write!(f, "{:>12}", At(self.0).to_string())
     }
 }
 
 /// The trace of one run. Two runs with equal hashes did the same.
 pub(super) struct Trace {
     hasher: DefaultHasher,
-    lines: VecDeque<String>,
+    /// The last ones, with their times.
+    lines: VecDeque<(u64, String)>,
+    /// Earlier ones, if somebody wants to know of some moments.
+    moments: Option<Moments>,
     /// Also print each line at once.
     verbose: bool,
 }
@@ -32,6 +38,7 @@ impl Trace {
         Trace {
             hasher: DefaultHasher::new(),
             lines: VecDeque::new(),
+            moments: None,
             verbose: std::env::var_os("SIM_TRACE").is_some(),
         }
     }
@@ -42,10 +49,28 @@ impl Trace {
         if self.verbose {
             println!("{line}");
         }
+        if let Some(moments) = &mut self.moments {
+            moments.note(now, &line);
+        }
         if self.lines.len() == LINES_MAX {
             self.lines.pop_front();
         }
-        self.lines.push_back(line);
+        self.lines.push_back((now, line));
+    }
+
+    /// Keeps lines about some moments as well.
+    pub(super) fn keep(&mut self, moments: Moments) {
+        self.moments = Some(moments);
+    }
+
+    /// What was kept about them.
+    pub(super) fn kept(self) -> Option<Moments> {
+        self.moments
+    }
+
+    /// Whether the world runs only for some moments, which are over.
+    pub(super) fn is_complete(&self) -> bool {
+        self.moments.as_ref().is_some_and(Moments::are_over)
     }
 
     /// Whether somebody reads along.
@@ -62,15 +87,17 @@ impl Trace {
         self.hasher.finish()
     }
 
-    /// The last lines.
-    pub(super) fn tail(&self, count: usize) -> String {
+    /// The last lines, and the time of the first of them.
+    pub(super) fn tail(&self, count: usize) -> (u64, String) {
         let skip = self.lines.len().saturating_sub(count);
-        let mut tail = String::new();
-        for line in self.lines.iter().skip(skip) {
-            let end = (0..=line.len().min(LINE_BYTES_MAX)).rev().find(|&end| line.is_char_boundary(end));
-            tail.push_str(&line[..end.unwrap_or(0)]);
-            tail.push('\n');
-        }
-        tail
+        let since = self.lines.get(skip).map_or(0, |(at, _)| *at);
+        let lines = self.lines.iter().skip(skip).map(|(_, line)| format!("{}\n", shortened(line)));
+        (since, lines.collect())
     }
+}
+
+/// As much of a line as is shown.
+pub(super) fn shortened(line: &str) -> &str {
+    let end = (0..=line.len().min(LINE_BYTES_MAX)).rev().find(|&end| line.is_char_boundary(end));
+    &line[..end.unwrap_or(0)]
 }

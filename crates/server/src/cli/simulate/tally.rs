@@ -24,7 +24,7 @@ pub(super) struct Tally {
 impl Tally {
     /// Counts an event of some world.
     pub(super) fn event(&mut self, story: &Story) {
-        if let StoryEvent::Checked { guarantee, count } = &story.event {
+        if let StoryEvent::Checked { guarantee, count, .. } = &story.event {
             *self.checked.entry(guarantee).or_default() += count;
         } else if let Some(kind) = kind(&story.event) {
             *self.events.entry(kind).or_default() += 1;
@@ -118,9 +118,9 @@ mod tests {
     fn sums_do_not_depend_on_the_order() {
         let mut one = Tally::default();
         one.event(&story(StoryEvent::Stops { node: 1, cause: Stop::Killed }));
-        one.event(&story(StoryEvent::Checked { guarantee: "durable_ack", count: 5 }));
+        one.event(&story(StoryEvent::Checked { guarantee: "durable_ack", group: Some(1), count: 5 }));
         let mut other = Tally { worlds: 2, recovery_us_max: 7_000, ..Tally::default() };
-        other.event(&story(StoryEvent::Checked { guarantee: "durable_ack", count: 2 }));
+        other.event(&story(StoryEvent::Checked { guarantee: "durable_ack", group: Some(1), count: 2 }));
         other.event(&story(StoryEvent::Healed));
         let (mut forth, mut back) = (one.clone(), other.clone());
         forth.add(other);

@@ -49,6 +49,18 @@ pub(crate) fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
+/// From now on a panic of any thread ends the process (SIGABRT) once what it says was said, however the program was built: a node in which
+/// one thread is gone is none. Spared is a thread of which `is_caught` says that somebody will look after its panic.
+pub(crate) fn abort_at_panics(is_caught: fn() -> bool) {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        if !is_caught() {
+            std::process::abort();
+        }
+    }));
+}
+
 /// Brings the metrics of the process up to date. What the system does not tell stays as it was.
 pub(crate) fn show(metrics: &Metrics) {
     if let Some((all, resident)) = memory_bytes() {
@@ -146,6 +158,31 @@ mod tests {
         while cpu_seconds().unwrap() <= before {
             assert!(began.elapsed() < std::time::Duration::from_secs(60));
         }
+    }
+
+    /// What a node relies on: however it was built, no thread of it goes without the others, and nobody catches its panic.
+    #[test]
+    fn a_panic_of_any_thread_ends_the_process() {
+        use std::os::unix::process::ExitStatusExt as _;
+        const CHILD: &str = "HADRON_TEST_PANICS";
+        if std::env::var_os(CHILD).is_some() {
+            abort_at_panics(|| std::thread::current().name() == Some("caught"));
+            let panics = |name: &str| {
+                let thread = std::thread::Builder::new().name(name.into());
+                let panicked = thread.spawn(|| panic!("on purpose")).unwrap().join();
+                println!("{name} panicked: {}", panicked.is_err());
+            };
+            panics("caught");
+            panics("any");
+            return;
+        }
+        let name = "process::tests::a_panic_of_any_thread_ends_the_process";
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = command.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.signal(), Some(6), "SIGABRT: {said}");
+        assert!(said.contains("caught panicked: true") && !said.contains("any panicked"), "{said}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr).matches("on purpose").count(), 2);
     }
 
     #[test]

@@ -86,6 +86,7 @@ fn complain(error: &dyn Display) {
 
 /// Parses the command line, runs what it asks for and says how the process should exit.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    process::abort_at_panics(simulate::is_in_a_world);
     process::use_small_pages();
     process::raise_descriptors();
     let arguments: Vec<OsString> = arguments.into_iter().collect();

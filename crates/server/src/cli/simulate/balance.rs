@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use hadron_sim::balance::{Report, Settings};
 
-use super::{Options, say};
+use super::Options;
+use super::output::{counted, note, say};
 
 const NODES: u64 = 100;
 const KEYSPACES_PER_NODE: u64 = 100;
-/// What a plan may take of a processor.
+/// What a plan is to take of a processor at most.
 const ROUND_MAX: Duration = Duration::from_secs(1);
 
 /// Runs the pool of each seed. True if every bound held.
@@ -20,15 +21,18 @@ pub(super) fn run(options: &Options) -> bool {
 fn run_one(options: &Options, seed: u64) -> bool {
     let settings = settings(options, seed);
     say(&format!(
-        "The pool of seed {seed}: {} nodes, {} keyspaces, {} hours.\n",
-        settings.nodes, settings.keyspaces, settings.hours
+        "The pool of seed {seed}: {} nodes, {}, {} hours.\n",
+        settings.nodes,
+        counted(settings.keyspaces as u64, "keyspace", "keyspaces"),
+        settings.hours
     ));
     let report = hadron_sim::balance::run(&settings, &mut |line| say(&format!("{line}\n")));
     say(&format!("{report}"));
     if !report.holds() {
         say(&format!("again: hadron simulate {}\n", again(&settings)));
     }
-    tell_duration(&report) && report.holds()
+    tell_duration(&report);
+    report.holds()
 }
 
 fn settings(options: &Options, seed: u64) -> Settings {
@@ -44,14 +48,11 @@ fn again(settings: &Settings) -> String {
     format!("--scenario balance --seed {seed} --nodes {nodes} --keyspaces {keyspaces} --hours {hours}")
 }
 
-/// Whether every plan was made in time. On standard error: it is about this machine, and what is on standard output follows from the
-/// arguments alone.
-fn tell_duration(report: &Report) -> bool {
-    let in_time = report.slowest_round < ROUND_MAX;
-    let verdict = if in_time { "held:   " } else { "BROKEN: " };
-    eprintln!(
-        "  {verdict}the slowest plan took {:?} of a processor, at most {ROUND_MAX:?}",
-        report.slowest_round
-    );
-    in_time
+/// How long plans took. On standard error, and without consequence: it is about this machine and what else runs on it, and what is on
+/// standard output, and whether all held, follows from the arguments alone.
+fn tell_duration(report: &Report) {
+    let slowest = report.slowest_round;
+    let verdict =
+        if slowest < ROUND_MAX { "as is aimed at" } else { "more than the second that is aimed at" };
+    note(format_args!("  note: the slowest plan took {slowest:.1?} of a processor, {verdict}"));
 }

@@ -9,14 +9,19 @@
 //! simulated, for the planner that decides which replica goes where.
 
 mod balance;
+mod help;
+mod output;
+mod panics;
 mod survey;
 mod tally;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use hadron_sim::world::lies::Lie;
 use hadron_sim::world::{Failure, Report, Scenario, Settings, Story, World};
+use output::{counted, note, say};
+
+pub(super) use panics::is_in_a_world;
 
 /// Exit code when a guarantee did not hold.
 const VIOLATED: u8 = 1;
@@ -26,33 +31,35 @@ const USAGE: u8 = 2;
 const WORLD_NODES_MAX: u64 = 9;
 /// The commit of the source, where it is known: see `build.rs`.
 const COMMIT: &str = env!("HADRON_COMMIT");
+/// What [`COMMIT`] is where it is not known.
+const UNKNOWN: &str = "unknown";
 
 /// Flags of `simulate`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "`--help` lists the scenarios and the lies.", after_long_help = help::tables())]
 pub struct Options {
     /// The seed of the world, or of the first of several
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How many worlds to run, each from the next seed; more than one are counted, not told
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     seeds: u64,
-    /// Nodes in the cluster, at most 9 [default: as the seed says, 3 or 5; 100 with --scenario balance, there 30 to 10000]
+    /// Nodes in the cluster, at most 9; with --scenario balance 30 to 10000 [default: 3 or 5, as the seed says; there 100]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     nodes: Option<u64>,
     /// Keyspaces, with --scenario balance [default: 100 for each node]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     keyspaces: Option<u64>,
-    /// Simulated hours, with --scenario balance [default: 24]
+    /// Simulated hours, 12 to 240, with --scenario balance [default: 24]
     #[arg(long, value_parser = clap::value_parser!(u64).range(12..=240))]
     hours: Option<u64>,
-    /// Simulated seconds with faults, before everything is healed and checked
+    /// Simulated seconds with faults, 3 to 86400, before everything is healed and checked
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=86_400))]
     seconds: u64,
-    /// What prevails in the world: usual, calm, storm, partitions, crashes, disks, clocks, leases, snapshots, compactions,
-    /// many-groups, members, placements, repairs, pool, sleep, sickness; all, each seed another; or balance, a pool of many nodes whose load is balanced
+    /// What prevails in the world; or all, each seed another; or balance, a pool of many nodes whose load is balanced
     #[arg(long, default_value = "usual", value_parser = Choice::parse)]
     scenario: Choice,
-    /// Tell the nodes or the clients something that is not true, to see that the checks notice
+    /// Tell the nodes or the clients something that is not true, such as stale-read, to see that the checks notice
     #[arg(long, value_parser = lie, value_name = "LIE")]
     lie: Option<Lie>,
     /// Worlds that run at a time [default: one for each processor]
@@ -101,10 +108,10 @@ fn lie_name(lie: Lie) -> String {
 }
 
 fn lie(text: &str) -> Result<Lie, String> {
-    Lie::ALL.into_iter().find(|lie| lie_name(*lie) == text).ok_or_else(|| {
-        let lines = Lie::ALL.map(|lie| format!("  {:<22} {lie}", lie_name(lie)));
-        format!("no such lie; there are\n{}", lines.join("\n"))
-    })
+    Lie::ALL
+        .into_iter()
+        .find(|lie| lie_name(*lie) == text)
+        .ok_or_else(|| format!("no such lie; there are\n{}", help::lies()))
 }
 
 impl Options {
@@ -156,9 +163,10 @@ impl Options {
 /// Runs the worlds. Fails when a guarantee did not hold in one of them.
 pub fn run(options: &Options) -> ExitCode {
     if let Err(reason) = options.check() {
-        eprintln!("hadron simulate: {reason}");
+        note(format_args!("hadron simulate: {reason}"));
         return ExitCode::from(USAGE);
     }
+    panics::name_seeds();
     let held = match options.scenario {
         Choice::Balance => balance::run(options),
         _ if options.seeds == 1 => tell_one(options),
@@ -170,13 +178,18 @@ pub fn run(options: &Options) -> ExitCode {
 /// Prints what happens in one world while it happens.
 fn tell_one(options: &Options) -> bool {
     let settings = options.settings(options.seed);
+    say(help::LEGEND);
     say(&format!(
-        "The world of seed {} ({}): {} nodes, {} keyspaces, {} clients; faults for {} s.\n",
+        "The world of seed {} ({}): {}, {}, {}; faults for {} s.\n",
         options.seed,
         options.scenario.of(options.seed),
-        settings.nodes,
-        settings.keyspaces,
-        settings.clients + settings.lease_clients + settings.lock_clients + settings.watchers,
+        counted(settings.nodes, "node", "nodes"),
+        counted(settings.keyspaces, "keyspace", "keyspaces"),
+        counted(
+            settings.clients + settings.lease_clients + settings.lock_clients + settings.watchers,
+            "client",
+            "clients"
+        ),
         options.seconds
     ));
     let outcome = world(options, options.seed, &mut |story| say(&format!("{story}\n")));
@@ -187,42 +200,57 @@ fn tell_one(options: &Options) -> bool {
     outcome.is_ok()
 }
 
-/// Runs the world of `seed`. In a program that is built to abort when it panics, what it found goes out before that.
+/// Runs the world of `seed`.
 fn world(options: &Options, seed: u64, tell: &mut dyn FnMut(&Story)) -> Result<Report, Box<Failure>> {
-    World::run_with(options.settings(seed), tell)
+    let outcome = panics::in_world(seed, || World::run_with(options.settings(seed), tell));
+    outcome.map_err(|mut failure| {
+        panics::name_place(&mut failure);
+        failure
+    })
 }
 
 fn summary(report: &Report) -> String {
     format!(
-        "\n{:.1} s simulated: {} operations, {} acknowledged, {} with an unknown outcome; {} crashes, {} snapshots, \
-         {} compactions.\nEvery guarantee held. After the healing every client was served within {} ms.\n\
-         The trace's hash is {:016x}.\n",
+        "\n{:.1} s simulated: {}, {} acknowledged, {} with an unknown outcome; {}, {}, {}.\n\
+         Every guarantee held. After the healing every client was served within {} ms.\n\
+         The trace's hash is {:016x}: two runs with one hash did the same.\n",
         report.simulated_us as f64 / 1e6,
-        report.operations,
+        counted(report.operations as u64, "operation", "operations"),
         report.acknowledged,
         report.unknown,
-        report.crashes,
-        report.snapshots,
-        report.compactions,
+        counted(report.crashes, "crash", "crashes"),
+        counted(report.snapshots, "snapshot", "snapshots"),
+        counted(report.compactions, "compaction", "compactions"),
         report.recovery_us / 1_000,
         report.trace_hash
     )
 }
 
 fn failure_text(options: &Options, failure: &Failure) -> String {
+    let seed = failure.seed;
+    // Runs the world once more where what was found in the end is about earlier times.
+    let around = panics::in_world(seed, || World::around(options.settings(seed), failure));
+    let around = around.map(|lines| format!("\nWhat happened at the times that are named below:\n{lines}"));
     format!(
-        "\nThe last events:\n{}\nseed {}, commit {COMMIT}: {}\nagain: {}\n",
+        "{}\nThe last events:\n{}\nseed {seed}, commit {}: {}\nagain: {}\n",
+        around.unwrap_or_default(),
         failure.tail,
-        failure.seed,
+        commit(COMMIT),
         failure.violation,
-        options.again(failure.seed)
+        options.again(seed)
     )
 }
 
-/// Prints at once. Nobody reads along any more when that fails.
-fn say(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+/// Without the commit a seed says little: another one makes another world of it.
+fn commit(known: &str) -> String {
+    match known {
+        UNKNOWN => {
+            format!(
+                "{UNKNOWN} (only release builds know theirs; keep what `git rev-parse HEAD` says with the seed)"
+            )
+        }
+        known => known.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -243,11 +271,21 @@ mod tests {
     }
 
     #[test]
-    fn the_help_names_all_scenarios() {
-        let command = <Options as clap::Args>::augment_args(clap::Command::new("simulate"));
-        let scenario = command.get_arguments().find(|argument| argument.get_id() == "scenario");
-        let help = scenario.and_then(clap::Arg::get_help).unwrap().to_string();
-        let missing = Scenario::ALL.map(Scenario::name).into_iter().filter(|name| !help.contains(name));
-        assert_eq!(missing.collect::<Vec<_>>(), [""; 0]);
+    fn the_help_names_all_scenarios_and_lies_in_lines_that_can_be_read() {
+        let mut command = <Options as clap::Args>::augment_args(clap::Command::new("simulate"));
+        let help = command.render_long_help().to_string();
+        let names = Scenario::ALL.map(|scenario| scenario.name().to_owned()).into_iter();
+        let missing =
+            names.chain(Lie::ALL.map(lie_name)).filter(|name| !help.contains(&format!("\n  {name} ")));
+        assert_eq!(missing.collect::<Vec<_>>(), [""; 0], "{help}");
+        let long = help.lines().chain(help::LEGEND.lines()).filter(|line| line.chars().count() > 140);
+        assert_eq!(long.collect::<Vec<_>>(), [""; 0]);
+        assert!(command.render_help().to_string().contains("`--help` lists"));
+    }
+
+    #[test]
+    fn a_commit_that_is_not_known_is_asked_for() {
+        assert!(commit(UNKNOWN).contains("git rev-parse HEAD"));
+        assert_eq!(commit("0123456789ab-dirty"), "0123456789ab-dirty");
     }
 }

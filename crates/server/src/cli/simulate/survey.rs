@@ -1,21 +1,23 @@
-//! Many worlds, on several threads. What is printed does not depend on which thread is done first.
+//! Many worlds, on several threads. What is printed does not depend on which thread is done first; what is said on standard error
+//! meanwhile does: each failure when it is found, so that it is known also if the rest is not waited for, and how far it is.
 
-use std::cell::Cell;
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use hadron_sim::world::Failure;
+use hadron_sim::world::{Failure, Report};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 
+use super::output::{counted, note, say};
 use super::tally::Tally;
-use super::{Options, failure_text, say};
+use super::{Options, failure_text};
 
-thread_local! {
-    /// The seed of the world that this thread runs.
-    static SEED: Cell<u64> = const { Cell::new(0) };
-}
+/// How long nothing is said of the progress at most where no bar shows it.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// Characters of a violation in a line that says that there is one.
+const SUMMARY_CHARS_MAX: usize = 240;
 
 /// What the worlds came to.
 #[derive(Default)]
@@ -26,21 +28,19 @@ struct Found {
 
 /// Runs the worlds and prints their sums, then what went wrong: the first in full. True if nothing did.
 pub(super) fn run(options: &Options) -> bool {
-    let bar = progress_bar(options.seeds);
-    name_seeds_in_panics();
+    let progress = Progress::new(options.seeds);
     let found = Mutex::new(Found::default());
     let next = AtomicU64::new(0);
     thread::scope(|scope| {
         for _ in 0..threads(options) {
             scope.spawn(|| {
                 while let Some(seed) = next_seed(options, &next) {
-                    run_one(options, seed, &found);
-                    bar.inc(1);
+                    run_one(options, seed, &found, &progress);
                 }
             });
         }
     });
-    bar.finish_and_clear();
+    progress.bar.finish_and_clear();
     let Found { tally, mut failures } = found.into_inner();
     failures.sort_by_key(|failure| failure.seed);
     say(&tally.to_string());
@@ -58,10 +58,10 @@ fn next_seed(options: &Options, next: &AtomicU64) -> Option<u64> {
     (number < options.seeds).then(|| options.seed.wrapping_add(number))
 }
 
-fn run_one(options: &Options, seed: u64, found: &Mutex<Found>) {
-    SEED.set(seed);
+fn run_one(options: &Options, seed: u64, found: &Mutex<Found>, progress: &Progress) {
     let mut tally = Tally::default();
     let outcome = super::world(options, seed, &mut |story| tally.event(story));
+    progress.tell(options, &outcome);
     let mut found = found.lock();
     match outcome {
         Ok(report) => {
@@ -74,7 +74,7 @@ fn run_one(options: &Options, seed: u64, found: &Mutex<Found>) {
 
 fn report(options: &Options, failures: &[Failure]) {
     let Some((first, others)) = failures.split_first() else { return };
-    say(&format!("\n{} worlds FAILED\n", failures.len()));
+    say(&format!("\n{} FAILED\n", counted(failures.len() as u64, "world", "worlds")));
     for failure in others {
         say(&format!(
             "seed {}: {}\n  again: {}\n",
@@ -86,23 +86,78 @@ fn report(options: &Options, failures: &[Failure]) {
     say(&failure_text(options, first));
 }
 
-/// A world that panics counts as one that failed; where a panic ends the program, it names the seed at least.
-fn name_seeds_in_panics() {
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        eprintln!("a panic in the world of seed {}:", SEED.get());
-        usual(panic);
-    }));
+/// How far it is, on standard error: a bar where that is a terminal, a line now and then where it is not.
+struct Progress {
+    bar: ProgressBar,
+    is_shown: bool,
+    total: u64,
+    so_far: Mutex<SoFar>,
 }
 
-/// A bar on standard error; hidden when that is not a terminal.
-fn progress_bar(total: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+struct SoFar {
+    done: u64,
+    failed: u64,
+    told_at: Instant,
+}
+
+impl Progress {
+    fn new(total: u64) -> Progress {
+        let is_shown = std::io::stderr().is_terminal();
+        let so_far = Mutex::new(SoFar { done: 0, failed: 0, told_at: Instant::now() });
+        if !is_shown {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+            return Progress { bar, is_shown, total, so_far };
+        }
+        let bar = ProgressBar::new(total);
+        let template = "{bar:40} {pos}/{len} worlds{msg}  {per_sec}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Progress { bar, is_shown, total, so_far }
     }
-    let bar = ProgressBar::new(total);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} worlds  {per_sec}  {eta} left") {
-        bar.set_style(style);
+
+    /// A world has ended.
+    fn tell(&self, options: &Options, outcome: &Result<Report, Box<Failure>>) {
+        let mut so_far = self.so_far.lock();
+        so_far.done += 1;
+        if let Err(failure) = outcome {
+            so_far.failed += 1;
+            self.bar.suspend(|| note(failure_line(options, failure)));
+            self.bar.set_message(format!(", {} failed", so_far.failed));
+        }
+        self.bar.inc(1);
+        let SoFar { done, failed, told_at } = &mut *so_far;
+        if !self.is_shown && (ends_a_tenth(*done, self.total) || told_at.elapsed() > SILENCE_MAX) {
+            *told_at = Instant::now();
+            note(format_args!("{done} of {}, {failed} failed", counted(self.total, "world", "worlds")));
+        }
     }
-    bar
+}
+
+/// Whether another tenth is over once so many are done.
+fn ends_a_tenth(done: u64, total: u64) -> bool {
+    let tenths = |done: u64| u128::from(done) * 10 / u128::from(total);
+    tenths(done) > tenths(done - 1)
+}
+
+/// That a world failed, and how to see more of it.
+fn failure_line(options: &Options, failure: &Failure) -> String {
+    let violation = failure.violation.to_string();
+    let first = violation.lines().next().unwrap_or_default();
+    let shown: String = first.chars().take(SUMMARY_CHARS_MAX).collect();
+    let more = if shown.len() < violation.len() { " …" } else { "" };
+    format!("FAILED: seed {}: {shown}{more}\n  again: {}", failure.seed, options.again(failure.seed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_lines_at_most_tell_of_the_progress() {
+        for (total, lines) in [(1, 1), (7, 7), (10, 10), (11, 10), (1_000, 10), (u64::MAX, 0)] {
+            let told = (1..=total.min(1_000)).filter(|done| ends_a_tenth(*done, total));
+            assert_eq!(told.count(), lines, "{total}");
+        }
+    }
 }

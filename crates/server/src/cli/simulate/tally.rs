@@ -5,6 +5,8 @@ use std::fmt;
 
 use hadron_sim::world::{Report, Stop, Story, StoryEvent};
 
+use super::output::counted;
+
 /// Sums over worlds; the order in which they are added does not matter.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Tally {
@@ -92,7 +94,8 @@ fn kind(event: &StoryEvent) -> Option<&'static str> {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hours = self.simulated_us as f64 / 3.6e9;
-        writeln!(f, "{} worlds in which every guarantee held, {hours:.2} hours simulated", self.worlds)?;
+        let worlds = counted(self.worlds, "world", "worlds");
+        writeln!(f, "{worlds} in which every guarantee held, {hours:.2} hours simulated")?;
         writeln!(
             f,
             "{} operations, {} acknowledged, {} with an unknown outcome",

@@ -8,7 +8,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hadron_sim::world::{Report, Scenario, Settings, World};
+use hadron_sim::world::{Report, Scenario, Settings, StoryEvent, World};
 
 /// Worlds in a usual test run.
 const SEEDS: u64 = 60;
@@ -24,21 +24,30 @@ fn scenario() -> Scenario {
     std::env::var("SIM_SCENARIO").map_or(Scenario::Usual, |name| name.parse().unwrap())
 }
 
-/// `SIM_SHARDS` says how many shards a node has at most, `SIM_SECONDS` for how long there are faults.
+/// `SIM_NODES` says how many nodes there are, `SIM_SHARDS` how many shards a node has at most, `SIM_SECONDS` for how long there are faults.
 fn settings(seed: u64) -> Settings {
     let drawn = Settings::of(scenario(), seed);
     Settings {
+        nodes: variable("SIM_NODES").unwrap_or(drawn.nodes),
         shards_max: variable("SIM_SHARDS").map_or(drawn.shards_max, |most| most as usize),
         faults_us: variable("SIM_SECONDS").map_or(drawn.faults_us, |seconds| seconds * 1_000_000),
         ..drawn
     }
 }
 
+/// The command that runs the world of `seed` again, which the other variables are part of.
+fn again(seed: u64) -> String {
+    let others = ["SIM_SCENARIO", "SIM_NODES", "SIM_SHARDS", "SIM_SECONDS"];
+    let set = others
+        .map(|name| std::env::var(name).map_or_else(|_| String::new(), |text| format!("{name}={text} ")));
+    format!("{}SIM_SEED={seed} cargo test -p hadron-sim --test world many", set.concat())
+}
+
 fn run(seed: u64) -> Report {
     match World::run(settings(seed)) {
         Ok(report) => report,
         Err(failure) => {
-            panic!("{failure}\nagain: SIM_SEED={seed} cargo test -p hadron-sim --test world many")
+            panic!("{failure}\nagain: {}", again(seed))
         }
     }
 }
@@ -113,6 +122,20 @@ fn every_scenario_keeps_every_promise_and_tells_the_same_story_twice() {
         for seed in 1..=2 {
             assert_eq!(tell(seed), tell(seed));
         }
+    }
+}
+
+/// A partition that was over with everything else ended once more seconds later, in the middle of what came then: a node that was sick was heard
+/// again.
+#[test]
+fn what_was_healed_is_not_healed_again() {
+    for (scenario, seed) in [(Scenario::Usual, 7), (Scenario::Sickness, 27), (Scenario::Sickness, 61)] {
+        let mut told = Vec::new();
+        World::run_with(Settings::of(scenario, seed), &mut |story| told.push(story.event.clone())).unwrap();
+        let healed = told.iter().position(|event| *event == StoryEvent::Healed).unwrap();
+        let cuts = told[..healed].iter().filter(|event| matches!(event, StoryEvent::Partition { .. }));
+        assert!(cuts.count() > 0, "{scenario}, seed {seed}");
+        assert!(!told[healed..].contains(&StoryEvent::PartitionEnds), "{scenario}, seed {seed}");
     }
 }
 

@@ -115,7 +115,7 @@ impl World {
         let now = self.schedule.now();
         self.faults_on = false;
         self.tell(StoryEvent::Healed);
-        self.network.heal();
+        self.heal_network();
         for node in self.nodes() {
             self.boot(node);
             if let Some(machine) = self.machines.get_mut(&node) {
@@ -197,17 +197,28 @@ impl World {
             }
         }
         self.tell(StoryEvent::Partition { cut: blocked.clone() });
-        blocked.into_iter().for_each(|direction| self.network.block(direction));
-        self.partition += 1;
+        self.cut_network(&blocked);
         let lasts_us = *super::settings::pick(&mut self.rng, &[300_000, 2_000_000, 5_000_000]);
         self.schedule.after(lasts_us, Happening::Heal(self.partition));
     }
 
-    /// Ends the partition of this number, if no newer one has begun.
+    /// Lets nothing through in these directions. The end of an older partition heals nothing any more.
+    pub(super) fn cut_network(&mut self, directions: &[(u64, u64)]) {
+        self.partition += 1;
+        directions.iter().for_each(|direction| self.network.block(*direction));
+    }
+
+    /// Lets everything through again, and is the end of all partitions.
+    pub(super) fn heal_network(&mut self) {
+        self.partition += 1;
+        self.network.heal();
+    }
+
+    /// Ends the partition of this number, if the network has neither been cut nor healed since.
     pub(super) fn end_partition(&mut self, number: u64) {
         if number == self.partition {
             self.tell(StoryEvent::PartitionEnds);
-            self.network.heal();
+            self.heal_network();
         }
     }
 

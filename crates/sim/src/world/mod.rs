@@ -251,7 +251,7 @@ pub struct World {
     violation: Option<Violation>,
     /// What has not been told yet.
     stories: Vec<Story>,
-    /// Counts partitions, so that an old one's end does not heal a new one.
+    /// Counts cuts and healings of the network, so that an old partition's end does not heal what came after.
     partition: u64,
     faults_on: bool,
     /// Clients begin nothing new.

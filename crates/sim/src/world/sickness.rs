@@ -119,7 +119,9 @@ impl World {
     }
 
     fn fall_sick(&mut self, node: u64, ailment: Ailment, until: u64) {
-        let others: Vec<u64> = self.nodes().into_iter().filter(|other| *other != node).collect();
+        let others = || self.nodes().into_iter().filter(|other| *other != node);
+        let from_it: Vec<(u64, u64)> = others().map(|other| (node, other)).collect();
+        let to_it: Vec<(u64, u64)> = others().map(|other| (other, node)).collect();
         let shard_drawn: u32 = self.rng.random();
         let Some(machine) = self.machines.get_mut(&node) else { return };
         let Some(process) = &mut machine.process else { return };
@@ -131,13 +133,13 @@ impl World {
             Ailment::ShardHangs => process.hang(shard_drawn as usize % process.shards(), until),
             Ailment::Hangs => (0..process.shards()).for_each(|shard| process.hang(shard, until)),
             Ailment::Stutters => {}
-            Ailment::Deaf => others.iter().for_each(|other| self.network.block((*other, node))),
-            Ailment::Mute => others.iter().for_each(|other| self.network.block((node, *other))),
+            Ailment::Deaf => self.cut_network(&to_it),
+            Ailment::Mute => self.cut_network(&from_it),
         }
     }
 
     fn recover_from_sickness(&mut self, node: u64) {
-        self.network.heal();
+        self.heal_network();
         if let Some(machine) = self.machines.get_mut(&node) {
             machine.slowness = 1;
         }

@@ -33,7 +33,7 @@ pub struct KeyValue {
 }
 
 /// A condition of a transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Guard {
     /// The key's last revision is this; 0 while the key does not exist.
     ModRevision(Bytes, i64),
@@ -44,7 +44,7 @@ pub enum Guard {
 }
 
 /// One request inside a transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Read a key.
     Get(Bytes),
@@ -81,7 +81,7 @@ impl StepResult {
 }
 
 /// A transaction. A plain get, put or delete is one without guards and with one step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Transaction {
     /// All must hold for `then` to be carried out.
     pub guards: Vec<Guard>,
@@ -92,7 +92,7 @@ pub struct Transaction {
 }
 
 /// What a client asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Linearizable, whether it reads or writes.
     Transaction(Transaction),

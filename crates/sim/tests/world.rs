@@ -61,6 +61,7 @@ fn run_all(seeds: &[u64]) -> Vec<Report> {
                 while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
                     let report = run(seed);
                     println!("seed {seed}: {report:?}");
+                    assert_eq!(report.undecided, 0, "seed {seed}");
                     reports.lock().unwrap().push(report);
                 }
             });

@@ -202,6 +202,8 @@ pub struct Report {
     pub usage: Usage,
     /// The longest time without an acknowledged write while all was well again, in microseconds.
     pub recovery_us: u64,
+    /// Keyspaces of which it stayed undecided whether `linearizable` holds, as the search took too long.
+    pub undecided: u64,
 }
 
 /// A run that went wrong.
@@ -264,6 +266,8 @@ pub struct World {
     tickets: u64,
     /// See [`Report::usage`].
     usage: Usage,
+    /// See [`Report::undecided`].
+    undecided: u64,
 }
 
 impl World {
@@ -340,6 +344,7 @@ impl World {
             snapshots: 0,
             tickets: 0,
             usage: Usage::default(),
+            undecided: 0,
             settings,
         }
     }
@@ -542,6 +547,7 @@ impl World {
             revision: self.observer.last_revision(DEFAULT_GROUP),
             usage: self.usage,
             recovery_us,
+            undecided: self.undecided,
         }
     }
 

@@ -212,7 +212,7 @@ fn world(options: &Options, seed: u64, tell: &mut dyn FnMut(&Story)) -> Result<R
 fn summary(report: &Report) -> String {
     format!(
         "\n{:.1} s simulated: {}, {} acknowledged, {} with an unknown outcome; {}, {}, {}.\n\
-         Every guarantee held. After the healing every client was served within {} ms.\n\
+         {} After the healing every client was served within {} ms.\n\
          The trace's hash is {:016x}: two runs with one hash did the same.\n",
         report.simulated_us as f64 / 1e6,
         counted(report.operations as u64, "operation", "operations"),
@@ -221,8 +221,20 @@ fn summary(report: &Report) -> String {
         counted(report.crashes, "crash", "crashes"),
         counted(report.snapshots, "snapshot", "snapshots"),
         counted(report.compactions, "compaction", "compactions"),
+        verdict(report.undecided),
         report.recovery_us / 1_000,
         report.trace_hash
+    )
+}
+
+/// What to say where nothing was found not to hold, and of so many keyspaces it was not found out.
+fn verdict(undecided: u64) -> String {
+    if undecided == 0 {
+        return "Every guarantee held.".into();
+    }
+    let keyspaces = counted(undecided, "keyspace", "keyspaces");
+    format!(
+        "Nothing was found not to hold; undecided: linearizable, of {keyspaces}, where the search took too long."
     )
 }
 

@@ -17,6 +17,8 @@ pub(super) struct Tally {
     acknowledged: u64,
     unknown: u64,
     recovery_us_max: u64,
+    /// Keyspaces of which a guarantee stayed undecided.
+    undecided: u64,
     /// Notable events, by what they are.
     events: BTreeMap<&'static str, u64>,
     /// Things looked at, by guarantee.
@@ -41,6 +43,7 @@ impl Tally {
         self.acknowledged += report.acknowledged as u64;
         self.unknown += report.unknown as u64;
         self.recovery_us_max = self.recovery_us_max.max(report.recovery_us);
+        self.undecided += report.undecided;
     }
 
     /// Adds another's sums to these.
@@ -51,6 +54,7 @@ impl Tally {
         self.acknowledged += other.acknowledged;
         self.unknown += other.unknown;
         self.recovery_us_max = self.recovery_us_max.max(other.recovery_us_max);
+        self.undecided += other.undecided;
         other.events.into_iter().for_each(|(kind, count)| *self.events.entry(kind).or_default() += count);
         other.checked.into_iter().for_each(|(name, count)| *self.checked.entry(name).or_default() += count);
     }
@@ -96,6 +100,13 @@ impl fmt::Display for Tally {
         let hours = self.simulated_us as f64 / 3.6e9;
         let worlds = counted(self.worlds, "world", "worlds");
         writeln!(f, "{worlds} in which every guarantee held, {hours:.2} hours simulated")?;
+        if self.undecided > 0 {
+            writeln!(
+                f,
+                "but undecided: linearizable, of {}, where the search took too long",
+                counted(self.undecided, "keyspace", "keyspaces")
+            )?;
+        }
         writeln!(
             f,
             "{} operations, {} acknowledged, {} with an unknown outcome",

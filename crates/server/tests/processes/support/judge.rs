@@ -20,5 +20,5 @@ pub fn judge(operations: &[Operation], events: &[Event]) {
     durable_ack::check(operations, events).unwrap();
     revision_order::check_events(events).unwrap();
     revision_order::check_responses(operations).unwrap();
-    linearizable::check(operations, events).unwrap();
+    assert_eq!(linearizable::check(operations, events).unwrap(), linearizable::Verdict::Explained);
 }

@@ -6,7 +6,12 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::history::{KeyValue, Response, Step, StepResult};
+use crate::history::{KeyValue, Response, Step, StepResult, Transaction};
+
+/// As the checker's own, and every history here is small enough to be decided.
+fn check(operations: &[Operation], events: &[Event]) -> Result<(), Violation> {
+    super::check(operations, events).map(|verdict| assert_eq!(verdict, Verdict::Explained))
+}
 
 fn operation(invoked: u64, returned: u64, action: Action, outcome: Outcome) -> Operation {
     Operation { client: invoked, keyspace: 1, node: 1, replica: None, invoked, returned, action, outcome }
@@ -123,7 +128,7 @@ fn two_winners_of_one_compare_and_set_are_caught() {
 
 #[test]
 fn an_expiry_removes_the_keys_of_its_lease() {
-    let leased = Action::Transaction(crate::history::Transaction {
+    let leased = Action::Transaction(Transaction {
         then: vec![Step::Put("a".into(), "1".into(), 7)],
         ..Default::default()
     });
@@ -160,8 +165,6 @@ fn the_complete_history_decides_between_unknown_writes() {
     check(&history, &events).unwrap_err();
 }
 
-/// Honest histories of many clients: each operation takes effect at a point between its invocation and its return,
-/// some lose their answer. Then one response is bent.
 #[test]
 fn a_range_that_was_deleted_in_part_is_caught() {
     let whole = || operation(40, 50, Action::delete_range("a", "c"), done(4, vec![StepResult::Deleted(2)]));
@@ -187,6 +190,8 @@ fn a_range_that_was_deleted_in_part_is_caught() {
     check(&[put(0, 10, "a", "1", 2), put(20, 30, "b", "2", 3), half], &[]).unwrap_err();
 }
 
+/// Histories of many clients: each operation takes effect at a point between its invocation and its return,
+/// some lose their answer. Then one response is bent.
 #[test]
 fn honest_histories_pass_and_bent_ones_do_not() {
     for seed in 0..40 {
@@ -198,13 +203,198 @@ fn honest_histories_pass_and_bent_ones_do_not() {
     }
 }
 
+/// A group without a quorum left thousands of operations behind whose outcome nobody knew. Each was tried at each step of the search, which took
+/// as good as for ever.
+#[test]
+fn very_many_unknown_operations_are_soon_explained() {
+    const COUNT: u64 = 20_000;
+    let mut reference = Reference::new();
+    let mut history = Vec::new();
+    for number in 0..COUNT {
+        let lost = Action::put("a", format!("lost {number}"));
+        history.push(operation(number, 0, lost, Outcome::Unknown));
+    }
+    for number in 0..COUNT {
+        let at = COUNT + 10 * number;
+        let late = Action::put("a", format!("late {number}"));
+        reference.apply(&late);
+        history.push(operation(at, 0, late, Outcome::Unknown));
+        let next = Action::put("a", format!("v{number}"));
+        let response = reference.apply(&next);
+        history.push(operation(at, at + 9, next, Outcome::Done(response)));
+    }
+    check(&history, &reference.events).unwrap();
+    let read = operation(
+        20 * COUNT,
+        21 * COUNT,
+        Action::get("a"),
+        done(2 * COUNT as i64, vec![StepResult::Got(None)]),
+    );
+    history.push(read);
+    check(&history, &reference.events).unwrap_err();
+}
+
+#[test]
+fn a_search_that_gives_up_has_found_nothing() {
+    let history: Vec<Operation> = (0..20).map(|number| put(0, 100, "a", "v", 2 + number)).collect();
+    assert_eq!(check_within(&history, &[], 5), Ok(Verdict::Undecided));
+    assert_eq!(check_within(&history, &[], 50), Ok(Verdict::Explained));
+}
+
+/// Small histories, honest and bent: what the search leaves out changes no verdict.
+#[test]
+fn the_search_finds_what_trying_all_orders_finds() {
+    let mut verdicts = [0; 2];
+    for seed in 0..20_000 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let (history, events) = small(&mut rng);
+        let naive = claims(&history).is_ok()
+            && facts(&history, &events).is_ok_and(|facts| {
+                let mut left: Vec<usize> = (0..history.len()).collect();
+                left.retain(|number| !matches!(history[*number].outcome, Outcome::Failed));
+                explains(&history, &facts, &super::changes(&events), &mut left, &mut Model::new())
+            });
+        verdicts[usize::from(naive)] += 1;
+        let found = check(&history, &events);
+        let lines = || history.iter().map(|operation| format!("\n{operation}")).collect::<String>();
+        assert_eq!(found.is_ok(), naive, "seed {seed}: {found:?} of{}\n{events:?}", lines());
+    }
+    assert!(verdicts.iter().all(|count| *count > 2_000), "{verdicts:?}");
+}
+
+/// Whether some order of those that are left, or of some of those with an unknown outcome and all others, explains every response.
+fn explains(
+    history: &[Operation],
+    facts: &Facts,
+    complete: &BTreeMap<i64, Changes>,
+    left: &mut Vec<usize>,
+    model: &mut Model,
+) -> bool {
+    let returns = left.iter().filter(|number| history[**number].response().is_some());
+    let Some(earliest_return) = returns.map(|number| history[*number].returned).min() else { return true };
+    for place in 0..left.len() {
+        let number = left[place];
+        let operation = &history[number];
+        if operation.invoked > earliest_return {
+            continue;
+        }
+        let changes = match (model.evaluate(&operation.action), &operation.action, operation.response()) {
+            (None, Action::StaleGet(key), Some(response)) if model.explains_stale_get(key, response) => {
+                Changes::new()
+            }
+            (Some((expected, changes)), _, response) if response.is_none_or(|found| *found == expected) => {
+                changes
+            }
+            _ => continue,
+        };
+        let known = facts.get(&(model.revision() + 1));
+        let fits = |(key, known): (&Bytes, &Option<Bytes>)| {
+            changes.get(key).is_some_and(|after| after.as_ref().map(|after| &after.value) == known.as_ref())
+        };
+        let all = complete.get(&(model.revision() + 1));
+        let may_write =
+            known.is_none_or(|known| known.iter().all(fits)) && all.is_none_or(|all| *all == changes);
+        if !changes.is_empty() && !may_write {
+            continue;
+        }
+        left.remove(place);
+        if !changes.is_empty() {
+            model.commit(&changes);
+        }
+        let explained = explains(history, facts, complete, left, model);
+        if !changes.is_empty() {
+            model.take_back(&changes);
+        }
+        left.insert(place, number);
+        if explained {
+            return true;
+        }
+    }
+    false
+}
+
+/// Up to seven operations, of which many lose their answer and most write one of few values to one of two keys. Half of them are bent. With
+/// them all events, those up to a revision, or none.
+fn small(rng: &mut SmallRng) -> (Vec<Operation>, Vec<Event>) {
+    let mut reference = Reference::new();
+    let mut history = Vec::new();
+    for number in 0..rng.random_range(2..=7) {
+        let action = small_action(rng, reference.revision());
+        let at = 100 + 10 * number;
+        let outcome = match rng.random_range(0..10) {
+            0 => Outcome::Failed,
+            1 => Outcome::Unknown,
+            2..=4 if !action.is_stale_read() => {
+                reference.apply(&action);
+                Outcome::Unknown
+            }
+            _ => Outcome::Done(reference.apply(&action)),
+        };
+        let (before, after) = (rng.random_range(0..40), rng.random_range(0..40));
+        history.push(operation(at - before, at + after, action, outcome));
+    }
+    let known = rng.random_range(0..=reference.revision()).max(rng.random_range(0..=reference.revision()));
+    let mut events = reference.events;
+    events.retain(|event| event.revision <= known);
+    if rng.random_bool(0.6) {
+        bend_small(rng, &mut history);
+    }
+    (history, events)
+}
+
+fn small_action(rng: &mut SmallRng, revision: i64) -> Action {
+    let key = |rng: &mut SmallRng| Bytes::from(*["a", "b"].get(rng.random_range(0..2)).unwrap_or(&"a"));
+    let value = |rng: &mut SmallRng| Bytes::from(format!("{}", rng.random_range(0..3)));
+    let (key, value) = (key(rng), value(rng));
+    match rng.random_range(0..12) {
+        0 => Action::get(key),
+        1 => Action::StaleGet(key),
+        2 => Action::GetRange("a".into(), "c".into()),
+        3 => Action::GetAt(key, rng.random_range(1..=revision)),
+        4 => Action::delete(key),
+        5 => Action::delete_range("a", "c"),
+        6 => Action::Revoke(7),
+        7 => Action::compare_and_set(key, rng.random_range(0..=revision), value),
+        8 => Action::Transaction(Transaction {
+            guards: vec![crate::history::Guard::Value(key.clone(), value)],
+            then: vec![Step::Delete(key)],
+            otherwise: vec![Step::Put("a".into(), "0".into(), 0), Step::Put("b".into(), "1".into(), 7)],
+        }),
+        _ => Action::Transaction(Transaction {
+            then: vec![Step::Put(key, value, 7 * i64::from(rng.random_bool(0.3)))],
+            ..Transaction::default()
+        }),
+    }
+}
+
+/// Something about one operation is not so.
+fn bend_small(rng: &mut SmallRng, history: &mut Vec<Operation>) {
+    let at = rng.random_range(0..history.len());
+    let bent = &mut history[at];
+    match (rng.random_range(0..4), &mut bent.outcome) {
+        (0, _) => drop(history.remove(at)),
+        (1, Outcome::Done(response)) => response.revision += rng.random_range(-1..=1),
+        (2, Outcome::Done(response)) => match response.results.first_mut() {
+            Some(StepResult::Got(Some(found))) => found.value = "0".into(),
+            Some(StepResult::Deleted(count)) => *count = 1 - *count,
+            Some(StepResult::Found(found)) => drop(found.pop()),
+            _ => response.revision -= 1,
+        },
+        _ => bent.returned = bent.invoked,
+    }
+}
+
 /// Answers operations one after the other like one etcd without replicas.
-struct Reference(Model);
+struct Reference {
+    model: Model,
+    /// All that happened.
+    events: Vec<Event>,
+}
 
 impl Reference {
     /// An empty keyspace.
     fn new() -> Reference {
-        Reference(Model::new())
+        Reference { model: Model::new(), events: Vec::new() }
     }
 
     /// Carries `action` out and answers. A stale get sees the newest state.
@@ -217,16 +407,18 @@ impl Reference {
             }
             other => other,
         };
-        let (response, changes) = self.0.evaluate(action).expect("every other action has one answer");
+        let (response, changes) = self.model.evaluate(action).expect("every other action has one answer");
         if !changes.is_empty() {
-            self.0.commit(&changes);
+            self.model.commit(&changes);
         }
+        let revision = self.model.revision();
+        self.events.extend(changes.into_iter().map(|(key, after)| Event { revision, key, after }));
         response
     }
 
     /// The newest revision.
     fn revision(&self) -> i64 {
-        self.0.revision()
+        self.model.revision()
     }
 }
 

@@ -567,16 +567,21 @@ fn bad_snapshots_change_nothing() {
     );
     assert!(matches!(importer.finish(), Err(SnapshotError::BadChunk(_))), "the end is missing");
 
-    for bit in 0..8 * all_chunks[0].len() {
-        let mut importer = Importer::new(target.engine.clone(), GROUP).unwrap();
-        let mut bad = all_chunks[0].to_vec();
-        bad[bit / 8] ^= 1 << (bit % 8);
-        let outcome = importer.chunk(bad.into());
-        assert!(
-            matches!(outcome, Err(SnapshotError::BadChunk(_) | SnapshotError::Newer(_))),
-            "{bit}: {outcome:?}"
-        );
-        importer.abandon().unwrap();
+    for (number, chunk) in all_chunks.iter().enumerate() {
+        for bit in 0..8 * chunk.len() {
+            let mut importer = Importer::new(target.engine.clone(), GROUP).unwrap();
+            for sound in &all_chunks[..number] {
+                importer.chunk(sound.clone()).unwrap();
+            }
+            let mut bad = chunk.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let outcome = importer.chunk(bad.into());
+            assert!(
+                matches!(outcome, Err(SnapshotError::BadChunk(_) | SnapshotError::Newer(_))),
+                "{bit} of chunk {number}: {outcome:?}"
+            );
+            importer.abandon().unwrap();
+        }
     }
 
     assert_eq!(target.keyspace.applied().index, 3);

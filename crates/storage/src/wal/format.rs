@@ -332,8 +332,13 @@ impl<'a> Cursor<'a> {
         self.u64().map(GroupId)
     }
 
+    /// An index that another can follow.
+    fn index(&mut self) -> Option<Index> {
+        self.u64().and_then(index)
+    }
+
     fn position(&mut self) -> Option<LogPosition> {
-        Some(LogPosition { term: Term(self.u64()?), index: Index(self.u64()?), checksum: self.u64()? })
+        Some(LogPosition { term: Term(self.u64()?), index: self.index()?, checksum: self.u64()? })
     }
 
     fn hard_state(&mut self) -> Option<HardState> {
@@ -345,7 +350,7 @@ impl<'a> Cursor<'a> {
             1 => Some(candidate),
             _ => return None,
         };
-        Some(HardState { term, voted_for, commit: Index(self.u64()?) })
+        Some(HardState { term, voted_for, commit: self.index()? })
     }
 
     fn entries(&mut self) -> Option<Vec<Entry>> {
@@ -358,7 +363,7 @@ impl<'a> Cursor<'a> {
             let length = self.u32()? as usize;
             // Copied, so that a live entry does not keep its whole segment in memory.
             let data = Bytes::copy_from_slice(self.take(length)?);
-            entries.push(Entry { term, index: Index(first.checked_add(number)?), checksum, data });
+            entries.push(Entry { term, index: index(first.checked_add(number)?)?, checksum, data });
         }
         Some(entries)
     }
@@ -371,7 +376,7 @@ impl<'a> Cursor<'a> {
                     group: self.group()?,
                     hard_state: self.hard_state()?,
                     floor: self.position()?,
-                    last: Index(self.u64()?),
+                    last: self.index()?,
                     last_checksum: self.u64()?,
                 })
             })
@@ -394,10 +399,43 @@ impl<'a> Cursor<'a> {
     }
 }
 
+fn index(number: u64) -> Option<Index> {
+    (number < u64::MAX).then_some(Index(number))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
     use super::*;
+
+    /// Makes something else of the records of a batch, of the same length: mostly so that they are still read beyond that.
+    fn garble(payload: &mut [u8], rng: &mut SmallRng) {
+        const NUMBERS: [u64; 5] = [0, 1, 1 << 32, u64::MAX - 1, u64::MAX];
+        for _ in 0..rng.random_range(1..4) {
+            let at = rng.random_range(0..payload.len());
+            match rng.random_range(0..4) {
+                0 => payload[at] ^= 1 << rng.random_range(0..8),
+                1 => payload[at] = rng.random_range(HARD_STATE..=SEAL),
+                2 => {
+                    let number = NUMBERS[rng.random_range(0..NUMBERS.len())].to_le_bytes();
+                    payload[at..].iter_mut().zip(number).for_each(|(byte, new)| *byte = new);
+                }
+                _ => payload[at..].iter_mut().take(30).for_each(|byte| *byte = rng.random()),
+            }
+        }
+    }
+
+    /// Garbles a whole batch behind its header, and makes the checksums fit.
+    pub(in super::super) fn garble_batch(batch: &mut [u8], salt: Salt, rng: &mut SmallRng) {
+        let (header, payload) = batch.split_at_mut(BATCH_HEADER);
+        garble(payload, rng);
+        header[24..28].copy_from_slice(&salt.checksum(payload).to_le_bytes());
+        let checksum = salt.checksum(&header[..28]);
+        header[28..32].copy_from_slice(&checksum.to_le_bytes());
+    }
 
     fn entry(index: u64, data: &'static [u8]) -> Entry {
         Entry { term: Term(3), index: Index(index), checksum: index * 7, data: Bytes::from_static(data) }
@@ -460,6 +498,82 @@ mod tests {
         assert_eq!(records, expected);
         assert_eq!(BatchHeader::decode(&bytes, Salt::new(1, 3)), None);
         assert_eq!(BatchHeader::decode(&bytes, Salt::new(2, 2)), None);
+    }
+
+    /// Records as they are read back, written again.
+    fn encode(records: &[Stored]) -> Vec<u8> {
+        let mut encoder = BatchEncoder::default();
+        encoder.begin();
+        for record in records {
+            match record {
+                Stored::HardState(group, state) => encoder.hard_state(*group, state),
+                Stored::Entries(group, entries) => encoder.entries(*group, entries),
+                Stored::Floor(group, position, effect) => encoder.floor(*group, position, *effect),
+                Stored::Forget(group) => encoder.forget(*group),
+                Stored::Table(rows) => encoder.table(rows.iter().copied()),
+                Stored::Seal => encoder.seal(),
+            }
+        }
+        encoder.buffer[BATCH_HEADER..].to_vec()
+    }
+
+    /// Bits that flip never get here, as the checksum does not fit then: so this is all that the decoder sees of them.
+    #[test]
+    fn noise_is_refused_or_understood_and_never_a_panic() {
+        let position = LogPosition { term: Term(2), index: Index(4), checksum: 5 };
+        let state = HardState { term: Term(3), voted_for: Some(ReplicaId(8)), commit: Index(9) };
+        let row = TableRow {
+            group: GroupId(1),
+            hard_state: state,
+            floor: position,
+            last: Index(6),
+            last_checksum: 42,
+        };
+        let sound = encode(&[
+            Stored::Table(vec![row, row]),
+            Stored::HardState(GroupId(1), state),
+            Stored::Entries(GroupId(1), vec![entry(5, b"five"), entry(6, b"")]),
+            Stored::Floor(GroupId(1), position, FloorEffect::Keep),
+            Stored::Forget(GroupId(2)),
+            Stored::Seal,
+        ]);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let (mut understood, mut unknown, mut malformed) = (0, 0, 0);
+        for _ in 0..200_000 {
+            let begin = if rng.random_bool(0.5) { 0 } else { rng.random_range(0..sound.len()) };
+            let mut payload = sound[begin..].to_vec();
+            payload[0] = if rng.random_bool(0.5) { rng.random_range(HARD_STATE..=SEAL) } else { payload[0] };
+            garble(&mut payload, &mut rng);
+            match decode_records(&payload) {
+                Ok(records) => {
+                    understood += 1;
+                    assert_eq!(decode_records(&encode(&records)), Ok(records));
+                }
+                Err(RecordError::UnknownKind(_)) => unknown += 1,
+                Err(RecordError::Malformed) => malformed += 1,
+            }
+        }
+        let counts = [understood, unknown, malformed];
+        assert!(counts.iter().all(|count| *count > 5_000), "{counts:?}");
+    }
+
+    #[test]
+    fn an_index_that_none_can_follow_is_refused() {
+        let state = |commit| HardState { commit: Index(commit), ..HardState::default() };
+        for (number, fits) in [(u64::MAX - 1, true), (u64::MAX, false)] {
+            let position = LogPosition { index: Index(number), ..LogPosition::default() };
+            let (group, floor) = (GroupId(1), position);
+            let row = |hard_state, floor, last| TableRow { group, hard_state, floor, last, last_checksum: 0 };
+            for record in [
+                Stored::HardState(group, state(number)),
+                Stored::Floor(group, position, FloorEffect::Reset),
+                Stored::Entries(group, vec![Entry { index: Index(number), ..entry(1, b"a") }]),
+                Stored::Table(vec![row(state(0), floor, Index(1))]),
+                Stored::Table(vec![row(state(0), LogPosition::default(), Index(number))]),
+            ] {
+                assert_eq!(decode_records(&encode(&[record])).is_ok(), fits);
+            }
+        }
     }
 
     #[test]

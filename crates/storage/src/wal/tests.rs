@@ -9,8 +9,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hadron_consensus::{Entry, GroupId, HardState, Index, LogPosition, ReplicaId, Term, chain_checksum};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 
-use super::format::{FIRST_BATCH, SEAL, SegmentHeader, VERSION};
+use super::format::tests::garble_batch;
+use super::format::{BATCH_HEADER, BatchHeader, FIRST_BATCH, SEAL, Salt, SegmentHeader, VERSION};
 use super::{Options, Preparer, Record, Recovered, Wal, WalError};
 use crate::disk::{Disk, Fault, MemoryDisk, Operation, RealDisk, read_all};
 
@@ -499,6 +502,62 @@ fn a_segment_without_its_header_is_refused_even_if_it_looks_unused() {
         assert!(what.contains("header is damaged"), "{what}");
         assert_eq!(files(&lost), files(&disk), "nothing was changed");
     }
+}
+
+/// Noise under checksums that fit, which only a bug could write: what is read of it is a log or is said to be damage.
+#[test]
+fn noise_that_passes_for_records_is_refused_or_understood() {
+    let disk = MemoryDisk::new();
+    let (mut wal, _) = open(&disk).unwrap();
+    let mut end = LogPosition::default();
+    for round in 1..5 {
+        wal.append(&[Record::HardState(GROUP, state(round))]).unwrap();
+        end = fill(&mut wal, GROUP, end, 3, 10);
+        fill(&mut wal, GroupId(round), LogPosition::default(), 2, 10);
+        wal.append(&[Record::Floor(GROUP, end), Record::Forget(GroupId(3))]).unwrap();
+        wal.sync().unwrap();
+    }
+    drop(wal);
+    disk.kill();
+    let path = files(&disk)[0].clone();
+    let sound = read_all(&*disk.open(&path).unwrap()).unwrap();
+    let salt = Salt::new(77, 1);
+    let mut batches = vec![FIRST_BATCH as usize];
+    while let Some(header) = BatchHeader::decode(&sound[batches[batches.len() - 1]..], salt) {
+        batches.push(batches[batches.len() - 1] + header.extent());
+    }
+    batches.pop();
+    let mut rng = SmallRng::seed_from_u64(1);
+    let (mut understood, mut refused) = (0, 0);
+    for _ in 0..5_000 {
+        let at = batches[rng.random_range(0..batches.len())];
+        let header = BatchHeader::decode(&sound[at..], salt).unwrap();
+        let mut bytes = sound[at..at + BATCH_HEADER + header.length].to_vec();
+        garble_batch(&mut bytes, salt, &mut rng);
+        let noisy = disk.fork();
+        noisy.open(&path).unwrap().write_at(at as u64, &bytes).unwrap();
+        match open(&noisy) {
+            Ok((mut wal, recovered)) => {
+                understood += 1;
+                assert_eq!(recovered.torn_tail, None, "at {at}");
+                // It goes on, and is the same log when it is read again.
+                wal.append(&[Record::HardState(GroupId(9), state(9))]).unwrap();
+                wal.sync().unwrap();
+                drop(wal);
+                let mut again = open(&noisy).unwrap().1.groups;
+                let ninth = again.remove(&GroupId(9)).unwrap();
+                let before = recovered.groups.get(&GroupId(9)).map(|group| group.entries.clone());
+                assert_eq!((ninth.hard_state, ninth.entries), (state(9), before.unwrap_or_default()));
+                assert!(again.iter().eq(recovered.groups.iter().filter(|(group, _)| **group != GroupId(9))));
+            }
+            Err(WalError::Damaged { file, .. }) => {
+                refused += 1;
+                assert_eq!(file, path);
+            }
+            Err(error) => assert!(error.to_string().contains("newer"), "{error}"),
+        }
+    }
+    assert!(understood > 300 && refused > 300, "{understood}, {refused}");
 }
 
 #[test]

@@ -700,6 +700,7 @@ mod tests {
         assert!(board.admit(NodeId(7), 700, 0).is_err(), "as many know nothing");
         assert_eq!(board.admit(NodeId(7), 700, 9), Ok(()));
         node.on_roster(NodeId(2), told(9, &[1, 2], &[]));
+        assert_eq!(board.roster_revision(), 9, "it is what this node introduces itself with");
         assert!(board.admit(NodeId(7), 700, 9).is_err());
         assert!(board.admit(NodeId(2), 1, 10).is_err(), "a known one with another data directory");
         assert_eq!(board.admit(NodeId(2), 200, 0), Ok(()));

@@ -122,3 +122,31 @@ fn stop_when_stdin_closes() {
         std::process::exit(1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::process::Command;
+
+    use super::*;
+
+    /// The process, which is this test once more, ended without.
+    #[test]
+    fn a_panic_has_a_line_in_the_log() {
+        if std::env::var_os("HADRON_TEST_PANICS").is_some() {
+            tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
+            tell_panics();
+            panic!("of\na test");
+        }
+        let name = "cli::serve::tests::a_panic_has_a_line_in_the_log";
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        let again = again.args(["--exact", name, "--nocapture"]).env("HADRON_TEST_PANICS", "1");
+        let output = again.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{told}");
+        let line =
+            told.lines().find(|line| line.contains("the node stopped: what it found cannot be")).unwrap();
+        assert!(line.contains("of a test") && line.contains("serve.rs"), "{line}");
+    }
+}

@@ -383,9 +383,24 @@ mod tests {
         assert_eq!(text(Code::Unavailable, "closing"), "rpc error: code = Unavailable desc = closing");
         assert_eq!(text(Code::DeadlineExceeded, "x"), "context deadline exceeded");
         // As whoever shows no certificate where one is wanted hears it.
-        let alert = io::Error::other("received fatal alert: CertificateRequired");
-        let broken = Status::from_error(Box::new(alert));
-        assert!(status_text(&broken).ends_with("received fatal alert: certificaterequired"), "{broken:?}");
+        #[derive(Debug)]
+        struct Transport(io::Error);
+        impl fmt::Display for Transport {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("transport error")
+            }
+        }
+        impl std::error::Error for Transport {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let broken = Transport(io::Error::other("received fatal alert: CertificateRequired"));
+        let told =
+            "rpc error: code = Unknown desc = transport error: received fatal alert: certificaterequired";
+        assert_eq!(status_text(&Status::from_error(Box::new(broken))), told);
+        let plain = Status::from_error(Box::new(io::Error::other("Broken pipe")));
+        assert_eq!(status_text(&plain), "rpc error: code = Unknown desc = Broken pipe", "said once");
     }
 
     #[test]

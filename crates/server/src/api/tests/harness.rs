@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use hadron_balance::{NodeState, NodeView, Policy, View, assess, waiting};
@@ -37,6 +37,8 @@ struct Inner {
     catalog: RwLock<Catalog>,
     clock_ms: Mutex<u64>,
     leads: AtomicBool,
+    /// Terms that began after what is being answered.
+    terms_since: AtomicU64,
     /// The groups sleep without a leader, and have one once somebody asks for something.
     asleep: AtomicBool,
     woken: Notify,
@@ -89,6 +91,7 @@ impl TestBackend {
             catalog: RwLock::default(),
             clock_ms: Mutex::new(1000),
             leads: AtomicBool::new(true),
+            terms_since: AtomicU64::new(0),
             asleep: AtomicBool::new(false),
             woken: Notify::new(),
             applied: Notify::new(),
@@ -290,6 +293,11 @@ impl TestBackend {
         }
     }
 
+    /// Another term began after what was written, and answers tell of that.
+    pub(super) fn begin_term(&self) {
+        self.0.terms_since.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// There is another leader.
     pub(super) fn change_leader(&self) {
         *self.0.clock_ms.lock() = self.logged_ms();
@@ -336,7 +344,7 @@ impl Backend for TestBackend {
         let applied = Index(*self.group(group)?.applied.lock());
         Some(GroupStatus {
             leader: self.0.leads.load(Ordering::Relaxed).then_some(self.0.identity.member_id),
-            term: TERM,
+            term: Term(TERM.0 + self.0.terms_since.load(Ordering::Relaxed)),
             commit: applied,
             applied,
             is_learner: self.0.learner.load(Ordering::Relaxed),

@@ -51,6 +51,26 @@ fn assert_status(status: &Status, code: Code, text: &str) {
     assert_eq!((status.code(), status.message()), (code, text));
 }
 
+/// A write that was answered after a change of the leader told its own term, though another answer had told the later one.
+#[test]
+fn a_term_never_goes_back() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        let mut client = KvClient::new(channel);
+        let held = harness.backend.hold_answers().await;
+        let mut writer = client.clone();
+        let written = tokio::spawn(async move { writer.put(put("k")).await });
+        while client.range(range(true)).await.unwrap().into_inner().kvs.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        harness.backend.begin_term();
+        let told = client.range(range(true)).await.unwrap().into_inner().header.unwrap();
+        drop(held);
+        let written = written.await.unwrap().unwrap().into_inner().header.unwrap();
+        assert_eq!((told.raft_term, written.raft_term), (3, 3));
+    });
+}
+
 #[test]
 fn headers_name_cluster_member_and_term() {
     Harness::start().run(async |channel| {

@@ -7,23 +7,31 @@
 
 use std::time::Instant;
 
-use hadron_consensus::GroupId;
 use hadron_sim::checkers::GUARANTEES;
 use hadron_sim::world::lies::Lie;
-use hadron_sim::world::{Scenario, Settings, Trouble, Weights, World};
+use hadron_sim::world::lies::worlds::{
+    blackouts, compactions, crashes, damages, disks, leases, partitions, pinned_log, quarrels, sickness,
+    sleep, snapshots, stalled_flush, tenants, usual,
+};
+use hadron_sim::world::{Settings, World};
 
 /// A lie, where it is told, and how it is found.
 struct Case {
     lie: Lie,
-    world: fn(u64) -> Settings,
+    /// The world in which it is told, if not the lie's own.
+    world: Option<fn(u64) -> Settings>,
     /// It is found within this many seeds, from 1 on.
     seeds: u64,
     /// By one of these. Most lies break several promises, and each world shows another one first.
     by: &'static [&'static str],
 }
 
-const fn case(lie: Lie, world: fn(u64) -> Settings, seeds: u64, by: &'static [&'static str]) -> Case {
-    Case { lie, world, seeds, by }
+const fn case(lie: Lie, seeds: u64, by: &'static [&'static str]) -> Case {
+    Case { lie, world: None, seeds, by }
+}
+
+const fn case_in(world: fn(u64) -> Settings, lie: Lie, seeds: u64, by: &'static [&'static str]) -> Case {
+    Case { lie, world: Some(world), seeds, by }
 }
 
 /// Replicas differ, or one was made to do what its own code knows to be impossible, or it cannot go on.
@@ -67,191 +75,89 @@ const ANSWERS: &[&str] = &[
 ];
 
 const CASES: [Case; 35] = [
-    case(Lie::DurableBeforeFsync, blackouts, 20, SAFETY),
-    case(Lie::LostFsync, blackouts, 20, SAFETY),
-    case(Lie::MinorityCommit, partitions, 10, SAFETY),
-    case(Lie::ForgottenVote, usual, 5, &["durable_ack"]),
-    case(Lie::OldDisk, crashes, 10, SAFETY),
-    case(Lie::WipedDisk, crashes, 10, SAFETY),
-    case(Lie::EngineForgets, usual, 10, &["recovery"]),
-    case(Lie::AppliedAgain, crashes, 10, &["digest_agreement", "recovery"]),
-    case(Lie::EngineBitFlip, usual, 10, DAMAGE),
-    case(Lie::CutSnapshot, snapshots, 10, &["no_fatal"]),
-    case(Lie::StaleRead, usual, 10, &["revision_order", "linearizable", "lease_promise"]),
-    case(Lie::ProposedAgain, crashes, 10, &["durable_ack"]),
-    case(Lie::WrongKeyspace, tenants, 10, &["tenant_isolation", "linearizable"]),
-    case(Lie::WrongClient, disks, 10, ANSWERS),
-    case(Lie::AckUnasked, usual, 20, &["revision_order", "durable_ack", "lease_promise"]),
-    case(Lie::OldRevision, usual, 10, &["revision_order", "durable_ack"]),
-    case(Lie::LockUnguarded, leases, 10, &["exclusion"]),
-    case(Lie::OverCompaction, partitions, 20, &["compaction", "watch_order"]),
-    case(Lie::DeafNode, usual, 10, &["liveness"]),
-    case(Lie::SkippedEvent, usual, 10, &["watch_order", "liveness"]),
-    case(Lie::DoubledEvent, usual, 10, &["watch_order"]),
-    case(Lie::DisorderedEvents, usual, 20, &["watch_order"]),
-    case(Lie::EarlyExpiry, leases, 10, &["lease_promise", "exclusion"]),
-    case(Lie::EndlessLease, usual, 20, &["lease_promise"]),
-    case(Lie::KeepAliveUnasked, leases, 10, &["lease_promise", "exclusion"]),
-    case(Lie::PressureIgnored, stalled_flush, 10, &["bounded_memory"]),
-    case(Lie::PinnedForever, pinned_log, 20, &["bounded_memory"]),
-    case(Lie::DeafSleeper, sleep, 5, &["liveness"]),
-    case(Lie::GhostNode, sleep, 5, &["liveness"]),
-    case(Lie::NoWrites, usual, 1, &["liveness"]),
-    case(Lie::NothingSwept, compactions, 2, &["stored_state"]),
-    case(Lie::UnnoticedFlip, damages, 20, &["damage_named"]),
-    case(Lie::OldName, damages, 10, &["identity"]),
-    case(Lie::CutMessage, usual, 5, &["peer_encoding"]),
-    case(Lie::EarlyTimer, usual, 1, &["quiet_timers"]),
+    case(Lie::DurableBeforeFsync, 20, SAFETY),
+    case(Lie::LostFsync, 20, SAFETY),
+    case(Lie::MinorityCommit, 10, SAFETY),
+    case(Lie::ForgottenVote, 5, &["durable_ack"]),
+    case(Lie::OldDisk, 10, SAFETY),
+    case(Lie::WipedDisk, 10, SAFETY),
+    case(Lie::EngineForgets, 10, &["recovery"]),
+    case(Lie::AppliedAgain, 10, &["digest_agreement", "recovery"]),
+    case(Lie::EngineBitFlip, 10, DAMAGE),
+    case(Lie::CutSnapshot, 10, &["no_fatal"]),
+    case(Lie::StaleRead, 10, &["revision_order", "linearizable", "lease_promise"]),
+    case(Lie::ProposedAgain, 10, &["durable_ack"]),
+    case(Lie::WrongKeyspace, 10, &["tenant_isolation", "linearizable"]),
+    case(Lie::WrongClient, 10, ANSWERS),
+    case(Lie::AckUnasked, 20, &["revision_order", "durable_ack", "lease_promise"]),
+    case(Lie::OldRevision, 10, &["revision_order", "durable_ack"]),
+    case(Lie::LockUnguarded, 10, &["exclusion"]),
+    case(Lie::OverCompaction, 20, &["compaction", "watch_order"]),
+    case(Lie::DeafNode, 10, &["liveness"]),
+    case(Lie::SkippedEvent, 10, &["watch_order", "liveness"]),
+    case(Lie::DoubledEvent, 10, &["watch_order"]),
+    case(Lie::DisorderedEvents, 20, &["watch_order"]),
+    case(Lie::EarlyExpiry, 10, &["lease_promise", "exclusion"]),
+    case(Lie::EndlessLease, 10, &["lease_promise"]),
+    case(Lie::KeepAliveUnasked, 10, &["lease_promise", "exclusion"]),
+    case(Lie::PressureIgnored, 10, &["bounded_memory"]),
+    case(Lie::PinnedForever, 20, &["bounded_memory"]),
+    case(Lie::DeafSleeper, 5, &["liveness"]),
+    case(Lie::GhostNode, 5, &["liveness"]),
+    case(Lie::NoWrites, 1, &["liveness"]),
+    case(Lie::NothingSwept, 2, &["stored_state"]),
+    case(Lie::UnnoticedFlip, 20, &["damage_named"]),
+    case(Lie::OldName, 10, &["identity"]),
+    case(Lie::CutMessage, 5, &["peer_encoding"]),
+    case(Lie::EarlyTimer, 1, &["quiet_timers"]),
 ];
 
 /// For each guarantee a lie that its checker finds while no other is asked. Where there are several, each has another way to find it.
 const ALONE: [Case; 36] = [
-    case(Lie::ForgottenVote, quarrels, 10, &["election_safety"]),
-    case(Lie::ForgottenVote, quarrels, 20, &["log_matching"]),
-    case(Lie::MinorityCommit, partitions, 10, &["leader_completeness"]),
-    case(Lie::LostFsync, blackouts, 10, &["leader_completeness"]),
-    case(Lie::MinorityCommit, partitions, 10, &["state_machine_safety"]),
-    case(Lie::AppliedAgain, crashes, 10, &["state_machine_safety"]),
+    case_in(quarrels, Lie::ForgottenVote, 10, &["election_safety"]),
+    case_in(quarrels, Lie::ForgottenVote, 20, &["log_matching"]),
+    case(Lie::MinorityCommit, 10, &["leader_completeness"]),
+    case(Lie::LostFsync, 10, &["leader_completeness"]),
+    case(Lie::MinorityCommit, 10, &["state_machine_safety"]),
+    case(Lie::AppliedAgain, 10, &["state_machine_safety"]),
     // What is sent, what is found at a start, and what the history has.
-    case(Lie::DurableBeforeFsync, blackouts, 10, &["durable_ack"]),
-    case(Lie::ForgottenVote, usual, 5, &["durable_ack"]),
-    case(Lie::LostFsync, blackouts, 10, &["durable_ack"]),
-    case(Lie::AckUnasked, usual, 10, &["durable_ack"]),
-    case(Lie::ProposedAgain, usual, 10, &["durable_ack"]),
-    case(Lie::StaleRead, usual, 5, &["linearizable"]),
-    case(Lie::WrongKeyspace, tenants, 5, &["linearizable"]),
-    case(Lie::OldRevision, usual, 5, &["revision_order"]),
-    case(Lie::StaleRead, usual, 5, &["revision_order"]),
-    case(Lie::OverCompaction, compactions, 5, &["compaction"]),
-    case(Lie::SkippedEvent, usual, 5, &["watch_order"]),
-    case(Lie::DoubledEvent, usual, 5, &["watch_order"]),
-    case(Lie::DisorderedEvents, usual, 5, &["watch_order"]),
-    case(Lie::EarlyExpiry, leases, 5, &["lease_promise"]),
-    case(Lie::KeepAliveUnasked, leases, 5, &["lease_promise"]),
-    case(Lie::EndlessLease, leases, 5, &["lease_promise"]),
-    case(Lie::LockUnguarded, leases, 5, &["exclusion"]),
-    case(Lie::WrongKeyspace, tenants, 5, &["tenant_isolation"]),
-    case(Lie::AppliedAgain, crashes, 5, &["digest_agreement"]),
-    case(Lie::PressureIgnored, stalled_flush, 10, &["bounded_memory"]),
-    case(Lie::PinnedForever, pinned_log, 20, &["bounded_memory"]),
-    case(Lie::DeafNode, usual, 5, &["liveness"]),
-    case(Lie::DeafNode, sickness, 5, &["availability"]),
-    case(Lie::NothingSwept, compactions, 2, &["stored_state"]),
-    case(Lie::EngineForgets, usual, 10, &["recovery"]),
-    case(Lie::CutSnapshot, snapshots, 10, &["no_fatal"]),
-    case(Lie::UnnoticedFlip, damages, 20, &["damage_named"]),
-    case(Lie::OldName, damages, 10, &["identity"]),
-    case(Lie::CutMessage, usual, 5, &["peer_encoding"]),
-    case(Lie::EarlyTimer, usual, 1, &["quiet_timers"]),
+    case(Lie::DurableBeforeFsync, 10, &["durable_ack"]),
+    case(Lie::ForgottenVote, 5, &["durable_ack"]),
+    case(Lie::LostFsync, 10, &["durable_ack"]),
+    case(Lie::AckUnasked, 10, &["durable_ack"]),
+    case_in(usual, Lie::ProposedAgain, 10, &["durable_ack"]),
+    case(Lie::StaleRead, 5, &["linearizable"]),
+    case(Lie::WrongKeyspace, 5, &["linearizable"]),
+    case(Lie::OldRevision, 5, &["revision_order"]),
+    case(Lie::StaleRead, 5, &["revision_order"]),
+    case_in(compactions, Lie::OverCompaction, 5, &["compaction"]),
+    case(Lie::SkippedEvent, 5, &["watch_order"]),
+    case(Lie::DoubledEvent, 5, &["watch_order"]),
+    case(Lie::DisorderedEvents, 5, &["watch_order"]),
+    case(Lie::EarlyExpiry, 5, &["lease_promise"]),
+    case(Lie::KeepAliveUnasked, 5, &["lease_promise"]),
+    case(Lie::EndlessLease, 5, &["lease_promise"]),
+    case(Lie::LockUnguarded, 5, &["exclusion"]),
+    case(Lie::WrongKeyspace, 5, &["tenant_isolation"]),
+    case(Lie::AppliedAgain, 5, &["digest_agreement"]),
+    case(Lie::PressureIgnored, 10, &["bounded_memory"]),
+    case(Lie::PinnedForever, 20, &["bounded_memory"]),
+    case(Lie::DeafNode, 5, &["liveness"]),
+    case_in(sickness, Lie::DeafNode, 5, &["availability"]),
+    case(Lie::NothingSwept, 2, &["stored_state"]),
+    case(Lie::EngineForgets, 10, &["recovery"]),
+    case(Lie::CutSnapshot, 10, &["no_fatal"]),
+    case(Lie::UnnoticedFlip, 20, &["damage_named"]),
+    case(Lie::OldName, 10, &["identity"]),
+    case(Lie::CutMessage, 5, &["peer_encoding"]),
+    case(Lie::EarlyTimer, 1, &["quiet_timers"]),
 ];
-
-/// Lies that the nodes themselves notice, so that nothing comes of them.
-const HARMLESS: [Lie; 1] = [Lie::ChangedEntry];
-
-fn usual(seed: u64) -> Settings {
-    Settings::of(Scenario::Usual, seed)
-}
-
-fn partitions(seed: u64) -> Settings {
-    Settings::of(Scenario::Partitions, seed)
-}
-
-fn crashes(seed: u64) -> Settings {
-    Settings::of(Scenario::Crashes, seed)
-}
-
-fn disks(seed: u64) -> Settings {
-    Settings::of(Scenario::Disks, seed)
-}
-
-fn leases(seed: u64) -> Settings {
-    Settings::of(Scenario::Leases, seed)
-}
-
-fn sleep(seed: u64) -> Settings {
-    Settings::of(Scenario::Sleep, seed)
-}
-
-fn compactions(seed: u64) -> Settings {
-    Settings::of(Scenario::Compactions, seed)
-}
-
-fn snapshots(seed: u64) -> Settings {
-    Settings::of(Scenario::Snapshots, seed)
-}
-
-fn sickness(seed: u64) -> Settings {
-    Settings::of(Scenario::Sickness, seed)
-}
-
-fn tenants(seed: u64) -> Settings {
-    Settings { keyspaces: 3, ..usual(seed) }
-}
-
-/// Leaders stand still or are cut off all the time, so that there are many elections.
-fn quarrels(seed: u64) -> Settings {
-    let weights = Weights { pause: 60, partition: 40, ..Weights::none() };
-    Settings {
-        nodes: 3,
-        delicate_one_in: 0,
-        fault_pause_us: 300_000,
-        sync_us_max: 300,
-        weights,
-        ..partitions(seed)
-    }
-}
-
-/// Machines come back changed all the time.
-fn damages(seed: u64) -> Settings {
-    let weights = Weights { damage: 20, stop_one: 2, ..Weights::none() };
-    Settings { nodes: 5, fault_pause_us: 400_000, weights, ..disks(seed) }
-}
-
-/// All machines lose their power again and again, and their disks are slow.
-fn blackouts(seed: u64) -> Settings {
-    let weights = Weights { stop_all: 80, stop_two: 20, ..Weights::none() };
-    Settings { fault_pause_us: 1_000_000, sync_us_max: 100_000, weights, ..crashes(seed) }
-}
-
-const STALLED: GroupId = GroupId(2);
-
-/// One node's engine does not finish its flush of a keyspace in which much is written.
-fn stalled_flush(seed: u64) -> Settings {
-    let mut settings = Settings { busy_keyspaces: vec![STALLED], ..little_room(seed) };
-    // Otherwise it is this bound that ends it.
-    settings.limits.node_log_bytes = 64 << 20;
-    settings
-}
-
-/// One node's engine does not finish its flush of a keyspace, and much is written in another.
-fn pinned_log(seed: u64) -> Settings {
-    Settings { busy_keyspaces: vec![GroupId(1)], ..little_room(seed) }
-}
-
-fn little_room(seed: u64) -> Settings {
-    let mut settings = Settings {
-        nodes: 3,
-        keyspaces: 2,
-        troubles: vec![Trouble::StalledFlush(1 + seed % 3, STALLED)],
-        faults_us: 9_000_000,
-        weights: Weights::none(),
-        think_us: 20_000,
-        large_value_one_in: 1,
-        sync_us_max: 300,
-        segment_bytes: 64 << 10,
-        pinned_bytes_max: 256 << 10,
-        ..usual(seed)
-    };
-    settings.limits.unflushed_bytes = 64 << 10;
-    settings.limits.node_unflushed_bytes = 128 << 10;
-    settings.limits.node_log_bytes = 1 << 20;
-    settings
-}
 
 /// The first seed whose world notices, and what noticed; with `only`, whose world notices that this does not hold.
 fn hunt(case: &Case, only: Option<&'static str>) -> Option<(u64, &'static str)> {
     (1..=case.seeds).find_map(|seed| {
-        let settings = Settings { lie: Some(case.lie), only, ..(case.world)(seed) };
+        let world = case.world.map_or_else(|| case.lie.world(seed), |world| world(seed));
+        let settings = Settings { lie: Some(case.lie), only, ..world };
         let failure = World::run(settings).err()?;
         let guarantee = failure.violation.guarantee;
         // What the product itself asserts cannot be passed over.
@@ -314,10 +220,9 @@ fn the_same_worlds_hold_without_the_lie() {
 
 #[test]
 fn what_a_node_notices_itself_does_no_harm() {
-    for lie in HARMLESS {
+    for lie in Lie::ALL.into_iter().filter(|lie| lie.is_harmless()) {
         for seed in 1..=10 {
-            let settings = Settings { lie: Some(lie), ..usual(seed) };
-            World::run(settings).unwrap_or_else(|failure| panic!("{lie:?}: {failure}"));
+            World::run(lie.world(seed)).unwrap_or_else(|failure| panic!("{lie:?}: {failure}"));
         }
     }
 }
@@ -326,6 +231,6 @@ fn what_a_node_notices_itself_does_no_harm() {
 fn no_lie_is_forgotten() {
     for lie in Lie::ALL {
         let told = CASES.iter().filter(|case| case.lie == lie).count();
-        assert_eq!(told + HARMLESS.iter().filter(|other| **other == lie).count(), 1, "{lie:?}");
+        assert_eq!(told + usize::from(lie.is_harmless()), 1, "{lie:?}");
     }
 }

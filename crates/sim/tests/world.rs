@@ -102,6 +102,17 @@ fn many_worlds_keep_every_promise_and_heal() {
     }
 }
 
+/// With one node or two some worlds took away what nobody else could take over, and blamed the nodes.
+#[test]
+fn every_scenario_works_with_as_few_nodes_as_it_says() {
+    for scenario in Scenario::ALL {
+        for (nodes, seed) in (scenario.nodes_min()..=3).flat_map(|nodes| [(nodes, 1), (nodes, 2)]) {
+            World::run(Settings { nodes, ..Settings::of(scenario, seed) })
+                .unwrap_or_else(|failure| panic!("{scenario} with {nodes} nodes: {failure}"));
+        }
+    }
+}
+
 #[test]
 fn one_seed_makes_one_world() {
     for seed in [1, 2] {

@@ -114,6 +114,27 @@ fn a_reader_that_has_seen_enough_ends_it_quietly() {
     assert_eq!(complaint, "");
 }
 
+/// It looked like praise: every guarantee held.
+#[test]
+fn a_lie_that_is_not_noticed_is_said_not_to_be() {
+    let unnoticed = simulate(&["--lie", "ghost-node", "--scenario", "calm", "--seconds", "3"]);
+    assert_eq!(unnoticed.status.code(), Some(0));
+    let report = text(&unnoticed.stdout);
+    let (_, last) = report.trim_end().rsplit_once('\n').unwrap();
+    assert!(last.starts_with("The lie was not noticed: a node that is down is still heard"), "{report}");
+    let noticed = simulate(&["--lie", "ghost-node"]);
+    assert_eq!(noticed.status.code(), Some(1));
+    assert!(!text(&noticed.stdout).contains("not noticed"));
+}
+
+#[test]
+fn few_nodes_are_refused_where_too_few() {
+    let refused = simulate(&["--nodes", "2", "--scenario", "sickness"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("needs at least 3"));
+    assert_eq!(simulate(&["--nodes", "1", "--seconds", "3"]).status.code(), Some(0));
+}
+
 #[test]
 fn nonsense_is_refused() {
     for (arguments, named) in [

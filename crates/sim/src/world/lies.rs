@@ -2,7 +2,9 @@
 //!
 //! A lie is told at a seam, where the world stands between a node and its disk, engine, network, clock or clients, so that
 //! no product code knows of it. It is a test of the checkers: `tests/lies.rs` shows for each which guarantee notices it,
-//! and within how many worlds.
+//! and within how many of its worlds ([`worlds`]).
+
+pub mod worlds;
 
 use std::collections::BTreeMap;
 use std::fmt;

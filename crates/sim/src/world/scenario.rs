@@ -94,6 +94,19 @@ impl Scenario {
         }
     }
 
+    /// The fewest nodes with which it makes sense: with fewer there is nothing that could go wrong as it should, or nobody to take over.
+    pub fn nodes_min(self) -> u64 {
+        match self {
+            Scenario::ManyGroups
+            | Scenario::Repairs
+            | Scenario::Pool
+            | Scenario::Sleep
+            | Scenario::Sickness => 3,
+            Scenario::Partitions => 2,
+            _ => 1,
+        }
+    }
+
     pub(super) fn change(self, settings: &mut Settings) {
         let weights = &mut settings.weights;
         match self {

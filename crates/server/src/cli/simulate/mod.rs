@@ -17,7 +17,7 @@ mod tally;
 
 use std::process::ExitCode;
 
-use hadron_sim::world::lies::Lie;
+use hadron_sim::world::lies::{Lie, worlds};
 use hadron_sim::world::{Failure, Report, Scenario, Settings, Story, World};
 use output::{counted, note, say};
 
@@ -27,6 +27,8 @@ pub(super) use panics::is_in_a_world;
 const VIOLATED: u8 = 1;
 /// Exit code when the arguments do not go together, as clap's.
 const USAGE: u8 = 2;
+/// Simulated seconds with faults, usually.
+const SECONDS: u64 = 15;
 /// Nodes in a world in which they are the shipped ones, at most.
 const WORLD_NODES_MAX: u64 = 9;
 /// The commit of the source, where it is known: see `build.rs`.
@@ -44,7 +46,8 @@ pub struct Options {
     /// How many worlds to run, each from the next seed; more than one are counted, not told
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     seeds: u64,
-    /// Nodes in the cluster, at most 9; with --scenario balance 30 to 10000 [default: 3 or 5, as the seed says; there 100]
+    /// Nodes in the cluster, at most 9, and at least 3 where a scenario takes nodes away or 2 where it cuts the network; with --scenario balance
+    /// 30 to 10000 [default: 3 or 5, as the seed says; there 100]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     nodes: Option<u64>,
     /// Keyspaces, with --scenario balance [default: 100 for each node]
@@ -53,13 +56,15 @@ pub struct Options {
     /// Simulated hours, 12 to 240, with --scenario balance [default: 24]
     #[arg(long, value_parser = clap::value_parser!(u64).range(12..=240))]
     hours: Option<u64>,
-    /// Simulated seconds with faults, 3 to 86400, before everything is healed and checked
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=86_400))]
-    seconds: u64,
-    /// What prevails in the world; or all, each seed another; or balance, a pool of many nodes whose load is balanced
-    #[arg(long, default_value = "usual", value_parser = Choice::parse)]
-    scenario: Choice,
-    /// Tell the nodes or the clients something that is not true, such as stale-read, to see that the checks notice
+    /// Simulated seconds with faults, 3 to 86400, before everything is healed and checked [default: 15, or as the world of --lie has it]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(3..=86_400))]
+    seconds: Option<u64>,
+    /// What prevails in the world; or all, each seed another, of those that work with so few --nodes; or balance, a pool of many nodes whose
+    /// load is balanced [default: usual, or the world of --lie]
+    #[arg(long, value_parser = Choice::parse)]
+    scenario: Option<Choice>,
+    /// Tell the nodes or the clients something that is not true, such as stale-read, to see that the checks notice: in a world in which it
+    /// matters, if no --scenario is given
     #[arg(long, value_parser = lie, value_name = "LIE")]
     lie: Option<Lie>,
     /// Worlds that run at a time [default: one for each processor]
@@ -86,11 +91,16 @@ impl Choice {
         }
     }
 
-    fn of(self, seed: u64) -> Scenario {
+    /// The scenario of a seed in a world of so many nodes, or of as many as it happens to have.
+    fn of(self, seed: u64, nodes: Option<u64>) -> Scenario {
         match self {
             Choice::One(scenario) => scenario,
             // A pool is run before a world is asked for.
-            Choice::All | Choice::Balance => Scenario::ALL[(seed % Scenario::ALL.len() as u64) as usize],
+            Choice::All | Choice::Balance => {
+                let works = |scenario: &Scenario| nodes.is_none_or(|nodes| scenario.nodes_min() <= nodes);
+                let scenarios: Vec<Scenario> = Scenario::ALL.into_iter().filter(works).collect();
+                scenarios[(seed % scenarios.len() as u64) as usize]
+            }
         }
     }
 }
@@ -117,7 +127,7 @@ fn lie(text: &str) -> Result<Lie, String> {
 impl Options {
     /// What clap cannot tell: which arguments go with which scenario.
     fn check(&self) -> Result<(), String> {
-        if self.scenario == Choice::Balance {
+        if self.scenario == Some(Choice::Balance) {
             return self.check_balance();
         }
         if self.keyspaces.is_some() || self.hours.is_some() {
@@ -127,7 +137,39 @@ impl Options {
             Some(nodes) if nodes > WORLD_NODES_MAX => Err(format!(
                 "--nodes {nodes}: a world has at most {WORLD_NODES_MAX} nodes; --scenario balance takes more"
             )),
+            Some(nodes) if nodes < self.nodes_min() => Err(format!(
+                "--nodes {nodes}: {} needs at least {}",
+                self.world_name(self.seed),
+                self.nodes_min()
+            )),
             _ => Ok(()),
+        }
+    }
+
+    /// The fewest nodes with which the worlds that were chosen make sense.
+    fn nodes_min(&self) -> u64 {
+        match (self.lies_world(), self.scenario) {
+            (Some(_), _) => worlds::NODES_MIN,
+            (None, Some(Choice::One(scenario))) => scenario.nodes_min(),
+            _ => 1,
+        }
+    }
+
+    /// The lie whose own world is run.
+    fn lies_world(&self) -> Option<Lie> {
+        self.lie.filter(|_| self.scenario.is_none())
+    }
+
+    /// The scenario of a seed, unless it is a lie's own world.
+    fn scenario(&self, seed: u64) -> Scenario {
+        self.scenario.unwrap_or(Choice::One(Scenario::Usual)).of(seed, self.nodes)
+    }
+
+    /// What kind of world a seed gets.
+    fn world_name(&self, seed: u64) -> String {
+        match self.lies_world() {
+            Some(lie) => format!("the world of --lie {}", lie_name(lie)),
+            None => format!("--scenario {}", self.scenario(seed)),
         }
     }
 
@@ -143,17 +185,23 @@ impl Options {
     }
 
     fn settings(&self, seed: u64) -> Settings {
-        let mut settings = Settings::of(self.scenario.of(seed), seed);
+        let (mut settings, seconds) = match self.lies_world() {
+            Some(lie) => (lie.world(seed), self.seconds),
+            None => (Settings::of(self.scenario(seed), seed), self.seconds.or(Some(SECONDS))),
+        };
         settings.nodes = self.nodes.unwrap_or(settings.nodes);
-        settings.faults_us = self.seconds * 1_000_000;
+        settings.faults_us = seconds.map_or(settings.faults_us, |seconds| seconds * 1_000_000);
         settings.lie = self.lie;
         settings
     }
 
     /// The command that runs the world of `seed` again.
     fn again(&self, seed: u64) -> String {
-        let mut command = format!("hadron simulate --seed {seed} --seconds {}", self.seconds);
-        command += &format!(" --scenario {}", self.scenario.of(seed));
+        let seconds = self.settings(seed).faults_us / 1_000_000;
+        let mut command = format!("hadron simulate --seed {seed} --seconds {seconds}");
+        if self.lies_world().is_none() {
+            command += &format!(" --scenario {}", self.scenario(seed));
+        }
         command += &self.nodes.map(|nodes| format!(" --nodes {nodes}")).unwrap_or_default();
         command += &self.lie.map(|lie| format!(" --lie {}", lie_name(lie))).unwrap_or_default();
         command
@@ -168,10 +216,13 @@ pub fn run(options: &Options) -> ExitCode {
     }
     panics::name_seeds();
     let held = match options.scenario {
-        Choice::Balance => balance::run(options),
+        Some(Choice::Balance) => balance::run(options),
         _ if options.seeds == 1 => tell_one(options),
         _ => survey::run(options),
     };
+    if let (true, Some(lie)) = (held, options.lie) {
+        say(&unnoticed(options, lie));
+    }
     if held { ExitCode::SUCCESS } else { ExitCode::from(VIOLATED) }
 }
 
@@ -182,7 +233,7 @@ fn tell_one(options: &Options) -> bool {
     say(&format!(
         "The world of seed {} ({}): {}, {}, {}; faults for {} s.\n",
         options.seed,
-        options.scenario.of(options.seed),
+        options.world_name(options.seed).trim_start_matches("--scenario "),
         counted(settings.nodes, "node", "nodes"),
         counted(settings.keyspaces, "keyspace", "keyspaces"),
         counted(
@@ -190,7 +241,7 @@ fn tell_one(options: &Options) -> bool {
             "client",
             "clients"
         ),
-        options.seconds
+        settings.faults_us / 1_000_000
     ));
     let outcome = world(options, options.seed, &mut |story| say(&format!("{story}\n")));
     match &outcome {
@@ -207,6 +258,18 @@ fn world(options: &Options, seed: u64, tell: &mut dyn FnMut(&Story)) -> Result<R
         panics::name_place(&mut failure);
         failure
     })
+}
+
+/// What to say of a lie that no world noticed, which would look like praise otherwise.
+fn unnoticed(options: &Options, lie: Lie) -> String {
+    let why = if lie.is_harmless() {
+        "nothing comes of it, as the nodes notice it themselves"
+    } else if options.scenario.is_some() {
+        "perhaps it does not matter in such worlds: without --scenario it gets one in which it does"
+    } else {
+        "perhaps it does not matter with this seed: try others, or several (--seeds 20)"
+    };
+    format!("\nThe lie was not noticed: {lie} ({why}).\n")
 }
 
 fn summary(report: &Report) -> String {
@@ -278,8 +341,54 @@ mod tests {
         assert_eq!(Choice::parse("clocks"), Ok(Choice::One(Scenario::Clocks)));
         assert!(Choice::parse("dull").is_err());
         let seeds = 0..Scenario::ALL.len() as u64;
-        let met: std::collections::BTreeSet<_> = seeds.map(|seed| Choice::All.of(seed)).collect();
+        let met: std::collections::BTreeSet<_> = seeds.map(|seed| Choice::All.of(seed, None)).collect();
         assert_eq!(met.len(), Scenario::ALL.len(), "consecutive seeds meet all");
+    }
+
+    fn options(arguments: &str) -> Options {
+        let command =
+            <Options as clap::Args>::augment_args(clap::Command::new("simulate").no_binary_name(true));
+        let matches = command.try_get_matches_from(arguments.split_whitespace()).unwrap();
+        <Options as clap::FromArgMatches>::from_arg_matches(&matches).unwrap()
+    }
+
+    #[test]
+    fn fewer_nodes_than_a_scenario_needs_are_refused() {
+        let refused = |arguments: &str| options(arguments).check().err().unwrap_or_default();
+        assert_eq!(refused("--nodes 2 --scenario sleep"), "--nodes 2: --scenario sleep needs at least 3");
+        assert_eq!(
+            refused("--nodes 1 --scenario partitions"),
+            "--nodes 1: --scenario partitions needs at least 2"
+        );
+        assert_eq!(
+            refused("--nodes 2 --lie ghost-node"),
+            "--nodes 2: the world of --lie ghost-node needs at least 3"
+        );
+        for taken in [
+            "--nodes 1",
+            "--nodes 3 --scenario sickness",
+            "--nodes 1 --scenario all",
+            "--nodes 1 --lie ghost-node --scenario usual",
+        ] {
+            assert_eq!(refused(taken), "", "{taken}");
+        }
+        // Only such scenarios are drawn as make sense.
+        assert!((0..50).all(|seed| Choice::All.of(seed, Some(2)).nodes_min() <= 2));
+    }
+
+    #[test]
+    fn a_lie_gets_a_world_in_which_it_matters() {
+        let own = options("--lie pinned-forever");
+        assert_eq!((own.settings(3).faults_us, own.settings(3).keyspaces), (9_000_000, 2));
+        assert_eq!(own.again(3), "hadron simulate --seed 3 --seconds 9 --lie pinned-forever");
+        let chosen = options("--lie pinned-forever --scenario calm --seconds 20");
+        assert_eq!(chosen.settings(3).faults_us, 20_000_000);
+        assert_eq!(
+            chosen.again(3),
+            "hadron simulate --seed 3 --seconds 20 --scenario calm --lie pinned-forever"
+        );
+        assert_eq!(options("").again(7), "hadron simulate --seed 7 --seconds 15 --scenario usual");
+        assert!(unnoticed(&own, Lie::PinnedForever).starts_with("\nThe lie was not noticed: nobody is told"));
     }
 
     #[test]

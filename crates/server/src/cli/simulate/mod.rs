@@ -46,8 +46,7 @@ pub struct Options {
     /// How many worlds to run, each from the next seed; more than one are counted, not told
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     seeds: u64,
-    /// Nodes in the cluster, at most 9, and at least 3 where a scenario takes nodes away or 2 where it cuts the network; with --scenario balance
-    /// 30 to 10000 [default: 3 or 5, as the seed says; there 100]
+    /// Nodes in the cluster, at most 9; with --scenario balance 30 to 10000 [default: 3 or 5, as the seed says; there 100]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     nodes: Option<u64>,
     /// Keyspaces, with --scenario balance [default: 100 for each node]
@@ -56,15 +55,13 @@ pub struct Options {
     /// Simulated hours, 12 to 240, with --scenario balance [default: 24]
     #[arg(long, value_parser = clap::value_parser!(u64).range(12..=240))]
     hours: Option<u64>,
-    /// Simulated seconds with faults, 3 to 86400, before everything is healed and checked [default: 15, or as the world of --lie has it]
+    /// Simulated seconds with faults, 3 to 86400, before everything is healed and checked [default: 15, or as --lie has it]
     #[arg(long, value_parser = clap::value_parser!(u64).range(3..=86_400))]
     seconds: Option<u64>,
-    /// What prevails in the world; or all, each seed another, of those that work with so few --nodes; or balance, a pool of many nodes whose
-    /// load is balanced [default: usual, or the world of --lie]
+    /// What prevails in the world; all: each seed another; balance: a pool of many nodes [default: usual, or the world of --lie]
     #[arg(long, value_parser = Choice::parse)]
     scenario: Option<Choice>,
-    /// Tell the nodes or the clients something that is not true, such as stale-read, to see that the checks notice: in a world in which it
-    /// matters, if no --scenario is given
+    /// Tell something that is not true, such as stale-read, to see that the checks notice: without --scenario in a world of its own
     #[arg(long, value_parser = lie, value_name = "LIE")]
     lie: Option<Lie>,
     /// Worlds that run at a time [default: one for each processor]

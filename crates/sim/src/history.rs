@@ -266,7 +266,7 @@ impl Violation {
         Violation { guarantee, found: found.into() }
     }
 
-    /// The moments that it names, in microseconds and in order: of operations, leases and held locks. See [`At`].
+    /// The moments that it names, in microseconds and in order: of operations, leases and held locks.
     pub fn moments(&self) -> Vec<u64> {
         let words = self.found.split(|letter: char| !letter.is_ascii_digit() && letter != '.');
         let words = words.flat_map(|word| word.split("..")).map(|word| word.trim_matches('.'));

@@ -9,7 +9,7 @@
 //!   next, or one of those whose outcome is unknown.
 //! - An operation whose response names a revision that has passed makes the branch hopeless at once.
 //! - What the complete history says about a revision (see [`check`]) must be what the operation there writes, no more and no less, and
-//!   what responses show of it. Operations with an unknown outcome, of which there may be very many, are found by that: see [`Unknown`].
+//!   what responses show of it. Operations with an unknown outcome, of which there may be very many, are found by that: see `Unknown`.
 //!
 //! None of it assumes that the revisions are right: a wrong one leaves no order, and that is the violation reported.
 

@@ -1,5 +1,6 @@
 //! What every service holds: the node behind it, the keyspace that it serves, limits and metrics.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -291,6 +292,13 @@ impl<B: Backend> Context<B> {
             }
         }
         members
+    }
+
+    /// The nodes that can be reached from here, this one among them.
+    pub(super) fn within_reach(&self) -> BTreeSet<NodeId> {
+        let mut nodes = self.backend.alive();
+        nodes.insert(self.backend.identity().member_id);
+        nodes
     }
 
     /// Where the group stands; all zero for a group that is not here.

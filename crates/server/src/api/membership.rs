@@ -182,8 +182,8 @@ impl<B: Backend> Context<B> {
 
     /// Voters that this node is connected with, itself included.
     fn connected_voters(&self, pool: &Pool) -> usize {
-        let (own, alive) = (self.backend.identity().member_id, self.backend.alive());
-        pool.roster.voters().filter(|member| member.node() == own || alive.contains(&member.node())).count()
+        let within_reach = self.within_reach();
+        pool.roster.voters().filter(|member| within_reach.contains(&member.node())).count()
     }
 
     fn check_add(&self, pool: &Pool, is_learner: bool) -> Result<(), EtcdError> {
@@ -200,8 +200,7 @@ impl<B: Backend> Context<B> {
     fn check_remove(&self, pool: &Pool, id: u64) -> Result<(), EtcdError> {
         let (started, rest) = self.started_voters(pool, Some(id));
         self.require(started >= quorum(rest), EtcdError::MemberNotEnoughStarted)?;
-        let own = self.backend.identity().member_id.0;
-        let is_down = id != own && !self.backend.alive().iter().any(|node| node.0 == id);
+        let is_down = !self.within_reach().contains(&NodeId(id));
         // Who is down is not part of what makes the quorum now.
         let connected = self.connected_voters(pool).saturating_sub(1);
         self.require(is_down || connected >= quorum(rest), EtcdError::Unhealthy)
@@ -212,8 +211,7 @@ impl<B: Backend> Context<B> {
         if !self.membership.is_strict {
             return Ok(());
         }
-        let mut alive = self.backend.alive();
-        alive.insert(self.backend.identity().member_id);
+        let mut alive = self.within_reach();
         // Who was removed a moment ago may be alive yet, and ends soon.
         alive.retain(|node| others.member(node.0).is_some());
         let (view, _) = self.backend.outlook();

@@ -78,10 +78,9 @@ impl<B: Backend> Pool<B> {
         let members = self.context.backend.members();
         let name =
             |node: NodeId| members.iter().find(|member| member.id == node.0).map(|member| &member.name);
-        let (reports, alive) = (self.context.backend.reports(), self.context.backend.alive());
-        let own = self.context.backend.identity().member_id;
+        let (reports, within_reach) = (self.context.backend.reports(), self.context.within_reach());
         let replica = |(node, replica): (NodeId, u64)| {
-            let out_of_reach = node != own && !alive.contains(&node);
+            let out_of_reach = !within_reach.contains(&node);
             let damaged = reports.get(&node).and_then(|report| report.damaged(group));
             pb::KeyspaceReplica {
                 node: node.0,
@@ -100,9 +99,7 @@ impl<B: Backend> Pool<B> {
     /// Who leads which group: by the replica here, or else by what the nodes report, which comes to those who vote in the root group.
     fn leaders(&self, groups: &[GroupId]) -> BTreeMap<GroupId, NodeId> {
         let backend = &self.context.backend;
-        let mut alive = backend.alive();
-        alive.insert(backend.identity().member_id);
-        let reported = leads(&backend.reports(), &alive);
+        let reported = leads(&backend.reports(), &self.context.within_reach());
         let leader = |group: GroupId| match backend.status(group) {
             Some(status) => status.leader,
             None => reported.get(&group).copied(),
@@ -125,7 +122,7 @@ impl<B: Backend> Pool<B> {
     async fn nodes(&self) -> Result<Vec<pb::Node>, Status> {
         let mut waiting = self.context.waiting().await?;
         let backend = &self.context.backend;
-        let (own, alive, leaders) = (backend.identity().member_id, backend.alive(), self.leader_counts());
+        let (within_reach, leaders) = (self.context.within_reach(), self.leader_counts());
         let (members, reports) = (backend.members(), backend.reports());
         let (replicas, leaving, draining) = backend.with_catalog(|catalog| {
             let nodes = members.iter().map(|member| NodeId(member.id));
@@ -139,7 +136,7 @@ impl<B: Backend> Pool<B> {
                 name: member.name,
                 peer_urls: member.peer_ur_ls,
                 client_urls: member.client_ur_ls,
-                alive: id == own || alive.contains(&id),
+                alive: within_reach.contains(&id),
                 learner: member.is_learner,
                 // `default` is everywhere.
                 replicas: 1 + replicas.get(&id).copied().unwrap_or_default() as u64,

@@ -247,9 +247,12 @@ impl<B: Backend> Session<B> {
 
     /// Leaves the queue.
     pub(super) async fn leave(&self, place: &Place) -> Result<pb::TxnResponse, Status> {
-        let Place { key, revision } = place;
+        self.delete_if(&place.key, created_at(&place.key, place.revision)).await
+    }
+
+    async fn delete_if(&self, key: &Bytes, compare: pb::Compare) -> Result<pb::TxnResponse, Status> {
         let delete = pb::DeleteRangeRequest { key: key.clone(), ..Default::default() };
-        self.txn_if(created_at(key, *revision), Operation::RequestDeleteRange(delete)).await
+        self.txn_if(compare, Operation::RequestDeleteRange(delete)).await
     }
 
     /// Does `then` if `compare` holds.
@@ -322,8 +325,7 @@ impl<B: Backend> Drop for Candidacy<B> {
 /// the key after `written`.
 async fn leave_at_last<B: Backend>(session: Session<B>, key: Bytes, written: i64) {
     for _ in 0..LEAVE_TRIES_MAX {
-        let delete = pb::DeleteRangeRequest { key: key.clone(), ..Default::default() };
-        match session.txn_if(written_at(&key, written), Operation::RequestDeleteRange(delete)).await {
+        match session.delete_if(&key, written_at(&key, written)).await {
             Err(status) if may_succeed_later(&status) => sleep(LEAVE_PAUSE).await,
             _ => return,
         }

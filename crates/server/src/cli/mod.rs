@@ -84,6 +84,11 @@ fn complain(error: &dyn Display) {
     let _ = writeln!(io::stderr(), "error: {error}");
 }
 
+/// `1 node`, `3 nodes`.
+fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// Parses the command line, runs what it asks for and says how the process should exit.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     process::abort_at_panics(simulate::is_in_a_world);

@@ -21,6 +21,7 @@ use super::model::{Changes, Model};
 use crate::history::{Action, Event, Operation, Outcome, Step, Violation};
 
 const GUARANTEE: &str = "linearizable";
+
 /// What a search came to that found no violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]

@@ -454,18 +454,16 @@ pub(super) mod tests {
         }
     }
 
+    fn row(hard_state: HardState, floor: LogPosition) -> TableRow {
+        TableRow { group: GroupId(1), hard_state, floor, last: Index(6), last_checksum: 42 }
+    }
+
     #[test]
     fn batches_round_trip_at_the_announced_length() {
         let position = LogPosition { term: Term(2), index: Index(4), checksum: 5 };
         let state = HardState { term: Term(3), voted_for: Some(ReplicaId(0)), commit: Index(9) };
         let entries = vec![entry(5, b"five"), entry(6, b"")];
-        let row = TableRow {
-            group: GroupId(1),
-            hard_state: state,
-            floor: position,
-            last: Index(6),
-            last_checksum: 42,
-        };
+        let row = row(state, position);
         let mut encoder = BatchEncoder::default();
         encoder.begin();
         encoder.table([row].into_iter());
@@ -522,13 +520,7 @@ pub(super) mod tests {
     fn noise_is_refused_or_understood_and_never_a_panic() {
         let position = LogPosition { term: Term(2), index: Index(4), checksum: 5 };
         let state = HardState { term: Term(3), voted_for: Some(ReplicaId(8)), commit: Index(9) };
-        let row = TableRow {
-            group: GroupId(1),
-            hard_state: state,
-            floor: position,
-            last: Index(6),
-            last_checksum: 42,
-        };
+        let row = row(state, position);
         let sound = encode(&[
             Stored::Table(vec![row, row]),
             Stored::HardState(GroupId(1), state),

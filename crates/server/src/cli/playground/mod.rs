@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::counted;
 use nodes::{Node, Plan};
 use observer::Observer;
 
@@ -63,19 +64,15 @@ async fn play(options: &Options) -> Result<(), String> {
     plan.claim(directory.path())?;
     let mut nodes = plan.start(directory.path())?;
     let kept = if options.data_dir.is_some() { "" } else { " (removed at the end)" };
-    println!("Hadron playground: {} in {}{kept}\n", counted(nodes.len(), "node"), directory.path().display());
+    let count = counted(nodes.len() as u64, "node", "nodes");
+    println!("Hadron playground: {count} in {}{kept}\n", directory.path().display());
     let result = tokio::select! {
         result = watch(&mut nodes, options.respawn) => result,
         () = stop.wait() => Ok(()),
     };
-    println!("\nStopping {}", counted(nodes.len(), "node"));
+    println!("\nStopping {}", counted(nodes.len() as u64, "node", "nodes"));
     nodes::stop(nodes).await;
     result
-}
-
-/// `1 node`, `3 nodes`.
-fn counted(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Introduces the cluster, then tells what happens to it. Returns only when it cannot be started.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use hadron_sim::balance::{Report, Settings};
 
 use super::Options;
-use super::output::{counted, note, say};
+use super::output::{note, say};
+use crate::cli::counted;
 
 const NODES: u64 = 100;
 const KEYSPACES_PER_NODE: u64 = 100;

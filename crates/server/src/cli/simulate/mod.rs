@@ -17,9 +17,10 @@ mod tally;
 
 use std::process::ExitCode;
 
+use super::counted;
 use hadron_sim::world::lies::{Lie, worlds};
 use hadron_sim::world::{Failure, Report, Scenario, Settings, Story, World};
-use output::{counted, note, say};
+use output::{note, say};
 
 pub(super) use panics::is_in_a_world;
 

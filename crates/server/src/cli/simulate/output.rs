@@ -24,8 +24,3 @@ pub(super) fn say(text: &str) {
 pub(super) fn note(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
-
-/// `1 world`, `2 worlds`.
-pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
-}

@@ -10,9 +10,10 @@ use hadron_sim::world::{Failure, Report};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 
-use super::output::{counted, note, say};
+use super::output::{note, say};
 use super::tally::Tally;
 use super::{Options, failure_text};
+use crate::cli::counted;
 
 /// How long nothing is said of the progress at most where no bar shows it.
 const SILENCE_MAX: Duration = Duration::from_secs(60);

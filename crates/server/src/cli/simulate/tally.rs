@@ -5,7 +5,7 @@ use std::fmt;
 
 use hadron_sim::world::{Report, Stop, Story, StoryEvent};
 
-use super::output::counted;
+use crate::cli::counted;
 
 /// Sums over worlds; the order in which they are added does not matter.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

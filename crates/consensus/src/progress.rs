@@ -24,9 +24,9 @@ use std::collections::VecDeque;
 
 use crate::ids::{Index, ReplicaId, Time};
 
-/// A denial may be older than the acknowledgement: it came late, or twice. So many without an acknowledgement in between are not; each probe
-/// of a tick gets one.
-const DENIALS_MAX: u32 = 16;
+/// A denial may be older than the acknowledgement: it came late, or twice, and a whole stream of appends may have been denied. So many ticks with
+/// denials and without an acknowledgement are not.
+const TICKS_DENIED_MAX: u32 = 16;
 
 /// How a follower is being fed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +60,13 @@ pub struct Progress {
     pub(crate) asleep: bool,
     /// It takes no entries now, and says so in its answers.
     pub full: bool,
-    /// Where its log may end, if it denied an entry that it had acknowledged, and how often it has since it last acknowledged all of them.
+    /// Up to here it said itself that it has all. What a snapshot brought it to, whose sender heard of it another way, it may deny for as long as
+    /// denials from before take.
+    acknowledged: Index,
+    /// Where its log may end, if it denied an entry that it had acknowledged, and in how many ticks it has since it last acknowledged all of them.
     denied: (Index, u32),
+    /// It has since the last tick.
+    denied_now: bool,
     /// The commit index that it was told.
     pub(crate) commit_sent: Index,
     /// The newest round of reads it was told.
@@ -103,7 +108,9 @@ impl Progress {
             answered: false,
             asleep: false,
             full: false,
+            acknowledged: Index(0),
             denied: (Index(0), 0),
+            denied_now: false,
             commit_sent: Index(0),
             round_sent: 0,
             round_acknowledged: 0,
@@ -138,6 +145,15 @@ impl Progress {
         self.round_acknowledged = self.round_acknowledged.max(round);
     }
 
+    /// A tick: what it says from now on is told apart from what it said before.
+    pub(crate) fn tick(&mut self) {
+        if !self.answered {
+            self.responsive = false;
+        }
+        self.answered = false;
+        self.denied_now = false;
+    }
+
     /// An append with entries up to `last` of `bytes` bytes is on its way.
     pub(crate) fn sent(&mut self, last: Index, bytes: usize) {
         match self.state {
@@ -154,7 +170,8 @@ impl Progress {
     /// Everything up to `matched` is durable there. `floor` is the leader's.
     pub(crate) fn acknowledged(&mut self, matched: Index, floor: Index) {
         let advanced = matched > self.matched;
-        if matched >= self.matched {
+        self.acknowledged = self.acknowledged.max(matched);
+        if matched >= self.acknowledged {
             self.denied = (Index(0), 0);
         }
         self.matched = self.matched.max(matched);
@@ -177,13 +194,13 @@ impl Progress {
 
     /// Where its log ends, if it has lost what it had acknowledged.
     pub fn lost_after(&self) -> Option<Index> {
-        let (end, denials) = self.denied;
-        (denials >= DENIALS_MAX).then_some(end)
+        let (end, ticks) = self.denied;
+        (ticks >= TICKS_DENIED_MAX).then_some(end)
     }
 
     /// It does not have the entry `rejected`; the logs may agree up to `candidate`. False if that is old news.
     pub(crate) fn rejected(&mut self, rejected: Index, candidate: Index) -> bool {
-        if rejected <= self.matched {
+        if rejected <= self.acknowledged && !std::mem::replace(&mut self.denied_now, true) {
             self.denied = (candidate, self.denied.1.saturating_add(1));
         }
         let is_current = match self.state {
@@ -238,30 +255,63 @@ impl Inflight {
 mod tests {
     use super::*;
 
+    /// It denies an entry in so many ticks, more than once in each.
+    fn deny(progress: &mut Progress, rejected: u64, ticks: u32) {
+        for _ in 0..ticks {
+            progress.tick();
+            for _ in 0..3 {
+                assert!(!progress.rejected(Index(rejected), Index(5)));
+            }
+        }
+    }
+
     /// The leader took each for an old one, and the follower stayed where it was, without a word.
     #[test]
     fn who_denies_again_and_again_what_it_acknowledged_has_lost_it() {
         let mut progress = Progress::new(ReplicaId(2), Index(9));
         progress.acknowledged(Index(9), Index(0));
-        for _ in 1..DENIALS_MAX {
-            assert!(!progress.rejected(Index(9), Index(5)));
-            assert_eq!(progress.lost_after(), None);
-        }
+        deny(&mut progress, 9, TICKS_DENIED_MAX - 1);
+        assert_eq!(progress.lost_after(), None);
         // They were late.
         progress.acknowledged(Index(9), Index(0));
-        for _ in 1..DENIALS_MAX {
-            progress.rejected(Index(9), Index(5));
-        }
+        deny(&mut progress, 9, TICKS_DENIED_MAX - 1);
         assert_eq!(progress.lost_after(), None);
-        progress.rejected(Index(9), Index(5));
+        deny(&mut progress, 9, 1);
         assert_eq!(progress.lost_after(), Some(Index(5)));
         assert_eq!((progress.matched, progress.next), (Index(9), Index(10)), "what counts is what it said");
-        // What it does not deny it may have.
-        let mut behind = Progress::new(ReplicaId(3), Index(9));
-        behind.acknowledged(Index(4), Index(0));
-        for _ in 0..2 * DENIALS_MAX {
-            behind.rejected(Index(7), Index(5));
+    }
+
+    #[test]
+    fn what_a_follower_does_not_deny_it_may_have() {
+        let mut progress = Progress::new(ReplicaId(3), Index(9));
+        progress.acknowledged(Index(4), Index(0));
+        for _ in 0..2 * TICKS_DENIED_MAX {
+            progress.tick();
+            progress.rejected(Index(7), Index(5));
         }
-        assert_eq!(behind.lost_after(), None);
+        assert_eq!(progress.lost_after(), None);
+    }
+
+    /// A stream of appends had been denied when a snapshot came. Its sender heard first that it was installed, and then of the denials: it said
+    /// that the follower has lost what the snapshot brought.
+    #[test]
+    fn denials_from_before_a_snapshot_that_come_after_it_are_no_loss() {
+        let mut progress = Progress::new(ReplicaId(2), Index(9));
+        progress.acknowledged(Index(4), Index(0));
+        progress.matched = Index(9);
+        deny(&mut progress, 7, 2 * TICKS_DENIED_MAX);
+        assert_eq!(progress.lost_after(), None);
+    }
+
+    /// Nor are all that had been on their way when it acknowledged what they deny, however many they are.
+    #[test]
+    fn a_stream_of_late_denials_is_no_loss() {
+        let mut progress = Progress::new(ReplicaId(2), Index(9));
+        progress.acknowledged(Index(9), Index(0));
+        progress.tick();
+        for _ in 0..10 * TICKS_DENIED_MAX {
+            progress.rejected(Index(7), Index(5));
+        }
+        assert_eq!(progress.lost_after(), None);
     }
 }

@@ -194,10 +194,7 @@ impl Group {
             if progress.asleep {
                 continue;
             }
-            if !progress.answered {
-                progress.responsive = false;
-            }
-            progress.answered = false;
+            progress.tick();
             let is_cut_off = self.log.position_at(progress.next.previous()).is_none();
             match progress.state {
                 // What it has not acknowledged may be lost, and is not in the log any more.

@@ -425,3 +425,52 @@ impl Keyspace {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+    use std::thread;
+
+    use hadron_storage::engine::ModelEngine;
+
+    use super::*;
+    use crate::{Applied, Command, Exporter, Importer, Options};
+
+    /// A snapshot that was switched to between two looks at the state was taken for a compaction: events came without what was before.
+    #[test]
+    fn what_keys_were_before_is_known_while_a_snapshot_is_switched_to() {
+        const GROUP: u64 = 7;
+        const SWITCHES: usize = 30;
+        let engine = Arc::new(ModelEngine::new());
+        let keyspace = Keyspace::open(engine.clone(), GROUP, Options::default()).unwrap();
+        let keys: Vec<Bytes> = (0..3 * PIECE_KEYS).map(|n| format!("{n:05}").into()).collect();
+        let put = |key: &Bytes| pb::PutRequest { key: key.clone(), ..Default::default() };
+        let puts = keys.iter().map(|key| Command::Put(put(key))).collect();
+        keyspace.apply(Applied { term: 1, index: 1, checksum: 1, stamp_ms: 0 }, puts);
+        while let Some(flush) = keyspace.take_flush(1, usize::MAX) {
+            engine.write(flush.batch()).unwrap();
+            keyspace.flush_done(flush);
+        }
+        let newest = keyspace.revision();
+        thread::scope(|scope| {
+            let switching = scope.spawn(|| {
+                for _ in 0..SWITCHES {
+                    let mut exporter = Exporter::new(keyspace.clone(), usize::MAX).unwrap();
+                    let mut importer = Importer::new(engine.clone(), GROUP).unwrap();
+                    while let Some(chunk) = exporter.next_chunk(1 << 20).unwrap() {
+                        importer.chunk(chunk).unwrap();
+                    }
+                    let loaded = importer.load().unwrap();
+                    importer.finish().unwrap();
+                    drop(keyspace.switch(loaded));
+                }
+            });
+            while !switching.is_finished() {
+                assert_eq!(keyspace.values_before(newest + 1, &keys).unwrap().len(), keys.len());
+            }
+            switching.join().unwrap();
+        });
+    }
+}

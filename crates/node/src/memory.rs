@@ -253,14 +253,16 @@ mod tests {
         assert_eq!(node.best_successor(DEFAULT_GROUP), Some(ReplicaId(2)));
         says(&mut node, third);
         assert_eq!(node.best_successor(DEFAULT_GROUP), Some(ReplicaId(3)));
-        let alarm = Command::Alarm(AlarmRequest {
-            action: AlarmAction::Activate as i32,
-            member_id: 3,
-            alarm: AlarmType::Corrupt as i32,
-        });
-        let applied = Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 };
-        node.replicas[&DEFAULT_GROUP].keyspace.apply(applied, vec![alarm]);
+        accuse(&mut node, 3);
         assert_eq!(node.best_successor(DEFAULT_GROUP), Some(ReplicaId(2)));
+    }
+
+    /// How often somebody is asked to take over.
+    fn hand_overs(effects: &Effects) -> usize {
+        let asks = |message: &PeerMessage| {
+            matches!(message, PeerMessage::Group { message: Message::TimeoutNow { .. }, .. })
+        };
+        effects.sends.iter().filter(|(_, message)| asks(message)).count()
     }
 
     /// It was handed to one that came back and waited for a snapshot: nobody could write until that was given up, and then it was handed over
@@ -272,18 +274,43 @@ mod tests {
         let (second, replica) = (NodeId(2), ReplicaId(2));
         node.connected.insert(second, 1);
         node.liveness.on_heartbeat(node.now, second, 1, true, true);
-        let is_asked = |effects: &Effects| {
-            let asks = |message: &PeerMessage| {
-                matches!(message, PeerMessage::Group { message: Message::TimeoutNow { .. }, .. })
-            };
-            effects.sends.iter().any(|(_, message)| asks(message))
-        };
         let mut effects = Effects::default();
         node.hand_over_to(DEFAULT_GROUP, NodeId(1), second, &mut effects);
-        acknowledge(&mut node, replica, &mut effects);
-        assert!(!is_asked(&effects));
+        acknowledge(&mut node, replica, false, &mut effects);
+        assert_eq!(hand_overs(&effects), 0);
         node.hand_over_to(DEFAULT_GROUP, NodeId(1), second, &mut effects);
-        assert!(is_asked(&effects));
+        assert_eq!(hand_overs(&effects), 1);
+    }
+
+    /// Whoever plans may not know yet: nobody could write for an election timeout.
+    #[test]
+    fn leadership_is_not_handed_to_one_who_is_dead_full_or_damaged() {
+        let handed = |change: &dyn Fn(&mut Node, &mut Effects)| {
+            let mut node = node();
+            lead(&mut node);
+            let mut effects = Effects::default();
+            node.connected.insert(NodeId(2), 1);
+            node.liveness.on_heartbeat(node.now, NodeId(2), 1, true, true);
+            acknowledge(&mut node, ReplicaId(2), false, &mut effects);
+            change(&mut node, &mut effects);
+            node.hand_over_to(DEFAULT_GROUP, NodeId(1), NodeId(2), &mut effects);
+            hand_overs(&effects)
+        };
+        assert_eq!(handed(&|_, _| ()), 1);
+        assert_eq!(handed(&|node, _| drop(node.connected.remove(&NodeId(2)))), 0);
+        assert_eq!(handed(&|node, _| node.now = node.now.plus_micros(10_000_000)), 0, "no word from it");
+        assert_eq!(handed(&|node, effects| acknowledge(node, ReplicaId(2), true, effects)), 0, "full");
+        assert_eq!(handed(&|node, _| accuse(node, 2)), 0, "damaged");
+    }
+
+    fn accuse(node: &mut Node, member_id: u64) {
+        let alarm = Command::Alarm(AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id,
+            alarm: AlarmType::Corrupt as i32,
+        });
+        let applied = Applied { term: 1, index: 1, checksum: 0, stamp_ms: 0 };
+        node.replicas[&DEFAULT_GROUP].keyspace.apply(applied, vec![alarm]);
     }
 
     /// A node stood still while its leader went on. All that had come meanwhile was taken in one turn, which ended with

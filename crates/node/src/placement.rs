@@ -532,7 +532,7 @@ mod tests {
 
     use std::ops::ControlFlow;
 
-    use hadron_consensus::{DEFAULT_GROUP, HardState, Index, Message, Term};
+    use hadron_consensus::{CONFIGURATION, DEFAULT_GROUP, HardState, Index, Message, Term, chain_checksum};
     use hadron_keyspace::{Applied, Command, Options, ValueCache};
     use hadron_storage::engine::{Engine, ModelEngine, Read as _, Space};
 
@@ -597,6 +597,58 @@ mod tests {
         node.step(Time(60), Event::LogDurable { sequence }, &mut effects);
         node.step(Time(70), Event::Opened { group, outcome: OpenOutcome::Gone }, &mut effects);
         assert!(node.left().is_some());
+    }
+
+    /// Who belongs to its group was written by a newer version. It was taken for gone, and its log forgotten, once it was not needed here.
+    #[test]
+    fn a_replica_that_a_newer_version_wrote_is_not_gone() {
+        let mut node = leading();
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let nodes = [1, 2, 3].map(NodeId);
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
+        let mut effects = write(&mut node, &made);
+        let job = effects.opens.pop().expect("a replica is wanted here");
+        let group = job.group;
+        node.residents.recovered.insert(group, newer_log(group));
+        let nodes = [2, 3, 4].map(NodeId);
+        let moved = node.board.with_catalog(|catalog| catalog.place(group, &nodes, "test")).unwrap();
+        write(&mut node, &moved);
+
+        let engine: Arc<dyn Engine> = Arc::new(ModelEngine::new());
+        let mut effects = Effects::default();
+        let outcome = job.carry_out(&engine, Default::default());
+        node.step(Time(30), Event::Opened { group, outcome }, &mut effects);
+        assert_eq!(effects.log, [], "nothing is forgotten");
+        assert!(effects.destroys.is_empty());
+        assert!(node.residents.recovered.contains_key(&group));
+        assert_eq!((node.left(), node.board.damaged()), (None, BTreeMap::new()));
+    }
+
+    fn newer_log(group: GroupId) -> RecoveredGroup {
+        let data = Bytes::from_static(&[CONFIGURATION, 9, 0]);
+        let (term, index) = (Term(1), Index(1));
+        let checksum = chain_checksum(0, group, term, index, &data);
+        let entry = Entry { term, index, checksum, data };
+        RecoveredGroup { entries: vec![entry], ..RecoveredGroup::default() }
+    }
+
+    /// What was too damaged to say whose replica it is stayed in the log and on the disk.
+    #[test]
+    fn what_is_damaged_of_a_keyspace_that_was_deleted_meanwhile_is_forgotten() {
+        let mut node = leading();
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let nodes = [1, 2, 3].map(NodeId);
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
+        let group = write(&mut node, &made).opens.pop().expect("a replica is wanted here").group;
+        node.residents.recovered.insert(group, RecoveredGroup::default());
+        let deleted = node.board.with_catalog(|catalog| catalog.delete("a")).unwrap();
+        assert!(write(&mut node, &deleted).destroys.is_empty(), "it is being opened");
+        let mut effects = Effects::default();
+        let outcome = OpenOutcome::Damaged(None, "a bit flipped".into());
+        node.step(Time(30), Event::Opened { group, outcome }, &mut effects);
+        assert!(effects.log.contains(&Record::Forget(group)), "{:?}", effects.log);
+        assert!(!node.residents.recovered.contains_key(&group));
+        assert_eq!(node.board.damaged(), BTreeMap::new());
     }
 
     /// One value of the root group could not be read, and every group of the catalog counted as deleted: the node destroyed all its
@@ -675,9 +727,8 @@ mod tests {
         effects
     }
 
-    /// A replica that had never heard of its group's leader left a request to its time-out, while all the others slept without one.
-    #[test]
-    fn who_was_never_told_of_its_group_asks_the_others_for_a_leader() {
+    /// A node whose replica was added to a group that sleeps without a leader, and that nobody of that group spoke to.
+    fn untold() -> (Node, GroupId) {
         let mut node = leading();
         let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
         let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &[2, 3].map(NodeId))).unwrap();
@@ -687,8 +738,26 @@ mod tests {
         let mut effects = write(&mut node, &placed);
         let group = open(&mut node, &mut effects);
         assert_eq!(asked(&effects, group), 0);
+        (node, group)
+    }
+
+    /// Whoever plans took it for the leader, and had it hand over what it did not have, again and again: a node that was drained kept what
+    /// sleeps.
+    #[test]
+    fn who_is_to_hand_over_what_sleeps_without_a_leader_wakes_it() {
+        let (mut node, group) = untold();
         let mut effects = Effects::default();
-        node.step(Time(40), Event::Write { token: 7, group, command: made.to_bytes() }, &mut effects);
+        node.step(Time(40), Event::HandOverTo { group, from: NodeId(1), to: NodeId(2) }, &mut effects);
+        node.settle(Time(40), &mut effects);
+        assert!(asked(&effects, group) > 0);
+    }
+
+    /// A replica that had never heard of its group's leader left a request to its time-out, while all the others slept without one.
+    #[test]
+    fn who_was_never_told_of_its_group_asks_the_others_for_a_leader() {
+        let (mut node, group) = untold();
+        let mut effects = Effects::default();
+        node.step(Time(40), Event::Write { token: 7, group, command: Bytes::new() }, &mut effects);
         node.settle(Time(40), &mut effects);
         assert!(asked(&effects, group) > 0);
 

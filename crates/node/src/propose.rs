@@ -414,11 +414,11 @@ pub(crate) mod tests {
         assert!(node.replicas[&DEFAULT_GROUP].core.is_leader());
     }
 
-    /// A follower says that it has all that this leader has.
-    pub(crate) fn acknowledge(node: &mut Node, from: ReplicaId, effects: &mut Effects) {
+    /// A follower says that it has all that this leader has, and whether it has room for more.
+    pub(crate) fn acknowledge(node: &mut Node, from: ReplicaId, full: bool, effects: &mut Effects) {
         let core = &node.replicas[&DEFAULT_GROUP].core;
         let (term, matched) = (core.term(), core.last());
-        let message = Message::AppendAck { term, round: 0, matched, full: false, asleep: false };
+        let message = Message::AppendAck { term, round: 0, matched, full, asleep: false };
         node.step_group(DEFAULT_GROUP, CoreEvent::Message { from, message }, effects);
     }
 

@@ -773,7 +773,7 @@ mod tests {
     fn voters_of_whom_no_majority_is_alive_do_not_get_the_group() {
         let mut node = of_three();
         lead(&mut node);
-        acknowledge(&mut node, ReplicaId(2), &mut Effects::default());
+        acknowledge(&mut node, ReplicaId(2), false, &mut Effects::default());
         assert!(can_decide(&node, &[1]));
         assert!(!can_decide(&node, &[1, 2]), "never heard");
         node.liveness.on_heartbeat(node.now, NodeId(2), 1, true, true);
@@ -795,7 +795,7 @@ mod tests {
         lead(&mut node);
         node.liveness.on_heartbeat(node.now, NodeId(2), 1, true, true);
         assert!(!can_decide(&node, &[1, 2]), "it has not said what it has");
-        acknowledge(&mut node, ReplicaId(2), &mut Effects::default());
+        acknowledge(&mut node, ReplicaId(2), false, &mut Effects::default());
         assert!(can_decide(&node, &[1, 2]));
     }
 

@@ -172,6 +172,7 @@ mod tests {
     use crate::flush::FlushState;
     use crate::integrity::corrupt;
     use crate::membership::{Bootstrap, Member};
+    use crate::propose::tests::lead;
 
     /// The first of three nodes, and its engine.
     fn first() -> (Node, Arc<ModelEngine>) {
@@ -274,6 +275,22 @@ mod tests {
         assert_eq!(effects.sweeps.len(), 1);
     }
 
+    /// A snapshot was offered when somebody looked whether the former state can go: nobody looked again.
+    #[test]
+    fn a_former_state_is_not_forgotten_while_a_snapshot_is_offered() {
+        let (mut node, engine) = first();
+        let put = || Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..Default::default() });
+        install(&mut node, engine.clone(), at(1), put());
+        node.replicas.get_mut(&DEFAULT_GROUP).unwrap().flush = FlushState::new(Index(1), 0, Time(1));
+        node.replicas.get_mut(&DEFAULT_GROUP).unwrap().install = Install::Offered(9, Index(2));
+        let mut effects = Effects::default();
+        node.sweep_again(&mut effects);
+        assert_eq!(effects.sweeps.len(), 0, "the engine may be about to switch");
+        node.replicas.get_mut(&DEFAULT_GROUP).unwrap().install = Install::None;
+        node.sweep_again(&mut effects);
+        assert_eq!(effects.sweeps.len(), 1);
+    }
+
     /// Power was lost before what the former state had left was deleted. It stayed until something was written to the group again.
     #[test]
     fn a_former_state_goes_after_a_start_too() {
@@ -295,6 +312,21 @@ mod tests {
         install(&mut node, engine, Applied { stamp_ms: 90_000, ..at(1) }, Command::DigestMark);
         let shown = node.board().group(DEFAULT_GROUP).unwrap().clock();
         assert_eq!(shown.now_ms(Time(7_000_000)), 92_000);
+    }
+
+    /// It went back to what the snapshot said, which is less than what the leader had stamped: leases ended late.
+    #[test]
+    fn whoever_was_elected_while_it_switched_to_a_snapshot_keeps_its_clock() {
+        let (mut node, engine) = first();
+        node.replicas.get_mut(&DEFAULT_GROUP).unwrap().install = Install::Switching;
+        node.now = Time(5_000_000);
+        lead(&mut node);
+        // What it had in its log.
+        node.replicas.get_mut(&DEFAULT_GROUP).unwrap().clock = GroupClock::new(90_000, node.now);
+        install(&mut node, engine, Applied { stamp_ms: 60_000, ..at(1) }, Command::DigestMark);
+        let replica = &node.replicas[&DEFAULT_GROUP];
+        assert_eq!(replica.clock.now_ms(Time(7_000_000)), 92_000);
+        assert_eq!(replica.board.clock(), replica.clock);
     }
 
     /// An offer waited for a flush; meanwhile the replica caught up by its log. The switch was allowed all the same and

@@ -216,7 +216,111 @@ fn is_worth_it(disk_bytes: u64, kept_bytes: u64, node: NodeId) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use bytes::Bytes;
+    use hadron_consensus::Time;
+    use hadron_keyspace::Keyspace;
+    use hadron_node::{Bootstrap, Config, Limits, Member, Node};
+    use hadron_storage::engine::{Batch, ModelEngine, Read, Space, Visit};
+
     use super::*;
+
+    /// An engine that takes more of the disk than there is, and what was asked of it.
+    #[derive(Default)]
+    struct Vast {
+        model: ModelEngine,
+        sized: AtomicUsize,
+        rewritten: AtomicUsize,
+    }
+
+    impl Read for Vast {
+        fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+            self.model.get(space, key)
+        }
+
+        fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), EngineError> {
+            self.model.scan(space, from, to, visit)
+        }
+    }
+
+    impl Engine for Vast {
+        fn write(&self, batch: Batch) -> Result<(), EngineError> {
+            self.model.write(batch)
+        }
+
+        fn persist(&self) -> Result<(), EngineError> {
+            self.model.persist()
+        }
+
+        fn snapshot(&self) -> Box<dyn Read> {
+            self.model.snapshot()
+        }
+
+        fn disk_bytes(&self) -> u64 {
+            self.sized.fetch_add(1, Ordering::Relaxed);
+            u64::MAX / 4
+        }
+
+        fn reclaim(&self) -> Result<Reclaimed, EngineError> {
+            self.rewritten.fetch_add(1, Ordering::Relaxed);
+            Ok(Reclaimed::default())
+        }
+    }
+
+    /// A node that has hardly anything, in such an engine.
+    fn node(engine: &Arc<Vast>) -> Node {
+        let own = Member { id: 1, ..Member::default() };
+        let pool = Bootstrap::of(vec![own.clone()]);
+        let config = Config {
+            node: NodeId(1),
+            incarnation: 1,
+            own,
+            roster: pool.roster(),
+            groups: pool.groups(NodeId(1)),
+            heartbeat_us: 100_000,
+            election_timeout_us: 1_000_000,
+            seed: 1,
+            limits: Limits::default(),
+        };
+        let open = |group: u64| Keyspace::open(engine.clone(), group, Default::default()).unwrap();
+        let keyspaces = config.groups.iter().map(|group| (group.group, open(group.group.0))).collect();
+        Node::new(config, BTreeMap::new(), &keyspaces, Time(1)).unwrap()
+    }
+
+    /// It rewrote what it took for garbage, with too little room on the disk, and the node stopped for a full one, again after each start.
+    #[test]
+    fn what_may_all_be_kept_is_rewritten_only_where_there_is_room_for_it_and_never_while_a_snapshot_comes() {
+        let engine = Arc::new(Vast::default());
+        let node = node(&engine);
+        let place =
+            Place { node: NodeId(1), board: Arc::downgrade(&node.board()), data_dir: std::env::temp_dir() };
+        let (_reclaimer, queue) = queue();
+        let weak: Weak<dyn Engine> = Arc::downgrade(&(engine.clone() as Arc<dyn Engine>));
+        let mut work = Work {
+            queue,
+            engine: weak,
+            place,
+            metrics: Arc::default(),
+            fatal: Fatal::new(),
+            next: Instant::now(),
+            pause: PAUSE_MIN,
+        };
+        let metrics = work.metrics.clone();
+        let installing = metrics.snapshots_installing.hold();
+        work.reclaim_if_worth_it(&*engine);
+        assert_eq!(engine.sized.load(Ordering::Relaxed), 0, "what comes is in no keyspace yet");
+        drop(installing);
+        work.reclaim_if_worth_it(&*engine);
+        assert_ne!(engine.sized.load(Ordering::Relaxed), 0);
+        assert!(work.next > Instant::now(), "it was tried");
+        assert_eq!(work.reclaim(&*engine), Err("too little room on the disk to write anew what is kept"));
+        assert_eq!(engine.rewritten.load(Ordering::Relaxed), 0);
+        assert!(work.fatal.found().is_none());
+    }
 
     #[test]
     fn nodes_that_hold_the_same_rewrite_it_one_after_the_other() {

@@ -66,6 +66,7 @@ pub use network::Delays;
 pub use scenario::Scenario;
 pub use settings::{REST_EVERY_US, Settings, TROUBLE_US, Trouble};
 pub use story::{Share, Stop, Story, StoryEvent};
+pub use trace::panicked;
 
 use crate::checkers::bounded_memory::Usage;
 use crate::history::{Event, Operation, Outcome, Violation};
@@ -250,7 +251,6 @@ pub struct World {
     promises: Promises,
     /// What was compacted away and what came before, by group: its history up to a revision.
     past: BTreeMap<GroupId, (i64, Vec<Event>)>,
-    violation: Option<Violation>,
     /// What has not been told yet.
     stories: Vec<Story>,
     /// Counts cuts and healings of the network, so that an old partition's end does not heal what came after.
@@ -281,7 +281,7 @@ impl World {
 
     /// Like [`World::run`], and tells the world's story while it runs. What is told follows from `settings` alone.
     ///
-    /// A panic of what runs in the world counts as a violation of `assertion`.
+    /// A panic of what runs in the world counts as a violation of `assertion`, where panics unwind; see [`panicked`] for where they do not.
     ///
     /// # Errors
     /// As [`World::run`].
@@ -289,17 +289,12 @@ impl World {
         let mut world = World::new(settings);
         world.begin();
         let played = catch_unwind(AssertUnwindSafe(|| world.play(tell)));
-        // What was found before it counts for more than what came of it.
-        let outcome = played.unwrap_or_else(|panic| {
-            let asserted = || Violation::new("assertion", message(&*panic));
-            Err(world.violation.take().unwrap_or_else(asserted))
-        });
+        let outcome = played.unwrap_or_else(|panic| Err(world.trace.asserted(trace::message(&*panic))));
         let result = match outcome {
             Ok(recovery_us) => Ok(world.report(recovery_us)),
             Err(violation) => {
                 world.tell(StoryEvent::Violated { guarantee: violation.guarantee });
-                let (tail_since_us, tail) = world.trace.tail(world.settings.tail_lines);
-                Err(Box::new(Failure { seed: world.settings.seed, violation, tail, tail_since_us }))
+                Err(world.trace.failure(violation))
             }
         };
         world.stories.iter().for_each(tell);
@@ -318,7 +313,7 @@ impl World {
             network: Network::new(settings.delays),
             rng,
             schedule: Schedule::new(),
-            trace: Trace::new(),
+            trace: Trace::new(&settings),
             machines,
             clients,
             leases,
@@ -333,7 +328,6 @@ impl World {
             logs: Logs::default(),
             promises: Promises::default(),
             past: BTreeMap::new(),
-            violation: None,
             stories: Vec::new(),
             partition: 0,
             faults_on: true,
@@ -406,7 +400,7 @@ impl World {
         while let Some(happening) = self.schedule.next(until) {
             self.happen(happening);
             self.stories.drain(..).for_each(|story| tell(&story));
-            if let Some(violation) = self.violation.take() {
+            if let Some(violation) = self.trace.take_violation() {
                 return Err(violation);
             }
             if self.trace.is_complete() {
@@ -576,13 +570,6 @@ impl World {
         if !self.settings.checks(violation.guarantee) {
             return;
         }
-        self.trace.note(self.schedule.now(), format_args!("VIOLATION {violation}"));
-        self.violation.get_or_insert(violation);
+        self.trace.violated(self.schedule.now(), violation);
     }
-}
-
-/// What a panic said.
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
 }

@@ -87,7 +87,7 @@ impl World {
         world.begin();
         // How it ends is known.
         let _ = catch_unwind(AssertUnwindSafe(|| world.play(&mut |_| {})));
-        world.trace.kept().map(Moments::text)
+        world.trace.take_kept().map(Moments::text)
     }
 }
 

@@ -142,3 +142,23 @@ pub(crate) fn zero_fill(file: &dyn DiskFile, size: u64) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// A node whose data directory is in one that it may not read did not start.
+    #[test]
+    fn a_directory_above_that_may_not_be_read_is_no_failure() {
+        let disk = MemoryDisk::new();
+        let sync_with = |kind| {
+            let operation = Some(Operation::SyncDirectory);
+            disk.set_fault(Some(Fault { operation, after: 0, kind, lasting: false }));
+            sync_parent(&disk, Path::new("/above/data"))
+        };
+        sync_with(io::ErrorKind::PermissionDenied).unwrap();
+        assert_eq!(sync_with(io::ErrorKind::Other).unwrap_err().kind(), io::ErrorKind::Other);
+    }
+}

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use super::counted;
 use hadron_sim::world::lies::{Lie, worlds};
-use hadron_sim::world::{Failure, Report, Scenario, Settings, Story, World};
+use hadron_sim::world::{Failure, Report, Scenario, Settings, World};
 use output::{note, say};
 
 pub(super) use panics::is_in_a_world;
@@ -212,7 +212,7 @@ pub fn run(options: &Options) -> ExitCode {
         note(format_args!("hadron simulate: {reason}"));
         return ExitCode::from(USAGE);
     }
-    panics::name_seeds();
+    panics::end_worlds();
     let held = match options.scenario {
         Some(Choice::Balance) => balance::run(options),
         _ if options.seeds == 1 => tell_one(options),
@@ -241,21 +241,14 @@ fn tell_one(options: &Options) -> bool {
         ),
         settings.faults_us / 1_000_000
     ));
-    let outcome = world(options, options.seed, &mut |story| say(&format!("{story}\n")));
+    let outcome = panics::in_world(options.seed, move || {
+        World::run_with(settings, &mut |story| say(&format!("{story}\n")))
+    });
     match &outcome {
         Ok(report) => say(&summary(report)),
         Err(failure) => say(&failure_text(options, failure)),
     }
     outcome.is_ok()
-}
-
-/// Runs the world of `seed`.
-fn world(options: &Options, seed: u64, tell: &mut dyn FnMut(&Story)) -> Result<Report, Box<Failure>> {
-    let outcome = panics::in_world(seed, || World::run_with(options.settings(seed), tell));
-    outcome.map_err(|mut failure| {
-        panics::name_place(&mut failure);
-        failure
-    })
 }
 
 /// What to say of a lie that no world noticed, which would look like praise otherwise.
@@ -302,8 +295,12 @@ fn verdict(undecided: u64) -> String {
 fn failure_text(options: &Options, failure: &Failure) -> String {
     let seed = failure.seed;
     // Runs the world once more where what was found in the end is about earlier times.
-    let around = panics::in_world(seed, || World::around(options.settings(seed), failure));
-    let around = around.map(|lines| format!("\nWhat happened at the times that are named below:\n{lines}"));
+    let (settings, again) = (options.settings(seed), failure.clone());
+    let around = panics::in_world(seed, move || Ok(World::around(settings, &again)));
+    let around = around
+        .ok()
+        .flatten()
+        .map(|lines| format!("\nWhat happened at the times that are named below:\n{lines}"));
     format!(
         "{}\nThe last events:\n{}\nseed {seed}, commit {}: {}\nagain: {}\n",
         around.unwrap_or_default(),

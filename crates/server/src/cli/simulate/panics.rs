@@ -1,50 +1,95 @@
 //! Panics of what runs in a world: a finding about its seed, while other worlds go on. Any other panic ends the process.
+//!
+//! A program that is built to abort, as releases are, cannot leave a function that panicked. So each world has a thread of its own, and one that
+//! panics has that stand still for ever, once it was told of.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
 
-use hadron_sim::world::Failure;
+use hadron_sim::world::{Failure, panicked};
 
 use super::output::note;
 
-// What a program that is built to abort cannot catch would take the findings of all seeds along.
-#[cfg(not(panic = "unwind"))]
-compile_error!("`hadron simulate` tells of the panics of its worlds: build with panic = \"unwind\"");
+/// Worlds that may stand still, each with what it takes in memory: some ten megabytes, a hundred where many groups are in it.
+const STANDING_MAX: usize = 20;
+
+/// Whom to tell of the panic of a world.
+type End = Box<dyn FnOnce(Box<Failure>)>;
 
 thread_local! {
-    /// The seed of the world that this thread runs.
-    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
-    /// Where in the code this thread panicked last.
-    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// The seed of the world that this thread runs, and what to do if it panics.
+    static WORLD: RefCell<Option<(u64, End)>> = const { RefCell::new(None) };
 }
+
+/// How many worlds have panicked.
+static STANDING: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether the thread runs a world, for which a panic is an outcome.
 pub(in crate::cli) fn is_in_a_world() -> bool {
-    SEED.get().is_some()
+    WORLD.with_borrow(Option::is_some)
 }
 
-/// Does what runs the world of `seed`.
-pub(super) fn in_world<T>(seed: u64, run: impl FnOnce() -> T) -> T {
-    PLACE.take();
-    SEED.set(Some(seed));
-    let outcome = run();
-    SEED.set(None);
-    outcome
+/// Whether so many worlds panicked that there may be no room for more of them.
+pub(super) fn are_too_many() -> bool {
+    STANDING.load(Ordering::Relaxed) >= STANDING_MAX
 }
 
-/// Has what is said of the panic that ended a world name its place in the code.
-pub(super) fn name_place(failure: &mut Failure) {
-    let place = PLACE.take().filter(|_| failure.violation.guarantee == "assertion");
-    failure.violation.found += &place.map(|place| format!(" ({place})")).unwrap_or_default();
+/// Does what runs the world of `seed`. If that panics, what there is to tell of it.
+pub(super) fn in_world<T: Send + 'static>(
+    seed: u64,
+    run: impl FnOnce() -> Result<T, Box<Failure>> + Send + 'static,
+) -> Result<T, Box<Failure>> {
+    let (sender, outcome) = mpsc::channel();
+    thread::spawn(move || {
+        let end = sender.clone();
+        // Nobody waits for it any more only if the process ends.
+        WORLD.set(Some((seed, Box::new(move |failure| drop(end.send(Err(failure)))))));
+        let done = run();
+        WORLD.take();
+        let _ = sender.send(done);
+    });
+    // It sends something before it ends or stands still.
+    outcome.recv().unwrap_or_else(|_| std::process::abort())
 }
 
-/// Has each panic in a world name its seed on standard error at once.
-pub(super) fn name_seeds() {
+/// Has each panic in a world name its seed on standard error at once, and end that world.
+pub(super) fn end_worlds() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if let Some(seed) = SEED.get() {
-            PLACE.set(panic.location().map(ToString::to_string));
+        let seed = WORLD.with_borrow(|world| world.as_ref().map(|(seed, _)| *seed));
+        if let Some(seed) = seed {
             note(format_args!("a panic in the world of seed {seed}:"));
         }
         usual(panic);
+        let Some((seed, end)) = WORLD.take() else { return };
+        STANDING.fetch_add(1, Ordering::Relaxed);
+        end(panicked(seed, panic));
+        loop {
+            thread::park();
+        }
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_world_that_panics_is_told_of_and_others_go_on_until_too_many_stand() {
+        end_worlds();
+        for seed in 0..STANDING_MAX as u64 {
+            assert!(!are_too_many());
+            let failure = in_world::<()>(seed, || panic!("on purpose")).unwrap_err();
+            assert_eq!((failure.seed, failure.violation.guarantee), (seed, "assertion"));
+            let found = &failure.violation.found;
+            assert!(found.starts_with("on purpose (") && found.contains("panics.rs:"), "{found}");
+            assert_eq!(in_world(seed, || Ok(is_in_a_world())).unwrap(), true);
+        }
+        assert!(are_too_many());
+        assert!(!is_in_a_world());
+    }
 }

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hadron_sim::world::{Failure, Report};
+use hadron_sim::world::{Failure, World};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 
 use super::output::{note, say};
 use super::tally::Tally;
-use super::{Options, failure_text};
+use super::{Options, failure_text, panics};
 use crate::cli::counted;
 
 /// How long nothing is said of the progress at most where no bar shows it.
@@ -35,7 +35,9 @@ pub(super) fn run(options: &Options) -> bool {
     thread::scope(|scope| {
         for _ in 0..threads(options) {
             scope.spawn(|| {
-                while let Some(seed) = next_seed(options, &next) {
+                while !panics::are_too_many()
+                    && let Some(seed) = next_seed(options, &next)
+                {
                     run_one(options, seed, &found, &progress);
                 }
             });
@@ -60,15 +62,17 @@ fn next_seed(options: &Options, next: &AtomicU64) -> Option<u64> {
 }
 
 fn run_one(options: &Options, seed: u64, found: &Mutex<Found>, progress: &Progress) {
-    let mut tally = Tally::default();
-    let outcome = super::world(options, seed, &mut |story| tally.event(story));
-    progress.tell(options, &outcome);
+    let settings = options.settings(seed);
+    let outcome = panics::in_world(seed, move || {
+        let mut tally = Tally::default();
+        let report = World::run_with(settings, &mut |story| tally.event(story))?;
+        tally.world(&report);
+        Ok(tally)
+    });
+    progress.tell(options, outcome.as_ref().err().map(AsRef::as_ref));
     let mut found = found.lock();
     match outcome {
-        Ok(report) => {
-            tally.world(&report);
-            found.tally.add(tally);
-        }
+        Ok(tally) => found.tally.add(tally),
         Err(failure) => found.failures.push(*failure),
     }
 }
@@ -85,6 +89,11 @@ fn report(options: &Options, failures: &[Failure]) {
         ));
     }
     say(&failure_text(options, first));
+    if panics::are_too_many() {
+        say(
+            "\nThe rest was not run: worlds that panic keep their memory, and of so many there may be too little left.\n",
+        );
+    }
 }
 
 /// How far it is, on standard error: a bar where that is a terminal, a line now and then where it is not.
@@ -118,10 +127,10 @@ impl Progress {
     }
 
     /// A world has ended.
-    fn tell(&self, options: &Options, outcome: &Result<Report, Box<Failure>>) {
+    fn tell(&self, options: &Options, failure: Option<&Failure>) {
         let mut so_far = self.so_far.lock();
         so_far.done += 1;
-        if let Err(failure) = outcome {
+        if let Some(failure) = failure {
             so_far.failed += 1;
             self.bar.suspend(|| note(failure_line(options, failure)));
             self.bar.set_message(format!(", {} failed", so_far.failed));

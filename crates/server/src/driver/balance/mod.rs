@@ -115,16 +115,14 @@ impl Balance {
         // Thousands of groups take a while, and others use this thread.
         let planning = spawn_blocking(move || plan(&handle.view().without_unheard(), &handle.policy()));
         let Ok(moves) = planning.await else { return };
-        for planned in moves {
-            // Each write takes its time, and others may lead by now.
-            if !self.leads() {
-                return;
-            }
-            let Some(is_begun) = self.begin(&planned).await else { return };
+        let begin = |planned: Move| async move {
+            let is_begun = self.begin(&planned).await?;
             if is_begun {
                 self.tell(&planned, metrics);
             }
-        }
+            Some(())
+        };
+        one_by_one(moves, || self.leads(), begin).await;
     }
 
     /// Whether a move was begun; `None` if that is not known.
@@ -191,5 +189,49 @@ impl Balance {
                 warn!(%error, "the root group could not be compacted");
             }
         }
+    }
+}
+
+/// Begins what was planned, as long as this node leads: each write takes its time, and others may lead by then. Nor is anything begun after
+/// what is not known to have been.
+async fn one_by_one<T, F: Future<Output = Option<()>>>(
+    planned: Vec<T>,
+    leads: impl Fn() -> bool,
+    begin: impl Fn(T) -> F,
+) {
+    for next in planned {
+        if !leads() || begin(next).await.is_none() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::cell::RefCell;
+
+    use futures::FutureExt as _;
+
+    use super::one_by_one;
+
+    /// A planner that others had taken the leadership from went on to write each of its moves until that timed out.
+    #[test]
+    fn a_planner_ends_when_others_lead_or_a_write_fails() {
+        let begun = |leads_for: usize, failing: u32| {
+            let begun = RefCell::new(Vec::new());
+            let begin = |planned: u32| {
+                begun.borrow_mut().push(planned);
+                std::future::ready((planned != failing).then_some(()))
+            };
+            let leads = || begun.borrow().len() < leads_for;
+            one_by_one(vec![1, 2, 3, 4], leads, begin).now_or_never().unwrap();
+            begun.take()
+        };
+        assert_eq!(begun(9, 9), [1, 2, 3, 4]);
+        assert_eq!(begun(2, 9), [1, 2]);
+        assert_eq!(begun(9, 3), [1, 2, 3]);
+        assert_eq!(begun(0, 9), [0; 0]);
     }
 }

@@ -77,6 +77,11 @@ fn gone() {
 }
 
 #[test]
+fn hidden() {
+    check("hidden.txt");
+}
+
+#[test]
 fn stuck() {
     check("stuck.txt");
 }

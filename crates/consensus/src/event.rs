@@ -82,6 +82,12 @@ pub enum Event {
     Retire,
     /// It is not after all, says somebody who should know.
     Reinstate,
+    /// Leader: the others know that `replica` has lost what it had acknowledged. It is sent that again, as a new leader would do, and what it
+    /// acknowledges from now on counts.
+    Refeed {
+        /// A follower of which [`Effects::amnesia`] spoke.
+        replica: ReplicaId,
+    },
     /// Sending the snapshot that [`Effects::snapshots`] asked for ended.
     SnapshotSent {
         /// Its receiver.
@@ -130,7 +136,8 @@ pub struct Effects {
     pub elections: Vec<Election>,
     /// A log that differs from the leader's at an index both have under one term: damage, never a normal conflict.
     pub divergence: Option<Divergence>,
-    /// A follower denies again and again that it has what it had acknowledged to this leader.
+    /// A follower denies again and again that it has what it had acknowledged to this leader. Comes again for as long as it does, until
+    /// [`Event::Refeed`].
     pub amnesia: Option<Amnesia>,
     /// The leader sent a configuration at this index that this version cannot read. It was not taken, nor was anything after it; the driver
     /// must stop this replica.

@@ -179,6 +179,7 @@ impl Group {
             Event::Pressure { full } => self.on_pressure(full),
             Event::Retire => self.on_retire(effects),
             Event::Reinstate => self.retired = false,
+            Event::Refeed { replica } => self.on_refeed(replica),
             Event::Suspect { replica } => self.on_suspect(replica, contacts, effects),
             Event::TransferLeader { to } => self.on_transfer(to),
             Event::Campaign => self.on_campaign(effects),

@@ -18,7 +18,8 @@
 //! whatever state, gets no entries and no snapshot until it says that it is not.
 //!
 //! Invariant: `matched < next <= last + 1`. `matched` never decreases: it is durable at the follower, and ids of
-//! replicas that lost their disk are not used again. One that denies again and again what it has acknowledged was given an older disk.
+//! replicas that lost their disk are not used again. One that denies again and again what it has acknowledged was given an older disk: once it was
+//! named, it begins at nothing.
 
 use std::collections::VecDeque;
 
@@ -198,11 +199,27 @@ impl Progress {
         (ticks >= TICKS_DENIED_MAX).then_some(end)
     }
 
+    /// It does not have the entry `rejected`. What it had acknowledged, and where its log may end, if it is time to say that it has lost something.
+    pub(crate) fn denied(&mut self, rejected: Index, candidate: Index) -> Option<(Index, Index)> {
+        if rejected > self.acknowledged || std::mem::replace(&mut self.denied_now, true) {
+            return None;
+        }
+        self.denied = (candidate, self.denied.1.saturating_add(1));
+        self.denied.1.is_multiple_of(TICKS_DENIED_MAX).then_some((self.acknowledged, candidate))
+    }
+
+    /// It has lost something, and is fed as if nothing were known of it.
+    pub(crate) fn refeed(&mut self) {
+        if let Some(left) = self.lost_after() {
+            self.denied = (Index(0), 0);
+            self.acknowledged = Index(0);
+            self.matched = Index(0);
+            self.become_probe(left.next());
+        }
+    }
+
     /// It does not have the entry `rejected`; the logs may agree up to `candidate`. False if that is old news.
     pub(crate) fn rejected(&mut self, rejected: Index, candidate: Index) -> bool {
-        if rejected <= self.acknowledged && !std::mem::replace(&mut self.denied_now, true) {
-            self.denied = (candidate, self.denied.1.saturating_add(1));
-        }
         let is_current = match self.state {
             ProgressState::Probe => rejected == self.next.previous(),
             ProgressState::Replicate => rejected > self.matched && rejected < self.next,
@@ -260,6 +277,7 @@ mod tests {
         for _ in 0..ticks {
             progress.tick();
             for _ in 0..3 {
+                progress.denied(Index(rejected), Index(5));
                 assert!(!progress.rejected(Index(rejected), Index(5)));
             }
         }
@@ -276,9 +294,31 @@ mod tests {
         progress.acknowledged(Index(9), Index(0));
         deny(&mut progress, 9, TICKS_DENIED_MAX - 1);
         assert_eq!(progress.lost_after(), None);
-        deny(&mut progress, 9, 1);
+        progress.tick();
+        assert_eq!(progress.denied(Index(9), Index(5)), Some((Index(9), Index(5))));
         assert_eq!(progress.lost_after(), Some(Index(5)));
         assert_eq!((progress.matched, progress.next), (Index(9), Index(10)), "what counts is what it said");
+        // It was named and given nothing as long as its leader led, so that it never heard of it.
+        progress.refeed();
+        assert_eq!((progress.matched, progress.next), (Index(0), Index(6)));
+        assert_eq!(progress.lost_after(), None);
+        progress.acknowledged(Index(5), Index(0));
+        assert_eq!((progress.matched, progress.state), (Index(5), ProgressState::Replicate));
+    }
+
+    /// The first time nobody may have been able to take the news.
+    #[test]
+    fn who_goes_on_denying_is_told_of_again() {
+        let mut progress = Progress::new(ReplicaId(2), Index(9));
+        progress.acknowledged(Index(9), Index(0));
+        let told = (0..3 * TICKS_DENIED_MAX).filter(|_| {
+            progress.tick();
+            progress.denied(Index(9), Index(5)).is_some()
+        });
+        assert_eq!(told.count(), 3);
+        progress.refeed();
+        progress.refeed();
+        assert_eq!(progress.denied(Index(9), Index(5)), None);
     }
 
     #[test]
@@ -287,7 +327,7 @@ mod tests {
         progress.acknowledged(Index(4), Index(0));
         for _ in 0..2 * TICKS_DENIED_MAX {
             progress.tick();
-            progress.rejected(Index(7), Index(5));
+            assert_eq!(progress.denied(Index(7), Index(5)), None);
         }
         assert_eq!(progress.lost_after(), None);
     }
@@ -310,7 +350,7 @@ mod tests {
         progress.acknowledged(Index(9), Index(0));
         progress.tick();
         for _ in 0..10 * TICKS_DENIED_MAX {
-            progress.rejected(Index(7), Index(5));
+            assert_eq!(progress.denied(Index(7), Index(5)), None);
         }
         assert_eq!(progress.lost_after(), None);
     }

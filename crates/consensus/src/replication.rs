@@ -267,10 +267,17 @@ impl Group {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress_of(from) else { return };
         progress.heard(round);
-        let was_lost = progress.lost_after().is_some();
+        let loss = progress.denied(rejected, candidate);
         progress.rejected(rejected, candidate);
-        if !was_lost && let Some(left) = progress.lost_after() {
-            effects.amnesia = Some(Amnesia { replica: from, acknowledged: progress.matched, left });
+        if let Some((acknowledged, left)) = loss {
+            effects.amnesia = Some(Amnesia { replica: from, acknowledged, left });
+        }
+    }
+
+    pub(crate) fn on_refeed(&mut self, replica: ReplicaId) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        if let Some(progress) = leader.progress_of(replica) {
+            progress.refeed();
         }
     }
 

@@ -47,6 +47,8 @@ pub(crate) struct Integrity {
     has_waited: bool,
     /// The end of the leader's log when it proposed last to lift alarms.
     lifting: Option<Index>,
+    /// A follower that has lost something, and that the leader's log names.
+    named: Option<ReplicaId>,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,7 @@ impl Integrity {
             acknowledged: VecDeque::new(),
             has_waited: false,
             lifting: None,
+            named: None,
         }
     }
 }
@@ -209,7 +212,8 @@ impl Node {
         }
     }
 
-    /// A follower has not what it had acknowledged. It gets nothing of what it lacks: what else it promised and forgot nobody knows.
+    /// A follower has not what it had acknowledged. It is named, since what else it promised and forgot nobody knows. Then it is sent again what
+    /// it lost: so it hears that it was named, and its acknowledgements, without which the group may be unable to go on, count for what it has.
     pub(crate) fn on_amnesia(&mut self, group: GroupId, amnesia: Amnesia, effects: &mut Effects) {
         let Some(replica) = self.replicas.get_mut(&group) else { return };
         let Some(node) = replica.node_of(amnesia.replica) else { return };
@@ -218,18 +222,27 @@ impl Node {
             node = %format_args!("{:x}", node.0),
             acknowledged = amnesia.acknowledged.0,
             left = amnesia.left.0,
-            "a replica has lost entries that it had acknowledged: an older copy of its data directory was put in its place, or its disk does not              keep what it is told to sync. It must be rebuilt"
+            "a replica has lost entries that it had acknowledged: an older copy of its data directory was put in its place, or its disk does \
+             not keep what it is told to sync. It must be rebuilt"
         );
-        self.raise_corrupt(group, node, effects);
+        let is_named = replica.accused().contains(&node) || replica.integrity.named == Some(amnesia.replica);
+        if is_named {
+            replica.integrity.named = None;
+            self.step_group(group, CoreEvent::Refeed { replica: amnesia.replica }, effects);
+        } else if self.raise_corrupt(group, node, effects)
+            && let Some(replica) = self.replicas.get_mut(&group)
+        {
+            replica.integrity.named = Some(amnesia.replica);
+        }
     }
 
-    /// Names `node` in an alarm that every replica learns of. Ignored where this replica does not lead.
-    fn raise_corrupt(&mut self, group: GroupId, node: NodeId, effects: &mut Effects) {
-        let Some(replica) = self.replicas.get_mut(&group) else { return };
+    /// Names `node` in an alarm that every replica learns of. False where this replica does not lead, and if that was refused.
+    fn raise_corrupt(&mut self, group: GroupId, node: NodeId, effects: &mut Effects) -> bool {
+        let Some(replica) = self.replicas.get_mut(&group) else { return false };
         if !replica.core.is_leader() || replica.accused().contains(&node) {
-            return;
+            return false;
         }
-        self.propose_alarms(group, vec![corrupt(node, AlarmAction::Activate)], effects);
+        self.propose_alarms(group, vec![corrupt(node, AlarmAction::Activate)], effects)
     }
 
     /// False if they were refused.

@@ -191,7 +191,10 @@ impl Replica {
 
     fn following(&self, replica: ReplicaId) -> Option<&Progress> {
         let mut all = self.core.progress().iter();
-        all.find(|progress| progress.replica == replica && progress.state == ProgressState::Replicate)
+        let follows = |progress: &&Progress| {
+            progress.state == ProgressState::Replicate && progress.lost_after().is_none()
+        };
+        all.find(|progress| progress.replica == replica).filter(follows)
     }
 }
 
@@ -215,9 +218,9 @@ impl Node {
             return;
         }
         let is_changed = self.pool.revision != pool.revision;
-        let was_member = self.is_member();
+        let was_removed = self.is_removed();
         self.pool = pool;
-        self.tell_removal(was_member);
+        self.tell_removal(was_removed);
         if self.shard.is_first() {
             self.board.set_pool(self.pool.clone(), self.config.node);
             self.is_pool_new = true;
@@ -335,23 +338,23 @@ impl Node {
             if self.shard.is_first() {
                 self.board.set_heard(known.revision);
             }
-            let was_member = self.is_member();
+            let was_removed = self.is_removed();
             self.heard = known;
-            self.tell_removal(was_member);
+            self.tell_removal(was_removed);
             self.refresh_peers();
             self.touch_all();
         }
     }
 
-    /// Whether this node is a member, as far as it knows.
-    fn is_member(&self) -> bool {
-        let (revision, roster) = self.newest_roster();
-        revision == 0 || roster.member(self.config.node.0).is_some()
+    /// Whether this node is no member any more, as far as it knows. One that comes just now is in no older roster either.
+    fn is_removed(&self) -> bool {
+        let me = self.config.node.0;
+        self.pool.removed.contains_key(&me) || self.heard.leaving.iter().any(|member| member.id == me)
     }
 
-    /// Says that this node is no member any more, unless it was none before.
-    fn tell_removal(&self, was_member: bool) {
-        if self.shard.is_first() && was_member && !self.is_member() {
+    /// Says that this node is no member any more, unless that was known before.
+    fn tell_removal(&self, was_removed: bool) {
+        if self.shard.is_first() && !was_removed && self.is_removed() {
             tracing::warn!(
                 revision = self.newest_roster().0,
                 "this node was removed from the cluster: it ends as soon as the others need none of its replicas any more"
@@ -704,6 +707,16 @@ mod tests {
         assert!(board.admit(NodeId(7), 700, 9).is_err());
         assert!(board.admit(NodeId(2), 1, 10).is_err(), "a known one with another data directory");
         assert_eq!(board.admit(NodeId(2), 200, 0), Ok(()));
+    }
+
+    /// A node that was just being added said that it had been removed, when it had read an older roster first.
+    #[test]
+    fn who_is_in_no_roster_yet_was_not_removed() {
+        let mut node = leading();
+        node.on_roster(NodeId(2), told(9, &[2, 3], &[4]));
+        assert!(!node.is_removed());
+        node.on_roster(NodeId(2), told(12, &[2, 3], &[1, 4]));
+        assert!(node.is_removed());
     }
 
     /// A node that had been forced to go on alone let one in that it had never heard of, believed its roster, and followed those who had been

@@ -31,10 +31,11 @@ pub(super) fn lost(board: &mut Board<'_>) {
     for group in groups {
         let draft = &board.groups[group];
         let (left, want, load) = (board.reachable(draft), draft.view.factor, draft.view.load.replica);
-        let Some(from) = board.lost(draft) else { continue };
+        let given_up = if board.may_ever_move(draft) { None } else { board.given_up(draft) };
+        let Some(from) = given_up.or_else(|| board.lost(draft)) else { continue };
         let node = board.seats[from].id;
         let reason = Reason::Lost { node, left, want };
-        if !board.may_ever_move(draft) && board.may_be_given_up(draft, from) {
+        if given_up.is_some() {
             board.decide(group, MoveKind::RemoveReplica { from: node }, reason);
         } else if board.may_build() && board.has_open_node() {
             board.rebuild(group, from, &load, reason);
@@ -238,10 +239,20 @@ impl Board<'_> {
         self.seats.iter().enumerate().any(open)
     }
 
+    /// The nodes of replicas that are lost.
+    fn all_lost<'a>(&'a self, draft: &'a Draft<'_>) -> impl Iterator<Item = usize> + 'a {
+        draft.replicas.iter().copied().filter(|node| self.seats[*node].is_lost)
+    }
+
     /// The node of a replica that is lost, one that has yet to vote before others: the group waits for it.
     fn lost(&self, draft: &Draft<'_>) -> Option<usize> {
-        let lost = draft.replicas.iter().copied().filter(|node| self.seats[*node].is_lost);
-        lost.min_by_key(|node| !self.is_half_built(draft, *node))
+        self.all_lost(draft).min_by_key(|node| !self.is_half_built(draft, *node))
+    }
+
+    /// The same of those that can be given up.
+    fn given_up(&self, draft: &Draft<'_>) -> Option<usize> {
+        let all = self.all_lost(draft).filter(|node| self.may_be_given_up(draft, *node));
+        all.min_by_key(|node| !self.is_half_built(draft, *node))
     }
 
     /// Whether the replica on `node` can be given up: the others can do without it. It votes, and its node will not come back with it; or it has yet

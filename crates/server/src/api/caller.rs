@@ -5,7 +5,8 @@
 //! caller's name and is checked again there; a read holds only if users and roles are the same after it as before.
 //!
 //! A replica that lags behind may not know yet of a user or a grant. So whatever it would refuse it looks at once more after
-//! it has caught up. Nor may it know yet of what was taken away: changes that nobody checks after it wait until it has caught up in any case.
+//! it has caught up. Nor may it know yet of what was taken away: changes that nobody checks after it wait until it has caught up in any case, but for
+//! grants of leases and their renewals, which come too often for that.
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};

@@ -64,9 +64,13 @@ async fn campaign<B: Backend>(
 ) -> Result<electionpb::CampaignResponse, Status> {
     let electionpb::CampaignRequest { name, lease, value } = request;
     let lease = session.lease(lease).await?;
-    let (candidacy, header) = enter(session, &name, lease, value).await?;
+    let (mut candidacy, mut header) = enter(session, &name, lease, value.clone()).await?;
     let place = candidacy.place().clone();
-    candidacy.win(&name).await.map_err(|lost| match lost {
+    if candidacy.says_other_than(&value) {
+        header = proclaim(session, &place, lease, value).await?;
+        candidacy.wrote(header.as_ref());
+    }
+    candidacy.win().await.map_err(|lost| match lost {
         Lost::Place => Status::unknown("election: session is expired"),
         Lost::Call(status) => status,
     })?;

@@ -28,7 +28,7 @@ impl<B: Backend> Lock<B> {
         let lease = session.lease(lease).await?;
         let (candidacy, _) = enter(session, &name, lease, Bytes::new()).await?;
         let key = candidacy.place().key.clone();
-        let header = candidacy.win(&name).await.map_err(|lost| match lost {
+        let header = candidacy.win().await.map_err(|lost| match lost {
             Lost::Place => Status::unknown("mutex: session is expired"),
             Lost::Call(status) => status,
         })?;

@@ -11,7 +11,8 @@
 //! - A contender that gives up waiting (its call is dropped) leaves the queue, whether or not it knows yet that it is there.
 //! - Calls with the same lease share a place, such as one that its client gave up and the next one, on another node. It belongs to whoever came
 //!   last: each call takes it over by writing its key, and removes only what nobody has written to since. So nobody can remove what another call
-//!   has told its client that it owns, however late: whoever wins has the key's last write.
+//!   has told its client that it owns, however late: whoever wins has the key's last write. A call that finds the lease in the queue and ends before
+//!   it has looked leaves only if somebody is before it: then no call of that lease can have been told anything.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use pb::kv_server::Kv as _;
 use pb::lease_server::Lease as _;
 use pb::range_request::{SortOrder, SortTarget};
 use pb::request_op::Request as Operation;
+use pb::response_op::Response as Done;
 use pb::watch_create_request::FilterType;
 use tokio::time::sleep;
 use tonic::metadata::MetadataMap;
@@ -156,10 +158,6 @@ impl<B: Backend> Session<B> {
         self.kv().txn(self.request(txn)).await.map(Response::into_inner)
     }
 
-    async fn put(&self, put: pb::PutRequest) -> Result<pb::PutResponse, Status> {
-        self.kv().put(self.request(put)).await.map(Response::into_inner)
-    }
-
     pub(super) async fn delete(&self, key: Bytes) -> Result<pb::DeleteRangeResponse, Status> {
         let delete = pb::DeleteRangeRequest { key, ..Default::default() };
         self.kv().delete_range(self.request(delete)).await.map(Response::into_inner)
@@ -266,15 +264,27 @@ impl<B: Backend> Session<B> {
     }
 }
 
-/// A contender in its queue. Leaves that when it is dropped: a caller that hung up must not get what it will not give back. What it had before it asked stays with
-/// it.
+/// What becomes of a place when the call that took it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// The lease was in the queue before: what it had before it asked stays with it, which is so if nobody is before it.
+    LeavesIfNotFirst,
+    /// It came to the queue, or waits in it: no call before it can have told its client that it owns the queue.
+    Leaves,
+    /// It owns the queue.
+    Stays,
+}
+
+/// A contender in its queue. Leaves that when it is dropped: a caller that hung up must not get what it will not give back.
 pub(super) struct Candidacy<B: Backend> {
     session: Session<B>,
+    name: Bytes,
     place: Place,
     /// The revision of its last write to its key.
     written: i64,
-    /// It came to the queue, or waits in it: no call before it can have told its client that it owns the queue.
-    leaves: bool,
+    /// What its key held when it came, if it was there.
+    said: Option<Bytes>,
+    ending: Ending,
 }
 
 impl<B: Backend> Candidacy<B> {
@@ -282,21 +292,31 @@ impl<B: Backend> Candidacy<B> {
         &self.place
     }
 
+    /// Whether its key was there and holds something else.
+    pub(super) fn says_other_than(&self, value: &Bytes) -> bool {
+        self.said.as_ref().is_some_and(|said| said != value)
+    }
+
+    /// Its caller wrote its key, and got this header.
+    pub(super) fn wrote(&mut self, header: Option<&pb::ResponseHeader>) {
+        self.written = header.map_or(self.written, |header| header.revision);
+    }
+
     /// Waits until it is the first in its queue, and stays there. The header is that of what showed it.
-    pub(super) async fn win(mut self, name: &[u8]) -> Result<Option<pb::ResponseHeader>, Lost> {
+    pub(super) async fn win(mut self) -> Result<Option<pb::ResponseHeader>, Lost> {
         let (session, Place { key, revision }) = (self.session.clone(), self.place.clone());
         loop {
             // Only the one right before: when an owner goes, one contender wakes up, not all.
-            let before = session.range(by_creation(name, SortOrder::Descend, revision - 1)).await?;
+            let before = session.range(by_creation(&self.name, SortOrder::Descend, revision - 1)).await?;
             // Not before that: a key that is there with its revision has been there all the time.
             let own = session.range(pb::RangeRequest { key: key.clone(), ..Default::default() }).await?;
             let own_kv = own.kvs.first().filter(|kv| kv.create_revision == revision).ok_or(Lost::Place)?;
             let Some(older) = before.kvs.into_iter().next() else {
-                self.leaves = false;
+                self.ending = Ending::Stays;
                 let is_last = own_kv.mod_revision == self.written;
                 return if is_last { Ok(own.header) } else { self.take_over().await };
             };
-            self.leaves = true;
+            self.ending = Ending::Leaves;
             let since = before.header.unwrap_or_default().revision + 1;
             session.wait_for_deletion(&[key.clone(), older.key], since).await?;
         }
@@ -315,20 +335,51 @@ impl<B: Backend> Candidacy<B> {
 impl<B: Backend> Drop for Candidacy<B> {
     fn drop(&mut self) {
         // Without a runtime the node stops, and the lease ends the candidacy.
-        if let (true, Ok(runtime)) = (self.leaves, tokio::runtime::Handle::try_current()) {
-            runtime.spawn(leave_at_last(self.session.clone(), self.place.key.clone(), self.written));
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.ending != Ending::Stays {
+            let leaving = Leaving {
+                session: self.session.clone(),
+                name: self.name.clone(),
+                place: self.place.clone(),
+                written: self.written,
+                is_first_left: self.ending == Ending::Leaves,
+            };
+            runtime.spawn(leaving.leave_at_last());
         }
     }
 }
 
-/// Leaves the queue, also if there is no leader just now: the lease may live on, and all others would wait for its end. Not if another call has written
-/// the key after `written`.
-async fn leave_at_last<B: Backend>(session: Session<B>, key: Bytes, written: i64) {
-    for _ in 0..LEAVE_TRIES_MAX {
-        match session.delete_if(&key, written_at(&key, written)).await {
-            Err(status) if may_succeed_later(&status) => sleep(LEAVE_PAUSE).await,
-            _ => return,
+/// What is left to do of a candidacy that was given up.
+struct Leaving<B> {
+    session: Session<B>,
+    name: Bytes,
+    place: Place,
+    written: i64,
+    /// Also if nobody is before it.
+    is_first_left: bool,
+}
+
+impl<B: Backend> Leaving<B> {
+    /// Leaves the queue, also if there is no leader just now: the lease may live on, and all others would wait for its end.
+    async fn leave_at_last(self) {
+        for _ in 0..LEAVE_TRIES_MAX {
+            match self.leave().await {
+                Err(status) if may_succeed_later(&status) => sleep(LEAVE_PAUSE).await,
+                _ => return,
+            }
         }
+    }
+
+    /// Not if another call has written the key since.
+    async fn leave(&self) -> Result<(), Status> {
+        let Place { key, revision } = &self.place;
+        if !self.is_first_left {
+            let before = by_creation(&self.name, SortOrder::Descend, revision - 1);
+            if self.session.range(before).await?.kvs.is_empty() {
+                return Ok(());
+            }
+        }
+        self.session.delete_if(key, written_at(key, self.written)).await.map(drop)
     }
 }
 
@@ -369,7 +420,8 @@ fn equal(key: &Bytes, target: CompareTarget, value: TargetUnion) -> pb::Compare 
     }
 }
 
-/// Enters the queue with `value`, or takes the place over that the lease has in it. If the caller goes away meanwhile, what comes of it is dropped, and
+/// Enters the queue with `value`, or takes the place over that the lease has in it, with what it says there: whoever asked may have been given up
+/// long before that is done, and another call may have said something since. If the caller goes away meanwhile, what comes of it is dropped, and
 /// leaves the queue. The header is that of the write.
 pub(super) async fn enter<B: Backend>(
     session: &Session<B>,
@@ -377,22 +429,34 @@ pub(super) async fn enter<B: Backend>(
     lease: i64,
     value: Bytes,
 ) -> Result<(Candidacy<B>, Option<pb::ResponseHeader>), Status> {
-    let entering = enter_at(session.clone(), key_of(name, lease), lease, value);
+    let entering = enter_at(session.clone(), Bytes::copy_from_slice(name), lease, value);
     // Not given up with the caller: what is on its way would be in the queue, and nobody would know.
     tokio::spawn(entering).await.map_err(|_| EtcdError::Stopped)?
 }
 
 async fn enter_at<B: Backend>(
     session: Session<B>,
-    key: Bytes,
+    name: Bytes,
     lease: i64,
     value: Bytes,
 ) -> Result<(Candidacy<B>, Option<pb::ResponseHeader>), Status> {
-    let put = pb::PutRequest { key: key.clone(), value, lease, prev_kv: true, ..Default::default() };
-    let response = session.put(put).await?;
+    let key = key_of(&name, lease);
+    let put = |put| vec![pb::RequestOp { request: Some(Operation::RequestPut(put)) }];
+    let come = pb::PutRequest { key: key.clone(), value, lease, ..Default::default() };
+    let take_over = pb::PutRequest { ignore_value: true, prev_kv: true, value: Bytes::new(), ..come.clone() };
+    let compare = vec![created_at(&key, 0)];
+    let response =
+        session.txn(pb::TxnRequest { compare, success: put(come), failure: put(take_over) }).await?;
     let written = response.header.unwrap_or_default().revision;
-    let there = response.prev_kv;
-    let revision = there.as_ref().map_or(written, |there| there.create_revision);
-    let candidacy = Candidacy { session, place: Place { key, revision }, written, leaves: there.is_none() };
-    Ok((candidacy, response.header))
+    let there = response.responses.into_iter().find_map(|done| match done.response {
+        Some(Done::ResponsePut(put)) => put.prev_kv,
+        _ => None,
+    });
+    let (revision, ending) = match &there {
+        Some(there) => (there.create_revision, Ending::LeavesIfNotFirst),
+        None => (written, Ending::Leaves),
+    };
+    let said = there.map(|there| there.value);
+    let place = Place { key, revision };
+    Ok((Candidacy { session, name, place, written, said, ending }, response.header))
 }

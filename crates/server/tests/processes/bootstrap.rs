@@ -223,6 +223,10 @@ async fn a_node_with_a_copy_of_its_running_self_is_found_out() {
         raised.iter().any(|raised| raised.alarm() == AlarmType::Corrupt)
     })
     .await;
+    eventually("it hears of that itself, and serves nobody", async || {
+        cluster.nodes[follower].log().contains("this replica is quarantined")
+    })
+    .await;
     // The others go on.
     assert_has_what_was_put(&cluster.nodes[others[1]]).await;
 }

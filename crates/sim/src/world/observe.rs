@@ -36,6 +36,8 @@ pub(super) struct Observer {
     last_revisions: BTreeMap<GroupId, i64>,
     /// Elections that were told of: group, term, candidate.
     elections_told: BTreeSet<(u64, u64, u64)>,
+    /// By group and term, when it was known that nobody had won.
+    pub(super) elections_lost: BTreeMap<GroupId, BTreeMap<u64, u64>>,
     /// Groups and terms whose leader was looked at, and when it was first.
     leaders_seen: BTreeMap<(u64, u64), u64>,
     /// What was last told of C(x).
@@ -214,6 +216,10 @@ impl World {
             let (group, term, candidate) = (record.group.0, record.term.0, record.candidate.0);
             if self.observer.elections_told.insert((group, term, candidate)) {
                 let voters = board.group(record.group).and_then(|here| voters(&here, &record));
+                if !record.won {
+                    let now = self.schedule.now();
+                    self.observer.elections_lost.entry(record.group).or_default().entry(term).or_insert(now);
+                }
                 let votes = record.votes.iter().map(|(node, count)| (node.0, *count)).collect();
                 self.tell(StoryEvent::Election { group, term, candidate, won: record.won, votes, voters });
             }

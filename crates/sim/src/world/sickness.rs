@@ -28,6 +28,9 @@ const UNSERVED_US_MAX: u64 = 6_000_000;
 /// longer for each one that it waits for, and for no more than so many.
 const SNAPSHOT_US_MAX: u64 = 2_000_000;
 const SNAPSHOTS_MAX: usize = 2;
+/// Two that stand at the same moment may share the votes, and again: each such election may take so much longer, and no more than so many.
+const ELECTION_US_MAX: u64 = 2_000_000;
+const ELECTIONS_MAX: usize = 2;
 /// For how long a node that is well again may have more log than others: until those who keep segments have moved on, which they do
 /// as more is written.
 const CONVALESCENCE_US: u64 = 12_000_000;
@@ -169,7 +172,9 @@ impl World {
                 });
                 self.look_after(write, life, group);
                 let unserved_us = now - write.served_at;
-                if unserved_us > UNSERVED_US_MAX + self.snapshots_us_max(life, group, write.served_at) {
+                let more_us = self.snapshots_us_max(life, group, write.served_at)
+                    + self.elections_us_max(group, write.served_at);
+                if unserved_us > UNSERVED_US_MAX + more_us {
                     let found = format!(
                         "n{sick} is sick ({ailment}), and n{} has acknowledged no write of {group} for {unserved_us} µs; {}",
                         life.node,
@@ -188,6 +193,13 @@ impl World {
         let installed = self.process(life).and_then(|process| process.installed.get(&group));
         let count = installed.map_or(0, |times| times.iter().filter(|at| **at > since).count());
         SNAPSHOT_US_MAX * count.min(SNAPSHOTS_MAX) as u64
+    }
+
+    /// How much longer a group may take because of the elections that nobody won since then.
+    fn elections_us_max(&self, group: GroupId, since: u64) -> u64 {
+        let lost = self.observer.elections_lost.get(&group);
+        let count = lost.map_or(0, |terms| terms.values().filter(|at| **at > since).count());
+        ELECTION_US_MAX * count.min(ELECTIONS_MAX) as u64
     }
 
     /// Notes whether a write was acknowledged, and asks for the next when it is time.

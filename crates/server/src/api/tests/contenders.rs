@@ -214,6 +214,50 @@ fn a_call_that_was_given_up_does_not_take_away_what_the_next_one_got() {
     });
 }
 
+/// One call of a lease waited, and the next one, which had come in its place, was given up as well before it had looked who is first. Nobody knew that
+/// the lease is in the queue, and all others waited for its end.
+#[test]
+fn calls_that_were_all_given_up_leave_nothing_in_the_queue() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        grant(&channel, 1).await;
+        grant(&channel, 2).await;
+        lock(&channel, 1).await.unwrap().unwrap();
+        let first = lock(&channel, 2);
+        queue_of(&channel, "l/", "l0", 2).await;
+        harness.backend.set_cannot_read(true);
+        lock(&channel, 2).await.unwrap().unwrap_err();
+        first.abort();
+        assert!(first.await.is_err());
+        given_up(&channel).await;
+        harness.backend.set_cannot_read(false);
+        assert_eq!(queue_of(&channel, "l/", "l0", 1).await, ["l/1"]);
+    });
+}
+
+/// A call that had been given up said what it was to say once its node heard of a leader again, although the lease's next call had won with something
+/// else.
+#[test]
+fn a_call_that_was_given_up_says_nothing_for_the_leader() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        grant(&channel, 1).await;
+        campaign(channel.clone(), 1, "new").await;
+        let held = harness.backend.hold_answers().await;
+        let late = tokio::spawn(campaign(channel.clone(), 1, "old"));
+        while kv(&channel, "e/1").await.unwrap().version < 2 {
+            tokio::task::yield_now().await;
+        }
+        late.abort();
+        assert!(late.await.is_err());
+        given_up(&channel).await;
+        drop(held);
+        let after = pb::PutRequest { key: "after".into(), ..Default::default() };
+        KvClient::new(channel.clone()).put(after).await.unwrap();
+        assert_eq!(kv(&channel, "e/1").await.unwrap().value, "new");
+    });
+}
+
 fn delete(key: &'static str) -> Command {
     Command::DeleteRange(pb::DeleteRangeRequest { key: key.into(), ..Default::default() })
 }

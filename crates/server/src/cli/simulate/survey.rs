@@ -47,7 +47,8 @@ pub(super) fn run(options: &Options) -> bool {
     let Found { tally, mut failures } = found.into_inner();
     failures.sort_by_key(|failure| failure.seed);
     say(&tally.to_string());
-    report(options, &failures);
+    let begun = next.into_inner().min(options.seeds);
+    report(options, &failures, begun < options.seeds);
     failures.is_empty()
 }
 
@@ -77,7 +78,7 @@ fn run_one(options: &Options, seed: u64, found: &Mutex<Found>, progress: &Progre
     }
 }
 
-fn report(options: &Options, failures: &[Failure]) {
+fn report(options: &Options, failures: &[Failure], is_cut_short: bool) {
     let Some((first, others)) = failures.split_first() else { return };
     say(&format!("\n{} FAILED\n", counted(failures.len() as u64, "world", "worlds")));
     for failure in others {
@@ -89,7 +90,7 @@ fn report(options: &Options, failures: &[Failure]) {
         ));
     }
     say(&failure_text(options, first));
-    if panics::are_too_many() {
+    if is_cut_short {
         say(
             "\nThe rest was not run: worlds that panic keep their memory, and of so many there may be too little left.\n",
         );

@@ -47,8 +47,8 @@ pub(crate) struct Integrity {
     has_waited: bool,
     /// The end of the leader's log when it proposed last to lift alarms.
     lifting: Option<Index>,
-    /// A follower that has lost something, and that the leader's log names.
-    named: Option<ReplicaId>,
+    /// Followers of which the core said once that they have lost something.
+    forgetful: BTreeSet<ReplicaId>,
 }
 
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Integrity {
             acknowledged: VecDeque::new(),
             has_waited: false,
             lifting: None,
-            named: None,
+            forgetful: BTreeSet::new(),
         }
     }
 }
@@ -225,24 +225,25 @@ impl Node {
             "a replica has lost entries that it had acknowledged: an older copy of its data directory was put in its place, or its disk does \
              not keep what it is told to sync. It must be rebuilt"
         );
-        let is_named = replica.accused().contains(&node) || replica.integrity.named == Some(amnesia.replica);
-        if is_named {
-            replica.integrity.named = None;
+        let is_again = !replica.integrity.forgetful.insert(amnesia.replica);
+        if is_again {
+            replica.integrity.forgetful.remove(&amnesia.replica);
+        }
+        let is_known = is_again || replica.accused().contains(&node);
+        // Each time: the first may have been refused, or not have come to pass.
+        self.raise_corrupt(group, node, effects);
+        if is_known {
             self.step_group(group, CoreEvent::Refeed { replica: amnesia.replica }, effects);
-        } else if self.raise_corrupt(group, node, effects)
-            && let Some(replica) = self.replicas.get_mut(&group)
-        {
-            replica.integrity.named = Some(amnesia.replica);
         }
     }
 
-    /// Names `node` in an alarm that every replica learns of. False where this replica does not lead, and if that was refused.
-    fn raise_corrupt(&mut self, group: GroupId, node: NodeId, effects: &mut Effects) -> bool {
-        let Some(replica) = self.replicas.get_mut(&group) else { return false };
+    /// Names `node` in an alarm that every replica learns of. Ignored where this replica does not lead.
+    fn raise_corrupt(&mut self, group: GroupId, node: NodeId, effects: &mut Effects) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
         if !replica.core.is_leader() || replica.accused().contains(&node) {
-            return false;
+            return;
         }
-        self.propose_alarms(group, vec![corrupt(node, AlarmAction::Activate)], effects)
+        self.propose_alarms(group, vec![corrupt(node, AlarmAction::Activate)], effects);
     }
 
     /// False if they were refused.
@@ -447,7 +448,7 @@ fn majority(digests: &BTreeMap<NodeId, u64>, replicas: usize) -> Option<u64> {
 mod tests {
     use std::sync::Arc;
 
-    use hadron_consensus::{DEFAULT_GROUP, ROOT_GROUP, Term};
+    use hadron_consensus::{DEFAULT_GROUP, Message, ROOT_GROUP, Term};
     use hadron_keyspace::Applied;
     use hadron_proto::etcdserverpb::PutRequest;
     use hadron_storage::engine::{Engine, ModelEngine};
@@ -458,7 +459,7 @@ mod tests {
     use crate::event::Event;
     use crate::groups::Proposed;
     use crate::node::tests::leading;
-    use crate::propose::tests::node;
+    use crate::propose::tests::{acknowledge, lead, node};
 
     /// A node whose replica of `default` has a mark at index 1, and the digest there.
     fn marked() -> (Node, u64) {
@@ -473,6 +474,44 @@ mod tests {
     fn hear(node: &mut Node, from: u64, live: u64, answer: bool) -> DigestComparisons {
         node.on_digest(NodeId(from), DEFAULT_GROUP, 1, live, answer, &mut Effects::default());
         node.replicas[&DEFAULT_GROUP].board.digest_comparisons()
+    }
+
+    /// Two that had lost something, and without which nothing could be committed, were named in turns, and neither was sent anything.
+    #[test]
+    fn who_has_lost_something_is_named_and_when_that_goes_on_sent_it_again() {
+        let mut node = node();
+        lead(&mut node);
+        let others = [2, 3].map(ReplicaId);
+        let mut effects = Effects::default();
+        others.iter().for_each(|other| acknowledge(&mut node, *other, false, &mut effects));
+        let lost = node.replicas[&DEFAULT_GROUP].core.last();
+        let first_entry = lost.0 + 1;
+        for _ in 0..40 {
+            node.now = node.replicas[&DEFAULT_GROUP].core.deadline().expect("it leads");
+            for other in [2, 3].map(NodeId) {
+                node.connected.insert(other, 1);
+                node.liveness.on_heartbeat(node.now, other, 1, true, true);
+            }
+            node.step_group(DEFAULT_GROUP, CoreEvent::Timer, &mut effects);
+            node.on_log_durable(effects.log_sequence, &mut Effects::default());
+            for from in others {
+                let core = &node.replicas[&DEFAULT_GROUP].core;
+                let (term, hint_index, hint_term) = (core.term(), Index(0), Term(0));
+                let message = Message::AppendReject { term, round: 0, rejected: lost, hint_index, hint_term };
+                node.step_group(DEFAULT_GROUP, CoreEvent::Message { from, message }, &mut effects);
+            }
+        }
+        let core = &node.replicas[&DEFAULT_GROUP].core;
+        assert!(core.is_leader());
+        let named = |member: u64| {
+            let alarm = Command::Alarm(corrupt(NodeId(member), AlarmAction::Activate)).to_bytes();
+            core.entries().filter(|entry| entry.index.0 >= first_entry).any(|entry| {
+                crate::envelope::decode(entry.data.clone())
+                    .is_ok_and(|it| it.commands.iter().any(|(_, command)| *command == alarm))
+            })
+        };
+        assert!(named(2) && named(3));
+        assert_eq!(core.progress().iter().map(|it| it.matched).collect::<Vec<_>>(), [Index(0); 2]);
     }
 
     #[test]

@@ -232,6 +232,8 @@ pub struct Amnesia {
     pub acknowledged: Index,
     /// Where its log may end now.
     pub left: Index,
+    /// It was told of before, and nothing came of that.
+    pub is_again: bool,
 }
 
 /// A replica whose log has another checksum than the leader's at the same term and index.

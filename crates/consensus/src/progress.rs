@@ -23,6 +23,7 @@
 
 use std::collections::VecDeque;
 
+use crate::event::Amnesia;
 use crate::ids::{Index, ReplicaId, Time};
 
 /// A denial may be older than the acknowledgement: it came late, or twice, and a whole stream of appends may have been denied. So many ticks with
@@ -199,13 +200,19 @@ impl Progress {
         (ticks >= TICKS_DENIED_MAX).then_some(end)
     }
 
-    /// It does not have the entry `rejected`. What it had acknowledged, and where its log may end, if it is time to say that it has lost something.
-    pub(crate) fn denied(&mut self, rejected: Index, candidate: Index) -> Option<(Index, Index)> {
+    /// It does not have the entry `rejected`; the logs may agree up to `candidate`. What it has lost, if it is time to say so.
+    pub(crate) fn denied(&mut self, rejected: Index, candidate: Index) -> Option<Amnesia> {
         if rejected > self.acknowledged || std::mem::replace(&mut self.denied_now, true) {
             return None;
         }
-        self.denied = (candidate, self.denied.1.saturating_add(1));
-        self.denied.1.is_multiple_of(TICKS_DENIED_MAX).then_some((self.acknowledged, candidate))
+        let ticks = self.denied.1.saturating_add(1);
+        self.denied = (candidate, ticks);
+        ticks.is_multiple_of(TICKS_DENIED_MAX).then_some(Amnesia {
+            replica: self.replica,
+            acknowledged: self.acknowledged,
+            left: candidate,
+            is_again: ticks > TICKS_DENIED_MAX,
+        })
     }
 
     /// It has lost something, and is fed as if nothing were known of it.
@@ -295,7 +302,9 @@ mod tests {
         deny(&mut progress, 9, TICKS_DENIED_MAX - 1);
         assert_eq!(progress.lost_after(), None);
         progress.tick();
-        assert_eq!(progress.denied(Index(9), Index(5)), Some((Index(9), Index(5))));
+        let amnesia =
+            Amnesia { replica: ReplicaId(2), acknowledged: Index(9), left: Index(5), is_again: false };
+        assert_eq!(progress.denied(Index(9), Index(5)), Some(amnesia));
         assert_eq!(progress.lost_after(), Some(Index(5)));
         assert_eq!((progress.matched, progress.next), (Index(9), Index(10)), "what counts is what it said");
         // It was named and given nothing as long as its leader led, so that it never heard of it.
@@ -311,11 +320,11 @@ mod tests {
     fn who_goes_on_denying_is_told_of_again() {
         let mut progress = Progress::new(ReplicaId(2), Index(9));
         progress.acknowledged(Index(9), Index(0));
-        let told = (0..3 * TICKS_DENIED_MAX).filter(|_| {
+        let told = (0..3 * TICKS_DENIED_MAX).filter_map(|_| {
             progress.tick();
-            progress.denied(Index(9), Index(5)).is_some()
+            progress.denied(Index(9), Index(5))
         });
-        assert_eq!(told.count(), 3);
+        assert_eq!(told.map(|amnesia| amnesia.is_again).collect::<Vec<_>>(), [false, true, true]);
         progress.refeed();
         progress.refeed();
         assert_eq!(progress.denied(Index(9), Index(5)), None);

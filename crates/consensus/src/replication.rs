@@ -11,7 +11,7 @@
 
 use crate::election::VoteRequest;
 use crate::entry::{Entry, HardState, LogPosition};
-use crate::event::{Amnesia, Divergence, Effects};
+use crate::event::{Divergence, Effects};
 use crate::group::{Config, Group};
 use crate::ids::{Index, ReplicaId, Term, Time};
 use crate::log::Log;
@@ -267,11 +267,8 @@ impl Group {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress_of(from) else { return };
         progress.heard(round);
-        let loss = progress.denied(rejected, candidate);
+        effects.amnesia = progress.denied(rejected, candidate);
         progress.rejected(rejected, candidate);
-        if let Some((acknowledged, left)) = loss {
-            effects.amnesia = Some(Amnesia { replica: from, acknowledged, left });
-        }
     }
 
     pub(crate) fn on_refeed(&mut self, replica: ReplicaId) {

@@ -47,8 +47,6 @@ pub(crate) struct Integrity {
     has_waited: bool,
     /// The end of the leader's log when it proposed last to lift alarms.
     lifting: Option<Index>,
-    /// Followers of which the core said once that they have lost something.
-    forgetful: BTreeSet<ReplicaId>,
 }
 
 #[derive(Debug)]
@@ -67,7 +65,6 @@ impl Integrity {
             acknowledged: VecDeque::new(),
             has_waited: false,
             lifting: None,
-            forgetful: BTreeSet::new(),
         }
     }
 }
@@ -225,11 +222,7 @@ impl Node {
             "a replica has lost entries that it had acknowledged: an older copy of its data directory was put in its place, or its disk does \
              not keep what it is told to sync. It must be rebuilt"
         );
-        let is_again = !replica.integrity.forgetful.insert(amnesia.replica);
-        if is_again {
-            replica.integrity.forgetful.remove(&amnesia.replica);
-        }
-        let is_known = is_again || replica.accused().contains(&node);
+        let is_known = amnesia.is_again || replica.accused().contains(&node);
         // Each time: the first may have been refused, or not have come to pass.
         self.raise_corrupt(group, node, effects);
         if is_known {

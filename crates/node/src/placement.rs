@@ -553,10 +553,7 @@ mod tests {
     #[test]
     fn who_had_no_replica_when_it_was_asked_for_its_vote_is_asked_again() {
         let mut node = leading();
-        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
-        let nodes = [1, 2, 3].map(NodeId);
-        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
-        let mut effects = write(&mut node, &made);
+        let mut effects = create(&mut node, &[1, 2, 3]);
         let group = open(&mut node, &mut effects);
         assert_eq!(asked(&effects, group), 1);
         let mut effects = Effects::default();
@@ -572,10 +569,7 @@ mod tests {
     #[test]
     fn a_replica_that_cannot_be_opened_is_reported_and_leaves_when_it_is_not_needed() {
         let mut node = leading();
-        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
-        let nodes = [1, 2, 3].map(NodeId);
-        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
-        let mut effects = write(&mut node, &made);
+        let mut effects = create(&mut node, &[1, 2, 3]);
         let group = effects.opens.pop().expect("a replica is wanted here").group;
         let outcome = OpenOutcome::Damaged(None, "a bit flipped".into());
         node.step(Time(30), Event::Opened { group, outcome }, &mut effects);
@@ -603,10 +597,7 @@ mod tests {
     #[test]
     fn a_replica_that_a_newer_version_wrote_is_not_gone() {
         let mut node = leading();
-        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
-        let nodes = [1, 2, 3].map(NodeId);
-        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
-        let mut effects = write(&mut node, &made);
+        let mut effects = create(&mut node, &[1, 2, 3]);
         let job = effects.opens.pop().expect("a replica is wanted here");
         let group = job.group;
         node.residents.recovered.insert(group, newer_log(group));
@@ -636,10 +627,7 @@ mod tests {
     #[test]
     fn what_is_damaged_of_a_keyspace_that_was_deleted_meanwhile_is_forgotten() {
         let mut node = leading();
-        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
-        let nodes = [1, 2, 3].map(NodeId);
-        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
-        let group = write(&mut node, &made).opens.pop().expect("a replica is wanted here").group;
+        let group = create(&mut node, &[1, 2, 3]).opens.pop().expect("a replica is wanted here").group;
         node.residents.recovered.insert(group, RecoveredGroup::default());
         let deleted = node.board.with_catalog(|catalog| catalog.delete("a")).unwrap();
         assert!(write(&mut node, &deleted).destroys.is_empty(), "it is being opened");
@@ -715,6 +703,14 @@ mod tests {
         group
     }
 
+    /// Has a keyspace made, on these nodes.
+    fn create(node: &mut Node, nodes: &[u64]) -> Effects {
+        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
+        let nodes: Vec<NodeId> = nodes.iter().copied().map(NodeId).collect();
+        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
+        write(node, &made)
+    }
+
     /// Lets the root group decide something.
     fn write(node: &mut Node, command: &Command) -> Effects {
         let (mut effects, now) = (Effects::default(), Time(node.now.0 + 1));
@@ -730,9 +726,7 @@ mod tests {
     /// A node whose replica was added to a group that sleeps without a leader, and that nobody of that group spoke to.
     fn untold() -> (Node, GroupId) {
         let mut node = leading();
-        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
-        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &[2, 3].map(NodeId))).unwrap();
-        assert!(write(&mut node, &made).opens.is_empty());
+        assert!(create(&mut node, &[2, 3]).opens.is_empty());
         let all = [1, 2, 3].map(NodeId);
         let placed = node.board.with_catalog(|catalog| catalog.place(GroupId(2), &all, "")).unwrap();
         let mut effects = write(&mut node, &placed);
@@ -787,10 +781,7 @@ mod tests {
         let hard_state = HardState { term: Term(4), ..HardState::default() };
         let log = RecoveredGroup { hard_state, ..RecoveredGroup::default() };
         node.residents.recovered.insert(group, log);
-        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
-        let made =
-            node.board.with_catalog(|catalog| catalog.create(&wanted, &[1, 2, 3].map(NodeId))).unwrap();
-        let mut effects = write(&mut node, &made);
+        let mut effects = create(&mut node, &[1, 2, 3]);
         let job = effects.opens.pop().expect("the first replica is looked for");
         assert_eq!(job, OpenJob { group, replica: Some(ReplicaId(1)), is_in_log: true });
         let outcome = job.carry_out(&engine, Default::default());
@@ -816,10 +807,7 @@ mod tests {
             let hard_state = HardState { term: Term(4), ..HardState::default() };
             let log = RecoveredGroup { hard_state, ..RecoveredGroup::default() };
             node.residents.recovered.insert(group, log);
-            let record = KeyspaceRecord { name: "a".into(), ..Default::default() };
-            let made =
-                node.board.with_catalog(|catalog| catalog.create(&record, &[1, 2, 3].map(NodeId))).unwrap();
-            let job = write(&mut node, &made).opens.pop().expect("a replica is looked for");
+            let job = create(&mut node, &[1, 2, 3]).opens.pop().expect("a replica is looked for");
             let job = OpenJob { replica: Some(ReplicaId(wanted)), ..job };
             let mut effects = Effects::default();
             node.on_opened(group, job.carry_out(&engine, Default::default()), &mut effects);
@@ -846,10 +834,7 @@ mod tests {
         let log = RecoveredGroup { hard_state, ..RecoveredGroup::default() };
         node.residents.recovered.insert(group, log);
 
-        let wanted = KeyspaceRecord { name: "a".into(), ..Default::default() };
-        let nodes = [1, 2, 3].map(NodeId);
-        let made = node.board.with_catalog(|catalog| catalog.create(&wanted, &nodes)).unwrap();
-        let job = write(&mut node, &made).opens.pop().expect("a replica is wanted here");
+        let job = create(&mut node, &[1, 2, 3]).opens.pop().expect("a replica is wanted here");
         let mut effects = Effects::default();
         node.on_opened(group, job.carry_out(&engine, Default::default()), &mut effects);
         // It has come to this placement.

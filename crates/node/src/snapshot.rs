@@ -247,6 +247,18 @@ mod tests {
         assert_eq!(effects.retired.len(), 1);
     }
 
+    fn put() -> Command {
+        Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..Default::default() })
+    }
+
+    /// A node whose replica has switched to a snapshot and has yet to delete what was before.
+    fn with_former_state() -> (Node, Arc<ModelEngine>) {
+        let (mut node, engine) = first();
+        install(&mut node, engine.clone(), at(1), put());
+        node.replicas.get_mut(&DEFAULT_GROUP).unwrap().flush = FlushState::new(Index(1), 0, Time(1));
+        (node, engine)
+    }
+
     /// The alarm was in the snapshot and no entry came after it: the replica went on serving, and nobody rebuilt it.
     #[test]
     fn a_replica_that_learns_from_a_snapshot_that_it_is_damaged_serves_no_more() {
@@ -260,10 +272,7 @@ mod tests {
     /// A scrub read the former state when it was to go. It stayed on the disk until something was written to the group again.
     #[test]
     fn a_former_state_goes_when_nobody_reads_it_any_more() {
-        let (mut node, engine) = first();
-        let put = || Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..Default::default() });
-        install(&mut node, engine.clone(), at(1), put());
-        node.replicas.get_mut(&DEFAULT_GROUP).unwrap().flush = FlushState::new(Index(1), 0, Time(1));
+        let (mut node, engine) = with_former_state();
         let reader = Scrub::begin(node.replicas[&DEFAULT_GROUP].keyspace.clone()).unwrap();
         assert!(reader.is_some());
         install(&mut node, engine, at(2), put());
@@ -278,10 +287,7 @@ mod tests {
     /// A snapshot was offered when somebody looked whether the former state can go: nobody looked again.
     #[test]
     fn a_former_state_is_not_forgotten_while_a_snapshot_is_offered() {
-        let (mut node, engine) = first();
-        let put = || Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..Default::default() });
-        install(&mut node, engine.clone(), at(1), put());
-        node.replicas.get_mut(&DEFAULT_GROUP).unwrap().flush = FlushState::new(Index(1), 0, Time(1));
+        let (mut node, _) = with_former_state();
         node.replicas.get_mut(&DEFAULT_GROUP).unwrap().install = Install::Offered(9, Index(2));
         let mut effects = Effects::default();
         node.sweep_again(&mut effects);
@@ -295,8 +301,7 @@ mod tests {
     #[test]
     fn a_former_state_goes_after_a_start_too() {
         let (mut node, engine) = first();
-        let put = Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..Default::default() });
-        install(&mut node, engine.clone(), at(1), put);
+        install(&mut node, engine.clone(), at(1), put());
         drop(node);
         let mut node = first_with(&engine);
         let mut effects = Effects::default();

@@ -31,8 +31,9 @@ pub(super) fn lost(board: &mut Board<'_>) {
     for group in groups {
         let draft = &board.groups[group];
         let (left, want, load) = (board.reachable(draft), draft.view.factor, draft.view.load.replica);
-        let given_up = if board.may_ever_move(draft) { None } else { board.given_up(draft) };
-        let Some(from) = given_up.or_else(|| board.lost(draft)) else { continue };
+        let may_go = |node| !board.may_ever_move(draft) && board.may_be_given_up(draft, node);
+        let given_up = board.lost(draft, may_go);
+        let Some(from) = given_up.or_else(|| board.lost(draft, |_| true)) else { continue };
         let node = board.seats[from].id;
         let reason = Reason::Lost { node, left, want };
         if given_up.is_some() {
@@ -239,20 +240,10 @@ impl Board<'_> {
         self.seats.iter().enumerate().any(open)
     }
 
-    /// The nodes of replicas that are lost.
-    fn all_lost<'a>(&'a self, draft: &'a Draft<'_>) -> impl Iterator<Item = usize> + 'a {
-        draft.replicas.iter().copied().filter(|node| self.seats[*node].is_lost)
-    }
-
-    /// The node of a replica that is lost, one that has yet to vote before others: the group waits for it.
-    fn lost(&self, draft: &Draft<'_>) -> Option<usize> {
-        self.all_lost(draft).min_by_key(|node| !self.is_half_built(draft, *node))
-    }
-
-    /// The same of those that can be given up.
-    fn given_up(&self, draft: &Draft<'_>) -> Option<usize> {
-        let all = self.all_lost(draft).filter(|node| self.may_be_given_up(draft, *node));
-        all.min_by_key(|node| !self.is_half_built(draft, *node))
+    /// The node of a replica that is lost and `suits`, one that has yet to vote before others: the group waits for it.
+    fn lost(&self, draft: &Draft<'_>, suits: impl Fn(usize) -> bool) -> Option<usize> {
+        let lost = draft.replicas.iter().copied().filter(|node| self.seats[*node].is_lost && suits(*node));
+        lost.min_by_key(|node| !self.is_half_built(draft, *node))
     }
 
     /// Whether the replica on `node` can be given up: the others can do without it. It votes, and its node will not come back with it; or it has yet

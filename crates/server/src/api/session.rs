@@ -275,13 +275,19 @@ enum Ending {
     Stays,
 }
 
-/// A contender in its queue. Leaves that when it is dropped: a caller that hung up must not get what it will not give back.
-pub(super) struct Candidacy<B: Backend> {
+/// Who stands where in a queue.
+#[derive(Clone)]
+struct Contender<B> {
     session: Session<B>,
     name: Bytes,
     place: Place,
     /// The revision of its last write to its key.
     written: i64,
+}
+
+/// A contender in its queue. Leaves that when it is dropped: a caller that hung up must not get what it will not give back.
+pub(super) struct Candidacy<B: Backend> {
+    contender: Contender<B>,
     /// What its key held when it came, if it was there.
     said: Option<Bytes>,
     ending: Ending,
@@ -289,7 +295,7 @@ pub(super) struct Candidacy<B: Backend> {
 
 impl<B: Backend> Candidacy<B> {
     pub(super) fn place(&self) -> &Place {
-        &self.place
+        &self.contender.place
     }
 
     /// Whether its key was there and holds something else.
@@ -299,27 +305,45 @@ impl<B: Backend> Candidacy<B> {
 
     /// Its caller wrote its key, and got this header.
     pub(super) fn wrote(&mut self, header: Option<&pb::ResponseHeader>) {
-        self.written = header.map_or(self.written, |header| header.revision);
+        self.contender.written = header.map_or(self.contender.written, |header| header.revision);
     }
 
     /// Waits until it is the first in its queue, and stays there. The header is that of what showed it.
     pub(super) async fn win(mut self) -> Result<Option<pb::ResponseHeader>, Lost> {
-        let (session, Place { key, revision }) = (self.session.clone(), self.place.clone());
+        let contender = self.contender.clone();
+        let (session, Place { key, revision }) = (&contender.session, &contender.place);
         loop {
             // Only the one right before: when an owner goes, one contender wakes up, not all.
-            let before = session.range(by_creation(&self.name, SortOrder::Descend, revision - 1)).await?;
+            let before = contender.before().await?;
             // Not before that: a key that is there with its revision has been there all the time.
             let own = session.range(pb::RangeRequest { key: key.clone(), ..Default::default() }).await?;
-            let own_kv = own.kvs.first().filter(|kv| kv.create_revision == revision).ok_or(Lost::Place)?;
+            let own_kv = own.kvs.first().filter(|kv| kv.create_revision == *revision).ok_or(Lost::Place)?;
             let Some(older) = before.kvs.into_iter().next() else {
                 self.ending = Ending::Stays;
-                let is_last = own_kv.mod_revision == self.written;
-                return if is_last { Ok(own.header) } else { self.take_over().await };
+                let is_last = own_kv.mod_revision == contender.written;
+                return if is_last { Ok(own.header) } else { contender.take_over().await };
             };
             self.ending = Ending::Leaves;
             let since = before.header.unwrap_or_default().revision + 1;
             session.wait_for_deletion(&[key.clone(), older.key], since).await?;
         }
+    }
+}
+
+impl<B: Backend> Drop for Candidacy<B> {
+    fn drop(&mut self) {
+        // Without a runtime the node stops, and the lease ends the candidacy.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.ending != Ending::Stays {
+            runtime.spawn(self.contender.clone().leave_at_last(self.ending == Ending::Leaves));
+        }
+    }
+}
+
+impl<B: Backend> Contender<B> {
+    /// Who is right before it in the queue.
+    async fn before(&self) -> Result<pb::RangeResponse, Status> {
+        self.session.range(by_creation(&self.name, SortOrder::Descend, self.place.revision - 1)).await
     }
 
     /// Writes its key as it is: whoever wrote it last may leave, and then this one has no place either.
@@ -330,40 +354,11 @@ impl<B: Backend> Candidacy<B> {
         let response = self.session.txn_if(created_at(key, *revision), Operation::RequestPut(put)).await?;
         if response.succeeded { Ok(response.header) } else { Err(Lost::Place) }
     }
-}
 
-impl<B: Backend> Drop for Candidacy<B> {
-    fn drop(&mut self) {
-        // Without a runtime the node stops, and the lease ends the candidacy.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        if self.ending != Ending::Stays {
-            let leaving = Leaving {
-                session: self.session.clone(),
-                name: self.name.clone(),
-                place: self.place.clone(),
-                written: self.written,
-                is_first_left: self.ending == Ending::Leaves,
-            };
-            runtime.spawn(leaving.leave_at_last());
-        }
-    }
-}
-
-/// What is left to do of a candidacy that was given up.
-struct Leaving<B> {
-    session: Session<B>,
-    name: Bytes,
-    place: Place,
-    written: i64,
-    /// Also if nobody is before it.
-    is_first_left: bool,
-}
-
-impl<B: Backend> Leaving<B> {
     /// Leaves the queue, also if there is no leader just now: the lease may live on, and all others would wait for its end.
-    async fn leave_at_last(self) {
+    async fn leave_at_last(self, leaves_if_first: bool) {
         for _ in 0..LEAVE_TRIES_MAX {
-            match self.leave().await {
+            match self.leave(leaves_if_first).await {
                 Err(status) if may_succeed_later(&status) => sleep(LEAVE_PAUSE).await,
                 _ => return,
             }
@@ -371,14 +366,11 @@ impl<B: Backend> Leaving<B> {
     }
 
     /// Not if another call has written the key since.
-    async fn leave(&self) -> Result<(), Status> {
-        let Place { key, revision } = &self.place;
-        if !self.is_first_left {
-            let before = by_creation(&self.name, SortOrder::Descend, revision - 1);
-            if self.session.range(before).await?.kvs.is_empty() {
-                return Ok(());
-            }
+    async fn leave(&self, leaves_if_first: bool) -> Result<(), Status> {
+        if !leaves_if_first && self.before().await?.kvs.is_empty() {
+            return Ok(());
         }
+        let key = &self.place.key;
         self.session.delete_if(key, written_at(key, self.written)).await.map(drop)
     }
 }
@@ -458,5 +450,6 @@ async fn enter_at<B: Backend>(
     };
     let said = there.map(|there| there.value);
     let place = Place { key, revision };
-    Ok((Candidacy { session, name, place, written, said, ending }, response.header))
+    let contender = Contender { session, name, place, written };
+    Ok((Candidacy { contender, said, ending }, response.header))
 }

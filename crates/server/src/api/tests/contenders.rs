@@ -111,10 +111,12 @@ fn who_asks_again_in_vain_for_what_it_holds_keeps_it() {
         let mut elections = ElectionClient::new(channel.clone());
         elections.campaign(campaign.clone()).await.unwrap();
 
-        harness.backend.set_cannot_read(true);
+        harness.backend.read_until_write();
         assert_eq!(lock(&channel, 1).await.unwrap().unwrap_err().message(), "etcdserver: leader changed");
+        harness.backend.read_until_write();
         elections.campaign(campaign).await.unwrap_err();
         // This one was not there before, and leaves after them.
+        harness.backend.read_until_write();
         lock(&channel, 2).await.unwrap().unwrap_err();
         harness.backend.set_cannot_read(false);
         assert_eq!(queue_of(&channel, "l/", "l0", 1).await, ["l/1"]);
@@ -225,13 +227,28 @@ fn calls_that_were_all_given_up_leave_nothing_in_the_queue() {
         lock(&channel, 1).await.unwrap().unwrap();
         let first = lock(&channel, 2);
         queue_of(&channel, "l/", "l0", 2).await;
-        harness.backend.set_cannot_read(true);
+        harness.backend.read_until_write();
         lock(&channel, 2).await.unwrap().unwrap_err();
         first.abort();
         assert!(first.await.is_err());
         given_up(&channel).await;
         harness.backend.set_cannot_read(false);
         assert_eq!(queue_of(&channel, "l/", "l0", 1).await, ["l/1"]);
+    });
+}
+
+/// A call of a waiting lease that its client gave up while there was no leader came when there was one, and then left: the lease's next call, which
+/// waited meanwhile, was told that its lease has ended.
+#[test]
+fn a_call_that_waits_for_a_leader_in_vain_has_not_begun() {
+    let harness = Harness::start();
+    harness.run(async |channel| {
+        harness.backend.set_cannot_read(true);
+        grant(&channel, 1).await;
+        let error = lock(&channel, 1).await.unwrap().unwrap_err();
+        assert_eq!(error.message(), "etcdserver: leader changed");
+        assert_eq!(kv(&channel, "l/1").await, None);
+        assert_eq!(harness.context.metrics.txn_total.get(), 0);
     });
 }
 
@@ -268,7 +285,7 @@ fn whoever_loses_its_place_while_it_looks_owns_nothing() {
     let harness = Harness::start();
     harness.run(async |channel| {
         grant(&channel, 1).await;
-        harness.backend.come_before_reads([None, Some(delete("l/1"))]);
+        harness.backend.come_before_reads([None, None, Some(delete("l/1"))]);
         let error = lock(&channel, 1).await.unwrap().unwrap_err();
         assert_eq!(error.message(), "mutex: session is expired");
     });
@@ -281,7 +298,7 @@ fn whoever_wins_has_the_last_write() {
     harness.run(async |channel| {
         grant(&channel, 1).await;
         let other = Command::Put(pb::PutRequest { key: "l/1".into(), lease: 1, ..Default::default() });
-        harness.backend.come_before_reads([None, Some(other)]);
+        harness.backend.come_before_reads([None, None, Some(other)]);
         let locked = lock(&channel, 1).await.unwrap().unwrap();
         let own = kv(&channel, "l/1").await.unwrap();
         assert_eq!((own.version, own.mod_revision), (3, revision(&locked)));

@@ -47,6 +47,8 @@ struct Inner {
     has_other: AtomicBool,
     /// No linearizable read gets through.
     cannot_read: AtomicBool,
+    /// That begins with the next write.
+    cannot_read_since_write: AtomicBool,
     /// The replica of `default` is damaged.
     is_damaged: AtomicBool,
     /// Where other nodes take calls that are passed on.
@@ -98,6 +100,7 @@ impl TestBackend {
             learner: AtomicBool::new(false),
             has_other: AtomicBool::new(false),
             cannot_read: AtomicBool::new(false),
+            cannot_read_since_write: AtomicBool::new(false),
             is_damaged: AtomicBool::new(false),
             others: Mutex::default(),
             before_write: Mutex::new(None),
@@ -138,6 +141,12 @@ impl TestBackend {
     /// Lets no linearizable read through, or all again.
     pub(super) fn set_cannot_read(&self, cannot: bool) {
         self.0.cannot_read.store(cannot, Ordering::Relaxed);
+    }
+
+    /// Lets linearizable reads through until something is written, and none then.
+    pub(super) fn read_until_write(&self) {
+        self.set_cannot_read(false);
+        self.0.cannot_read_since_write.store(true, Ordering::Relaxed);
     }
 
     /// The replica of `default` is found damaged.
@@ -318,6 +327,9 @@ impl Backend for TestBackend {
             self.apply_to_default(command);
         }
         let written = self.apply(group, command);
+        if self.0.cannot_read_since_write.swap(false, Ordering::Relaxed) {
+            self.set_cannot_read(true);
+        }
         drop(self.0.answers.read().await);
         written
     }

@@ -10,6 +10,8 @@
 //!   that asked earlier, crashed, and came back with less of its log could be elected by old votes for the longer log.)
 //! * *Counting*: a voter that refuses says whom it voted for, so the candidate counts every vote: P(x) = V(x) / ΣV(i).
 //! * *Timers* are random between one and two election timeouts; each split vote in a row widens the range.
+//! * *Giving way*: of two that ask for pre-votes at a time the one with the older log lets the other go first, or with equal logs the one with the
+//!   lower id. Where all who are left are those two, they cannot share the votes: each needs the other's pre-vote, and so hears of it in time.
 
 use std::collections::BTreeMap;
 
@@ -249,8 +251,9 @@ impl Group {
 /// The voter's side.
 impl Group {
     /// A candidate asks. `loyal` is whether this replica keeps to its leader.
-    pub(crate) fn on_vote_request(&mut self, from: ReplicaId, request: VoteRequest) {
-        let log_is_complete = request.last >= (self.log.last().term, self.log.last().index);
+    pub(crate) fn on_vote_request(&mut self, from: ReplicaId, request: VoteRequest, effects: &mut Effects) {
+        let last = (self.log.last().term, self.log.last().index);
+        let log_is_complete = request.last >= last;
         let VoteRequest { term: election, pre, .. } = request;
         if pre {
             let is_news = election > self.hard_state.term;
@@ -259,7 +262,7 @@ impl Group {
                 self.rouse();
             }
             if is_news && log_is_complete {
-                self.give_way();
+                self.give_way((request.last, from) > (last, self.config.id), effects);
             }
             return self.answer_vote(from, request, is_news && log_is_complete);
         }
@@ -276,11 +279,17 @@ impl Group {
         self.answer_vote(from, request, granted);
     }
 
-    /// Another stands for election: who was about to do so itself lets it go first.
-    fn give_way(&mut self) {
-        let later = self.now.plus_micros(self.config.heartbeat_us);
-        if matches!(self.role, RoleState::Follower(_)) {
-            self.timer = self.timer.map(|timer| timer.max(later));
+    /// Another is about to stand for election: who was to do so later lets it go first, and who is about to do so as well if the other one `precedes`.
+    fn give_way(&mut self, precedes: bool, effects: &mut Effects) {
+        match &self.role {
+            RoleState::Follower(_) => {
+                let later = self.now.plus_micros(self.config.heartbeat_us);
+                self.timer = self.timer.map(|timer| timer.max(later));
+            }
+            RoleState::Candidate(candidate) if candidate.pre && precedes => {
+                self.become_follower(self.hard_state.term, None, effects);
+            }
+            RoleState::Candidate(_) | RoleState::Leader(_) => {}
         }
     }
 

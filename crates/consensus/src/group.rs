@@ -276,7 +276,7 @@ impl Group {
         effects: &mut Effects,
     ) {
         if let Some(request) = vote_request(&message) {
-            return self.on_vote_request(from, request);
+            return self.on_vote_request(from, request, effects);
         }
         match message {
             Message::VoteRequest { .. } | Message::Stale { .. } => {}

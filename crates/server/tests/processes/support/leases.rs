@@ -222,7 +222,7 @@ impl LeaseClient {
 }
 
 /// Whether the lease lives; `None` without an answer.
-async fn keep_alive(mut leases: Leases<Channel>, id: i64) -> Option<bool> {
+pub async fn keep_alive(mut leases: Leases<Channel>, id: i64) -> Option<bool> {
     let request = tokio_stream::once(LeaseKeepAliveRequest { id });
     let mut answers = leases.lease_keep_alive(request).await.ok()?.into_inner();
     answers.next().await?.ok().map(|answer| answer.ttl > 0)

@@ -2,6 +2,7 @@
 //! gone afterwards.
 
 pub mod authority;
+pub mod contenders;
 pub mod content;
 pub mod ctl;
 pub mod dns;

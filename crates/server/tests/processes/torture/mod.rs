@@ -16,6 +16,7 @@ use hadron_sim::history::Event;
 use patient::Patient;
 use plan::Plan;
 
+use crate::support::contenders::{self, Contenders};
 use crate::support::judge::{history_of_all, judge};
 use crate::support::leases::{self, LeaseClients};
 use crate::support::load::{Load, outages};
@@ -25,6 +26,7 @@ use crate::support::{Cluster, eventually, hash_kv};
 const CLIENTS: u64 = 12;
 const LEASE_CLIENTS: u64 = 4;
 const WATCHERS: usize = 4;
+const CONTENDERS: u64 = 8;
 /// Clients ask another node when an answer takes longer.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(3);
 /// Longer times without an acknowledged write are shown.
@@ -84,6 +86,46 @@ async fn a_tortured_cluster_keeps_its_promises() {
     judge(&operations, &events);
     leases::check(&stories, &operations).unwrap();
     assert!(healed_after < HEALED_WITHIN, "a client was served only after {healed_after:?}");
+}
+
+/// Nobody has the lock or leads while another does, whatever happens to the nodes that they asked for it.
+#[tokio::test]
+async fn in_a_tortured_cluster_nobody_holds_what_another_holds() {
+    let seed = variable("TORTURE_SEED", rand::random_range(0..1_000_000));
+    let nodes = variable("TORTURE_NODES", 3);
+    let lasts = Duration::from_secs(variable("TORTURE_SECONDS", 15));
+    println!("TORTURE_SEED={seed} TORTURE_NODES={nodes} TORTURE_SECONDS={}", lasts.as_secs());
+    let mut patient = Patient::admit(nodes, seed).await;
+    let endpoints = patient.cluster.endpoints();
+    let load = Load::start_with(&endpoints, 2, CLIENT_PATIENCE);
+    patient.set_clock(&load);
+    let contenders = Contenders::start(&endpoints, CONTENDERS, &load.recorder(), seed);
+    eventually("both are got", async || contenders.got_since(0)).await;
+
+    let began = Instant::now();
+    for step in Plan::new(seed, nodes).take_while(|_| began.elapsed() < lasts) {
+        patient.suffer(&step, &load).await;
+    }
+    let healed_at = load.now();
+    eventually("both are got again", async || contenders.got_since(healed_at)).await;
+    let healed_after = Duration::from_micros(load.now() - healed_at);
+    patient.assert_alive();
+    let seen = contenders.finish().await;
+    load.stop().await;
+    println!(
+        "the lock was held {} times, the leadership {}, {} of these after hanging up; {} looks; got again {healed_after:?} after the last fault; {:?}",
+        seen.lock.len(),
+        seen.election.len(),
+        seen.after_hanging_up,
+        seen.looks,
+        patient.tally,
+    );
+    seen.check().unwrap();
+    assert!(healed_after < HEALED_WITHIN, "nobody got one of them for {healed_after:?}");
+    for node in &patient.cluster.nodes {
+        leases::wait_until_none(node).await;
+        contenders::assert_none_left(node).await;
+    }
 }
 
 /// What all nodes show, which must be the same.

@@ -25,7 +25,14 @@ pub fn check(operations: &[Operation]) -> Result<(), Violation> {
         (_, Outcome::Compacted) => {
             Err(Violation::new(GUARANTEE, format!("it asked for no old revision: {operation}")))
         }
-        (Action::GetAt(_, revision), Outcome::Done(_)) => served_by_right(operation, *revision, &compactions),
+        (Action::GetAt(_, revision), Outcome::Done(_)) => {
+            let forbids = |compacted: i64| compacted > *revision;
+            served_by_right(operation, &compactions, forbids)
+        }
+        (Action::Compact(revision), Outcome::Done(_)) => {
+            let forbids = |compacted: i64| compacted >= *revision;
+            served_by_right(operation, &compactions, forbids)
+        }
         _ => Ok(()),
     })
 }
@@ -50,13 +57,13 @@ fn refused_by_right(
 /// No compaction that had been acknowledged may forbid the answer.
 fn served_by_right(
     operation: &Operation,
-    revision: i64,
     compactions: &[(&Operation, i64)],
+    forbids: impl Fn(i64) -> bool,
 ) -> Result<(), Violation> {
-    let forbids = |(compaction, compacted): &&(&Operation, i64)| {
-        compaction.response().is_some() && compaction.returned < operation.invoked && *compacted > revision
+    let is_broken = |(compaction, compacted): &&(&Operation, i64)| {
+        compaction.response().is_some() && compaction.returned < operation.invoked && forbids(*compacted)
     };
-    match compactions.iter().find(forbids) {
+    match compactions.iter().find(is_broken) {
         None => Ok(()),
         Some((compaction, _)) => {
             Err(Violation::new(GUARANTEE, format!("after\n  {compaction}\nwas served\n  {operation}")))
@@ -115,6 +122,8 @@ mod tests {
     #[test]
     fn an_answer_from_the_compacted_past_is_caught() {
         let compaction = operation(10, Action::Compact(5), done());
-        check(&[compaction, get_at(20, 4, done())]).unwrap_err();
+        check(&[compaction.clone(), get_at(20, 4, done())]).unwrap_err();
+        check(&[compaction.clone(), operation(20, Action::Compact(5), done())]).unwrap_err();
+        check(&[compaction, operation(20, Action::Compact(6), done())]).unwrap();
     }
 }

@@ -46,7 +46,7 @@ fn follows(before: Option<&KeyValue>, event: &Event) -> bool {
 
 /// Checks the revisions in responses: those of writes are unique, and an operation that was invoked after another had
 /// returned has no smaller revision, and a greater one if it wrote. A stale get may lag behind, but not behind what the
-/// replica that answers it acknowledged itself.
+/// replica that answers it has shown before.
 pub fn check_responses(operations: &[Operation]) -> Result<(), Violation> {
     let mut by_return: Vec<&Operation> = operations.iter().filter(|one| one.response().is_some()).collect();
     let mut by_invocation = by_return.clone();
@@ -54,13 +54,13 @@ pub fn check_responses(operations: &[Operation]) -> Result<(), Violation> {
     by_invocation.sort_by_key(|operation| operation.invoked);
     let mut returned = by_return.into_iter().peekable();
     let mut newest: Option<&Operation> = None;
-    let mut acknowledged_by: BTreeMap<(u64, u64), &Operation> = BTreeMap::new();
+    let mut shown_by: BTreeMap<(u64, u64), &Operation> = BTreeMap::new();
     let mut writes: BTreeMap<i64, &Operation> = BTreeMap::new();
     for operation in by_invocation {
         while let Some(earlier) = returned.next_if(|earlier| earlier.returned < operation.invoked) {
             newest = Some(newer(newest, earlier));
-            if let Some(replica) = earlier.replica.filter(|_| wrote(earlier)) {
-                let place = acknowledged_by.entry((earlier.node, replica)).or_insert(earlier);
+            if let Some(replica) = earlier.replica {
+                let place = shown_by.entry((earlier.node, replica)).or_insert(earlier);
                 *place = newer(Some(place), earlier);
             }
         }
@@ -70,7 +70,7 @@ pub fn check_responses(operations: &[Operation]) -> Result<(), Violation> {
             let found = format!("two writes with one revision:\n  {other}\n  {operation}");
             return Err(Violation::new(GUARANTEE, found));
         }
-        let of_replica = |replica| acknowledged_by.get(&(operation.node, replica)).copied();
+        let of_replica = |replica| shown_by.get(&(operation.node, replica)).copied();
         let is_stale = operation.action.is_stale_read();
         let earlier = if is_stale { operation.replica.and_then(of_replica) } else { newest };
         if let Some(earlier) = earlier
@@ -181,6 +181,11 @@ mod tests {
         check_responses(&[write.clone(), stale(6)]).unwrap();
         check_responses(&[write.clone(), Operation { node: 2, ..stale(5) }]).unwrap();
         check_responses(&[write, Operation { invoked: 10, ..stale(5) }]).unwrap();
-        check_responses(&[of(5, operation(0, 10, 3, false)), stale(5)]).unwrap();
+        check_responses(&[of(5, operation(0, 10, 3, false)), stale(5)]).unwrap_err();
+        let earlier = Operation { invoked: 0, returned: 10, ..stale(5) };
+        check_responses(&[earlier.clone(), stale(5)]).unwrap();
+        let at_3 =
+            Outcome::Done(Response { revision: 3, succeeded: true, results: vec![StepResult::Got(None)] });
+        check_responses(&[Operation { outcome: at_3, ..earlier }, stale(5)]).unwrap_err();
     }
 }

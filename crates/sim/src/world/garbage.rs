@@ -40,10 +40,11 @@ impl World {
             let Some(process) = &machine.process else { continue };
             let board = process.node().board();
             let groups = (ROOT_GROUP.0..=self.newest_group().0).map(GroupId);
-            // What cannot be read stays.
-            for group in groups.filter(|group| !self.ever_rotted(*node, *group)) {
+            for group in groups {
                 let here = board.group(group);
-                let stored = self.count_records(machine, group, here.is_some());
+                // What cannot be read stays.
+                let may_leave_some = self.ever_rotted(*node, group);
+                let stored = self.count_records(machine, group, here.is_some(), may_leave_some);
                 let stored = stored.map_err(|what| format!("of {group} on n{node} {what}"))?;
                 let Some(here) = here else { continue };
                 let leases = here.keyspace.leases().len();
@@ -67,16 +68,26 @@ impl World {
         Ok(())
     }
 
-    /// Counts the versions that a node has stored of a group; says what is stored of it and nobody's.
-    fn count_records(&self, machine: &Machine, group: GroupId, is_here: bool) -> Result<u64, String> {
+    /// Counts the versions that a node has stored of a group; says what is stored of it and nobody's, unless that may be.
+    fn count_records(
+        &self,
+        machine: &Machine,
+        group: GroupId,
+        is_here: bool,
+        may_leave_some: bool,
+    ) -> Result<u64, String> {
         let present = generation_of(&machine.engine, group).filter(|_| is_here);
-        let (from, to) = (group.0.to_be_bytes(), (group.0 + 1).to_be_bytes());
+        let (mut from, mut to) = (group.0.to_be_bytes().to_vec(), (group.0 + 1).to_be_bytes().to_vec());
+        if may_leave_some {
+            let Some(present) = &present else { return Ok(0) };
+            from.extend_from_slice(present);
+            to = [&from[..], &[u8::MAX; 16]].concat();
+        }
         let mut count = 0;
         for space in [Space::Versions, Space::Values, Space::Tables] {
             for (key, _) in records(&machine.engine, space, &from, &to) {
-                let is_present =
-                    present.as_ref().is_some_and(|present| key[from.len()..].starts_with(present));
-                if !is_present {
+                let generation = &key[size_of::<u64>()..];
+                if !present.as_ref().is_some_and(|present| generation.starts_with(present)) {
                     return Err(format!("a record in {space:?} is nobody's: {key:?}"));
                 }
                 count += u64::from(space == Space::Versions);

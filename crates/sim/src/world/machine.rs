@@ -668,9 +668,11 @@ impl World {
         let Some(process) = self.process(life) else { return };
         // A request that was given up, or one of the node's own.
         let Some(asked) = process.asked.remove(&token) else { return };
-        let is_accused = self.settings.accusations_us > 0;
+        let group = self.group_asked(asked);
+        let is_accused =
+            group.map_or(self.settings.accusations_us > 0, |group| self.is_accused(group, life.node));
         if reply == Reply::Failed(NodeFailure::Quarantined) && !is_accused {
-            let found = format!("n{} is quarantined", life.node);
+            let found = format!("n{}'s replica of {group:?} is quarantined", life.node);
             self.violate(Violation::new("digest_agreement", found));
         }
         match asked {
@@ -678,6 +680,15 @@ impl World {
             Asked::Lease(client) => self.on_lease_reply(life, client, reply),
             Asked::Administrator => self.on_administrator_reply(life, reply),
             Asked::Placer => self.on_placer_reply(life, reply),
+        }
+    }
+
+    /// The group that somebody asked something of, if that is known.
+    fn group_asked(&self, asked: Asked) -> Option<GroupId> {
+        match asked {
+            Asked::Operation(operation) => Some(GroupId(self.history[operation].keyspace)),
+            Asked::Lease(client) => Some(self.leases[client].group()),
+            Asked::Administrator | Asked::Placer => None,
         }
     }
 

@@ -4,8 +4,10 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hadron_consensus::{DEFAULT_GROUP, GroupId};
 use hadron_node::{Board, ElectionRecord, GroupBoard, LogShare};
+use hadron_proto::etcdserverpb::RangeRequest;
 
 use super::machine::Machine;
 use super::story::{Share, StoryEvent, parts_of};
@@ -18,7 +20,8 @@ use crate::checkers::tenant_isolation::TenantIsolation;
 use crate::checkers::{
     compaction, durable_ack, exclusion, lease_promise, linearizable, revision_order, watch_order,
 };
-use crate::history::{Event, Operation, Violation};
+use crate::etcd;
+use crate::history::{Event, KeyValue, Operation, Violation};
 
 /// How late a lease may end when all is well: its end has to be noticed, logged and committed.
 const LEASE_LATE_US: u64 = 2_000_000;
@@ -254,7 +257,7 @@ impl World {
     /// Whether all nodes are up that can be, and all replicas of each group have applied the same, and all that any replica
     /// ever had applied.
     pub(super) fn replicas_are_equal(&self) -> bool {
-        let mut positions: BTreeMap<GroupId, (u64, u64)> = BTreeMap::new();
+        let mut positions: BTreeMap<GroupId, (u64, u64, i64, i64)> = BTreeMap::new();
         let members = self.members_now();
         let are_here = |(node, machine): &(&u64, &Machine)| !machine.is_gone && members.contains(node);
         for (_, machine) in self.machines.iter().filter(are_here) {
@@ -262,8 +265,9 @@ impl World {
             for (group, board) in process.node().board().groups() {
                 let keyspace = &board.keyspace;
                 let newest = self.observer.last_revisions.get(&group);
-                let here = (keyspace.applied().index, keyspace.digest());
-                let lacks = newest.is_some_and(|newest| keyspace.revision() < *newest);
+                let (revision, compacted) = (keyspace.revision(), keyspace.compact_revision());
+                let here = (keyspace.applied().index, keyspace.digest(), revision, compacted);
+                let lacks = newest.is_some_and(|newest| revision < *newest);
                 if lacks || *positions.entry(group).or_insert(here) != here {
                     return false;
                 }
@@ -405,6 +409,7 @@ impl World {
         let events = self.agreed_history(keyspace)?;
         self.minded(revision_order::check_events(&events))?;
         self.minded(durable_ack::check(&operations, &events))?;
+        self.minded(self.check_present(keyspace, &events))?;
         for guarantee in ["revision_order", "durable_ack", "compaction"] {
             self.checked_of(keyspace, guarantee, count);
         }
@@ -415,6 +420,39 @@ impl World {
             self.checked_of(keyspace, "linearizable", count);
         } else {
             self.undecided += 1;
+        }
+        Ok(())
+    }
+
+    /// All members must show what the history comes to, and no key of a lease: all have ended.
+    fn check_present(&self, group: GroupId, events: &[Event]) -> Result<(), Violation> {
+        let mut present: BTreeMap<&Bytes, &KeyValue> = BTreeMap::new();
+        for event in events {
+            match &event.after {
+                Some(after) => present.insert(&event.key, after),
+                None => present.remove(&event.key),
+            };
+        }
+        if let Some(kept) = present.values().find(|kept| kept.lease != 0) {
+            return Err(Violation::new("lease_promise", format!("its lease has ended: {kept:?}")));
+        }
+        let everything = Bytes::from_static(&[0]);
+        let range =
+            RangeRequest { key: everything.clone(), range_end: everything, ..RangeRequest::default() };
+        let members = self.members_now();
+        for (node, machine) in self.machines.iter().filter(|(node, _)| members.contains(node)) {
+            let keyspace = machine.process.as_ref().and_then(|process| process.keyspace(group));
+            let Some(keyspace) = keyspace else { continue };
+            let found = keyspace.range(&range).map_err(|error| {
+                Violation::new("no_fatal", format!("n{node} cannot read all of group {group}: {error}"))
+            })?;
+            let shown: Vec<KeyValue> = found.kvs.iter().map(etcd::key_value).collect();
+            if let Some((shown, expected)) = first_difference(&shown, present.values().copied()) {
+                let found = format!(
+                    "n{node} shows {shown:?} of group {group} where its history ends with {expected:?}"
+                );
+                return Err(Violation::new("state_machine_safety", found));
+            }
         }
         Ok(())
     }
@@ -463,6 +501,21 @@ impl World {
             }
         }
         Ok(agreed.map(|(_, events)| events).unwrap_or_default())
+    }
+}
+
+/// What is shown first where something else is expected.
+fn first_difference<'a>(
+    shown: &'a [KeyValue],
+    expected: impl Iterator<Item = &'a KeyValue>,
+) -> Option<(Option<&'a KeyValue>, Option<&'a KeyValue>)> {
+    let (mut shown, mut expected) = (shown.iter(), expected);
+    loop {
+        match (shown.next(), expected.next()) {
+            (None, None) => return None,
+            (shown, expected) if shown == expected => {}
+            different => return Some(different),
+        }
     }
 }
 

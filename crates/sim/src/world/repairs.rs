@@ -2,7 +2,7 @@
 //! leads the root group plans, as the server's driver does. Each accused replica must be rebuilt, on another node or in its place, whatever goes wrong
 //! meanwhile, and its alarm must end with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hadron_balance::{Policy, Resource, plan};
 use hadron_consensus::{GroupId, NodeId, ROOT_GROUP, ReplicaId, Time};
@@ -16,6 +16,7 @@ use rand::Rng;
 use super::machine::Asked;
 use super::story::StoryEvent;
 use super::{Happening, Life, World};
+use crate::history::Violation;
 
 /// Between two plans.
 const PLAN_US: u64 = 300_000;
@@ -29,6 +30,8 @@ const REPLICAS_MIN: usize = 3;
 pub(super) struct Repairs {
     /// The replica of each group that was accused last.
     accused: BTreeMap<GroupId, ReplicaId>,
+    /// Where replicas were ever accused: only these may be named, and are quarantined.
+    ever: BTreeSet<(GroupId, NodeId)>,
     /// Replicas that show another digest than they have, until the others name them.
     strange: BTreeMap<GroupId, NodeId>,
     /// How often the others did.
@@ -106,6 +109,7 @@ impl World {
         }
         let accused = places[self.rng.random_range(0..places.len())];
         if self.rng.random_bool(0.5) {
+            self.repairs.ever.insert((group, NodeId(accused.node)));
             if self.rot(accused.node, group) {
                 self.repairs.accused.insert(group, ReplicaId(accused.replica));
             }
@@ -114,6 +118,7 @@ impl World {
         let asked = places[self.rng.random_range(0..places.len())].node;
         let Some(life) = self.life(asked) else { return };
         self.repairs.accused.insert(group, ReplicaId(accused.replica));
+        self.repairs.ever.insert((group, NodeId(accused.node)));
         if self.rng.random_bool(0.5) {
             self.repairs.strange.insert(group, NodeId(accused.node));
             return;
@@ -148,10 +153,26 @@ impl World {
         }
     }
 
-    /// A strange replica that an alarm names is strange no more.
+    /// Whether a replica of the group on this node was ever to be taken for damaged.
+    pub(super) fn is_accused(&self, group: GroupId, node: u64) -> bool {
+        self.repairs.ever.contains(&(group, NodeId(node)))
+    }
+
+    /// A strange replica that an alarm names is strange no more. Nobody else may be named.
     fn see_who_is_named(&mut self) {
         let running = self.machines.values().filter_map(|machine| machine.process.as_ref());
         let boards: Vec<_> = running.map(|process| process.node().board()).collect();
+        let groups = boards.iter().flat_map(|board| board.groups());
+        let named = groups
+            .flat_map(|(group, here)| here.keyspace.alarms().into_iter().map(move |alarm| (group, alarm)));
+        let wronged = named
+            .filter(|(_, alarm)| alarm.alarm == AlarmType::Corrupt as i32)
+            .map(|(group, alarm)| (group, alarm.member_id))
+            .find(|(group, node)| !self.is_accused(*group, *node));
+        if let Some((group, node)) = wronged {
+            let found = format!("n{node} is said to have a damaged replica of {group}, which nobody damaged");
+            return self.violate(Violation::new("digest_agreement", found));
+        }
         let is_named = |group: &GroupId, node: &NodeId| {
             let mut alarms =
                 boards.iter().filter_map(|board| board.group(*group)).flat_map(|here| here.keyspace.alarms());

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
+use std::io::{self, Write};
 use std::panic::PanicHookInfo;
 use std::rc::Rc;
 
@@ -71,7 +72,7 @@ struct Lines {
 }
 
 impl Trace {
-    /// With the environment variable `SIM_TRACE` set, every line is printed.
+    /// With the environment variable `SIM_TRACE` set, every line is printed to standard error.
     pub(super) fn new(settings: &Settings) -> Trace {
         let trace = Trace(Rc::new(RefCell::new(Lines {
             seed: settings.seed,
@@ -146,7 +147,8 @@ impl Lines {
     fn note(&mut self, now: u64, line: String) {
         self.hasher.write(line.as_bytes());
         if self.verbose {
-            println!("{line}");
+            // What a program prints follows from its arguments alone; and nobody may read this.
+            let _ = writeln!(io::stderr(), "{line}");
         }
         if let Some(moments) = &mut self.moments {
             moments.note(now, &line);

@@ -21,8 +21,17 @@ use crate::history::{Event, Violation};
 const QUIET_LOOKS: u32 = 5;
 /// Microseconds after which a stream ends whose replica has left.
 const NOTICED_AFTER_US: u64 = 1_000_000;
+/// A watcher asks how far it is once in so many looks.
+const PROGRESS_ONE_IN: u32 = 5;
 /// Microseconds between two looks, at most.
 const LOOK_US: u64 = 60_000;
+
+/// What a stream has sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    newest: i64,
+    complete_to: i64,
+}
 
 /// One watcher and its stream.
 pub(super) struct Watching {
@@ -33,6 +42,8 @@ pub(super) struct Watching {
     seen: Watcher,
     /// On which node, and of which replica there.
     stream: Option<(Life, Arc<Keyspace>, WatchStream)>,
+    /// What the stream has sent: the newest revision of an event, and up to which it has promised that there is no more to come.
+    sent: Sent,
     /// When its replica was found to have left; the stream is ended a while later, as the server does.
     left_at: Option<u64>,
     /// Changes stream now and then even if its node is well.
@@ -61,6 +72,7 @@ impl Watching {
             group: keyspace,
             seen,
             stream: None,
+            sent: Sent::default(),
             left_at: None,
             restless: rng.random_bool(0.5),
             quiet_looks: 0,
@@ -76,6 +88,7 @@ impl Watching {
         self.seen.from_revision = 1;
         self.seen.events.clear();
         self.seen.gaps.clear();
+        self.seen.complete_to = 0;
     }
 
     /// The group that it watches.
@@ -91,7 +104,7 @@ impl Watching {
     fn next_revision(&self) -> i64 {
         let after_newest = self.seen.events.last().map_or(0, |event| event.revision + 1);
         let after_gap = self.seen.gaps.last().map_or(0, |(_, to)| to + 1);
-        self.seen.from_revision.max(after_newest).max(after_gap)
+        self.seen.from_revision.max(after_newest).max(after_gap).max(self.seen.complete_to + 1)
     }
 
     /// Takes what the stream has. An error says that the watch ended.
@@ -103,21 +116,41 @@ impl Watching {
                 taken.compacted_at = Some(response.compact_revision);
                 break;
             }
-            taken.events.extend(events(&response)?);
+            let events = events(&response)?;
+            self.sent.note(&response, &events)?;
+            taken.events.extend(events);
         }
+        self.seen.complete_to = self.seen.complete_to.max(self.sent.complete_to);
         Ok(taken)
     }
 
     /// What it asked for next is not there any more; it goes on after that.
     fn pass_over(&mut self, compacted_at: i64, compacted_at_most: i64) -> Result<(), String> {
         let next = self.next_revision();
-        if compacted_at < next || compacted_at > compacted_at_most {
+        if compacted_at <= next || compacted_at > compacted_at_most {
             return Err(format!(
-                "the watch from revision {next} ended because of a compaction at {compacted_at},                  and nobody compacted beyond {compacted_at_most}"
+                "the watch from revision {next} ended because of a compaction at {compacted_at}, and nobody compacted beyond {compacted_at_most}"
             ));
         }
         self.stream = None;
-        self.seen.gaps.push((next, compacted_at));
+        // What happened at that revision itself is there still.
+        self.seen.gaps.push((next, compacted_at - 1));
+        Ok(())
+    }
+}
+
+impl Sent {
+    /// Holds a response of the stream against what it has sent before: a revision comes whole, in one response, and what was promised to be all is all.
+    fn note(&mut self, response: &WatchResponse, events: &[Event]) -> Result<(), String> {
+        let revision = response.header.as_ref().map_or(0, |header| header.revision);
+        if let (Some(first), Some(last)) = (events.first(), events.last()) {
+            if first.revision <= self.newest.max(self.complete_to) || last.revision > revision {
+                return Err(format!("{self:?}, and then comes {response:?}"));
+            }
+            self.newest = last.revision;
+        } else if !response.created && !response.canceled {
+            self.complete_to = self.complete_to.max(revision);
+        }
         Ok(())
     }
 }
@@ -183,6 +216,10 @@ impl World {
             self.watchers[number].left_at = None;
             self.open_watch(number, any);
         }
+        let asks = self.rng.random_range(0..PROGRESS_ONE_IN) == 0;
+        if let Some((.., stream)) = self.watchers[number].stream.as_mut().filter(|_| asks) {
+            stream.request_progress();
+        }
         let mut taken = self.watchers[number].take();
         if taken.is_err() && self.watchers[number].left_at.is_some() {
             // What it was to tell is gone.
@@ -236,6 +273,7 @@ impl World {
             let next = watching.next_revision();
             if let Some((_, keyspace, stream)) = &mut watching.stream {
                 *stream = open(keyspace, &watching.seen.key_from, &watching.seen.key_to, next);
+                watching.sent = Sent::default();
             }
             return true;
         };
@@ -277,7 +315,7 @@ impl World {
         let watching = &mut self.watchers[number];
         let next = watching.next_revision();
         let stream = open(&keyspace, &watching.seen.key_from, &watching.seen.key_to, next);
-        watching.stream = Some((life, keyspace, stream));
+        (watching.stream, watching.sent) = (Some((life, keyspace, stream)), Sent::default());
     }
 
     /// Whether every watcher has looked often enough to have seen everything. Replicas must be equal.

@@ -102,7 +102,7 @@ pub fn tenants(seed: u64) -> Settings {
 pub fn quarrels(seed: u64) -> Settings {
     let weights = Weights { pause: 60, partition: 40, ..Weights::none() };
     Settings {
-        nodes: 3,
+        nodes: 5,
         delicate_one_in: 0,
         fault_pause_us: 300_000,
         sync_us_max: 300,

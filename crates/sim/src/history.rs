@@ -216,6 +216,13 @@ impl Operation {
         }
     }
 
+    /// The same for somebody who knows what happened up to a revision and nothing of what came later.
+    pub fn known_up_to(&self, revision: i64) -> Operation {
+        let is_later = self.response().is_some_and(|response| response.revision > revision);
+        let outcome = if is_later { Outcome::Unknown } else { self.outcome.clone() };
+        Operation { outcome, ..self.clone() }
+    }
+
     /// The steps that were carried out, with their results, as far as they are known.
     pub fn done_steps(&self) -> impl Iterator<Item = (&Step, &StepResult)> {
         let pair = match (&self.action, &self.outcome) {

@@ -35,7 +35,7 @@ pub enum Verdict {
 /// Steps after which the search gives up; thousands of times what a history of a test takes.
 const STEPS_MAX: u64 = 20_000_000;
 /// Where nobody knows any more what became of unknown operations there may be too many orders to look at.
-const STEPS_MAX_WITHOUT_HISTORY: u64 = 100_000;
+const STEPS_MAX_WITH_PAST: u64 = 100_000;
 
 /// Checks `operations`, whose keyspace was empty before the first of them. `events` may hold the complete history of
 /// the keyspace, read at the end: it is used where the outcome of operations is unknown, and must be explained too.
@@ -51,12 +51,12 @@ fn check_within(operations: &[Operation], events: &[Event], steps_max: u64) -> R
     Search::new(operations, claims, facts, changes(events)).run(steps_max)
 }
 
-/// Likewise of a keyspace whose history is gone. Without it many are not decided soon, which is no reason to be alarmed.
+/// Likewise of a keyspace of whose history only a part from its beginning on is known.
 ///
 /// # Errors
 /// What no order explains.
-pub fn check_without_history(operations: &[Operation]) -> Result<Verdict, Violation> {
-    check_within(operations, &[], STEPS_MAX_WITHOUT_HISTORY)
+pub fn check_with_past(operations: &[Operation], past: &[Event]) -> Result<Verdict, Violation> {
+    check_within(operations, past, STEPS_MAX_WITH_PAST)
 }
 
 /// The key and value (none when removed) that a revision is known to have written.

@@ -27,6 +27,12 @@ pub struct Watcher {
 }
 
 impl Watcher {
+    /// What it saw up to a revision.
+    pub fn up_to(&self, revision: i64) -> Watcher {
+        let events = self.events.iter().filter(|event| event.revision <= revision).cloned().collect();
+        Watcher { events, complete_to: self.complete_to.min(revision), ..self.clone() }
+    }
+
     fn wants(&self, event: &Event) -> bool {
         event.revision >= self.from_revision
             && event.key >= self.key_from

@@ -39,7 +39,7 @@ impl World {
     }
 
     /// Writes down all that some node has applied; returns up to which revision all is written down.
-    fn record_past(&mut self, group: GroupId) -> Result<i64, Violation> {
+    pub(super) fn record_past(&mut self, group: GroupId) -> Result<i64, Violation> {
         let sound = self.machines.iter().filter(|(node, _)| !self.is_rotten(**node, group));
         let keyspaces: Vec<_> =
             sound.filter_map(|(_, machine)| machine.process.as_ref()?.keyspace(group)).collect();

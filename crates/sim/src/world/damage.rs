@@ -173,7 +173,8 @@ impl World {
             true if flipped == whole => Ok(None),
             true => Ok(Some(format!("{place}: some of it cannot be read"))),
             false => {
-                Err(violation(format!("{place} flipped, and it shows {flipped:?} instead of {whole:?}")))
+                let difference = flipped.difference(&whole);
+                Err(violation(format!("{place} flipped, and it shows {difference}")))
             }
         }
     }
@@ -219,10 +220,35 @@ impl Shown {
         Ok(Shown { keys, history })
     }
 
+    /// What it shows that `whole` does not, as far as that is to be told.
+    fn difference(&self, whole: &Shown) -> String {
+        let (Ok(keys), Ok(whole_keys)) = (&self.keys, &whole.keys) else {
+            return differing(&self.history, &whole.history);
+        };
+        let different = keys.iter().zip(whole_keys).find(|(key, whole)| key != whole);
+        match different {
+            Some((key, whole)) => format!("{key:?} instead of {whole:?}"),
+            None if keys.len() != whole_keys.len() => {
+                format!("{} keys instead of {}", keys.len(), whole_keys.len())
+            }
+            None => differing(&self.history, &whole.history),
+        }
+    }
+
     /// Whether it shows nothing but what `whole` shows.
     fn is_part_of(&self, whole: &Shown) -> bool {
         (self.keys.is_err() || self.keys == whole.keys)
             && (self.history.is_err() || self.history == whole.history)
+    }
+}
+
+fn differing(history: &Result<Vec<Event>, String>, whole: &Result<Vec<Event>, String>) -> String {
+    let (Ok(history), Ok(whole)) = (history, whole) else {
+        return format!("not the same past: {:?}", history.as_ref().err());
+    };
+    match history.iter().zip(whole).find(|(event, whole)| event != whole) {
+        Some((event, whole)) => format!("{event:?} instead of {whole:?}"),
+        None => format!("{} events instead of {}", history.len(), whole.len()),
     }
 }
 

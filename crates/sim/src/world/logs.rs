@@ -17,6 +17,8 @@ pub(super) struct Logs {
     completeness: LeaderCompleteness,
     /// By node and group.
     logs: BTreeMap<(u64, GroupId), Log>,
+    /// Entries that were held against those of others.
+    pub(super) entries_seen: u64,
 }
 
 /// One replica's log.
@@ -100,6 +102,7 @@ impl Logs {
         match record {
             Record::Entries(group, entries) => {
                 self.logs.entry((node, *group)).or_default().append(entries);
+                self.entries_seen += entries.len() as u64;
                 for entry in entries {
                     let observed = (entry.index.0, entry.term.0, entry.checksum);
                     found = found.and(self.matching.observe(format_args!("n{node}"), group.0, observed));

@@ -675,6 +675,7 @@ impl World {
             let found = format!("n{}'s replica of {group:?} is quarantined", life.node);
             self.violate(Violation::new("digest_agreement", found));
         }
+        self.see_root(life, token, asked, &reply);
         match asked {
             Asked::Operation(operation) => self.on_operation_reply(life, operation, reply),
             Asked::Lease(client) => self.on_lease_reply(life, client, reply),

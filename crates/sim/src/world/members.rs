@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use hadron_consensus::{GroupId, NodeId, ROOT_GROUP, ReplicaId};
+use hadron_consensus::{GroupId, NodeId, ReplicaId};
 use hadron_keyspace::{Command, Response};
-use hadron_node::{Catalog, Event as NodeEvent, NotAdmitted, Pool, Reply, Roster};
+use hadron_node::{Catalog, NotAdmitted, Pool, Reply, Roster};
 use rand::Rng;
 
 use super::machine::{Asked, Machine};
@@ -132,7 +132,7 @@ impl World {
         let node = self.any_node();
         let Some(life) = self.life(node) else { return };
         self.administrator.waits_until = Some(now + PATIENCE_US);
-        self.ask(life, Asked::Administrator, |token| NodeEvent::Read { token, group: ROOT_GROUP });
+        self.ask_root(life, Asked::Administrator);
     }
 
     /// The node answers the administrator, or cannot.

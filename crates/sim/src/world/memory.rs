@@ -37,6 +37,7 @@ impl World {
                 },
             };
             self.usage = self.usage.max(usage);
+            self.measured += 1;
             if let Err(violation) = bounded_memory::check(format_args!("n{node}"), usage, bounds) {
                 return self.violate(violation);
             }

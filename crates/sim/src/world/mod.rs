@@ -38,6 +38,7 @@ mod observe;
 mod placements;
 mod promises;
 mod repairs;
+mod root;
 mod scenario;
 mod schedule;
 mod scrubs;
@@ -80,6 +81,7 @@ use observe::Observer;
 use placements::Placer;
 use promises::Promises;
 use repairs::Repairs;
+use root::Root;
 use schedule::Schedule;
 use scrubs::Scrubs;
 use snapshots::{Chunk, Transfer};
@@ -246,6 +248,7 @@ pub struct World {
     administrator: Administrator,
     placer: Placer,
     repairs: Repairs,
+    root: Root,
     scrubs: Scrubs,
     logs: Logs,
     promises: Promises,
@@ -266,6 +269,8 @@ pub struct World {
     tickets: u64,
     /// See [`Report::usage`].
     usage: Usage,
+    /// Times that a node's use was measured.
+    measured: u64,
     /// See [`Report::undecided`].
     undecided: u64,
 }
@@ -324,6 +329,7 @@ impl World {
             administrator: Administrator::default(),
             placer: Placer::default(),
             repairs: Repairs::default(),
+            root: Root::default(),
             scrubs: Scrubs::default(),
             logs: Logs::default(),
             promises: Promises::default(),
@@ -338,6 +344,7 @@ impl World {
             snapshots: 0,
             tickets: 0,
             usage: Usage::default(),
+            measured: 0,
             undecided: 0,
             settings,
         }

@@ -300,16 +300,18 @@ impl World {
     /// Reads the complete history of every keyspace from every node, and holds everything against it.
     pub(super) fn check_history(&mut self) -> Result<(), Violation> {
         let looks = self.observer.looks;
-        for guarantee in [
-            "election_safety",
-            "log_matching",
-            "leader_completeness",
-            "state_machine_safety",
-            "digest_agreement",
+        for (guarantee, count) in [
+            ("election_safety", looks),
+            ("log_matching", self.logs.entries_seen),
+            ("leader_completeness", self.observer.leaders_seen.len() as u64),
+            ("state_machine_safety", looks),
+            ("digest_agreement", looks),
+            ("bounded_memory", self.measured),
+            ("stored_state", self.scrubs.ended),
         ] {
-            self.checked(guarantee, looks);
+            self.checked(guarantee, count);
         }
-        self.checked("stored_state", self.scrubs.ended);
+        self.check_root()?;
         self.check_isolation()?;
         self.check_leases()?;
         for group in self.groups_of_history() {
@@ -347,11 +349,17 @@ impl World {
     }
 
     fn check_watchers(&mut self) -> Result<(), Violation> {
-        for watcher in &self.watchers {
-            self.minded(watch_order::check(&watcher.seen(), &self.agreed_history(watcher.group())?))?;
+        let mut count = 0;
+        for (group, seen) in self.watchers.iter().flat_map(|watcher| watcher.seen()) {
+            count += seen.events.len() as u64;
+            if self.is_deleted(group) {
+                let (recorded, past) = self.past(group);
+                self.minded(watch_order::check(&seen.up_to(recorded), past))?;
+            } else {
+                self.minded(watch_order::check(seen, &self.agreed_history(group)?))?;
+            }
         }
-        let seen: usize = self.watchers.iter().map(|watcher| watcher.seen().events.len()).sum();
-        self.checked("watch_order", seen as u64);
+        self.checked("watch_order", count);
         Ok(())
     }
 
@@ -398,23 +406,32 @@ impl World {
         self.minded(revision_order::check_responses(&operations))?;
         self.minded(compaction::check(&operations))?;
         let count = operations.len() as u64;
-        if self.is_deleted(keyspace) {
-            // Nobody knows any more all that happened there.
-            self.minded(linearizable::check_without_history(&operations).map(|_| ()))?;
-            for guarantee in ["revision_order", "compaction", "linearizable"] {
-                self.checked_of(keyspace, guarantee, count);
+        let (events, found) = match self.is_deleted(keyspace) {
+            true => {
+                if !self.placer.unwanted.contains(&keyspace) {
+                    let found = format!("group {keyspace} was deleted, which nobody wanted");
+                    self.minded(Err(Violation::new("durable_ack", found)))?;
+                }
+                // Nobody knows any more what happened there after it was to be deleted.
+                let (recorded, past) = self.past(keyspace);
+                let known: Vec<Operation> =
+                    operations.iter().map(|operation| operation.known_up_to(recorded)).collect();
+                self.minded(durable_ack::check(&known, past))?;
+                (past.to_vec(), linearizable::check_with_past(&operations, past))
             }
-            return Ok(());
-        }
-        let events = self.agreed_history(keyspace)?;
+            false => {
+                let events = self.agreed_history(keyspace)?;
+                self.minded(durable_ack::check(&operations, &events))?;
+                self.minded(self.check_present(keyspace, &events))?;
+                let found = linearizable::check(&operations, &events);
+                (events, found)
+            }
+        };
         self.minded(revision_order::check_events(&events))?;
-        self.minded(durable_ack::check(&operations, &events))?;
-        self.minded(self.check_present(keyspace, &events))?;
         for guarantee in ["revision_order", "durable_ack", "compaction"] {
             self.checked_of(keyspace, guarantee, count);
         }
         let mut decided = true;
-        let found = linearizable::check(&operations, &events);
         self.minded(found.map(|verdict| decided = verdict == linearizable::Verdict::Explained))?;
         if decided {
             self.checked_of(keyspace, "linearizable", count);
@@ -459,7 +476,7 @@ impl World {
 
     /// The complete history of a keyspace: what was written down before it was compacted, and the rest, which all members
     /// must show alike.
-    fn agreed_history(&self, group: GroupId) -> Result<Vec<Event>, Violation> {
+    pub(super) fn agreed_history(&self, group: GroupId) -> Result<Vec<Event>, Violation> {
         let (recorded, past) = self.past(group);
         let mut agreed: Option<(u64, Vec<Event>)> = None;
         // Whoever was removed and has not been told yet may be behind.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use hadron_consensus::{GroupId, NodeId, ROOT_GROUP, ReplicaId};
 use hadron_keyspace::{Command, Response};
-use hadron_node::{Board, Catalog, Event as NodeEvent, KeyspaceRecord, Reply};
+use hadron_node::{Board, Catalog, KeyspaceRecord, Reply};
 use rand::Rng;
 
 use super::machine::Asked;
@@ -25,6 +25,8 @@ pub(super) struct Placer {
     pub(super) waits_until: Option<u64>,
     /// Changes that were acknowledged.
     pub(super) changes: u64,
+    /// The groups of keyspaces that were to be deleted.
+    pub(super) unwanted: BTreeSet<GroupId>,
 }
 
 impl World {
@@ -39,7 +41,7 @@ impl World {
         let node = self.any_node();
         let Some(life) = self.life(node) else { return };
         self.placer.waits_until = Some(now + PATIENCE_US);
-        self.ask(life, Asked::Placer, |token| NodeEvent::Read { token, group: ROOT_GROUP });
+        self.ask_root(life, Asked::Placer);
     }
 
     /// The node answers the placer, or cannot.
@@ -77,6 +79,10 @@ impl World {
         let group = board.with_catalog(|catalog| group_of(catalog, keyspace))?;
         if self.settings.is_mortal(keyspace) && self.rng.random_range(0..DELETED_ONE_IN) == 0 {
             self.tell(StoryEvent::DeletionWanted { group: group.0 });
+            self.placer.unwanted.insert(group);
+            // Later nobody can.
+            let recorded = self.record_past(group);
+            self.mind(recorded.map(drop));
             return board.with_catalog(|catalog| catalog.delete(&name(keyspace)).ok());
         }
         if self.settings.accusations_us > 0 {

@@ -40,6 +40,8 @@ pub(super) struct Watching {
     /// The group that it watches.
     group: GroupId,
     seen: Watcher,
+    /// What it saw of former groups of the keyspace, which were deleted.
+    former: Vec<(GroupId, Watcher)>,
     /// On which node, and of which replica there.
     stream: Option<(Life, Arc<Keyspace>, WatchStream)>,
     /// What the stream has sent: the newest revision of an event, and up to which it has promised that there is no more to come.
@@ -71,6 +73,7 @@ impl Watching {
             keyspace,
             group: keyspace,
             seen,
+            former: Vec::new(),
             stream: None,
             sent: Sent::default(),
             left_at: None,
@@ -80,8 +83,9 @@ impl Watching {
         }
     }
 
-    /// The keyspace was made anew: what was seen of the former one does not count.
+    /// The keyspace was made anew.
     fn begin_anew(&mut self, group: GroupId) {
+        self.former.push((self.group, self.seen.clone()));
         self.group = group;
         self.stream = None;
         (self.quiet_looks, self.looked_at) = (0, 0);
@@ -91,14 +95,9 @@ impl Watching {
         self.seen.complete_to = 0;
     }
 
-    /// The group that it watches.
-    pub(super) fn group(&self) -> GroupId {
-        self.group
-    }
-
-    /// What it saw, as its checker takes it.
-    pub(super) fn seen(&self) -> Watcher {
-        self.seen.clone()
+    /// What it saw of each group, as its checker takes it.
+    pub(super) fn seen(&self) -> impl Iterator<Item = (GroupId, &Watcher)> {
+        self.former.iter().map(|(group, seen)| (*group, seen)).chain([(self.group, &self.seen)])
     }
 
     fn next_revision(&self) -> i64 {

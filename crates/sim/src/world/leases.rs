@@ -1,5 +1,5 @@
-//! Lease clients: each grants a lease, attaches a key to it, keeps it alive for a while, then lets it expire or revokes
-//! it, and looks until the key is gone.
+//! Lease clients: each grants a lease, attaches a few keys to it, keeps it alive for a while, then lets it expire or revokes
+//! it, and looks until the keys are gone, all at one revision.
 //!
 //! Some compete for one lock instead: the key that is created with the lease is the same for all, and whoever creates it
 //! holds the lock as long as its lease is promised to live.
@@ -17,6 +17,8 @@ use crate::checkers::exclusion::Claim;
 use crate::checkers::lease_promise::{Lease, Renewal};
 use crate::history::{Action, Guard, Operation, Outcome, Response, Step, StepResult, Transaction};
 
+/// As many keys are attached to a lease at most.
+const KEYS_MAX: i64 = 4;
 /// Seconds that leases are granted for.
 const TTL_S: i64 = 2;
 /// Client numbers of lease clients in the history begin here.
@@ -54,7 +56,7 @@ pub(super) struct LeaseClient {
 enum Stage {
     /// Asks for a lease.
     Grant,
-    /// Attaches a key to it.
+    /// Attaches keys to it.
     Attach,
     /// Keeps it alive this many more times.
     Keep(u32),
@@ -112,8 +114,13 @@ impl LeaseClient {
     fn attach(&mut self) -> Action {
         let lease = self.lease();
         if !self.wants_lock {
-            let step = Step::Put(self.key().into(), format!("held by {lease}").into(), lease);
-            return Action::Transaction(Transaction { then: vec![step], ..Transaction::default() });
+            let more = (1..=lease % KEYS_MAX).map(|number| format!("{}/{number}", self.key()));
+            let keys = [self.key()].into_iter().chain(more);
+            let put = |key: String| Step::Put(key.into(), format!("held by {lease}").into(), lease);
+            return Action::Transaction(Transaction {
+                then: keys.map(put).collect(),
+                ..Transaction::default()
+            });
         }
         self.requests += 1;
         let value = format!("held by {lease} ({})", self.requests);
@@ -173,7 +180,9 @@ impl World {
                     let group = self.leases[number].group;
                     self.write_unasked(life, group, Command::LeaseKeepAlive(vec![lease]));
                 }
-                let action = Action::get(self.leases[number].key());
+                let key = self.leases[number].key();
+                // What is attached has longer names, with a slash; this comes right after all of them.
+                let action = Action::GetRange(key.clone().into(), format!("{key}0").into());
                 self.begin_operation(NUMBERS + number as u64, self.leases[number].group, life, action);
             }
         }
@@ -344,14 +353,14 @@ impl World {
         let result = response.as_ref().and_then(|response| response.results.first().cloned());
         let (stage, delay) = match (self.leases[number].stage, result) {
             (Stage::Attach, result) => self.after_attaching(number, returned, response, result),
-            (Stage::Look, Some(StepResult::Got(found))) => {
+            (Stage::Look, Some(StepResult::Found(found))) => {
                 let client = &mut self.leases[number];
                 let Some(story) = client.stories.last_mut() else { return };
-                match found {
-                    Some(_) => story.alive_at = story.alive_at.max(Some(invoked)),
-                    None => drop(story.gone_by.get_or_insert(returned)),
+                match found.is_empty() {
+                    false => story.alive_at = story.alive_at.max(Some(invoked)),
+                    true => drop(story.gone_by.get_or_insert(returned)),
                 }
-                if found.is_some() { (Stage::Look, LOOK_US) } else { (Stage::Grant, 100_000) }
+                if found.is_empty() { (Stage::Grant, 100_000) } else { (Stage::Look, LOOK_US) }
             }
             (Stage::Revoke, _) if self.leases[number].wants_lock => (Stage::Grant, 100_000),
             (Stage::Revoke, _) => (Stage::Look, LOOK_US),

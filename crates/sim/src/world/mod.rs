@@ -259,6 +259,8 @@ pub struct World {
     /// Counts cuts and healings of the network, so that an old partition's end does not heal what came after.
     partition: u64,
     faults_on: bool,
+    /// When everything was healed.
+    healed_at: u64,
     /// Clients begin nothing new.
     quiet: bool,
     /// Nodes that half work or did a moment ago, and until when that may show.
@@ -337,6 +339,7 @@ impl World {
             stories: Vec::new(),
             partition: 0,
             faults_on: true,
+            healed_at: u64::MAX,
             quiet: false,
             ailing: BTreeMap::new(),
             crashes: 0,
@@ -390,6 +393,7 @@ impl World {
     fn play(&mut self, tell: &mut dyn FnMut(&Story)) -> Result<u64, Violation> {
         self.run_until(self.settings.faults_us, tell)?;
         self.heal_everything();
+        self.healed_at = self.schedule.now();
         let recovery_us = self.recover(tell)?;
         self.quiet = true;
         self.converge(tell)?;

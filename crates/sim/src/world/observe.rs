@@ -363,8 +363,8 @@ impl World {
         Ok(())
     }
 
-    /// The times between each two acknowledged writes of a group, from the beginning to the end, in which its clock may have stood still: the
-    /// long ones, and those in which another leader came, of which there may be many short ones.
+    /// The times between each two acknowledged writes of a group, from the beginning to the end, in which its clock may have stood still: those
+    /// in which another leader came, of which there may be many short ones, and long ones that began before all was healed.
     fn outages(&self, group: GroupId) -> Vec<(u64, u64)> {
         let written = |operation: &&Operation| {
             operation.keyspace == group.0 && operation.response().is_some_and(|response| response.wrote())
@@ -376,7 +376,8 @@ impl World {
         let terms = self.observer.leaders_seen.range((group.0, 0)..=(group.0, u64::MAX));
         let led_at: Vec<u64> = terms.map(|(_, at)| *at).collect();
         let stands_still = |(from, to): &(u64, u64)| {
-            to - from > OUTAGE_US || led_at.iter().any(|at| (from..=to).contains(&at))
+            to - from > OUTAGE_US && *from < self.healed_at
+                || led_at.iter().any(|at| (from..=to).contains(&at))
         };
         times.windows(2).map(|pair| (pair[0], pair[1])).filter(stands_still).collect()
     }

@@ -22,6 +22,12 @@ fn one_seed_tells_one_story() {
     let (once, again) = (simulate(&["--seed", "7"]), simulate(&["--seed", "7"]));
     assert!(once.status.success());
     assert_eq!(text(&once.stdout), text(&again.stdout));
+    let traced = command(&["--seed", "7"]).env("SIM_TRACE", "1").output().unwrap();
+    assert_eq!(
+        text(&once.stdout),
+        text(&traced.stdout),
+        "nor is it another one where everything is told beside it"
+    );
     let story = text(&once.stdout);
     for part in ["wins the election", "everything is healed", "linearizable holds", "Every guarantee held"] {
         assert!(story.contains(part), "{part:?} is not in\n{story}");
@@ -167,4 +173,9 @@ fn a_pool_is_balanced_and_says_what_held() {
     let small = simulate(&["--scenario", "balance", "--nodes", "9"]);
     assert_eq!(small.status.code(), Some(2));
     assert!(text(&small.stderr).contains("at least 30"));
+    for other in [["--seconds", "5"], ["--threads", "2"]] {
+        let refused = simulate(&["--scenario", "balance", other[0], other[1]]);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(text(&refused.stderr).contains("--hours"), "{}", text(&refused.stderr));
+    }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use hadron_sim::balance::{Report, Settings};
 
-use super::Options;
 use super::output::{note, say};
+use super::{COMMIT, Options, commit};
 use crate::cli::counted;
 
 const NODES: u64 = 100;
@@ -30,7 +30,11 @@ fn run_one(options: &Options, seed: u64) -> bool {
     let report = hadron_sim::balance::run(&settings, &mut |line| say(&format!("{line}\n")));
     say(&format!("{report}"));
     if !report.holds() {
-        say(&format!("again: hadron simulate {}\n", again(&settings)));
+        say(&format!(
+            "seed {seed}, commit {}\nagain: hadron simulate {}\n",
+            commit(COMMIT),
+            again(&settings)
+        ));
     }
     tell_duration(&report);
     report.holds()

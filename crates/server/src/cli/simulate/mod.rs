@@ -175,6 +175,9 @@ impl Options {
         let least = hadron_sim::balance::NODES_MIN as u64;
         match self.nodes {
             _ if self.lie.is_some() => Err("--scenario balance knows no lies".into()),
+            _ if self.seconds.is_some() || self.threads.is_some() => {
+                Err("--scenario balance takes --hours, not --seconds, and runs one pool after the other, without --threads".into())
+            }
             Some(nodes) if nodes < least => {
                 Err(format!("--nodes {nodes}: --scenario balance needs at least {least}"))
             }

@@ -260,4 +260,30 @@ mod tests {
         flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
         assert_eq!(text.lines().count(), 2);
     }
+
+    /// Whoever wrote the line that filled the file waited until it was compressed. Here that takes until a full file, a pipe, has been read.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn nobody_waits_until_a_full_file_is_compressed() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        let directory = tempfile::tempdir().unwrap();
+        let full = directory.path().join("etcd-2020-01-01T00-00-00.000.log");
+        mknodat(CWD, &full, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let path = directory.path().join("etcd.log");
+        let (wrote, written) = mpsc::channel();
+        let writer = thread::spawn(move || {
+            let mut file = RotatingFile::open(&path, Rotation { compresses: true, ..rotation() }).unwrap();
+            for _ in 0..3 {
+                file.write(&[b'x'; 60], SystemTime::now()).unwrap();
+            }
+            wrote.send(()).unwrap();
+        });
+        let in_time = written.recv_timeout(Duration::from_secs(20));
+        // Whoever compresses it may go on.
+        fs::write(&full, "full").unwrap();
+        writer.join().unwrap();
+        in_time.unwrap();
+        assert!(full.with_extension("log.gz").exists());
+    }
 }

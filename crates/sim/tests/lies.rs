@@ -10,8 +10,8 @@ use std::time::Instant;
 use hadron_sim::checkers::GUARANTEES;
 use hadron_sim::world::lies::Lie;
 use hadron_sim::world::lies::worlds::{
-    blackouts, compactions, crashes, damages, disks, leases, partitions, pinned_log, quarrels, sickness,
-    sleep, snapshots, stalled_flush, tenants, usual,
+    blackouts, compactions, crashes, damages, disks, leases, partitions, pinned_log, quarrels, repairs,
+    sickness, sleep, snapshots, stalled_flush, tenants, usual,
 };
 use hadron_sim::world::{Settings, World};
 
@@ -76,7 +76,7 @@ const ANSWERS: &[&str] = &[
     "liveness",
 ];
 
-const CASES: [Case; 35] = [
+const CASES: [Case; 37] = [
     case(Lie::DurableBeforeFsync, 20, SAFETY),
     case(Lie::LostFsync, 20, SAFETY),
     case(Lie::MinorityCommit, 10, SAFETY),
@@ -89,7 +89,7 @@ const CASES: [Case; 35] = [
     case(Lie::CutSnapshot, 10, &["no_fatal"]),
     case(Lie::StaleRead, 10, &["revision_order", "linearizable", "lease_promise"]),
     case(Lie::ProposedAgain, 10, &["durable_ack"]),
-    case(Lie::WrongKeyspace, 10, &["tenant_isolation", "linearizable"]),
+    case(Lie::WrongKeyspace, 10, &["tenant_isolation", "linearizable", "watch_order"]),
     case(Lie::WrongClient, 10, ANSWERS),
     case(Lie::AckUnasked, 20, &["revision_order", "durable_ack", "lease_promise"]),
     case(Lie::OldRevision, 10, &["revision_order", "durable_ack"]),
@@ -99,6 +99,8 @@ const CASES: [Case; 35] = [
     case(Lie::SkippedEvent, 10, &["watch_order", "liveness"]),
     case(Lie::DoubledEvent, 10, &["watch_order"]),
     case(Lie::DisorderedEvents, 20, &["watch_order"]),
+    case(Lie::EarlyProgress, 5, &["watch_order"]),
+    case(Lie::FalseAlarm, 5, &["digest_agreement"]),
     case(Lie::EarlyExpiry, 10, &["lease_promise", "exclusion"]),
     case(Lie::EndlessLease, 10, &["lease_promise"]),
     case(Lie::KeepAliveUnasked, 10, &["lease_promise", "exclusion"]),
@@ -115,7 +117,7 @@ const CASES: [Case; 35] = [
 ];
 
 /// For each guarantee a lie that its checker finds while no other is asked. Where there are several, each has another way to find it.
-const ALONE: [Case; 36] = [
+const ALONE: [Case; 38] = [
     case_in(quarrels, Lie::ForgottenVote, 10, &["election_safety"]),
     case_in(quarrels, Lie::ForgottenVote, 20, &["log_matching"]),
     case(Lie::MinorityCommit, 10, &["leader_completeness"]),
@@ -136,12 +138,14 @@ const ALONE: [Case; 36] = [
     case(Lie::SkippedEvent, 5, &["watch_order"]),
     case(Lie::DoubledEvent, 5, &["watch_order"]),
     case(Lie::DisorderedEvents, 5, &["watch_order"]),
+    case(Lie::EarlyProgress, 5, &["watch_order"]),
     case(Lie::EarlyExpiry, 5, &["lease_promise"]),
     case(Lie::KeepAliveUnasked, 5, &["lease_promise"]),
     case(Lie::EndlessLease, 5, &["lease_promise"]),
     case(Lie::LockUnguarded, 5, &["exclusion"]),
     case(Lie::WrongKeyspace, 5, &["tenant_isolation"]),
     case(Lie::AppliedAgain, 5, &["digest_agreement"]),
+    case(Lie::FalseAlarm, 5, &["digest_agreement"]),
     case(Lie::PressureIgnored, 10, &["bounded_memory"]),
     case(Lie::PinnedForever, 20, &["bounded_memory"]),
     case(Lie::DeafNode, 5, &["liveness"]),
@@ -215,6 +219,7 @@ fn the_same_worlds_hold_without_the_lie() {
         damages,
         sickness,
         compactions,
+        repairs,
     ] {
         World::run(world(1)).unwrap_or_else(|failure| panic!("{failure}"));
     }

@@ -14,7 +14,8 @@ use bytes::{Bytes, BytesMut};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, Message, NodeId};
 use hadron_keyspace::Command;
 use hadron_node::{Event as NodeEvent, Limits, PeerMessage, Reply};
-use hadron_proto::etcdserverpb::TxnRequest;
+use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
+use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, TxnRequest};
 use hadron_storage::disk::MemoryDisk;
 use hadron_storage::engine::{Change, Engine, EngineError, ModelEngine, Read, Space, Visit};
 use hadron_storage::wal::{RecoveredGroup, WalError};
@@ -84,6 +85,10 @@ pub enum Lie {
     DoubledEvent,
     /// A watcher is sent two events in the wrong order.
     DisorderedEvents,
+    /// A watcher is told that it has seen more than it has.
+    EarlyProgress,
+    /// A sound replica is said to be damaged.
+    FalseAlarm,
     /// Clocks run half as fast again as they should, so that leases end early.
     EarlyExpiry,
     /// A front end goes on to keep leases alive whose clients do not.
@@ -114,7 +119,7 @@ pub enum Lie {
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 36] = [
+    pub const ALL: [Lie; 38] = [
         Lie::DurableBeforeFsync,
         Lie::LostFsync,
         Lie::MinorityCommit,
@@ -138,6 +143,8 @@ impl Lie {
         Lie::SkippedEvent,
         Lie::DoubledEvent,
         Lie::DisorderedEvents,
+        Lie::EarlyProgress,
+        Lie::FalseAlarm,
         Lie::EarlyExpiry,
         Lie::EndlessLease,
         Lie::KeepAliveUnasked,
@@ -180,6 +187,8 @@ impl fmt::Display for Lie {
             Lie::SkippedEvent => "a watcher is not sent an event",
             Lie::DoubledEvent => "a watcher is sent an event twice",
             Lie::DisorderedEvents => "a watcher is sent two events in the wrong order",
+            Lie::EarlyProgress => "a watcher is told that it has seen more than it has",
+            Lie::FalseAlarm => "a sound replica is said to be damaged",
             Lie::EarlyExpiry => "clocks are half as fast again: leases end early",
             Lie::EndlessLease => "leases are kept alive that nobody keeps alive",
             Lie::KeepAliveUnasked => "keep-alives are answered without asking the group",
@@ -217,6 +226,23 @@ impl World {
     /// Whether this lie is told in this world, and now: one time in `one_in`.
     fn lies_now(&mut self, lie: Lie, one_in: u32) -> bool {
         self.lies(lie) && self.rng.random_range(0..one_in) == 0
+    }
+
+    /// [`Lie::EarlyProgress`]: whether a watcher is told so now.
+    pub(super) fn is_told_too_early(&mut self) -> bool {
+        self.lies_now(Lie::EarlyProgress, 3)
+    }
+
+    /// [`Lie::FalseAlarm`]: about any node's replica of `default`.
+    pub(super) fn raise_false_alarm(&mut self) {
+        if !self.faults_on || !self.lies_now(Lie::FalseAlarm, 5) {
+            return;
+        }
+        let (asked, accused) = (self.any_node(), self.any_node());
+        let Some(life) = self.life(asked) else { return };
+        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
+        let request = AlarmRequest { action, member_id: accused, alarm };
+        self.write_unasked(life, DEFAULT_GROUP, Command::Alarm(request));
     }
 
     /// [`Lie::PressureIgnored`]: the bounds as nodes are told them.

@@ -54,6 +54,7 @@ impl World {
         if pause > 0 && self.faults_on && self.rng.random_range(0..pause) == 0 {
             self.accuse();
         }
+        self.raise_false_alarm();
         let is_time = self.settings.member_changes_us == 0 && self.rng.random_range(0..DRAINED_ONE_IN) == 0;
         if !self.faults_on || is_time {
             self.drain_or_not();

@@ -219,6 +219,9 @@ impl World {
         if let Some((.., stream)) = self.watchers[number].stream.as_mut().filter(|_| asks) {
             stream.request_progress();
         }
+        if asks && self.is_told_too_early() {
+            self.watchers[number].sent.complete_to += 1;
+        }
         let mut taken = self.watchers[number].take();
         if taken.is_err() && self.watchers[number].left_at.is_some() {
             // What it was to tell is gone.

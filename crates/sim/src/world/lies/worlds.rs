@@ -24,6 +24,7 @@ impl Lie {
             | Lie::SkippedEvent
             | Lie::DoubledEvent
             | Lie::DisorderedEvents
+            | Lie::EarlyProgress
             | Lie::NoWrites
             | Lie::CutMessage
             | Lie::EarlyTimer
@@ -38,6 +39,7 @@ impl Lie {
             Lie::DeafSleeper | Lie::GhostNode => sleep(seed),
             Lie::NothingSwept => compactions(seed),
             Lie::UnnoticedFlip | Lie::OldName => damages(seed),
+            Lie::FalseAlarm => repairs(seed),
         };
         Settings { lie: Some(self), ..world }
     }
@@ -86,6 +88,11 @@ pub fn compactions(seed: u64) -> Settings {
 /// [`Scenario::Snapshots`].
 pub fn snapshots(seed: u64) -> Settings {
     Settings::of(Scenario::Snapshots, seed)
+}
+
+/// [`Scenario::Repairs`].
+pub fn repairs(seed: u64) -> Settings {
+    Settings::of(Scenario::Repairs, seed)
 }
 
 /// [`Scenario::Sickness`].

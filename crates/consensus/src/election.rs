@@ -11,7 +11,7 @@
 //! * *Counting*: a voter that refuses says whom it voted for, so the candidate counts every vote: P(x) = V(x) / ΣV(i).
 //! * *Timers* are random between one and two election timeouts; each split vote in a row widens the range.
 //! * *Giving way*: of two that ask for pre-votes at a time the one with the older log lets the other go first, or with equal logs the one with the
-//!   lower id. Where all who are left are those two, they cannot share the votes: each needs the other's pre-vote, and so hears of it in time.
+//!   lower id. Where all who are left are those two, they hardly ever share the votes: each needs the other's pre-vote, and so hears of it in time.
 
 use std::collections::BTreeMap;
 

@@ -31,11 +31,7 @@ pub(super) fn lost(board: &mut Board<'_>) {
     for group in groups {
         let draft = &board.groups[group];
         let (left, want, load) = (board.reachable(draft), draft.view.factor, draft.view.load.replica);
-        // A voter waits for disks that are slow just now: while it is there, one more copy may be.
-        let may_go = |node| {
-            let waits_for_slow = !board.is_half_built(draft, node);
-            !board.may_ever_move(draft, waits_for_slow) && board.may_be_given_up(draft, node)
-        };
+        let may_go = |node| !board.may_ever_move(draft) && board.may_be_given_up(draft, node);
         let given_up = board.lost(draft, may_go);
         let Some(from) = given_up.or_else(|| board.lost(draft, |_| true)) else { continue };
         let node = board.seats[from].id;
@@ -58,7 +54,7 @@ pub(super) fn damaged(board: &mut Board<'_>) {
         let Some(from) = board.damaged(draft) else { continue };
         let (left, want, load) = (board.reachable(draft), draft.view.factor, draft.view.load.replica);
         let reason = Reason::Damaged { node: board.seats[from].id, left, want };
-        if board.may_ever_move(draft, false) {
+        if board.may_ever_move(draft) {
             board.rebuild(group, from, &load, reason);
         } else if board.may_be_rebuilt_in_place(draft, from) {
             board.decide(group, MoveKind::RemoveReplica { from: board.seats[from].id }, reason);
@@ -233,17 +229,13 @@ impl Board<'_> {
         draft.replicas.iter().copied().find(|node| self.is_damaged(draft, *node))
     }
 
-    /// Whether some node could take a replica of the group, now or when it is done with what it takes; or if `waits_for_slow`, when its disk is fast
-    /// again.
-    fn may_ever_move(&self, draft: &Draft<'_>, waits_for_slow: bool) -> bool {
+    /// Whether some node could take a replica of the group, now or when it is done with what it takes.
+    fn may_ever_move(&self, draft: &Draft<'_>) -> bool {
         let bytes = draft.view.bytes;
         // Who is out of reach for a moment is waited for.
         let open = |(number, seat): (usize, &Seat<'_>)| {
-            let stays = !seat.is_lost && !seat.is_draining && !seat.is_learner;
-            stays
-                && (waits_for_slow || !seat.is_slow)
-                && self.has_room(seat, bytes)
-                && self.is_free_of(draft, number)
+            let stays = !seat.is_lost && !seat.is_draining && !seat.is_learner && !seat.is_slow;
+            stays && self.has_room(seat, bytes) && self.is_free_of(draft, number)
         };
         self.seats.iter().enumerate().any(open)
     }

@@ -421,7 +421,8 @@ pub(super) async fn enter<B: Backend>(
     lease: i64,
     value: Bytes,
 ) -> Result<(Candidacy<B>, Option<pb::ResponseHeader>), Status> {
-    // Waits for a leader, but only as long as the caller does. A write that waits goes on, and comes when the lease's next call waits in the same place.
+    // Waits for a leader, but only as long as the caller does. A write that waits goes on, and would come when the lease's next call waits in the same
+    // place. (It still does if the leader is lost between the two: that call is told that its lease has ended, and has to come again.)
     session.range(pb::RangeRequest { key: key_of(name, lease), ..Default::default() }).await?;
     let entering = enter_at(session.clone(), Bytes::copy_from_slice(name), lease, value);
     // Not given up with the caller: what is on its way would be in the queue, and nobody would know.

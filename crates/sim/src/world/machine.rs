@@ -593,7 +593,7 @@ impl World {
             Ok(message) => {
                 if self.trace.is_verbose() && !matches!(message, PeerMessage::Heartbeat { .. }) {
                     let now = self.schedule.now();
-                    self.trace.note(now, format_args!("n{} <- n{}: {message:?}", to.node, direction.0));
+                    self.trace.show(now, format_args!("n{} <- n{}: {message:?}", to.node, direction.0));
                 }
                 self.deliver(to, NodeEvent::Peer { from: NodeId(direction.0), message });
             }

@@ -341,7 +341,11 @@ impl World {
     fn check_isolation(&mut self) -> Result<(), Violation> {
         let isolation = TenantIsolation::new(&self.history);
         for group in self.groups_of_history() {
-            self.minded(isolation.check_events(group.0, &self.agreed_history(group)?))?;
+            let events = match self.is_deleted(group) {
+                true => self.past(group).1.to_vec(),
+                false => self.agreed_history(group)?,
+            };
+            self.minded(isolation.check_events(group.0, &events))?;
         }
         self.minded(self.history.iter().try_for_each(|operation| isolation.check_operation(operation)))?;
         self.checked("tenant_isolation", self.history.len() as u64);

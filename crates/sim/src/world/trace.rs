@@ -123,6 +123,11 @@ impl Trace {
         self.0.borrow().verbose
     }
 
+    /// Shows something to whoever reads along, and notes nothing.
+    pub(super) fn show(&self, now: u64, what: fmt::Arguments<'_>) {
+        self.0.borrow().print(&format!("{} {what}", Seconds(now)));
+    }
+
     /// Counts bytes that are not worth a line.
     pub(super) fn count(&self, bytes: &[u8]) {
         self.0.borrow_mut().hasher.write(bytes);
@@ -144,12 +149,16 @@ impl Trace {
 }
 
 impl Lines {
-    fn note(&mut self, now: u64, line: String) {
-        self.hasher.write(line.as_bytes());
+    /// Shows a line to whoever reads along. That changes nothing else: what a program prints follows from its arguments alone.
+    fn print(&self, line: &str) {
         if self.verbose {
-            // What a program prints follows from its arguments alone; and nobody may read this.
             let _ = writeln!(io::stderr(), "{line}");
         }
+    }
+
+    fn note(&mut self, now: u64, line: String) {
+        self.hasher.write(line.as_bytes());
+        self.print(&line);
         if let Some(moments) = &mut self.moments {
             moments.note(now, &line);
         }

@@ -33,6 +33,8 @@ pub const ELECTION: &str = "contended-election";
 
 /// Seconds that leases are granted for.
 const TTL_S: i64 = 2;
+/// The clock of a group counts whole milliseconds.
+const ROUNDING_US: u64 = 2_000;
 /// Leases of contenders have ids from here on.
 const LEASES: i64 = 9_000_000_000;
 /// How long an answer is waited for that comes at once.
@@ -58,7 +60,7 @@ pub struct Seen {
     pub election: Vec<Claim>,
     /// How many of these were got by a lease's second call, or a later one.
     pub after_hanging_up: usize,
-    /// Looks at what was held, which must show it.
+    /// Questions about what was held, the answers to which must show it.
     pub looks: usize,
     /// What a holder was told that cannot be.
     violation: Option<String>,
@@ -179,7 +181,8 @@ impl Contender {
         let (id, invoked) = (self.lease, self.recorder.now());
         let mut leases = Leases::new(self.channel());
         let granted = leases.lease_grant(LeaseGrantRequest { ttl: TTL_S, id });
-        let ttl_us = timeout(PATIENCE, granted).await.ok()?.ok()?.get_ref().ttl as u64 * 1_000_000;
+        let ttl_s = timeout(PATIENCE, granted).await.ok()?.ok()?.get_ref().ttl as u64;
+        let ttl_us = ttl_s * 1_000_000 - ROUNDING_US;
         let promised_until = Arc::new(AtomicU64::new(invoked + ttl_us));
         let (promised, channels, recorder) =
             (promised_until.clone(), self.channels.clone(), self.recorder.clone());

@@ -1,13 +1,14 @@
 /* A disk that is slow or full, as a library to preload.
  *
  * While the file that SLOW_DISK names exists, fsync and fdatasync sleep for as many milliseconds as it says before they
- * go to the C library. While the file that FULL_DISK names exists, nothing more can be written to files whose path
- * contains the text in it: ENOSPC.
+ * go to the C library. While the file that FULL_DISK names exists, files whose path contains the text in it cannot be
+ * made, and what is written to them is written in part, or not at all: ENOSPC.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,21 +44,30 @@ static void wait_for_the_disk(void)
     nanosleep(&time, NULL);
 }
 
+/* Whether there is no room for what is at `path`. */
+static int is_full_at(const char *path)
+{
+    char wanted[LENGTH];
+    return read_trigger("FULL_DISK", wanted, sizeof wanted) && strstr(path, wanted) != NULL;
+}
+
 static int is_full(int descriptor)
 {
     int before = errno;
-    char wanted[LENGTH], link[64], path[LENGTH];
-    int full = 0;
-    if (read_trigger("FULL_DISK", wanted, sizeof wanted)) {
-        snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
-        ssize_t length = readlink(link, path, sizeof path - 1);
-        if (length > 0) {
-            path[length] = 0;
-            full = strstr(path, wanted) != NULL;
-        }
-    }
+    char link[64], path[LENGTH];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    path[length > 0 ? length : 0] = 0;
+    int full = is_full_at(path);
     errno = full ? ENOSPC : before;
     return full;
+}
+
+/* How many of the bytes there is still room for: none, or some of them. */
+static size_t room_for(size_t count)
+{
+    static __thread unsigned int state = 1;
+    return rand_r(&state) % 2 ? 0 : rand_r(&state) % count;
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -74,9 +84,22 @@ int fdatasync(int descriptor)
     return REAL(fdatasync)(descriptor);
 }
 
+/* Some of it is written if there is room for some; otherwise errno is ENOSPC already. */
+#define WRITE_SOME(count, write) \
+    do { \
+        if (count > 0 && is_full(descriptor)) { \
+            count = room_for(count); \
+            if (count == 0) { \
+                errno = ENOSPC; \
+                return -1; \
+            } \
+        } \
+        return write; \
+    } while (0)
+
 ssize_t write(int descriptor, const void *bytes, size_t count)
 {
-    return is_full(descriptor) ? -1 : REAL(write)(descriptor, bytes, count);
+    WRITE_SOME(count, REAL(write)(descriptor, bytes, count));
 }
 
 ssize_t writev(int descriptor, const struct iovec *parts, int count)
@@ -86,10 +109,23 @@ ssize_t writev(int descriptor, const struct iovec *parts, int count)
 
 ssize_t pwrite(int descriptor, const void *bytes, size_t count, off_t offset)
 {
-    return is_full(descriptor) ? -1 : REAL(pwrite)(descriptor, bytes, count, offset);
+    WRITE_SOME(count, REAL(pwrite)(descriptor, bytes, count, offset));
 }
 
 ssize_t pwrite64(int descriptor, const void *bytes, size_t count, off64_t offset)
 {
-    return is_full(descriptor) ? -1 : REAL(pwrite64)(descriptor, bytes, count, offset);
+    WRITE_SOME(count, REAL(pwrite64)(descriptor, bytes, count, offset));
+}
+
+int open64(const char *path, int flags, ...)
+{
+    va_list rest;
+    va_start(rest, flags);
+    mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0;
+    va_end(rest);
+    if (flags & O_CREAT && is_full_at(path) && access(path, F_OK) != 0) {
+        errno = ENOSPC;
+        return -1;
+    }
+    return REAL(open64)(path, flags, mode);
 }

@@ -14,6 +14,7 @@ mod discovery;
 mod failed_fsync;
 mod flags;
 mod force;
+mod full_disk;
 mod garbage;
 mod gateway;
 mod keyspaces;

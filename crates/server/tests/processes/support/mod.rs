@@ -12,6 +12,7 @@ pub mod leases;
 pub mod load;
 pub mod place;
 pub mod ports;
+pub mod small_disk;
 pub mod watchers;
 
 use std::fs::File;

@@ -146,7 +146,8 @@ impl Patient {
                 End::Whole
             }
             Err(status) => {
-                assert!(status.message().contains("damaged"), "{status}");
+                let message = status.message();
+                assert!(message.contains("damaged") && message.contains("rebuild this member"), "{status}");
                 End::FailedRead
             }
         }

@@ -29,8 +29,10 @@ impl SmallDisk {
         let found = ways.into_iter().find_map(|(make, enter)| {
             let holder = hold(make, &directory, bytes)?;
             let pid = ["--target".to_owned(), holder.id().to_string()];
-            let enter = pid.into_iter().chain(enter.iter().map(|flag| (*flag).to_owned())).collect();
-            Some((holder, enter))
+            let enter: Vec<String> =
+                pid.into_iter().chain(enter.iter().map(|flag| (*flag).to_owned())).collect();
+            let tried = Command::new("nsenter").args(&enter).args(["--", "true"]).status();
+            tried.is_ok_and(|status| status.success()).then_some((holder, enter))
         });
         let Some((holder, enter)) = found else {
             println!("SKIPPED: small disks, since namespaces are not permitted here");

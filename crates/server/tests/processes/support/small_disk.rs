@@ -7,8 +7,13 @@ use std::process::{Child, Command, Stdio};
 
 use super::Node;
 
-/// A file system over a node's data directory, which is gone with this.
+/// A file that takes room until there is to be more.
+const BALLAST: &str = "ballast";
+const BALLAST_BYTES: u64 = 256 << 20;
+
+/// A file system for a node's data directory, which is gone with this.
 pub struct SmallDisk {
+    /// Where it is mounted.
     directory: PathBuf,
     /// Whose namespace it is in. It ends when its standard input does, with the test at the latest.
     holder: Child,
@@ -17,9 +22,9 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Gives a node that was never started a disk of so many bytes. `None` where that is not permitted, and says so.
+    /// Gives a node that was never started a disk with room for so many bytes. `None` where that is not permitted, and says so.
     pub fn give(node: &mut Node, bytes: u64) -> Option<SmallDisk> {
-        let directory = node.data_dir();
+        let directory = node.data_dir().with_extension("disk");
         std::fs::create_dir_all(&directory).unwrap();
         // Whoever is not root becomes it in a namespace of users.
         let ways = [
@@ -40,6 +45,7 @@ impl SmallDisk {
         };
         let disk = SmallDisk { directory, holder, enter };
         node.set_binary(disk.program(&super::binary()));
+        node.set_argument("--data-dir", &disk.directory.join("data").display().to_string());
         Some(disk)
     }
 
@@ -52,12 +58,11 @@ impl SmallDisk {
         path
     }
 
-    /// Makes it larger.
-    pub fn grow_to(&self, bytes: u64) {
-        let size = format!("remount,size={bytes}");
-        let mut mount = Command::new("nsenter");
-        mount.args(&self.enter).args(["--", "mount", "-o", &size]).arg(&self.directory);
-        assert!(mount.status().unwrap().success());
+    /// Makes room on it.
+    pub fn relieve(&self) {
+        let mut remove = Command::new("nsenter");
+        remove.args(&self.enter).args(["--", "rm"]).arg(self.directory.join(BALLAST));
+        assert!(remove.status().unwrap().success());
     }
 }
 
@@ -70,7 +75,10 @@ impl Drop for SmallDisk {
 
 /// A process that holds a namespace in which a tmpfs is mounted there.
 fn hold(flags: &[&str], directory: &Path, bytes: u64) -> Option<Child> {
-    let script = format!("mount -t tmpfs -o size={bytes} small \"$0\" && echo mounted && exec cat");
+    let size = bytes + BALLAST_BYTES;
+    let script = format!(
+        "mount -t tmpfs -o size={size} small \"$0\" && fallocate -l {BALLAST_BYTES} \"$0/{BALLAST}\" && echo mounted && exec cat"
+    );
     let mut command = Command::new("unshare");
     command.args(flags).args(["--", "sh", "-c", &script]).arg(directory);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());

@@ -169,12 +169,8 @@ impl Balance {
     /// The root group's leader forgets old moves, nodes that are no members any more, and old revisions of the root group.
     async fn tidy(&self) {
         let Some(root) = self.0.handle.board().group(ROOT_GROUP).filter(|_| self.leads()) else { return };
-        for _ in 0..FORGETS_MAX {
-            let Some(command) = forget_moves(&root.keyspace, MOVES_KEPT) else { break };
-            if self.write(command).await != Some(true) {
-                break;
-            }
-        }
+        let surplus = || forget_moves(&root.keyspace, MOVES_KEPT);
+        while_any(surplus, |command| async { self.write(command).await == Some(true) }).await;
         let pool = self.0.handle.board().pool();
         let is_member = |node: hadron_consensus::NodeId| pool.roster.member(node.0).is_some();
         if let Some(command) =
@@ -206,15 +202,44 @@ async fn one_by_one<T, F: Future<Output = Option<()>>>(
     }
 }
 
+/// Writes what there is to be written until there is no more, or a write fails; not for ever, if others add to it.
+async fn while_any<T, F: Future<Output = bool>>(next: impl Fn() -> Option<T>, write: impl Fn(T) -> F) {
+    for _ in 0..FORGETS_MAX {
+        let Some(command) = next() else { return };
+        if !write(command).await {
+            return;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
 
     use futures::FutureExt as _;
 
-    use super::one_by_one;
+    use super::{FORGETS_MAX, one_by_one, while_any};
+
+    /// One command was written each time, which forgets a hundred records, however many more had been made.
+    #[test]
+    fn all_that_is_too_much_is_forgotten_at_once() {
+        let forgotten = |surplus: usize, failing: usize| {
+            let written = Cell::new(0);
+            let next = || (written.get() < surplus).then_some(());
+            let write = |()| {
+                written.set(written.get() + 1);
+                std::future::ready(written.get() != failing)
+            };
+            while_any(next, write).now_or_never().unwrap();
+            written.get()
+        };
+        assert_eq!(forgotten(0, 0), 0);
+        assert_eq!(forgotten(30, 0), 30);
+        assert_eq!(forgotten(30, 3), 3);
+        assert_eq!(forgotten(FORGETS_MAX + 1, 0), FORGETS_MAX, "the rest comes next time");
+    }
 
     /// A planner that others had taken the leadership from went on to write each of its moves until that timed out.
     #[test]

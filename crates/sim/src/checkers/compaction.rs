@@ -13,27 +13,22 @@ pub fn check(operations: &[Operation]) -> Result<(), Violation> {
             _ => None,
         })
         .collect();
-    operations.iter().try_for_each(|operation| match (&operation.action, &operation.outcome) {
-        (Action::GetAt(_, revision), Outcome::Compacted) => {
-            let explains = |compacted: i64| compacted > *revision;
-            refused_by_right(operation, &compactions, explains)
+    operations.iter().try_for_each(|operation| {
+        // The lowest compaction that forbids it.
+        let forbidden_from = match (&operation.action, &operation.outcome) {
+            (Action::GetAt(_, revision), _) => revision + 1,
+            (Action::Compact(revision), _) => *revision,
+            (_, Outcome::Compacted) => {
+                let found = format!("it asked for no old revision: {operation}");
+                return Err(Violation::new(GUARANTEE, found));
+            }
+            _ => return Ok(()),
+        };
+        match &operation.outcome {
+            Outcome::Compacted => refused_by_right(operation, &compactions, forbidden_from),
+            Outcome::Done(_) => served_by_right(operation, &compactions, forbidden_from),
+            Outcome::Failed | Outcome::Unknown => Ok(()),
         }
-        (Action::Compact(revision), Outcome::Compacted) => {
-            let explains = |compacted: i64| compacted >= *revision;
-            refused_by_right(operation, &compactions, explains)
-        }
-        (_, Outcome::Compacted) => {
-            Err(Violation::new(GUARANTEE, format!("it asked for no old revision: {operation}")))
-        }
-        (Action::GetAt(_, revision), Outcome::Done(_)) => {
-            let forbids = |compacted: i64| compacted > *revision;
-            served_by_right(operation, &compactions, forbids)
-        }
-        (Action::Compact(revision), Outcome::Done(_)) => {
-            let forbids = |compacted: i64| compacted >= *revision;
-            served_by_right(operation, &compactions, forbids)
-        }
-        _ => Ok(()),
     })
 }
 
@@ -41,12 +36,15 @@ pub fn check(operations: &[Operation]) -> Result<(), Violation> {
 fn refused_by_right(
     operation: &Operation,
     compactions: &[(&Operation, i64)],
-    explains: impl Fn(i64) -> bool,
+    forbidden_from: i64,
 ) -> Result<(), Violation> {
     let explained = compactions.iter().any(|(compaction, revision)| {
         let may_have_happened = !matches!(compaction.outcome, Outcome::Failed | Outcome::Compacted);
         let is_other = !std::ptr::eq(*compaction, operation);
-        is_other && may_have_happened && compaction.invoked <= operation.returned && explains(*revision)
+        is_other
+            && may_have_happened
+            && compaction.invoked <= operation.returned
+            && *revision >= forbidden_from
     });
     match explained {
         true => Ok(()),
@@ -58,12 +56,13 @@ fn refused_by_right(
 fn served_by_right(
     operation: &Operation,
     compactions: &[(&Operation, i64)],
-    forbids: impl Fn(i64) -> bool,
+    forbidden_from: i64,
 ) -> Result<(), Violation> {
-    let is_broken = |(compaction, compacted): &&(&Operation, i64)| {
-        compaction.response().is_some() && compaction.returned < operation.invoked && forbids(*compacted)
+    let forbids = |(compaction, compacted): &&(&Operation, i64)| {
+        let was_known = compaction.response().is_some() && compaction.returned < operation.invoked;
+        was_known && *compacted >= forbidden_from
     };
-    match compactions.iter().find(is_broken) {
+    match compactions.iter().find(forbids) {
         None => Ok(()),
         Some((compaction, _)) => {
             Err(Violation::new(GUARANTEE, format!("after\n  {compaction}\nwas served\n  {operation}")))

@@ -4,6 +4,7 @@
 //! The engine's checksums are modelled: who reads a record with a flipped bit is told so. What must hold is that nobody
 //! passes that over.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use rand::Rng;
 
 use super::lies::{Lie, a_record, flip_in_engine};
 use super::machine::LOG_DIRECTORY;
+use super::observe::first_difference;
 use super::settings::pick;
 use super::story::{Stop, StoryEvent};
 use super::watchers::history_from;
@@ -220,19 +222,10 @@ impl Shown {
         Ok(Shown { keys, history })
     }
 
-    /// What it shows that `whole` does not, as far as that is to be told.
+    /// What it shows that `whole` does not.
     fn difference(&self, whole: &Shown) -> String {
-        let (Ok(keys), Ok(whole_keys)) = (&self.keys, &whole.keys) else {
-            return differing(&self.history, &whole.history);
-        };
-        let different = keys.iter().zip(whole_keys).find(|(key, whole)| key != whole);
-        match different {
-            Some((key, whole)) => format!("{key:?} instead of {whole:?}"),
-            None if keys.len() != whole_keys.len() => {
-                format!("{} keys instead of {}", keys.len(), whole_keys.len())
-            }
-            None => differing(&self.history, &whole.history),
-        }
+        let found = differing(&self.keys, &whole.keys).or_else(|| differing(&self.history, &whole.history));
+        found.unwrap_or_else(|| "what could not be read before".into())
     }
 
     /// Whether it shows nothing but what `whole` shows.
@@ -242,14 +235,13 @@ impl Shown {
     }
 }
 
-fn differing(history: &Result<Vec<Event>, String>, whole: &Result<Vec<Event>, String>) -> String {
-    let (Ok(history), Ok(whole)) = (history, whole) else {
-        return format!("not the same past: {:?}", history.as_ref().err());
-    };
-    match history.iter().zip(whole).find(|(event, whole)| event != whole) {
-        Some((event, whole)) => format!("{event:?} instead of {whole:?}"),
-        None => format!("{} events instead of {}", history.len(), whole.len()),
-    }
+/// The first difference of what could be read.
+fn differing<T: fmt::Debug + PartialEq>(
+    shown: &Result<Vec<T>, String>,
+    whole: &Result<Vec<T>, String>,
+) -> Option<String> {
+    let (Ok(shown), Ok(whole)) = (shown, whole) else { return None };
+    first_difference(shown, whole).map(|(shown, whole)| format!("{shown:?} instead of {whole:?}"))
 }
 
 fn text(error: impl std::fmt::Display) -> String {

@@ -114,6 +114,7 @@ impl World {
     pub(super) fn heal_everything(&mut self) {
         let now = self.schedule.now();
         self.faults_on = false;
+        self.healed_at = now;
         self.tell(StoryEvent::Healed);
         self.heal_network();
         for node in self.nodes() {

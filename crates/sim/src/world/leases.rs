@@ -356,11 +356,13 @@ impl World {
             (Stage::Look, Some(StepResult::Found(found))) => {
                 let client = &mut self.leases[number];
                 let Some(story) = client.stories.last_mut() else { return };
-                match found.is_empty() {
-                    false => story.alive_at = story.alive_at.max(Some(invoked)),
-                    true => drop(story.gone_by.get_or_insert(returned)),
+                if found.is_empty() {
+                    story.gone_by.get_or_insert(returned);
+                    (Stage::Grant, 100_000)
+                } else {
+                    story.alive_at = story.alive_at.max(Some(invoked));
+                    (Stage::Look, LOOK_US)
                 }
-                if found.is_empty() { (Stage::Grant, 100_000) } else { (Stage::Look, LOOK_US) }
             }
             (Stage::Revoke, _) if self.leases[number].wants_lock => (Stage::Grant, 100_000),
             (Stage::Revoke, _) => (Stage::Look, LOOK_US),

@@ -14,8 +14,7 @@ use bytes::{Bytes, BytesMut};
 use hadron_consensus::{DEFAULT_GROUP, GroupId, Message, NodeId};
 use hadron_keyspace::Command;
 use hadron_node::{Event as NodeEvent, Limits, PeerMessage, Reply};
-use hadron_proto::etcdserverpb::alarm_request::AlarmAction;
-use hadron_proto::etcdserverpb::{AlarmRequest, AlarmType, TxnRequest};
+use hadron_proto::etcdserverpb::TxnRequest;
 use hadron_storage::disk::MemoryDisk;
 use hadron_storage::engine::{Change, Engine, EngineError, ModelEngine, Read, Space, Visit};
 use hadron_storage::wal::{RecoveredGroup, WalError};
@@ -23,6 +22,7 @@ use rand::Rng;
 
 use super::leases::LOCK;
 use super::machine::Asked;
+use super::repairs::alarm_about;
 use super::{Happening, Life, World};
 use crate::etcd::{self, Request};
 use crate::history::{Action, Event, Operation, Outcome, Response, Step, StepResult};
@@ -240,9 +240,7 @@ impl World {
         }
         let (asked, accused) = (self.any_node(), self.any_node());
         let Some(life) = self.life(asked) else { return };
-        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
-        let request = AlarmRequest { action, member_id: accused, alarm };
-        self.write_unasked(life, DEFAULT_GROUP, Command::Alarm(request));
+        self.write_unasked(life, DEFAULT_GROUP, alarm_about(accused));
     }
 
     /// [`Lie::PressureIgnored`]: the bounds as nodes are told them.
@@ -548,9 +546,15 @@ pub(super) fn a_record_of(
     space: Space,
     random: u64,
 ) -> Option<(Bytes, Bytes)> {
-    let prefix = [&group.0.to_be_bytes()[..], &generation_of(engine, group)?].concat();
-    let mut records = records(engine, space, &prefix, &[&prefix[..], &[u8::MAX; 16]].concat());
+    let mut records = present_records(engine, group, space);
     (!records.is_empty()).then(|| records.swap_remove(random as usize % records.len()))
+}
+
+/// All records that the engine holds of the present state of a group, in a space.
+pub(super) fn present_records(engine: &ModelEngine, group: GroupId, space: Space) -> Vec<(Bytes, Bytes)> {
+    let Some(generation) = generation_of(engine, group) else { return Vec::new() };
+    let prefix = [&group.0.to_be_bytes()[..], &generation].concat();
+    records(engine, space, &prefix, &[&prefix[..], &[u8::MAX; 16]].concat())
 }
 
 /// The generation of a group's state that is in use, as in the keys of its records.

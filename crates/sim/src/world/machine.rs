@@ -668,12 +668,8 @@ impl World {
         let Some(process) = self.process(life) else { return };
         // A request that was given up, or one of the node's own.
         let Some(asked) = process.asked.remove(&token) else { return };
-        let group = self.group_asked(asked);
-        let is_accused =
-            group.map_or(self.settings.accusations_us > 0, |group| self.is_accused(group, life.node));
-        if reply == Reply::Failed(NodeFailure::Quarantined) && !is_accused {
-            let found = format!("n{}'s replica of {group:?} is quarantined", life.node);
-            self.violate(Violation::new("digest_agreement", found));
+        if reply == Reply::Failed(NodeFailure::Quarantined) {
+            self.see_quarantined(life, asked);
         }
         self.see_root(life, token, asked, &reply);
         match asked {
@@ -684,12 +680,17 @@ impl World {
         }
     }
 
-    /// The group that somebody asked something of, if that is known.
-    fn group_asked(&self, asked: Asked) -> Option<GroupId> {
-        match asked {
+    /// A replica says that it is damaged: it must have been accused.
+    fn see_quarantined(&mut self, life: Life, asked: Asked) {
+        let group = match asked {
             Asked::Operation(operation) => Some(GroupId(self.history[operation].keyspace)),
             Asked::Lease(client) => Some(self.leases[client].group()),
+            // Of whatever group.
             Asked::Administrator | Asked::Placer => None,
+        };
+        if !group.map_or(self.settings.accusations_us > 0, |group| self.is_accused(group, life.node)) {
+            let found = format!("n{}'s replica of {group:?} is quarantined", life.node);
+            self.violate(Violation::new("digest_agreement", found));
         }
     }
 

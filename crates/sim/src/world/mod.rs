@@ -393,7 +393,6 @@ impl World {
     fn play(&mut self, tell: &mut dyn FnMut(&Story)) -> Result<u64, Violation> {
         self.run_until(self.settings.faults_us, tell)?;
         self.heal_everything();
-        self.healed_at = self.schedule.now();
         let recovery_us = self.recover(tell)?;
         self.quiet = true;
         self.converge(tell)?;
@@ -469,7 +468,7 @@ impl World {
 
     /// Waits until every client has been served by something it asked a quorum after the healing.
     fn recover(&mut self, tell: &mut dyn FnMut(&Story)) -> Result<u64, Violation> {
-        let healed_at = self.schedule.now();
+        let healed_at = self.healed_at;
         let first = self.history.len();
         let mut until = healed_at;
         while until < healed_at + self.settings.recovery_us_max {

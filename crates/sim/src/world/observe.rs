@@ -334,17 +334,14 @@ impl World {
         self.tell(StoryEvent::Checked { guarantee, group: None, count });
     }
 
-    fn checked_of(&mut self, keyspace: GroupId, guarantee: &'static str, count: u64) {
+    pub(super) fn checked_of(&mut self, keyspace: GroupId, guarantee: &'static str, count: u64) {
         self.tell(StoryEvent::Checked { guarantee, group: Some(keyspace.0), count });
     }
 
     fn check_isolation(&mut self) -> Result<(), Violation> {
         let isolation = TenantIsolation::new(&self.history);
         for group in self.groups_of_history() {
-            let events = match self.is_deleted(group) {
-                true => self.past(group).1.to_vec(),
-                false => self.agreed_history(group)?,
-            };
+            let (_, events) = self.known_history(group)?;
             self.minded(isolation.check_events(group.0, &events))?;
         }
         self.minded(self.history.iter().try_for_each(|operation| isolation.check_operation(operation)))?;
@@ -356,12 +353,8 @@ impl World {
         let mut count = 0;
         for (group, seen) in self.watchers.iter().flat_map(|watcher| watcher.seen()) {
             count += seen.events.len() as u64;
-            if self.is_deleted(group) {
-                let (recorded, past) = self.past(group);
-                self.minded(watch_order::check(&seen.up_to(recorded), past))?;
-            } else {
-                self.minded(watch_order::check(seen, &self.agreed_history(group)?))?;
-            }
+            let (known_to, events) = self.known_history(group)?;
+            self.minded(watch_order::check(&seen.up_to(known_to), &events))?;
         }
         self.checked("watch_order", count);
         Ok(())
@@ -411,25 +404,20 @@ impl World {
         self.minded(revision_order::check_responses(&operations))?;
         self.minded(compaction::check(&operations))?;
         let count = operations.len() as u64;
-        let (events, found) = match self.is_deleted(keyspace) {
-            true => {
-                if !self.placer.unwanted.contains(&keyspace) {
-                    let found = format!("group {keyspace} was deleted, which nobody wanted");
-                    self.minded(Err(Violation::new("durable_ack", found)))?;
-                }
-                // Nobody knows any more what happened there after it was to be deleted.
-                let (recorded, past) = self.past(keyspace);
-                let known: Vec<Operation> =
-                    operations.iter().map(|operation| operation.known_up_to(recorded)).collect();
-                self.minded(durable_ack::check(&known, past))?;
-                (past.to_vec(), linearizable::check_with_past(&operations, past))
-            }
+        let is_deleted = self.is_deleted(keyspace);
+        if is_deleted && !self.placer.unwanted.contains(&keyspace) {
+            let found = format!("group {keyspace} was deleted, which nobody wanted");
+            self.minded(Err(Violation::new("durable_ack", found)))?;
+        }
+        let (known_to, events) = self.known_history(keyspace)?;
+        let known: Vec<Operation> =
+            operations.iter().map(|operation| operation.known_up_to(known_to)).collect();
+        self.minded(durable_ack::check(&known, &events))?;
+        let found = match is_deleted {
+            true => linearizable::check_with_past(&operations, &events),
             false => {
-                let events = self.agreed_history(keyspace)?;
-                self.minded(durable_ack::check(&operations, &events))?;
                 self.minded(self.check_present(keyspace, &events))?;
-                let found = linearizable::check(&operations, &events);
-                (events, found)
+                linearizable::check(&operations, &events)
             }
         };
         self.minded(revision_order::check_events(&events))?;
@@ -444,6 +432,15 @@ impl World {
             self.undecided += 1;
         }
         Ok(())
+    }
+
+    /// The history of a keyspace, and up to which revision it is known. Of one that was deleted nobody knows any more what happened after it was to be.
+    fn known_history(&self, group: GroupId) -> Result<(i64, Vec<Event>), Violation> {
+        if !self.is_deleted(group) {
+            return Ok((i64::MAX, self.agreed_history(group)?));
+        }
+        let (recorded, past) = self.past(group);
+        Ok((recorded, past.to_vec()))
     }
 
     /// All members must show what the history comes to, and no key of a lease: all have ended.
@@ -526,12 +523,12 @@ impl World {
     }
 }
 
-/// What is shown first where something else is expected.
-fn first_difference<'a>(
-    shown: &'a [KeyValue],
-    expected: impl Iterator<Item = &'a KeyValue>,
-) -> Option<(Option<&'a KeyValue>, Option<&'a KeyValue>)> {
-    let (mut shown, mut expected) = (shown.iter(), expected);
+/// What is shown first where something else is expected, which is there as well.
+pub(super) fn first_difference<'a, T: PartialEq>(
+    shown: &'a [T],
+    expected: impl IntoIterator<Item = &'a T>,
+) -> Option<(Option<&'a T>, Option<&'a T>)> {
+    let (mut shown, mut expected) = (shown.iter(), expected.into_iter());
     loop {
         match (shown.next(), expected.next()) {
             (None, None) => return None,

@@ -125,8 +125,7 @@ impl World {
             return;
         }
         self.tell(StoryEvent::Accused { node: accused.node, group: group.0 });
-        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
-        let command = Command::Alarm(AlarmRequest { action, member_id: accused.node, alarm }).to_bytes();
+        let command = alarm_about(accused.node).to_bytes();
         self.ask(life, Asked::Placer, |token| NodeEvent::Write { token, group, command });
     }
 
@@ -164,22 +163,16 @@ impl World {
         let running = self.machines.values().filter_map(|machine| machine.process.as_ref());
         let boards: Vec<_> = running.map(|process| process.node().board()).collect();
         let groups = boards.iter().flat_map(|board| board.groups());
-        let named = groups
+        let alarms = groups
             .flat_map(|(group, here)| here.keyspace.alarms().into_iter().map(move |alarm| (group, alarm)));
-        let wronged = named
-            .filter(|(_, alarm)| alarm.alarm == AlarmType::Corrupt as i32)
-            .map(|(group, alarm)| (group, alarm.member_id))
-            .find(|(group, node)| !self.is_accused(*group, *node));
-        if let Some((group, node)) = wronged {
+        let alarms = alarms.filter(|(_, alarm)| alarm.alarm == AlarmType::Corrupt as i32);
+        let all: BTreeSet<_> = alarms.map(|(group, alarm)| (group, NodeId(alarm.member_id))).collect();
+        if let Some((group, node)) = all.difference(&self.repairs.ever).next() {
+            let node = node.0;
             let found = format!("n{node} is said to have a damaged replica of {group}, which nobody damaged");
             return self.violate(Violation::new("digest_agreement", found));
         }
-        let is_named = |group: &GroupId, node: &NodeId| {
-            let mut alarms =
-                boards.iter().filter_map(|board| board.group(*group)).flat_map(|here| here.keyspace.alarms());
-            alarms.any(|alarm| alarm.member_id == node.0)
-        };
-        let strange = self.repairs.strange.iter().filter(|(group, node)| is_named(group, node));
+        let strange = self.repairs.strange.iter().filter(|(group, node)| all.contains(&(**group, **node)));
         let named: Vec<_> = strange.map(|(group, node)| (*group, *node)).collect();
         for (group, node) in named {
             self.repairs.strange.remove(&group);
@@ -247,4 +240,10 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// The command that says that a node's replica is damaged.
+pub(super) fn alarm_about(node: u64) -> Command {
+    let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
+    Command::Alarm(AlarmRequest { action, member_id: node, alarm })
 }

@@ -8,7 +8,6 @@ use hadron_keyspace::Response;
 use hadron_node::{Catalog, Event as NodeEvent, Reply};
 
 use super::machine::Asked;
-use super::story::StoryEvent;
 use super::{Life, World};
 use crate::checkers::revision_order;
 use crate::history::Violation;
@@ -82,16 +81,8 @@ impl World {
     pub(super) fn check_root(&mut self) -> Result<(), Violation> {
         let events = self.agreed_history(ROOT_GROUP)?;
         self.minded(revision_order::check_events(&events))?;
-        self.tell(StoryEvent::Checked {
-            guarantee: "revision_order",
-            group: Some(ROOT_GROUP.0),
-            count: events.len() as u64,
-        });
-        self.tell(StoryEvent::Checked {
-            guarantee: "linearizable",
-            group: Some(ROOT_GROUP.0),
-            count: self.root.looks,
-        });
+        self.checked_of(ROOT_GROUP, "revision_order", events.len() as u64);
+        self.checked_of(ROOT_GROUP, "linearizable", self.root.looks);
         Ok(())
     }
 }

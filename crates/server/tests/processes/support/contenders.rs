@@ -27,9 +27,9 @@ use crate::support::leases::keep_alive;
 use crate::support::load::Recorder;
 
 /// What is contended for.
-pub const LOCK: &str = "contended-lock";
+const LOCK: &str = "contended-lock";
 /// The same.
-pub const ELECTION: &str = "contended-election";
+const ELECTION: &str = "contended-election";
 
 /// Seconds that leases are granted for.
 const TTL_S: i64 = 2;
@@ -63,7 +63,7 @@ pub struct Seen {
     /// Questions about what was held, the answers to which must show it.
     pub looks: usize,
     /// What a holder was told that cannot be.
-    violation: Option<String>,
+    violation: Option<Violation>,
 }
 
 impl Contenders {
@@ -109,9 +109,7 @@ impl Seen {
     /// # Errors
     /// Who did.
     pub fn check(&self) -> Result<(), Violation> {
-        if let Some(found) = &self.violation {
-            panic!("{found}");
-        }
+        self.violation.clone().map_or(Ok(()), Err)?;
         exclusion::check(&self.lock)?;
         exclusion::check(&self.election)
     }
@@ -134,11 +132,20 @@ struct Contender {
 }
 
 /// What a contender got.
-#[derive(Clone)]
 enum Held {
     /// Under this key.
     Lock(Bytes),
     Leadership(LeaderKey),
+}
+
+impl Held {
+    /// Of what, and under which key.
+    fn place(&self) -> (&'static str, &Bytes) {
+        match self {
+            Held::Lock(key) => (LOCK, key),
+            Held::Leadership(leader) => (ELECTION, &leader.key),
+        }
+    }
 }
 
 /// A lease that is kept alive until this is dropped.
@@ -292,10 +299,7 @@ impl Contender {
             }
             // The keys of a lock's queue are those of an election's.
             Held::Lock(_) | Held::Leadership(_) => {
-                let (name, own) = match held {
-                    Held::Lock(key) => (LOCK, key),
-                    Held::Leadership(leader) => (ELECTION, &leader.key),
-                };
+                let (name, own) = held.place();
                 match timeout(PATIENCE, elections.leader(LeaderRequest { name: name.into() })).await {
                     Ok(Ok(leader)) => {
                         let first = leader.into_inner().kv.unwrap();
@@ -312,20 +316,9 @@ impl Contender {
         let mut seen = self.seen.lock().unwrap();
         seen.looks += 1;
         if let Some(found) = found.filter(|_| self.recorder.now() < kept.promised_until()) {
-            let violation = format!(
-                "{:.6}: lease {}, which holds {:?}, {found}",
-                self.recorder.now() as f64 / 1e6,
-                self.lease,
-                name_of(held)
-            );
-            seen.violation.get_or_insert(violation);
+            let (at, (_, key)) = (self.recorder.now() as f64 / 1e6, held.place());
+            let found = format!("{at:.6}: lease {}, which holds {key:?}, {found}", self.lease);
+            seen.violation.get_or_insert(Violation { guarantee: "exclusion", found });
         }
-    }
-}
-
-fn name_of(held: &Held) -> &Bytes {
-    match held {
-        Held::Lock(key) => key,
-        Held::Leadership(leader) => &leader.key,
     }
 }

@@ -36,8 +36,7 @@ impl SmallDisk {
             let pid = ["--target".to_owned(), holder.id().to_string()];
             let enter: Vec<String> =
                 pid.into_iter().chain(enter.iter().map(|flag| (*flag).to_owned())).collect();
-            let tried = Command::new("nsenter").args(&enter).args(["--", "true"]).status();
-            tried.is_ok_and(|status| status.success()).then_some((holder, enter))
+            inside(&enter, "true").status().is_ok_and(|status| status.success()).then_some((holder, enter))
         });
         let Some((holder, enter)) = found else {
             println!("SKIPPED: small disks, since namespaces are not permitted here");
@@ -60,9 +59,8 @@ impl SmallDisk {
 
     /// Makes room on it.
     pub fn relieve(&self) {
-        let mut remove = Command::new("nsenter");
-        remove.args(&self.enter).args(["--", "rm"]).arg(self.directory.join(BALLAST));
-        assert!(remove.status().unwrap().success());
+        let removed = inside(&self.enter, "rm").arg(self.directory.join(BALLAST)).status();
+        assert!(removed.unwrap().success());
     }
 }
 
@@ -71,6 +69,13 @@ impl Drop for SmallDisk {
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
     }
+}
+
+/// A program in the namespace to which `enter` leads.
+fn inside(enter: &[String], program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(enter).args(["--", program]);
+    command
 }
 
 /// A process that holds a namespace in which a tmpfs is mounted there.

@@ -63,11 +63,14 @@ static int is_full(int descriptor)
     return full;
 }
 
-/* How many of the bytes there is still room for: none, or some of them. */
-static size_t room_for(size_t count)
+/* For how many of the bytes there is room: for all, for some, or for none, which is -1 and ENOSPC. */
+static ssize_t room_for(int descriptor, size_t count)
 {
     static __thread unsigned int state = 1;
-    return rand_r(&state) % 2 ? 0 : rand_r(&state) % count;
+    if (count == 0 || !is_full(descriptor))
+        return count;
+    size_t room = rand_r(&state) % 2 ? 0 : rand_r(&state) % count;
+    return room ? (ssize_t)room : -1;
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -84,22 +87,10 @@ int fdatasync(int descriptor)
     return REAL(fdatasync)(descriptor);
 }
 
-/* Some of it is written if there is room for some; otherwise errno is ENOSPC already. */
-#define WRITE_SOME(count, write) \
-    do { \
-        if (count > 0 && is_full(descriptor)) { \
-            count = room_for(count); \
-            if (count == 0) { \
-                errno = ENOSPC; \
-                return -1; \
-            } \
-        } \
-        return write; \
-    } while (0)
-
 ssize_t write(int descriptor, const void *bytes, size_t count)
 {
-    WRITE_SOME(count, REAL(write)(descriptor, bytes, count));
+    ssize_t room = room_for(descriptor, count);
+    return room < 0 ? -1 : REAL(write)(descriptor, bytes, room);
 }
 
 ssize_t writev(int descriptor, const struct iovec *parts, int count)
@@ -109,12 +100,14 @@ ssize_t writev(int descriptor, const struct iovec *parts, int count)
 
 ssize_t pwrite(int descriptor, const void *bytes, size_t count, off_t offset)
 {
-    WRITE_SOME(count, REAL(pwrite)(descriptor, bytes, count, offset));
+    ssize_t room = room_for(descriptor, count);
+    return room < 0 ? -1 : REAL(pwrite)(descriptor, bytes, room, offset);
 }
 
 ssize_t pwrite64(int descriptor, const void *bytes, size_t count, off64_t offset)
 {
-    WRITE_SOME(count, REAL(pwrite64)(descriptor, bytes, count, offset));
+    ssize_t room = room_for(descriptor, count);
+    return room < 0 ? -1 : REAL(pwrite64)(descriptor, bytes, room, offset);
 }
 
 int open64(const char *path, int flags, ...)

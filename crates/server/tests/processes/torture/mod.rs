@@ -39,12 +39,36 @@ fn variable<T: FromStr>(name: &str, default: T) -> T {
     text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
 
+/// What a cluster goes through.
+struct Ordeal {
+    seed: u64,
+    nodes: usize,
+    lasts: Duration,
+}
+
+impl Ordeal {
+    /// As the environment has it, or chance; it lasts so many seconds unless told.
+    fn new(seconds: u64) -> Ordeal {
+        let seed = variable("TORTURE_SEED", rand::random_range(0..1_000_000));
+        let nodes = variable("TORTURE_NODES", 3);
+        let lasts = Duration::from_secs(variable("TORTURE_SECONDS", seconds));
+        println!("TORTURE_SEED={seed} TORTURE_NODES={nodes} TORTURE_SECONDS={}", lasts.as_secs());
+        Ordeal { seed, nodes, lasts }
+    }
+
+    /// Returns when the last fault is mended.
+    async fn inflict(&self, patient: &mut Patient, load: &Load) {
+        let began = Instant::now();
+        for step in Plan::new(self.seed, self.nodes).take_while(|_| began.elapsed() < self.lasts) {
+            patient.suffer(&step, load).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_tortured_cluster_keeps_its_promises() {
-    let seed = variable("TORTURE_SEED", rand::random_range(0..1_000_000));
-    let nodes = variable("TORTURE_NODES", 3);
-    let lasts = Duration::from_secs(variable("TORTURE_SECONDS", 25));
-    println!("TORTURE_SEED={seed} TORTURE_NODES={nodes} TORTURE_SECONDS={}", lasts.as_secs());
+    let ordeal = Ordeal::new(25);
+    let (seed, nodes) = (ordeal.seed, ordeal.nodes);
     let mut patient = Patient::admit(nodes, seed).await;
     let endpoints = patient.cluster.endpoints();
     let load = Load::start_with(&endpoints, CLIENTS, CLIENT_PATIENCE);
@@ -53,10 +77,7 @@ async fn a_tortured_cluster_keeps_its_promises() {
     let watchers = Watchers::start(&endpoints, WATCHERS, seed);
     eventually("the load runs", async || load.writes_since(0) > 100).await;
 
-    let began = Instant::now();
-    for step in Plan::new(seed, nodes).take_while(|_| began.elapsed() < lasts) {
-        patient.suffer(&step, &load).await;
-    }
+    ordeal.inflict(&mut patient, &load).await;
     let healed_at = load.now();
     eventually("every client is served", async || load.all_served_since(healed_at)).await;
     let healed_after = Duration::from_micros(load.now() - healed_at);
@@ -91,21 +112,15 @@ async fn a_tortured_cluster_keeps_its_promises() {
 /// Nobody has the lock or leads while another does, whatever happens to the nodes that they asked for it.
 #[tokio::test]
 async fn in_a_tortured_cluster_nobody_holds_what_another_holds() {
-    let seed = variable("TORTURE_SEED", rand::random_range(0..1_000_000));
-    let nodes = variable("TORTURE_NODES", 3);
-    let lasts = Duration::from_secs(variable("TORTURE_SECONDS", 15));
-    println!("TORTURE_SEED={seed} TORTURE_NODES={nodes} TORTURE_SECONDS={}", lasts.as_secs());
-    let mut patient = Patient::admit(nodes, seed).await;
+    let ordeal = Ordeal::new(15);
+    let mut patient = Patient::admit(ordeal.nodes, ordeal.seed).await;
     let endpoints = patient.cluster.endpoints();
     let load = Load::start_with(&endpoints, 2, CLIENT_PATIENCE);
     patient.set_clock(&load);
-    let contenders = Contenders::start(&endpoints, CONTENDERS, &load.recorder(), seed);
+    let contenders = Contenders::start(&endpoints, CONTENDERS, &load.recorder(), ordeal.seed);
     eventually("both are got", async || contenders.got_since(0)).await;
 
-    let began = Instant::now();
-    for step in Plan::new(seed, nodes).take_while(|_| began.elapsed() < lasts) {
-        patient.suffer(&step, &load).await;
-    }
+    ordeal.inflict(&mut patient, &load).await;
     let healed_at = load.now();
     eventually("both are got again", async || contenders.got_since(healed_at)).await;
     let healed_after = Duration::from_micros(load.now() - healed_at);
